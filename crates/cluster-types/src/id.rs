@@ -1,0 +1,88 @@
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A byte string that does not have the one length its type has.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} has {actual} bytes, expected 32")]
+pub struct WrongLength {
+    /// The type that refused.
+    pub what: &'static str,
+    /// Length in bytes.
+    pub actual: usize,
+}
+
+macro_rules! public_array {
+    ($(#[$meta:meta])* $name:ident) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub struct $name(#[serde(with = "hex::serde")] [u8; 32]);
+
+        impl $name {
+            /// Wraps 32 bytes.
+            #[must_use]
+            pub const fn new(bytes: [u8; 32]) -> Self {
+                Self(bytes)
+            }
+
+            /// The bytes.
+            #[must_use]
+            pub const fn as_bytes(&self) -> &[u8; 32] {
+                &self.0
+            }
+        }
+
+        impl TryFrom<&[u8]> for $name {
+            type Error = WrongLength;
+
+            fn try_from(bytes: &[u8]) -> Result<Self, Self::Error> {
+                let array = bytes
+                    .try_into()
+                    .map_err(|_| WrongLength { what: stringify!($name), actual: bytes.len() })?;
+                Ok(Self(array))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
+            }
+        }
+    };
+}
+
+public_array! {
+    /// What a node extends into PCR 15 when it becomes part of a cluster. Derived from the measurement secret and the
+    /// [`MeasurementSalt`]; public.
+    ClusterId
+}
+
+public_array! {
+    /// Random bytes made by the CLI once per cluster; public.
+    MeasurementSalt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_lengths_are_refused() {
+        for length in [0, 31, 33, 64] {
+            let bytes = vec![0; length];
+            assert!(ClusterId::try_from(bytes.as_slice()).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn is_written_in_hex() {
+        let json = serde_json::to_string(&ClusterId::new([0xab; 32])).unwrap();
+        assert_eq!(json, format!("\"{}\"", "ab".repeat(32)));
+    }
+}

@@ -1,0 +1,17 @@
+//! The words every part of the system shares: ids, roles, versions.
+//!
+//! Each type can hold only a valid value, so that code below the edge never checks again. There is no I/O here.
+
+mod disk;
+mod id;
+mod name;
+mod role;
+mod variant;
+mod version;
+
+pub use disk::{DiskUuid, ParseDiskUuidError};
+pub use id::{ClusterId, MeasurementSalt, WrongLength};
+pub use name::{NodeName, ParseNodeNameError};
+pub use role::{NodeRole, ParseNodeRoleError};
+pub use variant::{ParseVariantError, Variant};
+pub use version::{KubernetesVersion, ParseKubernetesVersionError};

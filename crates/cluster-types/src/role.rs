@@ -1,0 +1,56 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// What a node does in the cluster.
+///
+/// A role that a node or the cloud states is only a wish; a control plane needs a role grant signed by the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum NodeRole {
+    /// Runs the API server, etcd and the services that hold keys.
+    ControlPlane,
+    /// Runs workloads.
+    Worker,
+}
+
+/// A text that names no role.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a node role: use control-plane or worker")]
+pub struct ParseNodeRoleError(String);
+
+impl FromStr for NodeRole {
+    type Err = ParseNodeRoleError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "controlplane" | "control-plane" => Ok(Self::ControlPlane),
+            "worker" => Ok(Self::Worker),
+            _ => Err(ParseNodeRoleError(text.chars().take(64).collect())),
+        }
+    }
+}
+
+impl fmt::Display for NodeRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ControlPlane => "control-plane",
+            Self::Worker => "worker",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_known_spelling_is_read() {
+        for text in ["ControlPlane", "control-plane", "CONTROLPLANE"] {
+            assert_eq!(text.parse::<NodeRole>().unwrap(), NodeRole::ControlPlane);
+        }
+        assert_eq!("Worker".parse::<NodeRole>().unwrap(), NodeRole::Worker);
+        assert!("".parse::<NodeRole>().is_err());
+        assert!("unknown".parse::<NodeRole>().is_err());
+    }
+}

@@ -1,0 +1,15 @@
+//! From the MasterSecret to every key of a cluster.
+//!
+//! One KDF, HKDF-SHA256 (RFC 5869), and one place that spells its labels: [`Label`]. Nothing derived is stored.
+//! Epoch 0 is the formula of the Go Constellation, so that its disks and volumes can be opened; later epochs put their
+//! number into the label, so that keys can be rotated.
+//!
+//! This crate does no I/O and holds no key longer than its caller does.
+
+mod kek;
+mod label;
+mod master_secret;
+
+pub use kek::{DeriveKeyError, Kek, cluster_id};
+pub use label::{Epoch, Label, ParseKeyIdError};
+pub use master_secret::{MasterSecret, ParseMasterSecretError};

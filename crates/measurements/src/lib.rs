@@ -1,0 +1,10 @@
+//! PCRs, digests and the document of ReferenceValues (RFC 9334 section 8.3).
+//!
+//! Only the SHA-256 bank exists here: a weaker or a second bank would be a choice that a peer could make for us.
+//! There is no I/O; callers bring bytes and files.
+
+mod pcr;
+mod reference;
+
+pub use pcr::{Digest, PcrIndex, PcrIndexOutOfRange, PcrValue, PcrValues};
+pub use reference::{Enforcement, ParseReferenceValuesError, ReferenceValue, ReferenceValues};

@@ -1,0 +1,177 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+
+/// The index of a platform configuration register, 0 to 23 (TCG PC Client Platform TPM Profile, section 4.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct PcrIndex(u8);
+
+/// A register number above 23.
+#[derive(Debug, thiserror::Error)]
+#[error("PCR {0} does not exist: a TPM has the registers 0 to 23")]
+pub struct PcrIndexOutOfRange(u8);
+
+impl PcrIndex {
+    /// The register that belongs to us alone: zero until the node is part of a cluster, then extended with its id.
+    pub const CLUSTER_ID: Self = Self(15);
+
+    /// A constant index.
+    ///
+    /// # Panics
+    /// When the index is above 23; in a `const` that is a compile error.
+    #[must_use]
+    pub const fn new(index: u8) -> Self {
+        assert!(index < 24, "a TPM has the registers 0 to 23");
+        Self(index)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl TryFrom<u8> for PcrIndex {
+    type Error = PcrIndexOutOfRange;
+
+    fn try_from(index: u8) -> Result<Self, Self::Error> {
+        if index < 24 {
+            Ok(Self(index))
+        } else {
+            Err(PcrIndexOutOfRange(index))
+        }
+    }
+}
+
+impl From<PcrIndex> for u8 {
+    fn from(index: PcrIndex) -> Self {
+        index.0
+    }
+}
+
+impl fmt::Display for PcrIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A SHA-256 digest, written in hex.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Digest(#[serde(with = "hex::serde")] [u8; 32]);
+
+impl Digest {
+    /// The digest of some bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        let digest = digest(&SHA256, bytes);
+        Self(digest.as_ref().try_into().expect("SHA-256 gives 32 bytes (FIPS 180-4)"))
+    }
+
+    /// Wraps a digest computed elsewhere.
+    #[must_use]
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+/// The content of one register in the SHA-256 bank.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct PcrValue(Digest);
+
+impl PcrValue {
+    /// What PCR 0 to 16 hold after power-on.
+    pub const ZERO: Self = Self(Digest::new([0; 32]));
+
+    /// A value read from a TPM.
+    #[must_use]
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(Digest::new(bytes))
+    }
+
+    /// What the register holds after one more extension: `SHA-256(old ‖ digest)` (TPM 2.0 part 1, section 17.2).
+    #[must_use]
+    pub fn extend(self, digest: Digest) -> Self {
+        let mut both = [0; 64];
+        both[..32].copy_from_slice(self.as_bytes());
+        both[32..].copy_from_slice(digest.as_bytes());
+        Self(Digest::of(&both))
+    }
+
+    /// What the register holds after `TPM2_PCR_Event` with this event: the TPM hashes the event data itself.
+    #[must_use]
+    pub fn event(self, data: &[u8]) -> Self {
+        self.extend(Digest::of(data))
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Display for PcrValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for PcrValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PcrValue({self})")
+    }
+}
+
+/// Registers by index, as read from a TPM or as quoted by one.
+pub type PcrValues = BTreeMap<PcrIndex, PcrValue>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PCR 15 after a node marked itself with the cluster id of the derivation vectors.
+    #[test]
+    fn cluster_id_event_matches_the_vector() {
+        let cluster_id = hex::decode("128c164378fe8767f998fbdfe4b4d6463ec5ae1b664ea5999bc27417607ae9b6").unwrap();
+        assert_eq!(
+            PcrValue::ZERO.event(&cluster_id).to_string(),
+            "23400370357e846478cce7cc0c76cdfe4da077cc57b36dee0f665ede2c8b3f2f"
+        );
+    }
+
+    #[test]
+    fn one_separator_matches_the_vector() {
+        assert_eq!(
+            PcrValue::ZERO.event(&[0; 4]).to_string(),
+            "3d458cfe55cc03ea1f443f1562beec8df51c75e14a9fcf9a7234a13f198e7969"
+        );
+    }
+
+    #[test]
+    fn register_24_does_not_exist() {
+        assert!(PcrIndex::try_from(23).is_ok());
+        assert!(PcrIndex::try_from(24).is_err());
+    }
+}
