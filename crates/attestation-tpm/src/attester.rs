@@ -1,0 +1,104 @@
+use std::sync::{Mutex, PoisonError};
+
+use attestation::{AttestError, AttestedIdentity, Attester, Evidence, ReportBinding};
+use cluster_types::Variant;
+use measurements::PcrIndex;
+
+use crate::{AttestationKey, KeyNotAccepted, Tpm, TpmError, TpmEvidence};
+
+/// What we quote: every register that cannot be reset by software (16 and 23 can; 17 to 22 belong to DRTM).
+const QUOTED: [PcrIndex; 16] = {
+    let mut indices = [PcrIndex::new(0); 16];
+    let mut i = 0;
+    while i < 16 {
+        #[expect(clippy::cast_possible_truncation, reason = "the loop ends at 16")]
+        let index = i as u8;
+        indices[i] = PcrIndex::new(index);
+        i += 1;
+    }
+    indices
+};
+
+/// Attests with a TPM. The key stays loaded, so that Evidence costs one quote.
+pub struct TpmAttester {
+    variant: Variant,
+    tpm: Mutex<Tpm>,
+    key: u32,
+    public: Vec<u8>,
+    identity: AttestedIdentity,
+}
+
+/// The TPM cannot be used for attestation.
+#[derive(Debug, thiserror::Error)]
+pub enum SetUpError {
+    /// The TPM failed.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// The TPM made another key than it was told to.
+    #[error("the TPM made a key that no verifier would accept")]
+    Key(#[from] KeyNotAccepted),
+}
+
+impl TpmAttester {
+    /// Makes the attestation key in the TPM.
+    ///
+    /// # Errors
+    /// When the TPM fails or makes another key than asked for.
+    pub fn new(variant: Variant, mut tpm: Tpm) -> Result<Self, SetUpError> {
+        let (key, public) = tpm.create_attestation_key()?;
+        let identity = AttestationKey::parse(&public)?.identity();
+        Ok(Self {
+            variant,
+            tpm: Mutex::new(tpm),
+            key,
+            public,
+            identity,
+        })
+    }
+
+    /// Who verifiers will say we are.
+    #[must_use]
+    pub fn identity(&self) -> AttestedIdentity {
+        self.identity
+    }
+
+    /// The TPM, for measuring into it.
+    ///
+    /// # Errors
+    /// Whatever `work` gives.
+    pub fn with_tpm<T>(&self, work: impl FnOnce(&mut Tpm) -> Result<T, TpmError>) -> Result<T, TpmError> {
+        work(&mut self.tpm.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Attester for TpmAttester {
+    fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    fn attest(&self, binding: &ReportBinding) -> Result<Evidence, AttestError> {
+        let (pcrs, quote) = self
+            .with_tpm(|tpm| tpm.quote(self.key, &QUOTED, binding))
+            .map_err(|error| AttestError {
+                variant: self.variant,
+                source: error.into(),
+            })?;
+        let evidence = TpmEvidence {
+            key: self.public.clone(),
+            attest: quote.attest,
+            signature: quote.signature,
+            pcrs,
+        };
+        Ok(Evidence {
+            variant: self.variant,
+            body: evidence.encode(),
+        })
+    }
+}
+
+impl Drop for TpmAttester {
+    fn drop(&mut self) {
+        // Behind /dev/tpmrm0 the kernel does this too; a bare TPM has room for three objects only.
+        let _ = self.with_tpm(|tpm| tpm.flush(self.key));
+    }
+}

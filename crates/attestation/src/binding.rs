@@ -1,0 +1,269 @@
+//! What Evidence is bound to: the exact bytes that go into a report, and nothing else does.
+//!
+//! A session binding is
+//!
+//! ```text
+//! SHA-512( field(domain) ‖ field(direction) ‖ field(exporter) ‖ field(SHA-256(attester's leaf))
+//!        ‖ field(SHA-256(verifier's leaf)) ‖ field(nonce) ‖ field(purpose) )
+//! ```
+//!
+//! where `field(x)` is the length of `x` as four big-endian bytes, then `x`; `domain` is
+//! `constellation attested-tls v1`, `direction` is `client` or `server`, the attester's side of the handshake, and
+//! `purpose` is the name of a [`Purpose`]. Direction and both leaves stop reflection and relay, the exporter ties it to
+//! the session, the nonce makes it fresh, and the purpose keeps it from serving another one.
+
+use std::fmt;
+use std::str::FromStr;
+
+use aws_lc_rs::digest::{SHA512, digest};
+use aws_lc_rs::rand;
+use measurements::Digest;
+
+const SESSION_DOMAIN: &str = "constellation attested-tls v1";
+const STANDALONE_DOMAIN: &str = "constellation standalone evidence v1";
+
+/// Random bytes by which a verifier knows that Evidence was made for it and just now (RFC 9334 section 10).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Nonce([u8; 32]);
+
+impl Nonce {
+    /// Draws a fresh nonce.
+    #[must_use]
+    pub fn generate() -> Self {
+        let mut bytes = [0; 32];
+        rand::fill(&mut bytes).expect("the system's random source does not fail after boot");
+        Self(bytes)
+    }
+
+    /// A nonce that came from a peer.
+    #[must_use]
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// What an attested session is for. Evidence for one purpose never serves another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Purpose {
+    /// The CLI makes a node the first of a cluster.
+    Init,
+    /// A new node asks for its join ticket.
+    Join,
+    /// A node that rebooted asks for its disk key.
+    Rejoin,
+    /// The operator hands a waiting node its disk key.
+    Recover,
+    /// Anyone verifies a node.
+    Verify,
+}
+
+/// A purpose that does not exist.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a purpose of attested TLS")]
+pub struct UnknownPurpose(String);
+
+impl Purpose {
+    /// The name on the wire and in the binding.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Join => "join",
+            Self::Rejoin => "rejoin",
+            Self::Recover => "recover",
+            Self::Verify => "verify",
+        }
+    }
+}
+
+impl FromStr for Purpose {
+    type Err = UnknownPurpose;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [Self::Init, Self::Join, Self::Rejoin, Self::Recover, Self::Verify]
+            .into_iter()
+            .find(|purpose| purpose.as_str() == text)
+            .ok_or_else(|| UnknownPurpose(text.chars().take(32).collect()))
+    }
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The attester's side of the TLS handshake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The attester opened the connection.
+    Client,
+    /// The attester accepted the connection.
+    Server,
+}
+
+impl Direction {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Server => "server",
+        }
+    }
+}
+
+/// Everything that identifies one session to both of its ends.
+#[derive(Clone, Copy)]
+pub struct SessionParts<'a> {
+    /// The attester's side.
+    pub direction: Direction,
+    /// TLS exporter of the session (RFC 8446 section 7.5).
+    pub exporter: &'a [u8; 32],
+    /// SHA-256 of the attester's leaf certificate, DER.
+    pub attester_leaf: &'a Digest,
+    /// SHA-256 of the verifier's leaf certificate, DER.
+    pub verifier_leaf: &'a Digest,
+    /// The verifier's nonce.
+    pub nonce: &'a Nonce,
+    /// What the session is for.
+    pub purpose: Purpose,
+}
+
+/// The 64 bytes that a report carries. A TPM quote takes the first 32 as qualifying data.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ReportBinding([u8; 64]);
+
+impl ReportBinding {
+    /// Binds to one TLS session.
+    #[must_use]
+    pub fn for_session(parts: &SessionParts<'_>) -> Self {
+        Self::of_fields(&[
+            SESSION_DOMAIN.as_bytes(),
+            parts.direction.as_str().as_bytes(),
+            parts.exporter,
+            parts.attester_leaf.as_bytes(),
+            parts.verifier_leaf.as_bytes(),
+            parts.nonce.as_bytes(),
+            parts.purpose.as_str().as_bytes(),
+        ])
+    }
+
+    /// Binds to a nonce alone, for Evidence that is fetched without attested TLS.
+    ///
+    /// # Security
+    /// Shows that a node with this state answered this nonce, not who the peer of any connection is. Nothing is released
+    /// for it.
+    #[must_use]
+    pub fn standalone(nonce: &Nonce) -> Self {
+        Self::of_fields(&[
+            STANDALONE_DOMAIN.as_bytes(),
+            nonce.as_bytes(),
+            Purpose::Verify.as_str().as_bytes(),
+        ])
+    }
+
+    fn of_fields(fields: &[&[u8]]) -> Self {
+        let mut message = Vec::new();
+        for field in fields {
+            let length = u32::try_from(field.len()).expect("fields are short constants, digests and nonces");
+            message.extend_from_slice(&length.to_be_bytes());
+            message.extend_from_slice(field);
+        }
+        let digest = digest(&SHA512, &message);
+        Self(digest.as_ref().try_into().expect("SHA-512 gives 64 bytes (FIPS 180-4)"))
+    }
+
+    /// All 64 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 64] {
+        &self.0
+    }
+
+    /// The first 32 bytes: the qualifying data of a TPM quote.
+    #[must_use]
+    pub fn qualifying_data(&self) -> &[u8; 32] {
+        self.0.first_chunk().expect("64 bytes begin with 32")
+    }
+}
+
+impl fmt::Debug for ReportBinding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ReportBinding({})", hex::encode(self.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(byte: u8) -> Digest {
+        Digest::new([byte; 32])
+    }
+
+    fn check(change: impl FnOnce(&mut SessionParts<'_>)) -> ReportBinding {
+        let (exporter, own, peer, nonce) = ([1; 32], leaf(2), leaf(3), Nonce::new([4; 32]));
+        let mut parts = SessionParts {
+            direction: Direction::Client,
+            exporter: &exporter,
+            attester_leaf: &own,
+            verifier_leaf: &peer,
+            nonce: &nonce,
+            purpose: Purpose::Join,
+        };
+        change(&mut parts);
+        ReportBinding::for_session(&parts)
+    }
+
+    /// Computed with Python's hashlib from the encoding in the module's documentation.
+    #[test]
+    fn encoding_matches_the_vectors() {
+        assert_eq!(hex::encode(check(|_| {}).as_bytes()), SESSION_VECTOR);
+        let standalone = ReportBinding::standalone(&Nonce::new([4; 32]));
+        assert_eq!(hex::encode(standalone.as_bytes()), STANDALONE_VECTOR);
+    }
+
+    const SESSION_VECTOR: &str = "c76d846a2ac484d26e2d3a36c7f013fee83e4a841bfea208f868e7b35f70ff95\
+        46b02788264c2f5a00f8380015df18015591edb8e00509424386e48149592b19";
+    const STANDALONE_VECTOR: &str = "9868874c43eb908497bb85e76742b4400d0e0d8cc6a5a25b94960597cd4380ce\
+        a2919a81ffbaf6f9e34c0e5ea4684b4c1bf03ddc7953f86b91e74b541cfd9da8";
+
+    #[test]
+    fn every_part_changes_the_binding() {
+        const OTHER_LEAF: Digest = Digest::new([9; 32]);
+        const OTHER_NONCE: Nonce = Nonce::new([9; 32]);
+        let changed = [
+            check(|_| {}),
+            check(|parts| parts.direction = Direction::Server),
+            check(|parts| parts.exporter = &[9; 32]),
+            check(|parts| parts.attester_leaf = &OTHER_LEAF),
+            check(|parts| parts.verifier_leaf = &OTHER_LEAF),
+            check(|parts| std::mem::swap(&mut parts.attester_leaf, &mut parts.verifier_leaf)),
+            check(|parts| parts.nonce = &OTHER_NONCE),
+            check(|parts| parts.purpose = Purpose::Rejoin),
+        ];
+        for (i, one) in changed.iter().enumerate() {
+            for other in &changed[..i] {
+                assert_ne!(one, other);
+            }
+        }
+    }
+
+    #[test]
+    fn purposes_survive_a_round_trip() {
+        for purpose in [
+            Purpose::Init,
+            Purpose::Join,
+            Purpose::Rejoin,
+            Purpose::Recover,
+            Purpose::Verify,
+        ] {
+            assert_eq!(purpose.as_str().parse::<Purpose>().unwrap(), purpose);
+        }
+        assert!("JOIN".parse::<Purpose>().is_err());
+    }
+}

@@ -1,0 +1,30 @@
+//! The gRPC interfaces between the CLI, the nodes and the services.
+//!
+//! Packages, methods and field numbers are the Go Constellation's; fields of ours have new numbers. What the messages
+//! mean is written in the `.proto` files. Converting them into the words of `cluster-types` is done where they arrive.
+#![allow(missing_docs, reason = "the documentation of generated code is in its .proto source")]
+
+/// Components of Kubernetes that nodes install.
+pub mod components {
+    tonic::include_proto!("components");
+}
+
+/// The first node of a cluster.
+pub mod init {
+    tonic::include_proto!("init");
+}
+
+/// Joining and rejoining nodes.
+pub mod join {
+    tonic::include_proto!("join");
+}
+
+/// Keys.
+pub mod kms {
+    tonic::include_proto!("kms");
+}
+
+/// Verifying a cluster from outside.
+pub mod verify {
+    tonic::include_proto!("verify");
+}
