@@ -190,3 +190,270 @@ fn check_coverage(policy: &PcrPolicy, pcrs: &PcrValues) -> Result<(), NotAuthent
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use attestation::Nonce;
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+    use measurements::{PcrValue, ReferenceValues};
+    use tpm2_protocol::data::{
+        Tpm2bData, Tpm2bDigest, Tpm2bName, TpmlPcrSelection, TpmsClockInfo, TpmsEccPoint, TpmsPcrSelect,
+        TpmsPcrSelection, TpmsSignatureEcc, TpmsTimeAttestInfo, TpmtSignature, TpmuPublicId, TpmuSignature,
+    };
+    use tpm2_protocol::{TpmMarshal, TpmWriter};
+
+    use super::*;
+    use crate::{Membership, key};
+
+    /// A TPM whose every answer can be changed before it is signed, which is what a lying host has in local mode.
+    /// Each test changes one thing, so that only one check can refuse.
+    struct Forgery {
+        attest: TpmsAttest,
+        pcrs: PcrValues,
+    }
+
+    fn pcr(index: u8) -> PcrIndex {
+        PcrIndex::new(index)
+    }
+
+    fn binding() -> ReportBinding {
+        ReportBinding::standalone(&Nonce::new([7; 32]))
+    }
+
+    fn verifier() -> TpmVerifier {
+        let image = ReferenceValues::new("image", BTreeMap::from([(pcr(4), PcrValue::new([4; 32]))]));
+        let image = image.with_warning(pcr(1), PcrValue::new([1; 32]));
+        TpmVerifier::new(
+            Variant::QemuVtpm,
+            TrustBasis::HostSoftware,
+            PcrPolicy::new(image, Membership::New),
+        )
+    }
+
+    impl Forgery {
+        fn new() -> Self {
+            let pcrs = BTreeMap::from([
+                (pcr(1), PcrValue::new([1; 32])),
+                (pcr(4), PcrValue::new([4; 32])),
+                (pcr(15), PcrValue::ZERO),
+            ]);
+            let attest = TpmsAttest {
+                attest_type: TpmSt::AttestQuote,
+                qualified_signer: Tpm2bName::default(),
+                extra_data: Tpm2bData::try_from(&binding().qualifying_data()[..]).unwrap(),
+                clock_info: TpmsClockInfo::default(),
+                firmware_version: 0.into(),
+                attested: TpmuAttest::Quote(quote_of(&pcrs, TpmAlgId::Sha256)),
+            };
+            Self { attest, pcrs }
+        }
+
+        fn quote(&mut self) -> &mut TpmsQuoteInfo {
+            let TpmuAttest::Quote(quote) = &mut self.attest.attested else {
+                unreachable!("made as a quote")
+            };
+            quote
+        }
+
+        fn sign(&self) -> TpmEvidence {
+            let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+            let mut public = key::template();
+            let point = key.public_key().as_ref();
+            public.unique = TpmuPublicId::Ecc(TpmsEccPoint {
+                x: (&point[1..33]).try_into().unwrap(),
+                y: (&point[33..]).try_into().unwrap(),
+            });
+            let attest = marshal(&self.attest);
+            let raw = key.sign(&SystemRandom::new(), &attest).unwrap();
+            let ecdsa = TpmsSignatureEcc {
+                hash: TpmAlgId::Sha256,
+                signature_r: (&raw.as_ref()[..32]).try_into().unwrap(),
+                signature_s: (&raw.as_ref()[32..]).try_into().unwrap(),
+            };
+            let signature = TpmtSignature {
+                sig_alg: TpmAlgId::Ecdsa,
+                signature: TpmuSignature::Ecdsa(ecdsa),
+            };
+            TpmEvidence {
+                key: marshal(&public),
+                attest,
+                signature: marshal(&signature),
+                pcrs: self.pcrs.clone(),
+            }
+        }
+    }
+
+    fn quote_of(pcrs: &PcrValues, hash: TpmAlgId) -> TpmsQuoteInfo {
+        let mut bits = [0_u8; 3];
+        for index in pcrs.keys() {
+            bits[usize::from(index.get() / 8)] |= 1 << (index.get() % 8);
+        }
+        let mut pcr_select = TpmlPcrSelection::default();
+        let selection = TpmsPcrSelection {
+            hash,
+            pcr_select: TpmsPcrSelect::try_from(&bits[..]).unwrap(),
+        };
+        pcr_select.try_push(selection).unwrap();
+        let values: Vec<u8> = pcrs.values().flat_map(|value| *value.as_bytes()).collect();
+        TpmsQuoteInfo {
+            pcr_select,
+            pcr_digest: Tpm2bDigest::try_from(&Digest::of(&values).as_bytes()[..]).unwrap(),
+        }
+    }
+
+    fn marshal(value: &impl TpmMarshal) -> Vec<u8> {
+        let mut buffer = [0; 2048];
+        let mut writer = TpmWriter::new(&mut buffer);
+        value.marshal(&mut writer).unwrap();
+        let length = writer.len();
+        buffer[..length].to_vec()
+    }
+
+    /// Makes a forgery, lets the test change it before and after signing, and appraises it.
+    fn check(
+        before: impl FnOnce(&mut Forgery),
+        after: impl FnOnce(&mut TpmEvidence),
+    ) -> Result<AttestationResult, NotAuthentic> {
+        let mut forgery = Forgery::new();
+        before(&mut forgery);
+        let mut evidence = forgery.sign();
+        after(&mut evidence);
+        verifier().check(&evidence.encode(), &binding())
+    }
+
+    fn outcome(change: impl FnOnce(&mut PcrValues)) -> attestation::Outcome {
+        let requote = |forgery: &mut Forgery| {
+            change(&mut forgery.pcrs);
+            *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha256);
+        };
+        check(requote, |_| {}).unwrap().outcome()
+    }
+
+    #[test]
+    fn affirms_what_is_expected() {
+        assert_eq!(outcome(|_| {}), attestation::Outcome::Affirming);
+    }
+
+    #[test]
+    fn contraindicates_another_image() {
+        let change = |pcrs: &mut PcrValues| {
+            pcrs.insert(pcr(4), PcrValue::new([9; 32]));
+        };
+        assert_eq!(outcome(change), attestation::Outcome::Contraindicated);
+    }
+
+    #[test]
+    fn contraindicates_a_member_where_a_new_node_is_expected() {
+        let change = |pcrs: &mut PcrValues| {
+            pcrs.insert(pcr(15), PcrValue::new([9; 32]));
+        };
+        assert_eq!(outcome(change), attestation::Outcome::Contraindicated);
+    }
+
+    #[test]
+    fn warns_of_other_firmware() {
+        let change = |pcrs: &mut PcrValues| {
+            pcrs.insert(pcr(1), PcrValue::new([9; 32]));
+        };
+        assert_eq!(outcome(change), attestation::Outcome::Warning);
+    }
+
+    #[test]
+    fn rejects_a_quote_signed_by_another_key() {
+        let other = Forgery::new().sign();
+        assert!(matches!(
+            check(|_| {}, |evidence| evidence.key = other.key),
+            Err(NotAuthentic::Signature)
+        ));
+    }
+
+    #[test]
+    fn rejects_a_quote_that_was_changed_after_signing() {
+        let result = check(|_| {}, |evidence| *evidence.attest.last_mut().unwrap() ^= 1);
+        assert!(matches!(result, Err(NotAuthentic::Signature)));
+    }
+
+    #[test]
+    fn rejects_a_key_that_is_not_restricted() {
+        // TPMT_PUBLIC: type (2 bytes), name algorithm (2), attributes (4); bit 16, `restricted`, is in byte 5.
+        let result = check(|_| {}, |evidence| evidence.key[5] &= !0x01);
+        assert!(matches!(result, Err(NotAuthentic::Key(_))));
+    }
+
+    #[test]
+    fn rejects_a_signed_structure_that_is_no_quote() {
+        let time = |forgery: &mut Forgery| {
+            forgery.attest.attest_type = TpmSt::AttestTime;
+            forgery.attest.attested = TpmuAttest::Time(TpmsTimeAttestInfo::default());
+        };
+        assert!(matches!(check(time, |_| {}), Err(NotAuthentic::NotAQuote)));
+    }
+
+    #[test]
+    fn rejects_a_quote_for_another_binding() {
+        let other = ReportBinding::standalone(&Nonce::new([8; 32]));
+        let change = |forgery: &mut Forgery| {
+            forgery.attest.extra_data = Tpm2bData::try_from(&other.qualifying_data()[..]).unwrap();
+        };
+        assert!(matches!(check(change, |_| {}), Err(NotAuthentic::Binding { .. })));
+    }
+
+    #[test]
+    fn rejects_a_binding_that_is_only_a_prefix() {
+        let change = |forgery: &mut Forgery| {
+            forgery.attest.extra_data = Tpm2bData::try_from(&binding().qualifying_data()[..31]).unwrap();
+        };
+        assert!(matches!(check(change, |_| {}), Err(NotAuthentic::Binding { .. })));
+    }
+
+    #[test]
+    fn rejects_another_bank() {
+        let change = |forgery: &mut Forgery| *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha1);
+        assert!(matches!(check(change, |_| {}), Err(NotAuthentic::Selection { .. })));
+    }
+
+    #[test]
+    fn rejects_two_banks() {
+        let change = |forgery: &mut Forgery| {
+            let first = forgery.quote().pcr_select[0];
+            forgery.quote().pcr_select.try_push(first).unwrap();
+        };
+        assert!(matches!(check(change, |_| {}), Err(NotAuthentic::Selection { .. })));
+    }
+
+    #[test]
+    fn rejects_a_register_that_was_not_quoted() {
+        let change = |evidence: &mut TpmEvidence| {
+            evidence.pcrs.insert(pcr(9), PcrValue::ZERO);
+        };
+        assert!(matches!(check(|_| {}, change), Err(NotAuthentic::Selection { .. })));
+    }
+
+    #[test]
+    fn rejects_values_that_were_not_quoted() {
+        let change = |evidence: &mut TpmEvidence| {
+            evidence.pcrs.insert(pcr(4), PcrValue::ZERO);
+        };
+        assert!(matches!(check(|_| {}, change), Err(NotAuthentic::PcrDigest { .. })));
+    }
+
+    #[test]
+    fn rejects_a_quote_without_a_judged_register() {
+        let change = |forgery: &mut Forgery| {
+            forgery.pcrs.remove(&pcr(4));
+            *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha256);
+        };
+        assert!(matches!(check(change, |_| {}), Err(NotAuthentic::NotQuoted(index)) if index == pcr(4)));
+    }
+
+    #[test]
+    fn rejects_a_body_that_is_no_evidence() {
+        assert!(matches!(
+            verifier().check(b"\xff\xff", &binding()),
+            Err(NotAuthentic::Malformed(_))
+        ));
+    }
+}

@@ -1,1 +1,36 @@
+//! TLS 1.3 sessions in which Evidence is exchanged after the handshake and bound to the session.
+//!
+//! # Protocol
+//!
+//! Both sides present a self-signed certificate over a key made in this process. A certificate carries no trust; the
+//! handshake proves possession of its key. Then, before any application byte, each side sends
+//!
+//! 1. a hello: version, purpose, a fresh nonce if it verifies the other, and the variants it accepts;
+//! 2. if it was asked to: Evidence over the [`ReportBinding`](attestation::ReportBinding) of this session;
+//! 3. a verdict.
+//!
+//! The client speaks first; it appraises the server before it sends Evidence of its own. Frames are protobuf messages
+//! behind their length in four big-endian bytes.
+//!
+//! # Invariants
+//!
+//! - Only this crate makes an [`AttestedNode`], and only of an affirming appraisal bound to the very session it is handed
+//!   out with.
+//! - Sessions are not resumed, 0-RTT does not exist, nothing below TLS 1.3 is spoken.
+//! - Sizes, times and the number of handshakes at once are bounded.
+//!
+//! What it does not do: it does not decide who may do what. Handlers ask for an [`AttestedNode`] and judge.
 
+mod endpoint;
+mod exchange;
+mod frame;
+mod grpc;
+mod leaf;
+mod stream;
+
+#[cfg(test)]
+mod attacks;
+
+pub use endpoint::{Endpoint, HandshakeError, Limits, PeerPolicy};
+pub use grpc::{Peer, attested_node, channel, incoming};
+pub use stream::{AttestedNode, AttestedStream};

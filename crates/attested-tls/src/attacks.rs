@@ -1,0 +1,408 @@
+//! What an attacker between or beside honest nodes tries. Quotes come from real software TPMs.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use attestation::{Attester, Nonce, Outcome, Purpose, TrustBasis, Verifiers};
+use attestation_tpm::{Membership, NotAuthentic, PcrPolicy, SocketTransport, Tpm, TpmAttester, TpmVerifier};
+use cluster_types::{ClusterId, Variant};
+use measurements::{PcrIndex, PcrValue, ReferenceValues};
+use test_tpm::SoftwareTpm;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy_bidirectional, duplex};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use crate::frame::{self, Hello, Kind, Verdict};
+use crate::leaf::Leaf;
+use crate::{AttestedStream, Endpoint, HandshakeError, Limits, PeerPolicy};
+
+type Handshake = Result<AttestedStream<DuplexStream>, HandshakeError>;
+
+struct Node {
+    attester: Arc<TpmAttester>,
+    _tpm: SoftwareTpm,
+}
+
+fn node() -> Node {
+    let tpm = SoftwareTpm::start().unwrap();
+    let transport = SocketTransport::connect(&tpm.socket()).unwrap();
+    Node {
+        attester: Arc::new(TpmAttester::new(Variant::QemuVtpm, Tpm::new(transport)).unwrap()),
+        _tpm: tpm,
+    }
+}
+
+impl Node {
+    fn attester(&self) -> Option<Arc<dyn Attester>> {
+        Some(self.attester.clone())
+    }
+
+    fn measure(&self, index: u8) {
+        self.attester
+            .with_tpm(|tpm| tpm.extend_with_event(PcrIndex::new(index), &[1; 32]))
+            .unwrap();
+    }
+}
+
+fn attested(membership: Membership) -> PeerPolicy {
+    let image = ReferenceValues::new("image", BTreeMap::from([(PcrIndex::new(11), PcrValue::ZERO)]));
+    let image = image.with_warning(PcrIndex::new(1), PcrValue::ZERO);
+    let policy = PcrPolicy::new(image, membership);
+    let verifier = TpmVerifier::new(Variant::QemuVtpm, TrustBasis::HostSoftware, policy);
+    PeerPolicy::Attested(Arc::new(Verifiers::one(verifier)))
+}
+
+fn new_node() -> PeerPolicy {
+    attested(Membership::New)
+}
+
+fn anyone() -> PeerPolicy {
+    PeerPolicy::Unattested { reason: "test" }
+}
+
+async fn check(client: &Endpoint, server: &Endpoint, purpose: Purpose) -> (Handshake, Handshake) {
+    let (near, far) = duplex(64 * 1024);
+    tokio::join!(
+        client.connect(purpose, near),
+        server.accept(&[Purpose::Join, Purpose::Rejoin], far)
+    )
+}
+
+fn not_authentic(result: Handshake) -> NotAuthentic {
+    match result {
+        Err(HandshakeError::Appraisal(attestation::AppraisalError::NotAuthentic { source, .. })) => {
+            *source.downcast().unwrap()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn both_sides_attest_and_talk() {
+    let (joining, member) = (node(), node());
+    member.measure(15);
+    let client = Endpoint::new(joining.attester(), attested(Membership::Any));
+    let server = Endpoint::new(member.attester(), new_node());
+    let (near, far) = check(&client, &server, Purpose::Join).await;
+    let (mut near, mut far) = (near.unwrap(), far.unwrap());
+    assert_eq!(near.node().unwrap().identity(), member.attester.identity());
+    assert_eq!(far.node().unwrap().identity(), joining.attester.identity());
+    assert_eq!(far.node().unwrap().purpose(), Purpose::Join);
+
+    near.write_all(b"hello").await.unwrap();
+    near.flush().await.unwrap();
+    let mut received = [0; 5];
+    far.read_exact(&mut received).await.unwrap();
+    assert_eq!(&received, b"hello");
+}
+
+#[tokio::test]
+async fn only_one_side_attests_where_the_policy_says_so() {
+    let fresh = node();
+    let cli = Endpoint::new(None, new_node());
+    let bootstrapper = Endpoint::new(fresh.attester(), anyone());
+    let (near, far) = check(&cli, &bootstrapper, Purpose::Join).await;
+    assert!(near.unwrap().node().is_some());
+    assert!(far.unwrap().node().is_none());
+}
+
+#[tokio::test]
+async fn a_changed_image_is_refused_and_told_only_the_category() {
+    let changed = node();
+    changed.measure(11);
+    let client = Endpoint::new(changed.attester(), anyone());
+    let server = Endpoint::new(None, new_node());
+    let (near, far) = check(&client, &server, Purpose::Join).await;
+    assert!(matches!(near, Err(HandshakeError::RefusedByPeer(category)) if category == "attestation failed"));
+    let Err(HandshakeError::NotAffirmed(refusal)) = far else {
+        panic!("{far:?}")
+    };
+    assert_eq!(refusal.outcome, Outcome::Contraindicated);
+}
+
+#[tokio::test]
+async fn a_warning_opens_no_session() {
+    let other_firmware = node();
+    other_firmware.measure(1);
+    let client = Endpoint::new(other_firmware.attester(), anyone());
+    let server = Endpoint::new(None, new_node());
+    let (_, far) = check(&client, &server, Purpose::Join).await;
+    let Err(HandshakeError::NotAffirmed(refusal)) = far else {
+        panic!("{far:?}")
+    };
+    assert_eq!(refusal.outcome, Outcome::Warning);
+}
+
+#[tokio::test]
+async fn a_join_service_of_no_cluster_is_refused() {
+    let (joining, impostor) = (node(), node());
+    let client = Endpoint::new(joining.attester(), attested(Membership::Any));
+    let server = Endpoint::new(impostor.attester(), new_node());
+    let (near, _) = check(&client, &server, Purpose::Join).await;
+    assert!(matches!(near, Err(HandshakeError::NotAffirmed(_))));
+}
+
+#[tokio::test]
+async fn a_join_service_of_another_cluster_is_refused() {
+    let (joining, foreign) = (node(), node());
+    foreign.measure(15);
+    let client = Endpoint::new(joining.attester(), attested(Membership::Of(ClusterId::new([9; 32]))));
+    let server = Endpoint::new(foreign.attester(), new_node());
+    let (near, _) = check(&client, &server, Purpose::Join).await;
+    assert!(matches!(near, Err(HandshakeError::NotAffirmed(_))));
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_attest_is_not_let_in() {
+    let client = Endpoint::new(None, anyone());
+    let server = Endpoint::new(None, new_node());
+    let (near, far) = check(&client, &server, Purpose::Join).await;
+    assert!(matches!(near, Err(HandshakeError::CannotAttest)));
+    assert!(far.is_err());
+}
+
+#[tokio::test]
+async fn a_purpose_that_is_not_offered_is_refused() {
+    let joining = node();
+    let client = Endpoint::new(joining.attester(), anyone());
+    let server = Endpoint::new(None, new_node());
+    let (_, far) = check(&client, &server, Purpose::Recover).await;
+    assert!(matches!(far, Err(HandshakeError::Purpose(purpose)) if purpose == "recover"));
+}
+
+/// The attacker ends TLS with a leaf of its own on both sides and forwards every byte of the exchange.
+#[tokio::test]
+async fn a_relayed_session_is_refused() {
+    let (joining, member) = (node(), node());
+    member.measure(15);
+    let client = Endpoint::new(joining.attester(), attested(Membership::Any));
+    let server = Endpoint::new(member.attester(), new_node());
+    let (near, relay_near) = duplex(64 * 1024);
+    let (relay_far, far) = duplex(64 * 1024);
+    let relay = async {
+        let mut to_client = attacker_accepts(relay_near).await;
+        let mut to_server = attacker_connects(relay_far).await;
+        let _ = copy_bidirectional(&mut to_client, &mut to_server).await;
+    };
+    let purposes = [Purpose::Join];
+    let (near, _, ()) = tokio::join!(
+        client.connect(Purpose::Join, near),
+        server.accept(&purposes, far),
+        relay
+    );
+    assert!(matches!(not_authentic(near), NotAuthentic::Binding { .. }));
+}
+
+/// The attacker answers a server's question with the server's own Evidence.
+#[tokio::test]
+async fn reflected_evidence_is_refused() {
+    let member = node();
+    let server = Endpoint::new(member.attester(), new_node());
+    let (near, far) = duplex(64 * 1024);
+    let attack = async {
+        let mut tls = attacker_connects(near).await;
+        // The client speaks first, so it cannot know the server's nonce; direction and leaves differ as well.
+        frame::write(&mut tls, hello(Some(vec![1; 32]))).await.unwrap();
+        let Kind::Hello(_) = frame::read(&mut tls).await.unwrap() else {
+            panic!("expected a hello")
+        };
+        let evidence = frame::read(&mut tls).await.unwrap();
+        frame::write(&mut tls, accepted()).await.unwrap();
+        frame::write(&mut tls, evidence).await.unwrap();
+        let _ = frame::read(&mut tls).await;
+    };
+    let purposes = [Purpose::Join];
+    let (far, ()) = tokio::join!(server.accept(&purposes, far), attack);
+    assert!(matches!(not_authentic(far), NotAuthentic::Binding { .. }));
+}
+
+/// The attacker lets a node attest to it and presents that Evidence in a session of its own, with the same nonce.
+#[tokio::test]
+async fn replayed_evidence_is_refused() {
+    let joining = node();
+    let client = Endpoint::new(joining.attester(), anyone());
+    let (near, far) = duplex(64 * 1024);
+    let steal = async {
+        let mut tls = attacker_accepts(far).await;
+        let Kind::Hello(_) = frame::read(&mut tls).await.unwrap() else {
+            panic!("expected a hello")
+        };
+        frame::write(&mut tls, hello(Some(Nonce::generate().as_bytes().to_vec())))
+            .await
+            .unwrap();
+        let Kind::Verdict(_) = frame::read(&mut tls).await.unwrap() else {
+            panic!("expected a verdict")
+        };
+        frame::read(&mut tls).await.unwrap()
+    };
+    let (_, evidence) = tokio::join!(client.connect(Purpose::Join, near), steal);
+
+    let server = Endpoint::new(None, new_node());
+    let (near, far) = duplex(64 * 1024);
+    let replay = async {
+        let mut tls = attacker_connects(near).await;
+        frame::write(&mut tls, hello(None)).await.unwrap();
+        let Kind::Hello(_) = frame::read(&mut tls).await.unwrap() else {
+            panic!("expected a hello")
+        };
+        frame::write(&mut tls, accepted()).await.unwrap();
+        frame::write(&mut tls, evidence).await.unwrap();
+        let _ = frame::read(&mut tls).await;
+    };
+    let purposes = [Purpose::Join];
+    let (far, ()) = tokio::join!(server.accept(&purposes, far), replay);
+    assert!(matches!(not_authentic(far), NotAuthentic::Binding { .. }));
+}
+
+#[tokio::test]
+async fn a_peer_that_skips_its_evidence_is_refused() {
+    let server = Endpoint::new(None, new_node());
+    let (near, far) = duplex(64 * 1024);
+    let attack = async {
+        let mut tls = attacker_connects(near).await;
+        frame::write(&mut tls, hello(None)).await.unwrap();
+        let _ = frame::read(&mut tls).await;
+        frame::write(&mut tls, accepted()).await.unwrap();
+        frame::write(&mut tls, accepted()).await.unwrap();
+        let _ = frame::read(&mut tls).await;
+    };
+    let purposes = [Purpose::Join];
+    let (far, ()) = tokio::join!(server.accept(&purposes, far), attack);
+    assert!(matches!(far, Err(HandshakeError::UnexpectedMessage("evidence"))));
+}
+
+#[tokio::test]
+async fn another_version_of_the_exchange_is_refused() {
+    let Kind::Hello(mut future) = hello(None) else {
+        unreachable!("made as a hello")
+    };
+    future.version = 2;
+    let result = server_after_hello(Kind::Hello(future)).await;
+    assert!(matches!(result, Err(HandshakeError::Version(2))));
+}
+
+#[tokio::test]
+async fn a_short_nonce_is_refused() {
+    let result = server_after_hello(hello(Some(vec![0; 31]))).await;
+    assert!(matches!(result, Err(HandshakeError::NonceLength(31))));
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_accept_our_variant_gets_no_quote() {
+    let Kind::Hello(mut picky) = hello(Some(vec![0; 32])) else {
+        unreachable!("made as a hello")
+    };
+    picky.accepts = vec!["dummy".into()];
+    let result = server_after_hello(Kind::Hello(picky)).await;
+    assert!(matches!(
+        result,
+        Err(HandshakeError::VariantNotAccepted(Variant::QemuVtpm))
+    ));
+}
+
+async fn server_after_hello(hello: Kind) -> Handshake {
+    let member = node();
+    let server = Endpoint::new(member.attester(), anyone());
+    let (near, far) = duplex(64 * 1024);
+    let attack = async {
+        let mut tls = attacker_connects(near).await;
+        frame::write(&mut tls, hello).await.unwrap();
+        let _ = frame::read(&mut tls).await;
+    };
+    let purposes = [Purpose::Join];
+    let (far, ()) = tokio::join!(server.accept(&purposes, far), attack);
+    far
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_stalls_is_dropped() {
+    let limits = Limits {
+        handshake: Duration::from_secs(5),
+        ..Limits::default()
+    };
+    let server = Endpoint::new(None, anyone()).with_limits(limits);
+    let (_near, far) = duplex(64 * 1024);
+    let result = server.accept(&[Purpose::Join], far).await;
+    assert!(matches!(result, Err(HandshakeError::TimedOut(_))));
+}
+
+#[tokio::test]
+async fn a_flood_is_cut_off() {
+    let server = Endpoint::new(None, anyone());
+    let (near, far) = duplex(64 * 1024);
+    let attack = async {
+        let mut tls = attacker_connects(near).await;
+        tls.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
+        let _ = tls.flush().await;
+        let _ = tls.read_u8().await;
+    };
+    let purposes = [Purpose::Join];
+    let (far, ()) = tokio::join!(server.accept(&purposes, far), attack);
+    assert!(matches!(far, Err(HandshakeError::Io(error)) if error.kind() == io::ErrorKind::InvalidData));
+}
+
+#[tokio::test]
+async fn a_client_without_a_certificate_is_refused() {
+    let server = Endpoint::new(None, anyone());
+    let (near, far) = duplex(64 * 1024);
+    let attack = async {
+        let mut config = (*Leaf::generate().client_config()).clone();
+        config.client_auth_cert_resolver = Arc::new(NoCertificate);
+        let connected = TlsConnector::from(Arc::new(config))
+            .connect(Leaf::server_name(), near)
+            .await;
+        if let Ok(mut tls) = connected {
+            let _ = tls.read_u8().await;
+        }
+    };
+    let purposes = [Purpose::Join];
+    let (far, ()) = tokio::join!(server.accept(&purposes, far), attack);
+    assert!(matches!(far, Err(HandshakeError::Io(_))));
+}
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl rustls::client::ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+async fn attacker_accepts(stream: DuplexStream) -> TlsStream<DuplexStream> {
+    let tls = TlsAcceptor::from(Leaf::generate().server_config())
+        .accept(stream)
+        .await
+        .unwrap();
+    TlsStream::Server(tls)
+}
+
+async fn attacker_connects(stream: DuplexStream) -> TlsStream<DuplexStream> {
+    let tls = TlsConnector::from(Leaf::generate().client_config())
+        .connect(Leaf::server_name(), stream)
+        .await
+        .unwrap();
+    TlsStream::Client(tls)
+}
+
+fn hello(nonce: Option<Vec<u8>>) -> Kind {
+    let accepts = vec![Variant::QemuVtpm.to_string()];
+    Kind::Hello(Hello {
+        version: 1,
+        purpose: "join".into(),
+        nonce,
+        accepts,
+    })
+}
+
+fn accepted() -> Kind {
+    Kind::Verdict(Verdict {
+        accepted: true,
+        category: String::new(),
+    })
+}

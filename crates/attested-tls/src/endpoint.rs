@@ -1,0 +1,195 @@
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use attestation::{
+    AppraisalError, AttestError, Attester, Direction, NotAffirmed, ParseEvidenceError, Purpose, Verifiers,
+};
+use measurements::Digest;
+use rustls::{ClientConfig, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use crate::exchange::{Exchange, Expected};
+use crate::leaf::Leaf;
+use crate::stream::AttestedStream;
+
+/// What the other side of a session must be.
+#[derive(Clone, Debug)]
+pub enum PeerPolicy {
+    /// It must attest, and the verdict must be affirming.
+    Attested(Arc<Verifiers>),
+    /// It does not attest. Only for the cases that the design lists; the reason goes into the log.
+    Unattested {
+        /// Why this is acceptable.
+        reason: &'static str,
+    },
+}
+
+/// Bounds on what a peer can make us hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For the TLS handshake and the exchange together. TPMs under emulation are slow.
+    pub handshake: Duration,
+    /// Handshakes that are under way at once in a server.
+    pub concurrent_handshakes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(60),
+            concurrent_handshakes: 32,
+        }
+    }
+}
+
+/// One side of attested TLS: its key, how it attests and whom it accepts.
+pub struct Endpoint {
+    leaf: Digest,
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+    attester: Option<Arc<dyn Attester>>,
+    peer: PeerPolicy,
+    limits: Limits,
+}
+
+/// A session that did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The channel or the TLS handshake failed, or the peer sent something that is no frame.
+    #[error("the channel failed")]
+    Io(#[from] io::Error),
+    /// The peer took too long.
+    #[error("the peer did not finish the handshake within {0:?}")]
+    TimedOut(Duration),
+    /// The peer sent another message than the protocol has at this point.
+    #[error("the peer sent an unexpected message, expected its {0}")]
+    UnexpectedMessage(&'static str),
+    /// The peer speaks another version.
+    #[error("the peer speaks version {0} of the exchange, expected 1")]
+    Version(u32),
+    /// The peer wants the session for something that is not offered here.
+    #[error("the peer wants the session for {0:?}, which is not offered here")]
+    Purpose(String),
+    /// A nonce of the wrong length.
+    #[error("the peer's nonce has {0} bytes, expected 32")]
+    NonceLength(usize),
+    /// The peer wants Evidence and we cannot give any.
+    #[error("the peer asks for evidence, but this program does not attest")]
+    CannotAttest,
+    /// The peer does not accept our variant.
+    #[error("the peer does not accept evidence of variant {0}")]
+    VariantNotAccepted(cluster_types::Variant),
+    /// Our own device failed.
+    #[error(transparent)]
+    Attest(#[from] AttestError),
+    /// The peer's Evidence cannot be read.
+    #[error("the peer's evidence cannot be read")]
+    Evidence(#[from] ParseEvidenceError),
+    /// The peer's Evidence proves nothing.
+    #[error(transparent)]
+    Appraisal(#[from] AppraisalError),
+    /// The peer is authentic, but not what it should be.
+    #[error(transparent)]
+    NotAffirmed(#[from] NotAffirmed),
+    /// The peer refused us.
+    #[error("the peer refused this side: {0}")]
+    RefusedByPeer(String),
+}
+
+impl Endpoint {
+    /// Makes a fresh key and certificate. `attester` is `None` for programs that run on no node.
+    #[must_use]
+    pub fn new(attester: Option<Arc<dyn Attester>>, peer: PeerPolicy) -> Self {
+        let leaf = Leaf::generate();
+        Self {
+            leaf: leaf.digest(),
+            server: leaf.server_config(),
+            client: leaf.client_config(),
+            attester,
+            peer,
+            limits: Limits::default(),
+        }
+    }
+
+    /// Uses other bounds.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The bounds in force.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Opens a session for one purpose over a connected stream.
+    ///
+    /// # Errors
+    /// When the peer does not finish in time, is not what the policy wants, or refuses this side.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the stream; nothing else is left.
+    pub async fn connect<S>(&self, purpose: Purpose, stream: S) -> Result<AttestedStream<S>, HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        let handshake = async {
+            let tls = TlsConnector::from(self.client.clone())
+                .connect(Leaf::server_name(), stream)
+                .await?;
+            self.exchange(Direction::Client, Expected::Exactly(purpose), TlsStream::Client(tls))
+                .await
+        };
+        self.in_time(handshake).await
+    }
+
+    /// Accepts a session for any of these purposes over a connected stream.
+    ///
+    /// # Errors
+    /// When the peer does not finish in time, is not what the policy wants, or refuses this side.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the stream; nothing else is left.
+    pub async fn accept<S>(&self, purposes: &[Purpose], stream: S) -> Result<AttestedStream<S>, HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        let handshake = async {
+            let tls = TlsAcceptor::from(self.server.clone()).accept(stream).await?;
+            self.exchange(Direction::Server, Expected::OneOf(purposes), TlsStream::Server(tls))
+                .await
+        };
+        self.in_time(handshake).await
+    }
+
+    async fn exchange<S>(
+        &self,
+        direction: Direction,
+        expected: Expected<'_>,
+        tls: TlsStream<S>,
+    ) -> Result<AttestedStream<S>, HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        Exchange {
+            leaf: &self.leaf,
+            attester: self.attester.as_ref(),
+            peer: &self.peer,
+            direction,
+        }
+        .run(expected, tls)
+        .await
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, HandshakeError>>) -> Result<T, HandshakeError> {
+        let limit = self.limits.handshake;
+        timeout(limit, work)
+            .await
+            .map_err(|_| HandshakeError::TimedOut(limit))?
+    }
+}

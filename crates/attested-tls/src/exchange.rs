@@ -1,0 +1,269 @@
+use std::io;
+use std::sync::Arc;
+
+use attestation::{Affirmed, Attester, Direction, Evidence, Nonce, Purpose, ReportBinding, SessionParts, Verifiers};
+use measurements::Digest;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsStream;
+
+use crate::endpoint::{HandshakeError, PeerPolicy};
+use crate::frame::{self, Hello, Kind, Verdict};
+use crate::stream::{AttestedNode, AttestedStream};
+
+const VERSION: u32 = 1;
+/// Label of the TLS exporter; no other protocol of ours uses it.
+const EXPORTER_LABEL: &[u8] = b"EXPORTER-constellation-attested-tls-v1";
+
+/// The purposes a side is ready for.
+pub(crate) enum Expected<'a> {
+    /// The client names its purpose.
+    Exactly(Purpose),
+    /// The server offers several.
+    OneOf(&'a [Purpose]),
+}
+
+/// One run of the exchange on one session.
+pub(crate) struct Exchange<'a> {
+    pub(crate) leaf: &'a Digest,
+    pub(crate) attester: Option<&'a Arc<dyn Attester>>,
+    pub(crate) peer: &'a PeerPolicy,
+    pub(crate) direction: Direction,
+}
+
+/// What both sides agreed on in their hellos.
+struct Agreed {
+    purpose: Purpose,
+    own_nonce: Option<Nonce>,
+    peer_nonce: Option<Nonce>,
+    exporter: [u8; 32],
+    peer_leaf: Digest,
+}
+
+impl Exchange<'_> {
+    pub(crate) async fn run<S>(
+        self,
+        expected: Expected<'_>,
+        mut tls: TlsStream<S>,
+    ) -> Result<AttestedStream<S>, HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin,
+    {
+        let agreed = self.say_hello(&expected, &mut tls).await?;
+        let affirmed = match self.direction {
+            Direction::Client => {
+                let affirmed = self.appraise_peer(&agreed, &mut tls).await?;
+                accept_peer(&mut tls).await?;
+                self.attest(&agreed, &mut tls).await?;
+                read_verdict(&mut tls).await?;
+                affirmed
+            }
+            Direction::Server => {
+                self.attest(&agreed, &mut tls).await?;
+                read_verdict(&mut tls).await?;
+                let affirmed = self.appraise_peer(&agreed, &mut tls).await?;
+                accept_peer(&mut tls).await?;
+                affirmed
+            }
+        };
+        let node = affirmed.map(|affirmed| AttestedNode::new(affirmed, agreed.purpose));
+        Ok(AttestedStream::new(tls, agreed.purpose, node))
+    }
+
+    /// Exchanges hellos, the client's first.
+    async fn say_hello<S>(&self, expected: &Expected<'_>, tls: &mut TlsStream<S>) -> Result<Agreed, HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let own_nonce = match self.peer {
+            PeerPolicy::Attested(_) => Some(Nonce::generate()),
+            PeerPolicy::Unattested { .. } => None,
+        };
+        let (purpose, peer_hello) = match expected {
+            Expected::Exactly(purpose) => {
+                frame::write(tls, self.hello(*purpose, own_nonce.as_ref())).await?;
+                let peer_hello = read_hello(tls).await?;
+                (agreed_purpose(&peer_hello, &[*purpose])?, peer_hello)
+            }
+            Expected::OneOf(offered) => {
+                let peer_hello = read_hello(tls).await?;
+                let purpose = agreed_purpose(&peer_hello, offered)?;
+                frame::write(tls, self.hello(purpose, own_nonce.as_ref())).await?;
+                (purpose, peer_hello)
+            }
+        };
+        let peer_nonce = self.nonce_for_our_evidence(peer_hello)?;
+        let (exporter, peer_leaf) = session(tls)?;
+        Ok(Agreed {
+            purpose,
+            own_nonce,
+            peer_nonce,
+            exporter,
+            peer_leaf,
+        })
+    }
+
+    fn hello(&self, purpose: Purpose, nonce: Option<&Nonce>) -> Kind {
+        let accepts = match self.peer {
+            PeerPolicy::Attested(verifiers) => verifiers.variants().map(|variant| variant.to_string()).collect(),
+            PeerPolicy::Unattested { .. } => Vec::new(),
+        };
+        Kind::Hello(Hello {
+            version: VERSION,
+            purpose: purpose.to_string(),
+            nonce: nonce.map(|nonce| nonce.as_bytes().to_vec()),
+            accepts,
+        })
+    }
+
+    /// A peer that asks for Evidence must get it; there is no session in which it asked and we went on without.
+    fn nonce_for_our_evidence(&self, hello: Hello) -> Result<Option<Nonce>, HandshakeError> {
+        let Some(nonce) = hello.nonce else { return Ok(None) };
+        let nonce: [u8; 32] = nonce
+            .as_slice()
+            .try_into()
+            .map_err(|_| HandshakeError::NonceLength(nonce.len()))?;
+        let variant = self.attester.ok_or(HandshakeError::CannotAttest)?.variant();
+        if !hello.accepts.iter().any(|accepted| accepted == variant.as_str()) {
+            return Err(HandshakeError::VariantNotAccepted(variant));
+        }
+        Ok(Some(Nonce::new(nonce)))
+    }
+
+    /// Sends Evidence if the peer asked for it.
+    async fn attest<S>(&self, agreed: &Agreed, tls: &mut TlsStream<S>) -> Result<(), HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (Some(nonce), Some(attester)) = (&agreed.peer_nonce, self.attester) else {
+            return Ok(());
+        };
+        let binding = ReportBinding::for_session(&SessionParts {
+            direction: self.direction,
+            exporter: &agreed.exporter,
+            attester_leaf: self.leaf,
+            verifier_leaf: &agreed.peer_leaf,
+            nonce,
+            purpose: agreed.purpose,
+        });
+        let attester = attester.clone();
+        let evidence = tokio::task::spawn_blocking(move || attester.attest(&binding))
+            .await
+            .map_err(|_| io::Error::other("the task that attests was stopped"))??;
+        frame::write(tls, Kind::Evidence(evidence.encode())).await?;
+        Ok(())
+    }
+
+    /// Reads and appraises the peer's Evidence if the policy wants it, and tells the peer when it is refused.
+    async fn appraise_peer<S>(
+        &self,
+        agreed: &Agreed,
+        tls: &mut TlsStream<S>,
+    ) -> Result<Option<Affirmed>, HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (PeerPolicy::Attested(verifiers), Some(nonce)) = (self.peer, &agreed.own_nonce) else {
+            return Ok(None);
+        };
+        let Kind::Evidence(evidence) = frame::read(tls).await? else {
+            return Err(HandshakeError::UnexpectedMessage("evidence"));
+        };
+        let binding = ReportBinding::for_session(&SessionParts {
+            direction: opposite(self.direction),
+            exporter: &agreed.exporter,
+            attester_leaf: &agreed.peer_leaf,
+            verifier_leaf: self.leaf,
+            nonce,
+            purpose: agreed.purpose,
+        });
+        match appraise(verifiers, &evidence, &binding) {
+            Ok(affirmed) => Ok(Some(affirmed)),
+            Err(error) => {
+                let category = "attestation failed".to_owned();
+                frame::write(
+                    tls,
+                    Kind::Verdict(Verdict {
+                        accepted: false,
+                        category,
+                    }),
+                )
+                .await?;
+                Err(error)
+            }
+        }
+    }
+}
+
+fn appraise(verifiers: &Verifiers, evidence: &[u8], binding: &ReportBinding) -> Result<Affirmed, HandshakeError> {
+    let evidence = Evidence::parse(evidence)?;
+    Ok(verifiers.appraise(&evidence, binding)?.into_affirmed()?)
+}
+
+async fn accept_peer<S: AsyncRead + AsyncWrite + Unpin>(tls: &mut TlsStream<S>) -> io::Result<()> {
+    frame::write(
+        tls,
+        Kind::Verdict(Verdict {
+            accepted: true,
+            category: String::new(),
+        }),
+    )
+    .await
+}
+
+async fn read_verdict<S: AsyncRead + AsyncWrite + Unpin>(tls: &mut TlsStream<S>) -> Result<(), HandshakeError> {
+    match frame::read(tls).await? {
+        Kind::Verdict(Verdict { accepted: true, .. }) => Ok(()),
+        Kind::Verdict(Verdict { category, .. }) => {
+            Err(HandshakeError::RefusedByPeer(category.chars().take(64).collect()))
+        }
+        _ => Err(HandshakeError::UnexpectedMessage("verdict")),
+    }
+}
+
+async fn read_hello<S: AsyncRead + AsyncWrite + Unpin>(tls: &mut TlsStream<S>) -> Result<Hello, HandshakeError> {
+    match frame::read(tls).await? {
+        Kind::Hello(Hello { version, .. }) if version != VERSION => Err(HandshakeError::Version(version)),
+        Kind::Hello(hello) => Ok(hello),
+        _ => Err(HandshakeError::UnexpectedMessage("hello")),
+    }
+}
+
+fn agreed_purpose(hello: &Hello, offered: &[Purpose]) -> Result<Purpose, HandshakeError> {
+    offered
+        .iter()
+        .copied()
+        .find(|purpose| purpose.as_str() == hello.purpose)
+        .ok_or_else(|| HandshakeError::Purpose(hello.purpose.chars().take(32).collect()))
+}
+
+/// The exporter and the peer's leaf, which both sides know and nobody between them can choose.
+fn session<S>(tls: &TlsStream<S>) -> Result<([u8; 32], Digest), HandshakeError> {
+    let (exporter, certificates) = match tls {
+        TlsStream::Client(client) => {
+            let connection = client.get_ref().1;
+            (
+                connection.export_keying_material([0; 32], EXPORTER_LABEL, None),
+                connection.peer_certificates(),
+            )
+        }
+        TlsStream::Server(server) => {
+            let connection = server.get_ref().1;
+            (
+                connection.export_keying_material([0; 32], EXPORTER_LABEL, None),
+                connection.peer_certificates(),
+            )
+        }
+    };
+    let exporter = exporter.map_err(io::Error::other)?;
+    let leaf = certificates
+        .and_then(<[_]>::first)
+        .ok_or(HandshakeError::UnexpectedMessage("certificate"))?;
+    Ok((exporter, Digest::of(leaf)))
+}
+
+fn opposite(direction: Direction) -> Direction {
+    match direction {
+        Direction::Client => Direction::Server,
+        Direction::Server => Direction::Client,
+    }
+}

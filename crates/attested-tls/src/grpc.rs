@@ -1,0 +1,154 @@
+//! Attested TLS underneath tonic.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use attestation::Purpose;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Uri};
+use tonic::{Request, Status};
+use tracing::{debug, info};
+
+use crate::{AttestedNode, AttestedStream, Endpoint, HandshakeError};
+
+/// Finished sessions that tonic has not yet taken.
+const BACKLOG: usize = 16;
+
+/// What a handler can learn about its caller.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The caller, if it attested.
+    pub node: Option<AttestedNode>,
+    /// What the session is for.
+    pub purpose: Purpose,
+    /// Where it came from: for logs only.
+    pub address: Option<SocketAddr>,
+}
+
+impl Connected for AttestedStream<TcpStream> {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        Peer {
+            node: self.node().cloned(),
+            purpose: self.purpose(),
+            address: self.address(),
+        }
+    }
+}
+
+impl AttestedStream<TcpStream> {
+    fn address(&self) -> Option<SocketAddr> {
+        self.transport().peer_addr().ok()
+    }
+}
+
+/// The attested caller of a request, for this purpose.
+///
+/// # Errors
+/// `PERMISSION_DENIED` when the caller did not attest, or attested for another purpose.
+pub fn attested_node<T>(request: &Request<T>, purpose: Purpose) -> Result<&AttestedNode, Status> {
+    request
+        .extensions()
+        .get::<Peer>()
+        .and_then(|peer| peer.node.as_ref())
+        .filter(|node| node.purpose() == purpose)
+        .ok_or_else(|| Status::permission_denied("the session is not attested for this purpose"))
+}
+
+/// Accepts sessions for any of these purposes, for `serve_with_incoming`.
+///
+/// A peer that fails or stalls costs one of a bounded number of handshakes for a bounded time, and is logged.
+pub fn incoming(
+    listener: TcpListener,
+    endpoint: Arc<Endpoint>,
+    purposes: &'static [Purpose],
+) -> ReceiverStream<io::Result<AttestedStream<TcpStream>>> {
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    let handshakes = Arc::new(Semaphore::new(endpoint.limits().concurrent_handshakes));
+    tokio::spawn(async move {
+        loop {
+            let permit = handshakes
+                .clone()
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            let (stream, address) = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        info!(%error, "accepting a connection failed");
+                        continue;
+                    }
+                },
+                // The server ended; without this the port would stay open.
+                () = sender.closed() => return,
+            };
+            let (endpoint, sender) = (endpoint.clone(), sender.clone());
+            tokio::spawn(async move {
+                let handshake = endpoint.accept(purposes, stream).await;
+                drop(permit);
+                match handshake {
+                    Ok(session) => {
+                        debug!(%address, purpose = %session.purpose(), "session opened");
+                        let _ = sender.send(Ok(session)).await;
+                    }
+                    Err(error) => info!(%address, error = %Chain(&error), "handshake failed"),
+                }
+            });
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+/// Opens one session and a gRPC channel inside it.
+///
+/// The channel never reconnects: what was proven holds for this one session.
+///
+/// # Errors
+/// When the peer cannot be reached, or the session does not come about.
+pub async fn channel(
+    endpoint: &Endpoint,
+    purpose: Purpose,
+    address: &str,
+) -> Result<(Channel, Option<AttestedNode>), HandshakeError> {
+    let connect = tokio::time::timeout(endpoint.limits().handshake, TcpStream::connect(address));
+    let stream = connect
+        .await
+        .map_err(|_| HandshakeError::TimedOut(endpoint.limits().handshake))??;
+    stream.set_nodelay(true)?;
+    let session = endpoint.connect(purpose, stream).await?;
+    let node = session.node().cloned();
+    let mut session = Some(TokioIo::new(session));
+    let connector = tower::service_fn(move |_: Uri| {
+        let session = session
+            .take()
+            .ok_or_else(|| io::Error::other("an attested session is not opened again"));
+        async move { session }
+    });
+    let channel = tonic::transport::Endpoint::from_static("http://attested.invalid")
+        .connect_with_connector(connector)
+        .await
+        .map_err(io::Error::other)?;
+    Ok((channel, node))
+}
+
+/// An error with all its causes on one line.
+struct Chain<'a>(&'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}

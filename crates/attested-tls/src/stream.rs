@@ -1,0 +1,92 @@
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use attestation::{Affirmed, AttestationResult, AttestedIdentity, Purpose};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::TlsStream;
+
+/// The proof that the peer of one session attested for one purpose, and that the verdict was affirming.
+///
+/// # Security
+/// It says what software the peer runs and which TPM it has. It does not say which role the peer may have.
+#[derive(Clone, Debug)]
+pub struct AttestedNode {
+    affirmed: Affirmed,
+    purpose: Purpose,
+}
+
+impl AttestedNode {
+    pub(crate) fn new(affirmed: Affirmed, purpose: Purpose) -> Self {
+        Self { affirmed, purpose }
+    }
+
+    /// Who the peer is.
+    #[must_use]
+    pub fn identity(&self) -> AttestedIdentity {
+        self.affirmed.identity()
+    }
+
+    /// What the session is for.
+    #[must_use]
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    /// Everything the appraisal found.
+    #[must_use]
+    pub fn result(&self) -> &AttestationResult {
+        self.affirmed.result()
+    }
+}
+
+/// A session after the exchange, ready for application bytes.
+#[derive(Debug)]
+pub struct AttestedStream<S> {
+    tls: TlsStream<S>,
+    purpose: Purpose,
+    node: Option<AttestedNode>,
+}
+
+impl<S> AttestedStream<S> {
+    pub(crate) fn new(tls: TlsStream<S>, purpose: Purpose, node: Option<AttestedNode>) -> Self {
+        Self { tls, purpose, node }
+    }
+
+    /// The peer, if the policy demanded that it attests.
+    #[must_use]
+    pub fn node(&self) -> Option<&AttestedNode> {
+        self.node.as_ref()
+    }
+
+    /// What both sides agreed the session is for.
+    #[must_use]
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    /// What TLS runs over.
+    pub(crate) fn transport(&self) -> &S {
+        self.tls.get_ref().0
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for AttestedStream<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for AttestedStream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+}
