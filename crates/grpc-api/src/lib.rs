@@ -2,7 +2,13 @@
 //!
 //! Packages, methods and field numbers are the Go Constellation's; fields of ours have new numbers. What the messages
 //! mean is written in the `.proto` files. Converting them into the words of `cluster-types` is done where they arrive.
-#![allow(missing_docs, reason = "the documentation of generated code is in its .proto source")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    reason = "generated code; its documentation is in the .proto sources"
+)]
 
 /// Components of Kubernetes that nodes install.
 pub mod components {

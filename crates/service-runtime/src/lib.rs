@@ -1,1 +1,91 @@
+//! What every service needs around its own work: logs, metrics, health, drain.
+//!
+//! A service's `main` reads: parse arguments, [`start`], build, [`Runtime::ready`], serve until [`Runtime::drained`].
+//! Health and metrics have ports of their own without TLS, because the kubelet and Prometheus speak nothing else; they
+//! give away no secret and change nothing.
 
+mod health;
+mod logs;
+mod metrics;
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+pub use logs::start_logging;
+
+/// Addresses that every service listens on besides its own.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct RuntimeArgs {
+    /// Where gRPC health is served (grpc.health.v1), without TLS.
+    #[arg(long, default_value = "0.0.0.0:8090")]
+    pub health_address: SocketAddr,
+    /// Where Prometheus metrics are served, at /metrics.
+    #[arg(long, default_value = "0.0.0.0:8091")]
+    pub metrics_address: SocketAddr,
+}
+
+/// A running service's connection to its surroundings.
+pub struct Runtime {
+    health: health::Health,
+    stop: CancellationToken,
+}
+
+/// Serves health (not ready yet) and metrics, and begins to listen for SIGTERM and SIGINT.
+///
+/// # Errors
+/// When an address cannot be listened on.
+pub async fn start(args: RuntimeArgs, metrics: Registry) -> Result<Runtime> {
+    forbid_core_dumps()?;
+    let stop = CancellationToken::new();
+    let health = health::serve(listen(args.health_address).await?, stop.clone());
+    metrics::serve(listen(args.metrics_address).await?, metrics, stop.clone());
+    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+    let stopper = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => info!("draining after SIGTERM"),
+            _ = interrupt.recv() => info!("draining after SIGINT"),
+        }
+        stopper.cancel();
+    });
+    Ok(Runtime { health, stop })
+}
+
+impl Runtime {
+    /// Tells probes that requests are welcome.
+    pub async fn ready(&self) {
+        self.health.set_ready(true).await;
+    }
+
+    /// Ends when the service should stop taking requests. Hand it to `serve_with_incoming_shutdown`.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (stop, health) = (self.stop.clone(), self.health.clone());
+        async move {
+            stop.cancelled().await;
+            health.set_ready(false).await;
+        }
+    }
+}
+
+/// Opens a port.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening on {address}"))
+}
+
+/// Keeps keys out of core dumps and this process out of other processes' reach.
+fn forbid_core_dumps() -> Result<()> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("switching core dumps off")
+}

@@ -1,0 +1,30 @@
+//! Errors with all their causes on one line.
+
+use std::error::Error;
+use std::fmt;
+
+/// Shows an error and everything that caused it, for a log or an operator; never for a peer.
+///
+/// ```
+/// let error = std::io::Error::new(std::io::ErrorKind::Other, "disk on fire");
+/// assert_eq!(error_report::Chain(&error).to_string(), "disk on fire");
+/// ```
+pub struct Chain<'a>(pub &'a (dyn Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut last = self.0.to_string();
+        f.write_str(&last)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            // Transparent errors repeat what they wrap.
+            let text = cause.to_string();
+            if text != last {
+                write!(f, ": {text}")?;
+            }
+            last = text;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use grpc_api::kms::api_client::ApiClient;
+use grpc_api::kms::{GetDataKeyRequest, GetMasterSecretRequest};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use secret::SecretBytes;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Request, Status};
+
+use crate::KeyServicePublicKey;
+use crate::identity::client_config;
+
+/// For one request, connecting included.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Asks one key service for keys.
+pub struct KeyServiceClient {
+    channel: Channel,
+    token: PathBuf,
+}
+
+/// A key that was not handed out.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyServiceError {
+    /// The service-account token cannot be read.
+    #[error("the service-account token {path} cannot be read")]
+    Token {
+        /// Where the kubelet should have put it.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The token has characters that no token has.
+    #[error("the service-account token {0} is malformed")]
+    MalformedToken(PathBuf),
+    /// The key service refused or could not be reached.
+    #[error("the key service gave no key")]
+    Refused(#[from] Status),
+    /// A key of another length than asked for.
+    #[error("the key service gave {0} bytes, expected 32")]
+    Length(usize),
+}
+
+impl KeyServiceClient {
+    /// Will connect to `address` (`host:port`) when the first key is needed, and read the token from a file each time,
+    /// because the kubelet renews it there.
+    ///
+    /// # Errors
+    /// When the address is no `host:port`.
+    pub fn new(address: &str, pinned: KeyServicePublicKey, token: PathBuf) -> Result<Self, tonic::transport::Error> {
+        let config = client_config(pinned);
+        // The scheme is http because TLS is ours: tonic must not add a layer of its own.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+            .timeout(TIMEOUT)
+            .connect_timeout(TIMEOUT);
+        let connector = tower::service_fn(move |uri: Uri| connect(config.clone(), uri));
+        Ok(Self {
+            channel: endpoint.connect_with_connector_lazy(connector),
+            token,
+        })
+    }
+
+    /// A key of 32 bytes by its id.
+    ///
+    /// # Errors
+    /// When this caller may not have it, or the key service fails.
+    pub async fn data_key(&self, id: &str) -> Result<[u8; 32], KeyServiceError> {
+        let request = GetDataKeyRequest {
+            data_key_id: id.to_owned(),
+            length: 32,
+        };
+        let response = ApiClient::new(self.channel.clone())
+            .get_data_key(self.authenticated(request).await?)
+            .await?;
+        let key = SecretBytes::from_vec(response.into_inner().data_key);
+        key.expose()
+            .try_into()
+            .map_err(|_| KeyServiceError::Length(key.expose().len()))
+    }
+
+    /// The master secret and its salt, for the control plane with this attested identity.
+    ///
+    /// # Errors
+    /// When this caller may not have it, or the key service fails.
+    pub async fn master_secret(&self, recipient: String) -> Result<(SecretBytes, Vec<u8>), KeyServiceError> {
+        let request = self.authenticated(GetMasterSecretRequest { recipient }).await?;
+        let response = ApiClient::new(self.channel.clone())
+            .get_master_secret(request)
+            .await?
+            .into_inner();
+        Ok((SecretBytes::from_vec(response.key), response.salt))
+    }
+
+    async fn authenticated<T>(&self, message: T) -> Result<Request<T>, KeyServiceError> {
+        let token = tokio::fs::read_to_string(&self.token)
+            .await
+            .map_err(|source| KeyServiceError::Token {
+                path: self.token.clone(),
+                source,
+            })?;
+        let mut bearer: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
+            .parse()
+            .map_err(|_| KeyServiceError::MalformedToken(self.token.clone()))?;
+        // Keeps it out of HPACK's tables and of every Debug output.
+        bearer.set_sensitive(true);
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("authorization", bearer);
+        Ok(request)
+    }
+}
+
+async fn connect(
+    config: Arc<ClientConfig>,
+    uri: Uri,
+) -> std::io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+    let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
+    let stream = TcpStream::connect(authority).await?;
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from("key-service").expect("a fixed DNS name is valid");
+    Ok(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
+}

@@ -1,0 +1,169 @@
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rcgen::{CertificateParams, KeyPair};
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+const ALPN: &[u8] = b"h2";
+
+/// The Ed25519 public key of a cluster's key service, written in hex.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyServicePublicKey([u8; 32]);
+
+/// A text that is no public key.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a public key of 64 hex digits")]
+pub struct ParseKeyServicePublicKeyError(String);
+
+impl KeyServicePublicKey {
+    /// The public key that belongs to the seed derived from the master secret.
+    #[must_use]
+    pub fn of_seed(seed: &[u8; 32]) -> Self {
+        let key = key_pair(seed);
+        Self(
+            key.public_key_raw()
+                .try_into()
+                .expect("an Ed25519 public key has 32 bytes"),
+        )
+    }
+}
+
+impl FromStr for KeyServicePublicKey {
+    type Err = ParseKeyServicePublicKeyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes)
+            .map_err(|_| ParseKeyServicePublicKeyError(text.chars().take(80).collect()))?;
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for KeyServicePublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+/// The server's side: TLS 1.3 with the key of this seed.
+#[must_use]
+pub fn server_config(seed: &[u8; 32]) -> Arc<ServerConfig> {
+    let key = key_pair(seed);
+    let params = CertificateParams::new(["key-service".to_owned()]).expect("a fixed DNS name is valid");
+    let certificate = params.self_signed(&key).expect("fixed parameters can be signed");
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider supports TLS 1.3")
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![certificate.der().clone()],
+            PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        )
+        .expect("the key belongs to the certificate");
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.send_tls13_tickets = 0;
+    Arc::new(config)
+}
+
+/// The caller's side: TLS 1.3 to nobody but the holder of this key.
+pub(crate) fn client_config(pinned: KeyServicePublicKey) -> Arc<ClientConfig> {
+    let provider = provider();
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider supports TLS 1.3")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Pinned { key: pinned, provider }))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+fn key_pair(seed: &[u8; 32]) -> KeyPair {
+    let key = aws_lc_rs::signature::Ed25519KeyPair::from_seed_unchecked(seed)
+        .expect("every 32 bytes are an Ed25519 seed (RFC 8032)");
+    let pkcs8 = key.to_pkcs8v1().expect("an Ed25519 key can be written as PKCS#8");
+    KeyPair::try_from(pkcs8.as_ref()).expect("PKCS#8 from the same library can be read")
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// Accepts a certificate by its public key alone. Names and dates would be the holder's own words.
+#[derive(Debug)]
+struct Pinned {
+    key: KeyServicePublicKey,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let (_, certificate) = X509Certificate::from_der(end_entity)
+            .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        if *certificate.public_key().subject_public_key.data == self.key.0 {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::ApplicationVerificationFailure,
+            ))
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_key_matches_rfc_8032_and_survives_a_round_trip() {
+        // RFC 8032 section 7.1, test 1.
+        let mut seed = [0; 32];
+        hex::decode_to_slice(
+            "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+            &mut seed,
+        )
+        .unwrap();
+        let key = KeyServicePublicKey::of_seed(&seed);
+        assert_eq!(
+            key.to_string(),
+            "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+        );
+        assert_eq!(key.to_string().parse::<KeyServicePublicKey>().unwrap(), key);
+    }
+}

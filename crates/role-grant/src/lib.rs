@@ -1,0 +1,317 @@
+//! The operator's signature that lets one attested machine have one role.
+//!
+//! A node's role is not what the node or the cloud says. Workers need nothing but an affirming attestation; a control
+//! plane needs a [`RoleGrant`], which names the machine by its attested identity, so that a stolen grant is of no use to
+//! another one.
+
+use attestation::AttestedIdentity;
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use cluster_types::{ClusterId, NodeRole};
+use prost::Message;
+
+/// Keeps these signatures from meaning anything else.
+const DOMAIN: &[u8] = b"constellation role grant v1";
+/// A grant has about 150 bytes.
+const MAX_LEN: usize = 1024;
+
+/// The key pair by which the operator grants roles; its seed is derived from the master secret.
+pub struct OperatorKey(Ed25519KeyPair);
+
+/// The public half, as the join service knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OperatorPublicKey([u8; 32]);
+
+/// A grant as the operator means it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoleGrant {
+    /// The cluster to be joined.
+    pub cluster: ClusterId,
+    /// The machine that may have the role.
+    pub machine: AttestedIdentity,
+    /// The role.
+    pub role: NodeRole,
+    /// Seconds since the Unix epoch after which the grant is void.
+    pub not_after: u64,
+}
+
+/// A grant that allows nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RoleGrantError {
+    /// None was given.
+    #[error("a {0} needs a role grant signed by the operator")]
+    Missing(NodeRole),
+    /// Not an encoded grant.
+    #[error("the role grant is malformed")]
+    Malformed,
+    /// Not signed by the operator of this cluster.
+    #[error("the role grant is not signed by the operator")]
+    Signature,
+    /// For another cluster.
+    #[error("the role grant is for cluster {granted}, this is {actual}")]
+    Cluster {
+        /// In the grant.
+        granted: ClusterId,
+        /// Where it was presented.
+        actual: ClusterId,
+    },
+    /// For another machine.
+    #[error("the role grant is for machine {granted}, attested is {actual}")]
+    Machine {
+        /// In the grant.
+        granted: AttestedIdentity,
+        /// Who presented it.
+        actual: AttestedIdentity,
+    },
+    /// For another role.
+    #[error("the role grant is for a {granted}, wanted is {wanted}")]
+    Role {
+        /// In the grant.
+        granted: NodeRole,
+        /// What was asked for.
+        wanted: NodeRole,
+    },
+    /// Too old.
+    #[error("the role grant expired at {0} seconds after the Unix epoch")]
+    Expired(u64),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct GrantMessage {
+    #[prost(bytes = "vec", tag = "1")]
+    cluster: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    machine: Vec<u8>,
+    #[prost(string, tag = "3")]
+    role: String,
+    #[prost(uint64, tag = "4")]
+    not_after: u64,
+    #[prost(bytes = "vec", tag = "5")]
+    signature: Vec<u8>,
+}
+
+impl OperatorKey {
+    /// The key pair of this seed.
+    #[must_use]
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        Self(Ed25519KeyPair::from_seed_unchecked(seed).expect("every 32 bytes are an Ed25519 seed (RFC 8032)"))
+    }
+
+    /// The public half.
+    #[must_use]
+    pub fn public(&self) -> OperatorPublicKey {
+        OperatorPublicKey(
+            self.0
+                .public_key()
+                .as_ref()
+                .try_into()
+                .expect("an Ed25519 public key has 32 bytes"),
+        )
+    }
+
+    /// Signs a grant: the protobuf message
+    /// `{ 1: cluster id, 2: attested identity, 3: role, 4: not after, 5: Ed25519 signature }`.
+    #[must_use]
+    pub fn sign(&self, grant: &RoleGrant) -> Vec<u8> {
+        GrantMessage {
+            cluster: grant.cluster.as_bytes().to_vec(),
+            machine: grant.machine.as_bytes().to_vec(),
+            role: grant.role.to_string(),
+            not_after: grant.not_after,
+            signature: self.0.sign(&grant.signed_bytes()).as_ref().to_vec(),
+        }
+        .encode_to_vec()
+    }
+}
+
+impl OperatorPublicKey {
+    /// Wraps 32 bytes of a public key.
+    #[must_use]
+    pub const fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Checks that a grant was signed by the operator and covers exactly this.
+    ///
+    /// # Errors
+    /// When there is no grant, it is not the operator's, or it is for something else.
+    pub fn check(
+        &self,
+        grant: &[u8],
+        cluster: ClusterId,
+        machine: AttestedIdentity,
+        role: NodeRole,
+        now: u64,
+    ) -> Result<(), RoleGrantError> {
+        if grant.is_empty() {
+            return Err(RoleGrantError::Missing(role));
+        }
+        let grant = self.verify(grant)?;
+        if grant.cluster != cluster {
+            return Err(RoleGrantError::Cluster {
+                granted: grant.cluster,
+                actual: cluster,
+            });
+        }
+        if grant.machine != machine {
+            return Err(RoleGrantError::Machine {
+                granted: grant.machine,
+                actual: machine,
+            });
+        }
+        if grant.role != role {
+            return Err(RoleGrantError::Role {
+                granted: grant.role,
+                wanted: role,
+            });
+        }
+        if now > grant.not_after {
+            return Err(RoleGrantError::Expired(grant.not_after));
+        }
+        Ok(())
+    }
+
+    fn verify(&self, bytes: &[u8]) -> Result<RoleGrant, RoleGrantError> {
+        if bytes.len() > MAX_LEN {
+            return Err(RoleGrantError::Malformed);
+        }
+        let message = GrantMessage::decode(bytes).map_err(|_| RoleGrantError::Malformed)?;
+        let grant = parse(&message).ok_or(RoleGrantError::Malformed)?;
+        UnparsedPublicKey::new(&ED25519, &self.0)
+            .verify(&grant.signed_bytes(), &message.signature)
+            .map_err(|_| RoleGrantError::Signature)?;
+        Ok(grant)
+    }
+}
+
+impl RoleGrant {
+    /// All parts have a fixed length but the role, which is last.
+    fn signed_bytes(&self) -> Vec<u8> {
+        let role = self.role.to_string();
+        let not_after = self.not_after.to_be_bytes();
+        [
+            DOMAIN,
+            self.cluster.as_bytes(),
+            self.machine.as_bytes(),
+            &not_after,
+            role.as_bytes(),
+        ]
+        .concat()
+    }
+}
+
+fn parse(message: &GrantMessage) -> Option<RoleGrant> {
+    let machine: [u8; 32] = message.machine.as_slice().try_into().ok()?;
+    Some(RoleGrant {
+        cluster: message.cluster.as_slice().try_into().ok()?,
+        machine: AttestedIdentity::new(measurements::Digest::new(machine)),
+        role: message.role.parse().ok()?,
+        not_after: message.not_after,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(byte: u8) -> AttestedIdentity {
+        AttestedIdentity::new(measurements::Digest::new([byte; 32]))
+    }
+
+    fn grant() -> RoleGrant {
+        RoleGrant {
+            cluster: ClusterId::new([1; 32]),
+            machine: machine(2),
+            role: NodeRole::ControlPlane,
+            not_after: 1000,
+        }
+    }
+
+    fn operator() -> OperatorKey {
+        OperatorKey::from_seed(&[7; 32])
+    }
+
+    fn check(change: impl FnOnce(&mut RoleGrant)) -> Result<(), RoleGrantError> {
+        let mut changed = grant();
+        change(&mut changed);
+        present(&operator().sign(&changed))
+    }
+
+    fn present(bytes: &[u8]) -> Result<(), RoleGrantError> {
+        let good = grant();
+        operator()
+            .public()
+            .check(bytes, good.cluster, good.machine, good.role, 1000)
+    }
+
+    #[test]
+    fn the_operators_grant_is_good_for_its_machine() {
+        assert!(check(|_| {}).is_ok());
+    }
+
+    #[test]
+    fn no_grant_is_refused() {
+        assert!(matches!(
+            present(&[]),
+            Err(RoleGrantError::Missing(NodeRole::ControlPlane))
+        ));
+    }
+
+    #[test]
+    fn another_signer_is_refused() {
+        let other = OperatorKey::from_seed(&[8; 32]).sign(&grant());
+        assert!(matches!(present(&other), Err(RoleGrantError::Signature)));
+    }
+
+    #[test]
+    fn a_grant_for_another_cluster_is_refused() {
+        let result = check(|grant| grant.cluster = ClusterId::new([9; 32]));
+        assert!(matches!(result, Err(RoleGrantError::Cluster { .. })));
+    }
+
+    #[test]
+    fn a_grant_for_another_machine_is_refused() {
+        assert!(matches!(
+            check(|grant| grant.machine = machine(9)),
+            Err(RoleGrantError::Machine { .. })
+        ));
+    }
+
+    #[test]
+    fn a_grant_for_another_role_is_refused() {
+        assert!(matches!(
+            check(|grant| grant.role = NodeRole::Worker),
+            Err(RoleGrantError::Role { .. })
+        ));
+    }
+
+    #[test]
+    fn an_expired_grant_is_refused() {
+        assert!(matches!(
+            check(|grant| grant.not_after = 999),
+            Err(RoleGrantError::Expired(999))
+        ));
+    }
+
+    #[test]
+    fn a_changed_grant_is_refused() {
+        let mut message = GrantMessage::decode(operator().sign(&grant()).as_slice()).unwrap();
+        message.not_after += 1;
+        assert!(matches!(
+            present(&message.encode_to_vec()),
+            Err(RoleGrantError::Signature)
+        ));
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        for garbage in [&[0xff; 9][..], &[0; MAX_LEN + 1]] {
+            assert!(matches!(present(garbage), Err(RoleGrantError::Malformed)));
+        }
+    }
+}

@@ -1,0 +1,42 @@
+use error_report::Chain;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tracing::error;
+
+/// The service as probes see it.
+#[derive(Clone)]
+pub(crate) struct Health(HealthReporter);
+
+impl Health {
+    /// The empty name stands for the whole server, which is what kubelet asks about.
+    pub(crate) async fn set_ready(&self, ready: bool) {
+        let status = if ready {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        self.0.set_service_status("", status).await;
+    }
+}
+
+pub(crate) fn serve(listener: TcpListener, stop: CancellationToken) -> Health {
+    let (reporter, service) = tonic_health::server::health_reporter();
+    let health = Health(reporter);
+    let not_ready_yet = health.clone();
+    tokio::spawn(async move {
+        not_ready_yet.set_ready(false).await;
+        let incoming = TcpListenerStream::new(listener);
+        let served = Server::builder()
+            .add_service(service)
+            .serve_with_incoming_shutdown(incoming, stop.cancelled())
+            .await;
+        if let Err(failure) = served {
+            error!(error = %Chain(&failure), "health server ended");
+        }
+    });
+    health
+}

@@ -1,0 +1,12 @@
+use tracing_subscriber::EnvFilter;
+
+/// Starts logging: JSON lines on standard error, level from the environment variable `CONSTELLATION_LOG`, else info.
+pub fn start_logging() {
+    let filter = EnvFilter::try_from_env("CONSTELLATION_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}
