@@ -4,21 +4,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use accept_loop::accept;
 use attestation::Purpose;
-use error_report::Chain;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Uri};
 use tonic::{Request, Status};
-use tracing::{debug, info};
 
 use crate::{AttestedNode, AttestedStream, Endpoint, HandshakeError};
-
-/// Finished sessions that tonic has not yet taken.
-const BACKLOG: usize = 16;
 
 /// What a handler can learn about its caller.
 #[derive(Clone, Debug)]
@@ -70,41 +65,10 @@ pub fn incoming(
     endpoint: Arc<Endpoint>,
     purposes: &'static [Purpose],
 ) -> ReceiverStream<io::Result<AttestedStream<TcpStream>>> {
-    let (sender, receiver) = mpsc::channel(BACKLOG);
-    let handshakes = Arc::new(Semaphore::new(endpoint.limits().concurrent_handshakes));
-    tokio::spawn(async move {
-        loop {
-            let permit = handshakes
-                .clone()
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
-            let (stream, address) = tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        info!(%error, "accepting a connection failed");
-                        continue;
-                    }
-                },
-                // The server ended; without this the port would stay open.
-                () = sender.closed() => return,
-            };
-            let (endpoint, sender) = (endpoint.clone(), sender.clone());
-            tokio::spawn(async move {
-                let handshake = endpoint.accept(purposes, stream).await;
-                drop(permit);
-                match handshake {
-                    Ok(session) => {
-                        debug!(%address, purpose = %session.purpose(), "session opened");
-                        let _ = sender.send(Ok(session)).await;
-                    }
-                    Err(error) => info!(%address, error = %Chain(&error), "handshake failed"),
-                }
-            });
-        }
-    });
-    ReceiverStream::new(receiver)
+    accept(listener, endpoint.limits().concurrent_handshakes, move |stream| {
+        let endpoint = endpoint.clone();
+        async move { endpoint.accept(purposes, stream).await }
+    })
 }
 
 /// Opens one session and a gRPC channel inside it.

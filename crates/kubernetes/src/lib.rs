@@ -7,7 +7,7 @@ mod bootstrap_token;
 mod caller;
 mod node_record;
 
-use kube::Client;
+use kube::{Client, Config};
 
 pub use bootstrap_token::{BootstrapToken, CreateBootstrapTokenError};
 pub use caller::{Caller, ReviewTokenError};
@@ -22,7 +22,31 @@ pub struct Cluster {
     client: Client,
 }
 
+/// No way to the API server was found.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Neither a pod's service account nor a kubeconfig.
+    #[error("no Kubernetes configuration was found")]
+    Config(#[from] kube::config::InferConfigError),
+    /// The configuration cannot be used.
+    #[error("the Kubernetes configuration cannot be used")]
+    Client(#[from] kube::Error),
+}
+
 impl Cluster {
+    /// Connects as this pod's service account, or as the `KUBECONFIG` of the environment says.
+    ///
+    /// # Errors
+    /// When there is no usable configuration.
+    pub async fn connect() -> Result<Self, ConnectError> {
+        // kube builds its own TLS configuration and asks for the process's provider.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let config = Config::infer().await?;
+        Ok(Self {
+            client: Client::try_from(config)?,
+        })
+    }
+
     /// Uses a client with whatever rights it has.
     #[must_use]
     pub fn new(client: Client) -> Self {

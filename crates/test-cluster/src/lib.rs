@@ -118,6 +118,28 @@ impl TestCluster {
         Ok(response.status.context("token request without a status")?.token)
     }
 
+    /// A kubeconfig file by which a program acts as a service account of `kube-system`.
+    ///
+    /// # Errors
+    /// When the API refuses the token.
+    pub async fn kubeconfig(&self, service_account: &str) -> Result<PathBuf> {
+        let token = self.token(service_account, None).await?;
+        let path = self.folder.path().join(format!("{service_account}.conf"));
+        let config = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "test", "cluster": {
+                "server": format!("https://{}", self.address()),
+                "certificate-authority": self.folder.path().join("ca.crt"),
+            }}],
+            "users": [{"name": "account", "user": {"token": token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "account"}}],
+            "current-context": "test",
+        });
+        std::fs::write(&path, config.to_string())?;
+        Ok(path)
+    }
+
     fn config(&self) -> Result<Config> {
         // kube builds its own TLS configuration and asks for the process's provider.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -209,7 +231,14 @@ fn spawn(mut command: Command, folder: &Path, name: &str) -> Result<Child> {
         .with_context(|| format!("starting {}", command.get_program().display()))
 }
 
-/// Ports of servers that cannot be told to choose one themselves.
+/// An address on loopback for a server that cannot be told to choose one itself.
+///
+/// # Errors
+/// When no port is free.
+pub fn free_address() -> Result<String> {
+    Ok(format!("127.0.0.1:{}", free_port()?))
+}
+
 fn free_port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }

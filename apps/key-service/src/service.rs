@@ -1,0 +1,164 @@
+use error_report::Chain;
+use grpc_api::kms::api_server::Api;
+use grpc_api::kms::{GetDataKeyRequest, GetDataKeyResponse, GetMasterSecretRequest, GetMasterSecretResponse};
+use jiff::Timestamp;
+use key_derivation::{Epoch, Label, MasterSecret};
+use key_service_client::{AUDIENCE, MAX_KEY_LEN};
+use kubernetes::{Caller, Cluster, ReviewTokenError};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+use tonic::{Request, Response, Status};
+use tracing::{error, info, warn};
+use zeroize::Zeroizing;
+
+use crate::audit::{AuditLog, Decision, Record};
+use crate::policy::Access;
+
+/// Longer tokens are not looked at; real ones have about 1 KiB.
+const MAX_TOKEN_LEN: usize = 16 * 1024;
+/// An attested identity in hex.
+const RECIPIENT_LEN: usize = 64;
+
+/// The implementation of `kms.API`.
+pub(crate) struct KeyService {
+    master_secret: MasterSecret,
+    cluster: Cluster,
+    audit: AuditLog,
+    granted: Counter,
+    denied: Counter,
+}
+
+impl KeyService {
+    pub(crate) fn new(master_secret: MasterSecret, cluster: Cluster, audit: AuditLog, metrics: &mut Registry) -> Self {
+        let (granted, denied) = (Counter::default(), Counter::default());
+        metrics.register("key_service_granted", "Keys handed out", granted.clone());
+        metrics.register("key_service_denied", "Requests refused", denied.clone());
+        Self {
+            master_secret,
+            cluster,
+            audit,
+            granted,
+            denied,
+        }
+    }
+
+    /// Seed of the key by which callers know this service.
+    pub(crate) fn identity_seed(&self) -> Zeroizing<[u8; 32]> {
+        self.master_secret.kek().derive_array(Label::KeyServiceIdentity)
+    }
+
+    /// 1. Authenticate the caller by its token.
+    /// 2. Authorise it for this key.
+    /// 3. Record the decision; without a record nothing leaves.
+    async fn admit<T>(&self, request: &Request<T>, access: Access, recipient: Option<String>) -> Result<(), Status> {
+        let caller = self.authenticate(request).await.inspect_err(|_| {
+            self.denied.inc();
+        })?;
+        let decision = if access.is_allowed_to(&caller.username) {
+            Decision::Granted
+        } else {
+            Decision::Denied
+        };
+        self.record(&caller, access, recipient, decision).await?;
+        match decision {
+            Decision::Granted => {
+                self.granted.inc();
+                info!(caller = caller.username, key = %access, "key granted");
+                Ok(())
+            }
+            Decision::Denied => {
+                self.denied.inc();
+                warn!(caller = caller.username, key = %access, "key denied");
+                Err(Status::permission_denied("this caller may not have this key"))
+            }
+        }
+    }
+
+    async fn authenticate<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let token = bearer_token(request)?;
+        self.cluster
+            .review_token(token, AUDIENCE)
+            .await
+            .map_err(|error| match error {
+                ReviewTokenError::Api(_) => {
+                    error!(error = %Chain(&error), "token review failed");
+                    Status::unavailable("the token could not be reviewed")
+                }
+                ReviewTokenError::NotAuthentic(_) | ReviewTokenError::Audience(_) => {
+                    warn!(error = %Chain(&error), "caller not authenticated");
+                    Status::unauthenticated("the token is not accepted here")
+                }
+            })
+    }
+
+    async fn record(
+        &self,
+        caller: &Caller,
+        access: Access,
+        recipient: Option<String>,
+        decision: Decision,
+    ) -> Result<(), Status> {
+        let record = Record {
+            time: Timestamp::now(),
+            caller: caller.username.clone(),
+            pod: caller.pod.clone(),
+            key: access.to_string(),
+            recipient,
+            decision,
+        };
+        self.audit.write(record).await.map_err(|error| {
+            error!(%error, "audit record could not be written");
+            Status::unavailable("the request could not be recorded, so no key is given out")
+        })
+    }
+}
+
+fn bearer_token<T>(request: &Request<T>) -> Result<&str, Status> {
+    request
+        .metadata()
+        .get("authorization")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN_LEN)
+        .ok_or_else(|| Status::unauthenticated("a service-account token for audience key-service is required"))
+}
+
+#[tonic::async_trait]
+impl Api for KeyService {
+    async fn get_data_key(&self, request: Request<GetDataKeyRequest>) -> Result<Response<GetDataKeyResponse>, Status> {
+        let GetDataKeyRequest { data_key_id, length } = request.get_ref();
+        if !(1..=MAX_KEY_LEN).contains(length) {
+            return Err(Status::invalid_argument(format!(
+                "length is {length}, expected 1 to {MAX_KEY_LEN}"
+            )));
+        }
+        let length = usize::try_from(*length).map_err(|_| Status::invalid_argument("length"))?;
+        let label = Label::from_key_id(data_key_id)
+            .map_err(|error| Status::invalid_argument(format!("data_key_id: {error}")))?;
+        self.admit(&request, Access::DataKey(label), None).await?;
+        let key = self
+            .master_secret
+            .kek()
+            .derive(label, Epoch(0), length)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(GetDataKeyResponse { data_key: key.to_vec() }))
+    }
+
+    async fn get_master_secret(
+        &self,
+        request: Request<GetMasterSecretRequest>,
+    ) -> Result<Response<GetMasterSecretResponse>, Status> {
+        let recipient = &request.get_ref().recipient;
+        if recipient.len() != RECIPIENT_LEN || hex::decode(recipient).is_err() {
+            return Err(Status::invalid_argument(
+                "recipient: expected an attested identity of 64 hex digits",
+            ));
+        }
+        self.admit(&request, Access::MasterSecret, Some(recipient.clone()))
+            .await?;
+        Ok(Response::new(GetMasterSecretResponse {
+            key: self.master_secret.expose_key().to_vec(),
+            salt: self.master_secret.salt().to_vec(),
+        }))
+    }
+}

@@ -1,0 +1,70 @@
+//! Accepts connections with a bounded number of handshakes at once.
+//!
+//! A peer that fails or stalls costs one place for as long as its handshake may take, is logged, and never ends the
+//! server. What a handshake is, and how long it may take, is the caller's business.
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use error_report::Chain;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::{info, warn};
+
+/// Finished handshakes that the server has not yet taken.
+const BACKLOG: usize = 16;
+/// After accepting failed, for instance for want of file descriptors, trying again at once would only burn the CPU.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
+
+/// Accepts connections and performs `handshake` on each; gives those that succeeded, for `serve_with_incoming`.
+///
+/// Ends when the receiver is dropped.
+pub fn accept<S, E, F>(
+    listener: TcpListener,
+    concurrent_handshakes: usize,
+    handshake: impl Fn(TcpStream) -> F + Send + 'static,
+) -> ReceiverStream<io::Result<S>>
+where
+    S: Send + 'static,
+    E: Error + Send + 'static,
+    F: Future<Output = Result<S, E>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    let places = Arc::new(Semaphore::new(concurrent_handshakes));
+    tokio::spawn(async move {
+        loop {
+            let place = places
+                .clone()
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                // The server ended; without this the port would stay open.
+                () = sender.closed() => return,
+            };
+            let (stream, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(%error, "accepting a connection failed");
+                    tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+                    continue;
+                }
+            };
+            let _ = stream.set_nodelay(true);
+            let (handshake, sender) = (handshake(stream), sender.clone());
+            tokio::spawn(async move {
+                let result = handshake.await;
+                drop(place);
+                match result {
+                    Ok(session) => drop(sender.send(Ok(session)).await),
+                    Err(error) => info!(%address, error = %Chain(&error), "handshake failed"),
+                }
+            });
+        }
+    });
+    ReceiverStream::new(receiver)
+}
