@@ -1,5 +1,7 @@
 //! What is in an archive, and that it is always the same.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
