@@ -21,6 +21,13 @@ pub enum Content {
     HostFile(PathBuf),
 }
 
+/// A capability that a file can grant, by its number in Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// Binding to ports below 1024: `CAP_NET_BIND_SERVICE`, linux/capability.h.
+    NetBindService = 10,
+}
+
 /// Why an entry was not added to a layer.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
@@ -30,6 +37,9 @@ pub enum LayerError {
     /// Something else is already there, or a file is where a directory is needed.
     #[error("{0:?} is in the layer twice")]
     Twice(String),
+    /// A capability was granted to something that is no file of this layer.
+    #[error("{0:?} is not a file of the layer")]
+    NoFile(String),
 }
 
 impl Layer {
@@ -44,7 +54,28 @@ impl Layer {
     /// # Errors
     /// When the path is not in normal form or is taken.
     pub fn file(&mut self, path: &str, mode: u32, content: Content) -> Result<&mut Self, LayerError> {
-        self.insert(path, Entry::File { mode, content })
+        self.insert(
+            path,
+            Entry::File {
+                mode,
+                content,
+                capability: None,
+            },
+        )
+    }
+
+    /// Lets the program at `path` gain `capability` when a user other than root runs it.
+    ///
+    /// # Errors
+    /// When there is no file at `path`.
+    pub fn grant(&mut self, path: &str, capability: Capability) -> Result<&mut Self, LayerError> {
+        match self.entries.get_mut(normal_form(path)?) {
+            Some(Entry::File {
+                capability: granted, ..
+            }) => *granted = Some(capability),
+            _ => return Err(LayerError::NoFile(path.to_owned())),
+        }
+        Ok(self)
     }
 
     /// Adds a directory, or gives the one that is there this mode.
@@ -106,9 +137,17 @@ impl Layer {
 
 #[derive(Clone, Debug)]
 enum Entry {
-    Directory { mode: u32 },
-    File { mode: u32, content: Content },
-    Symlink { target: String },
+    Directory {
+        mode: u32,
+    },
+    File {
+        mode: u32,
+        content: Content,
+        capability: Option<Capability>,
+    },
+    Symlink {
+        target: String,
+    },
 }
 
 impl Entry {
@@ -120,18 +159,34 @@ impl Entry {
             }
             Self::File {
                 mode,
-                content: Content::Bytes(bytes),
+                content,
+                capability,
             } => {
-                let mut header = header(EntryType::Regular, *mode, bytes.len() as u64);
+                if let Some(capability) = capability {
+                    tar.append_pax_extensions([("SCHILY.xattr.security.capability", xattr(*capability).as_slice())])?;
+                }
+                content.append(tar, path, *mode)
+            }
+            Self::Symlink { target } => {
+                let mut header = header(EntryType::Symlink, 0o777, 0);
+                tar.append_link(&mut header, path, target)
+            }
+        }
+    }
+}
+
+impl Content {
+    fn append(&self, tar: &mut tar::Builder<impl Write>, path: &str, mode: u32) -> io::Result<()> {
+        match self {
+            Self::Bytes(bytes) => {
+                let mut header = header(EntryType::Regular, mode, bytes.len() as u64);
                 tar.append_data(&mut header, path, bytes.as_slice())
             }
-            Self::File {
-                mode,
-                content: Content::HostFile(host),
-            } => {
-                let file = File::open(host).map_err(|err| naming(host, &err))?;
+            Self::HostFile(host) => {
+                let named = |err: io::Error| io::Error::new(err.kind(), format!("{}: {err}", host.display()));
+                let file = File::open(host).map_err(named)?;
                 let size = file.metadata()?.len();
-                let mut header = header(EntryType::Regular, *mode, size);
+                let mut header = header(EntryType::Regular, mode, size);
                 tar.append_data(
                     &mut header,
                     path,
@@ -140,14 +195,20 @@ impl Entry {
                         left: size,
                     },
                 )
-                .map_err(|err| naming(host, &err))
-            }
-            Self::Symlink { target } => {
-                let mut header = header(EntryType::Symlink, 0o777, 0);
-                tar.append_link(&mut header, path, target)
+                .map_err(named)
             }
         }
     }
+}
+
+/// The extended attribute that makes one capability permitted and effective: `struct vfs_cap_data`, revision 2,
+/// linux/capability.h.
+fn xattr(capability: Capability) -> [u8; 20] {
+    const REVISION_2_EFFECTIVE: u32 = 0x0200_0001;
+    let mut bytes = [0; 20];
+    bytes[..4].copy_from_slice(&REVISION_2_EFFECTIVE.to_le_bytes());
+    bytes[4..8].copy_from_slice(&(1_u32 << capability as u32).to_le_bytes());
+    bytes
 }
 
 /// A file that must have the length it had when it was opened, or the tar file around it would be broken.
@@ -186,10 +247,6 @@ fn normal_form(path: &str) -> Result<&str, LayerError> {
         .ok_or_else(|| LayerError::Path(path.to_owned()))
 }
 
-fn naming(host: &std::path::Path, err: &io::Error) -> io::Error {
-    io::Error::new(err.kind(), format!("{}: {err}", host.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,6 +268,29 @@ mod tests {
             );
         }
         layer.directory("/a", 0o700).unwrap();
+    }
+
+    #[test]
+    fn grants_capabilities_to_files_only() {
+        let mut layer = Layer::new();
+        layer.file("/a/b", 0o755, Content::Bytes(vec![])).unwrap();
+        for other in ["/a", "/c"] {
+            assert!(
+                matches!(
+                    layer.grant(other, Capability::NetBindService),
+                    Err(LayerError::NoFile(_))
+                ),
+                "{other}"
+            );
+        }
+        layer.grant("/a/b", Capability::NetBindService).unwrap();
+    }
+
+    /// What `setcap cap_net_bind_service=+ep` writes.
+    #[test]
+    fn encodes_a_capability_as_the_kernel_does() {
+        let expected = hex::decode("0100000200040000000000000000000000000000").unwrap();
+        assert_eq!(xattr(Capability::NetBindService).as_slice(), expected);
     }
 
     #[test]

@@ -15,5 +15,5 @@ mod name;
 pub use archive::{WriteArchiveError, write_archive};
 pub use digest::Digest;
 pub use image::{Compression, Image};
-pub use layer::{Content, Layer, LayerError};
+pub use layer::{Capability, Content, Layer, LayerError};
 pub use name::{ImageName, ParseImageNameError};

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -34,14 +35,17 @@ impl Cache {
         }
         let kind = self.root.join(kind);
         fs::create_dir_all(&kind)?;
-        let temporary = tempfile::Builder::new().prefix(".making-").tempdir_in(&kind)?;
-        fill(temporary.path())?;
-        open_to_all(temporary.path())?;
-        match fs::rename(temporary.path(), &target) {
-            // Another run was faster; both made the same bytes.
-            Err(_) if target.is_dir() => Ok(target),
-            other => other.map(|()| target).context("moving the result into the cache"),
+        // Two runs at once would build the same things side by side; the second one waits and finds them.
+        let lock = fs::File::create(kind.join(".lock"))?;
+        lock.lock().context("locking the cache")?;
+        if !target.is_dir() {
+            let temporary = kind.join(".making");
+            remove_folder(&temporary).context("removing what an interrupted run left")?;
+            fs::create_dir(&temporary)?;
+            fill(&temporary)?;
+            fs::rename(&temporary, &target).context("moving the result into the cache")?;
         }
+        Ok(target)
     }
 }
 
@@ -109,13 +113,15 @@ fn user_cache() -> Result<PathBuf> {
         .context("neither XDG_CACHE_HOME nor HOME is set: pass --cache DIR")
 }
 
-/// Temporary folders are private, results are not.
-fn open_to_all(folder: &Path) -> Result<()> {
-    fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    Ok(())
+/// Removes a folder with all that is in it; it need not be there.
+pub(super) fn remove_folder(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
-/// Changes when this program makes other results from the same inputs.
+/// To be changed when other code than that of the keys makes other results from the same inputs.
 const LAYOUT: &str = "constellation xtask kubernetes 1";
 
 #[cfg(test)]
@@ -133,14 +139,14 @@ mod tests {
             bail!("interrupted")
         });
         assert!(failed.is_err());
-        assert_eq!(fs::read_dir(root.path().join("programs")).unwrap().count(), 0);
+        assert!(!root.path().join("programs/a").exists());
 
         let made = cache
             .folder("programs", "a", |folder| Ok(fs::write(folder.join("whole"), "")?))
             .unwrap();
         let found = cache.folder("programs", "a", |_| bail!("made twice")).unwrap();
         assert_eq!(made, found);
-        assert!(found.join("whole").is_file());
+        assert!(found.join("whole").is_file() && !found.join("half").exists());
     }
 
     #[test]

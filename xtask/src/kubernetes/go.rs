@@ -75,12 +75,30 @@ impl Go {
             .status()
             .context("running go")?;
         ensure!(status.success(), "go build of {} failed: {status}", module.title);
+        if copy.is_none() && module.programs.iter().any(|(_, package)| package.starts_with('.')) {
+            self.test(folder)?;
+        }
         for (name, package) in &module.programs {
             let file = built
                 .path()
                 .join(if *package == "." { name } else { output_name(package) });
             fs::rename(&file, out.join(name)).with_context(|| format!("{name} was not built"))?;
         }
+        Ok(())
+    }
+
+    /// Runs the tests of the folder's own packages.
+    fn test(&self, folder: &Path) -> Result<()> {
+        let output = self
+            .command(folder)
+            .args(["test", "./..."])
+            .output()
+            .context("running go")?;
+        ensure!(
+            output.status.success(),
+            "go test failed:\n{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
         Ok(())
     }
 
@@ -130,7 +148,6 @@ impl Go {
             .env("GOAMD64", "v1");
         command
             .env("GOWORK", "off")
-            .env("GOENV", "off")
             .env_remove("GOEXPERIMENT")
             .env_remove("GODEBUG");
         if env::var_os("GOMEMLIMIT").is_none() {

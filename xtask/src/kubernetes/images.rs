@@ -1,7 +1,7 @@
 //! The container images of a mirror.
 
 use anyhow::Result;
-use oci_archive::{Content, Image, Layer};
+use oci_archive::{Capability, Content, Image, Layer};
 
 use super::Programs;
 use super::recipe::{IMAGES, Recipe};
@@ -36,6 +36,10 @@ fn image(title: &str, recipe: &Recipe, programs: &Programs, network_tools: &Laye
     };
     let mut layer = base()?;
     layer.file(&path, 0o755, Content::HostFile(programs.path(program)?))?;
+    if title == "coredns" {
+        // It serves port 53 and is not root.
+        layer.grant(&path, Capability::NetBindService)?;
+    }
     if title == "etcd" {
         layer.file(
             "/usr/local/bin/etcdctl",
@@ -52,8 +56,10 @@ fn image(title: &str, recipe: &Recipe, programs: &Programs, network_tools: &Laye
         "PATH".into(),
         "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
     );
-    if title == "pause" {
-        image.user = "65535:65535".into();
+    match title {
+        "coredns" => image.user = "65532:65532".into(),
+        "pause" => image.user = "65535:65535".into(),
+        _ => {}
     }
     Ok(image)
 }

@@ -10,7 +10,7 @@ use flate2::{Compression, GzBuilder};
 use kubernetes_components::{Component, ComponentHash, ComponentList, MIRROR_DOCUMENT};
 use oci_archive::{Content, Layer, write_archive};
 
-use super::cache::Key;
+use super::cache::{Key, remove_folder};
 use super::images::NamedImage;
 use super::recipe::{CNI_PLUGINS, Module, NODE_PROGRAMS, Recipe};
 use super::{Build, Programs};
@@ -46,13 +46,17 @@ impl Mirror {
         let out = std::path::absolute(out)?;
         let parent = out.parent().context("the root folder cannot be a mirror")?;
         fs::create_dir_all(parent)?;
-        let temporary = tempfile::Builder::new().prefix(".mirror-").tempdir_in(parent)?;
-        let (new, old) = (temporary.path().join("new"), temporary.path().join("old"));
+        let name = out.file_name().context("the folder has no name")?.display();
+        let (new, old) = (parent.join(format!(".{name}.new")), parent.join(format!(".{name}.old")));
+        // An interrupted run left them.
+        remove_folder(&new)?;
+        remove_folder(&old)?;
         copy_tree(&self.folder, &new)?;
         if out.exists() {
             fs::rename(&out, &old)?;
         }
         fs::rename(&new, &out)?;
+        remove_folder(&old)?;
         Ok(out)
     }
 }
@@ -66,6 +70,10 @@ pub(super) fn key(recipe: &Recipe, modules: &[Module], build: &Build, packages: 
     for name in recipe.image_names() {
         key.add(&name);
     }
+    // What the images and the archive are made of is written in these.
+    key.add(include_str!("debian.rs"))
+        .add(include_str!("images.rs"))
+        .add(include_str!("mirror.rs"));
     key.add(&hash_file(packages)?.to_string());
     Ok(key.finish())
 }
