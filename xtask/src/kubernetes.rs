@@ -54,7 +54,6 @@ pub(crate) fn run(args: &KubernetesArgs) -> Result<()> {
         recipe: Recipe::new(args.version),
         sources: workspace_root().join("kubernetes"),
         cache: Cache::open(args.cache.clone())?,
-        go: Go::find()?,
         progress: Progress::start(),
     };
     let path = match &args.out {
@@ -72,7 +71,6 @@ struct Build {
     recipe: Recipe,
     sources: PathBuf,
     cache: Cache,
-    go: Go,
     progress: Progress,
 }
 
@@ -89,7 +87,7 @@ impl Build {
             let folder = self.module(&module.only(names))?;
             mirror::copy_file(&folder.join(name), &out.join(name))?;
         }
-        Ok(out.to_owned())
+        Ok(out.canonicalize()?)
     }
 
     fn mirror(&self, packages: Option<&Path>) -> Result<Mirror> {
@@ -118,7 +116,7 @@ impl Build {
             let names: Vec<_> = module.names().collect();
             let what = format!("{} {} ({})", module.title, module.version, names.join(" "));
             self.progress.step(&format!("building {what}"), || {
-                self.go.build(module, &self.sources, folder)
+                Go::find()?.build(module, &self.sources, folder)
             })
         })
     }

@@ -30,11 +30,12 @@ impl Go {
     /// Finds a client that is new enough: in `PATH`, or where Go's own archive is unpacked to.
     pub(super) fn find() -> Result<Self> {
         let path = env::var_os("PATH").unwrap_or_default();
-        let program = env::split_paths(&path)
-            .chain(["/usr/local/go/bin".into()])
-            .map(|folder| folder.join("go"))
-            .find(|program| program.is_file());
-        let Some(program) = program else {
+        Self::find_in(env::split_paths(&path).chain(["/usr/local/go/bin".into()]))
+    }
+
+    fn find_in(folders: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
+        let mut programs = folders.into_iter().map(|folder| folder.join("go"));
+        let Some(program) = programs.find(|program| program.is_file()) else {
             bail!("Go is missing: install Go 1.21 or newer (go.dev/doc/install, or Debian's golang-go from backports)")
         };
         let output = Command::new(&program)
@@ -199,6 +200,13 @@ const MAX_COMPILERS: usize = 4;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn says_how_to_get_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let err = Go::find_in([folder.path().to_owned()]).err().unwrap().to_string();
+        assert!(err.starts_with("Go is missing: install Go 1.21"), "{err}");
+    }
 
     #[test]
     fn reads_versions_of_go() {

@@ -77,3 +77,41 @@ fn base() -> Result<Layer> {
     layer.directory("/tmp", 0o1777)?.directory("/root", 0o700)?;
     Ok(layer)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::recipe::Minor;
+    use super::*;
+
+    #[test]
+    fn images_are_what_manifests_expect() {
+        let folder = tempfile::tempdir().unwrap();
+        for program in IMAGES.iter().chain(&["etcdctl", "flanneld"]) {
+            fs::write(folder.path().join(program), "").unwrap();
+        }
+        let programs = Programs {
+            folders: vec![folder.path().to_owned()],
+        };
+        let images = all(&Recipe::new(Minor::V1_35), &programs, &Layer::new()).unwrap();
+        let summary: Vec<_> = images
+            .iter()
+            .map(|NamedImage { title, image }| {
+                let user = image.user.split(':').next().unwrap();
+                format!("{title} {} {user:?} {}", image.entrypoint.join(" "), image.layers.len())
+            })
+            .collect();
+        let expected = [
+            r#"coredns /coredns "65532" 1"#,
+            r#"etcd /usr/local/bin/etcd "" 1"#,
+            r#"flannel /opt/bin/flanneld "" 2"#,
+            r#"kube-apiserver /usr/local/bin/kube-apiserver "" 1"#,
+            r#"kube-controller-manager /usr/local/bin/kube-controller-manager "" 1"#,
+            r#"kube-proxy /usr/local/bin/kube-proxy "" 2"#,
+            r#"kube-scheduler /usr/local/bin/kube-scheduler "" 1"#,
+            r#"pause /pause "65535" 1"#,
+        ];
+        assert_eq!(summary, expected);
+    }
+}
