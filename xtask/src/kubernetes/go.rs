@@ -3,7 +3,7 @@
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -71,11 +71,8 @@ impl Go {
             .arg(module.link_flags())
             .arg("-o")
             .arg(target);
-        let status = go
-            .args(module.programs.iter().map(|(_, package)| package))
-            .status()
-            .context("running go")?;
-        ensure!(status.success(), "go build of {} failed: {status}", module.title);
+        go.args(module.programs.iter().map(|(_, package)| package));
+        run(go).with_context(|| format!("building {}", module.title))?;
         if copy.is_none() && module.programs.iter().any(|(_, package)| package.starts_with('.')) {
             self.test(folder)?;
         }
@@ -90,32 +87,16 @@ impl Go {
 
     /// Runs the tests of the folder's own packages.
     fn test(&self, folder: &Path) -> Result<()> {
-        let output = self
-            .command(folder)
-            .args(["test", "./..."])
-            .output()
-            .context("running go")?;
-        ensure!(
-            output.status.success(),
-            "go test failed:\n{}",
-            String::from_utf8_lossy(&output.stdout)
-        );
-        Ok(())
+        let mut go = self.command(folder);
+        go.args(["test", "./..."]);
+        run(go).map(|_| ())
     }
 
     /// Copies a published module, checked against the folder's `go.sum`, and leaves lines of its `main.go` out.
     fn copy_without(&self, folder: &Path, module: &str, without: &[&str]) -> Result<tempfile::TempDir> {
-        let output = self
-            .command(folder)
-            .args(["mod", "download", "-json", module])
-            .stderr(Stdio::inherit())
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "go mod download {module}: {}",
-            String::from_utf8_lossy(&output.stdout)
-        );
-        let downloaded: Downloaded = serde_json::from_slice(&output.stdout)?;
+        let mut go = self.command(folder);
+        go.args(["mod", "download", "-json", module]);
+        let downloaded: Downloaded = serde_json::from_slice(&run(go)?)?;
         let copy = tempfile::tempdir()?;
         copy_tree(&downloaded.dir, copy.path())?;
         let main = copy.path().join("main.go");
@@ -158,6 +139,22 @@ impl Go {
     }
 }
 
+/// Runs Go and returns what it prints. It names every module it fetches, which is shown only if it fails.
+fn run(mut go: Command) -> Result<Vec<u8>> {
+    let output = go.output().context("running go")?;
+    if !output.status.success() {
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text
+            .lines()
+            .filter(|line| !line.starts_with("go: downloading "))
+            .collect();
+        let last = lines.len().saturating_sub(SHOWN_LINES);
+        bail!("go ended with {}:\n{}", output.status, lines[last..].join("\n"));
+    }
+    Ok(output.stdout)
+}
+
 /// What `go mod download -json` prints.
 #[derive(Deserialize)]
 struct Downloaded {
@@ -193,6 +190,9 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// How much of a failed build's messages is shown.
+const SHOWN_LINES: usize = 40;
 
 /// Each compiler of Kubernetes' larger packages takes more than a gigabyte.
 const MAX_COMPILERS: usize = 4;
