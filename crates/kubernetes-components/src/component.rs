@@ -1,0 +1,186 @@
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// One file that a node fetches, checks and installs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Component {
+    /// Where it is.
+    pub url: ComponentUrl,
+    /// What it must hash to before it is installed.
+    pub hash: ComponentHash,
+    /// The file it becomes, or the folder it is unpacked to.
+    pub install_path: InstallPath,
+    /// Whether it is a gzipped tar file to unpack.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub extract: bool,
+}
+
+/// Where a component is: an HTTP address, or a path below the root of the mirror that lists it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ComponentUrl(String);
+
+/// A text that is no component URL.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is neither an http(s) URL nor a relative path without '..'")]
+pub struct ParseComponentUrlError(String);
+
+impl ComponentUrl {
+    /// The path below the mirror's root, if it is one.
+    #[must_use]
+    pub fn relative(&self) -> Option<&str> {
+        (!is_http(&self.0)).then_some(&self.0)
+    }
+
+    /// The text as written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ComponentUrl {
+    type Err = ParseComponentUrlError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let printable = text.len() <= MAX_TEXT_LEN && text.bytes().all(|c| c.is_ascii_graphic());
+        // A colon would make "file:x" a relative path that some client takes for a scheme.
+        if printable && (is_http(text) || (is_normal(text) && !text.contains([':', '\\', '%', '?', '#']))) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ParseComponentUrlError(shorten(text)))
+        }
+    }
+}
+
+/// An absolute path of a node in normal form.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct InstallPath(String);
+
+/// A text that is no absolute path in normal form.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not an absolute path without '.', '..' and empty parts")]
+pub struct ParseInstallPathError(String);
+
+impl InstallPath {
+    /// The path as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for InstallPath {
+    type Err = ParseInstallPathError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let inside = text
+            .strip_prefix('/')
+            .filter(|_| text.len() <= MAX_TEXT_LEN && text.bytes().all(|c| c.is_ascii_graphic()));
+        match inside {
+            Some(inside) if is_normal(inside) => Ok(Self(text.to_owned())),
+            _ => Err(ParseInstallPathError(shorten(text))),
+        }
+    }
+}
+
+/// A SHA-256 digest, written `sha256:` and 64 lower-case hex digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ComponentHash([u8; 32]);
+
+/// A text that is no SHA-256 digest.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not \"sha256:\" followed by 64 lower-case hex digits")]
+pub struct ParseComponentHashError(String);
+
+impl ComponentHash {
+    /// The digest itself.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl From<[u8; 32]> for ComponentHash {
+    fn from(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
+}
+
+impl FromStr for ComponentHash {
+    type Err = ParseComponentHashError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut digest = [0; 32];
+        text.strip_prefix("sha256:")
+            // The list's hash covers the text, so one digest must have one spelling.
+            .filter(|digits| !digits.bytes().any(|c| c.is_ascii_uppercase()))
+            .and_then(|digits| hex::decode_to_slice(digits, &mut digest).ok())
+            .map(|()| Self(digest))
+            .ok_or_else(|| ParseComponentHashError(shorten(text)))
+    }
+}
+
+impl fmt::Display for ComponentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", hex::encode(self.0))
+    }
+}
+
+macro_rules! text_conversions {
+    ($($name:ident: $error:ident),*) => {$(
+        impl TryFrom<String> for $name {
+            type Error = $error;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(value: $name) -> Self {
+                value.to_string()
+            }
+        }
+    )*};
+}
+
+text_conversions!(
+    ComponentUrl: ParseComponentUrlError,
+    InstallPath: ParseInstallPathError,
+    ComponentHash: ParseComponentHashError
+);
+
+impl fmt::Display for ComponentUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for InstallPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn is_http(text: &str) -> bool {
+    ["https://", "http://"]
+        .iter()
+        .any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+}
+
+fn is_normal(path: &str) -> bool {
+    path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+/// The longest URL or path that is taken.
+const MAX_TEXT_LEN: usize = 1024;

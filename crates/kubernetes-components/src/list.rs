@@ -1,0 +1,106 @@
+use std::collections::BTreeSet;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use cluster_types::KubernetesVersion;
+
+use crate::Component;
+
+/// The components of one Kubernetes version, in the order in which they are hashed and installed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComponentList {
+    kubernetes_version: KubernetesVersion,
+    components: Vec<Component>,
+}
+
+/// Why components do not make a list.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidListError {
+    /// There are more than any Kubernetes version has.
+    #[error("{0} components, at most {MAX_COMPONENTS} are accepted")]
+    TooMany(usize),
+    /// Two files would be installed at one path, and the order would decide which one stays.
+    #[error("two components have the install path {0:?}")]
+    SamePath(String),
+}
+
+impl ComponentList {
+    /// A list of these components.
+    ///
+    /// # Errors
+    /// When two of them go to one path, or there are too many.
+    pub fn new(kubernetes_version: KubernetesVersion, components: Vec<Component>) -> Result<Self, InvalidListError> {
+        if components.len() > MAX_COMPONENTS {
+            return Err(InvalidListError::TooMany(components.len()));
+        }
+        let mut paths = BTreeSet::new();
+        match components
+            .iter()
+            .find(|component| !paths.insert(&component.install_path))
+        {
+            Some(second) => Err(InvalidListError::SamePath(second.install_path.to_string())),
+            None => Ok(Self {
+                kubernetes_version,
+                components,
+            }),
+        }
+    }
+
+    /// The Kubernetes version they make up.
+    #[must_use]
+    pub fn kubernetes_version(&self) -> &KubernetesVersion {
+        &self.kubernetes_version
+    }
+
+    /// The components.
+    #[must_use]
+    pub fn components(&self) -> &[Component] {
+        &self.components
+    }
+
+    /// The hash that names this list: `sha256:` and hex digits.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        let hashes: Vec<String> = self
+            .components
+            .iter()
+            .map(|component| component.hash.to_string())
+            .collect();
+        components_hash(hashes.iter().map(String::as_str))
+    }
+}
+
+/// The hash of a list: SHA-256 over the concatenated hash texts, in order and without separator.
+#[must_use]
+pub fn components_hash<'a>(hashes: impl IntoIterator<Item = &'a str>) -> String {
+    let mut context = Context::new(&SHA256);
+    hashes.into_iter().for_each(|hash| context.update(hash.as_bytes()));
+    format!("sha256:{}", hex::encode(context.finish()))
+}
+
+/// A mirror of ours has about fifteen.
+const MAX_COMPONENTS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The vectors are the predecessor's, because its clusters are found by these names.
+    #[test]
+    fn hashes_lists_as_the_predecessor_did() {
+        let one = "sha256:8dc78774f7cbeaf787994d386eec663f0a3cf24de1ea4893598096cb39ef2508";
+        let cases: [(&[&str], &str); 3] = [
+            (
+                &["sha256:aa", "sha256:bb", ""],
+                "97a77dfe44a08a743390c23c65e12269f883b0f8e7ddf057b967c4a16966848e",
+            ),
+            (
+                &[one],
+                "a9ffc4585fdbfec872122764b4584fb01cd561da5e55c8071eb831dcaa0add16",
+            ),
+            (&[], "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+        ];
+        for (hashes, expected) in cases {
+            assert_eq!(components_hash(hashes.iter().copied()), format!("sha256:{expected}"));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The list as the document at the root of a mirror.
+
+use cluster_types::KubernetesVersion;
+use serde::{Deserialize, Serialize};
+
+use crate::{Component, ComponentList, InvalidListError};
+
+/// The name of the document at a mirror's root.
+pub const MIRROR_DOCUMENT: &str = "components.json";
+
+/// The longest document that is read; ours has about 4 KiB.
+pub const MAX_DOCUMENT_LEN: usize = 1 << 20;
+
+/// Why bytes are no mirror document.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseMirrorError {
+    /// It is longer than [`MAX_DOCUMENT_LEN`].
+    #[error("the document has {0} bytes, at most {MAX_DOCUMENT_LEN} are read")]
+    TooLong(usize),
+    /// It is no JSON of the expected form.
+    #[error("the document is malformed")]
+    Json(#[from] serde_json::Error),
+    /// Single components are valid, together they are not.
+    #[error("the components do not make a list")]
+    List(#[from] InvalidListError),
+}
+
+impl ComponentList {
+    /// The mirror document, as text for people too.
+    #[must_use]
+    pub fn to_mirror_document(&self) -> Vec<u8> {
+        let document = Document {
+            version: DocumentVersion::V1,
+            kubernetes_version: self.kubernetes_version().clone(),
+            components: self.components().to_vec(),
+        };
+        let mut bytes = serde_json::to_vec_pretty(&document).expect("the document has text keys only");
+        bytes.push(b'\n');
+        bytes
+    }
+
+    /// Parses a mirror document.
+    ///
+    /// # Errors
+    /// When it is too long, malformed or of another version, or lists two files for one path.
+    ///
+    /// # Security
+    /// The document is as trustworthy as where it comes from: whoever asks a node to install a list has to pin its
+    /// [`hash`](Self::hash).
+    pub fn from_mirror_document(bytes: &[u8]) -> Result<Self, ParseMirrorError> {
+        if bytes.len() > MAX_DOCUMENT_LEN {
+            return Err(ParseMirrorError::TooLong(bytes.len()));
+        }
+        let document: Document = serde_json::from_slice(bytes)?;
+        Ok(Self::new(document.kubernetes_version, document.components)?)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    version: DocumentVersion,
+    kubernetes_version: KubernetesVersion,
+    components: Vec<Component>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum DocumentVersion {
+    #[serde(rename = "v1")]
+    V1,
+}

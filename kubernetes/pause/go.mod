@@ -1,0 +1,3 @@
+module constellation.example/pause
+
+go 1.25.0

@@ -1,0 +1,178 @@
+//! `cargo xtask kubernetes`: builds upstream Kubernetes from its published Go modules and writes a mirror.
+//!
+//! 1. Programs are built from the module folders below `kubernetes/`, whose `go.sum` pins every source.
+//! 2. The packet filter tools come from Debian packages.
+//! 3. Images, binaries and CNI plugins become the files of a mirror, listed with their hashes in `components.json`.
+//!
+//! Everything is cached under the hash of its inputs, and folders appear by renaming only, so an interrupted run is
+//! repeated by running it again.
+
+mod cache;
+mod debian;
+mod go;
+mod images;
+mod mirror;
+mod recipe;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use crate::progress::Progress;
+use cache::Cache;
+use go::Go;
+use mirror::Mirror;
+use recipe::{Minor, Module, Recipe};
+
+/// Build upstream Kubernetes from its Go modules and write a mirror.
+#[derive(Args)]
+pub(crate) struct KubernetesArgs {
+    /// The minor version.
+    #[arg(long, value_enum, default_value_t = Minor::V1_35)]
+    version: Minor,
+    /// The folder to write; without it the result stays in the cache.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Build these programs only and put them into the folder as they are.
+    #[arg(long, value_name = "PROGRAM,...", value_delimiter = ',', requires = "out")]
+    only: Vec<String>,
+    /// The folder for results of earlier runs [default: ~/.cache/constellation/kubernetes].
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// A tar file with Debian's packages nftables and iptables unpacked, instead of fetching them.
+    #[arg(long, value_name = "TAR")]
+    packages: Option<PathBuf>,
+}
+
+/// Runs the command and prints where the result is.
+#[expect(clippy::print_stdout, reason = "the path is the command's result")]
+pub(crate) fn run(args: &KubernetesArgs) -> Result<()> {
+    let build = Build {
+        recipe: Recipe::new(args.version),
+        sources: workspace_root().join("kubernetes"),
+        cache: Cache::open(args.cache.clone())?,
+        progress: Progress::start(),
+    };
+    let path = match &args.out {
+        Some(out) if !args.only.is_empty() => build.programs_to(&args.only, out)?,
+        Some(out) => build.mirror(args.packages.as_deref())?.copy_to(out)?,
+        None => build.mirror(args.packages.as_deref())?.into_path(),
+    };
+    build.progress.done();
+    println!("{}", path.display());
+    Ok(())
+}
+
+/// What one run works with.
+struct Build {
+    recipe: Recipe,
+    sources: PathBuf,
+    cache: Cache,
+    progress: Progress,
+}
+
+impl Build {
+    fn programs_to(&self, names: &[String], out: &Path) -> Result<PathBuf> {
+        fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
+        let modules = self.recipe.modules();
+        let known = || modules.iter().flat_map(Module::names).collect::<Vec<_>>().join(", ");
+        for name in names {
+            let module = modules.iter().find(|module| module.names().any(|known| known == name));
+            let Some(module) = module else {
+                bail!("no program is named {name:?}; there are: {}", known())
+            };
+            let folder = self.module(&module.only(names))?;
+            mirror::copy_file(&folder.join(name), &out.join(name))?;
+        }
+        Ok(out.canonicalize()?)
+    }
+
+    fn mirror(&self, packages: Option<&Path>) -> Result<Mirror> {
+        let packages = match packages {
+            Some(tar) => tar.to_owned(),
+            None => debian::fetch(&self.cache, &self.progress)?,
+        };
+        let modules = self.recipe.modules();
+        let key = mirror::key(&self.recipe, &modules, self, &packages)?;
+        let folder = self.cache.folder("mirrors", &key, |folder| {
+            let programs = modules
+                .iter()
+                .map(|module| self.module(module))
+                .collect::<Result<Vec<_>>>()?;
+            let programs = Programs { folders: programs };
+            self.check_image_names(&programs.path("kubeadm")?)?;
+            let images = images::all(&self.recipe, &programs, &debian::network_tools(&packages)?)?;
+            mirror::write(folder, &self.recipe, &programs, &images, &self.progress)
+        })?;
+        Ok(Mirror::new(folder))
+    }
+
+    /// The folder with the module's programs, which are built if they are not there yet.
+    fn module(&self, module: &Module) -> Result<PathBuf> {
+        self.cache.folder("programs", &self.module_key(module)?, |folder| {
+            let names: Vec<_> = module.names().collect();
+            let what = format!("{} {} ({})", module.title, module.version, names.join(" "));
+            self.progress.step(&format!("building {what}"), || {
+                Go::find()?.build(module, &self.sources, folder)
+            })
+        })
+    }
+
+    /// Everything a module's programs depend on.
+    fn module_key(&self, module: &Module) -> Result<String> {
+        let folder = self.sources.join(&module.folder);
+        let mut key = cache::Key::new(module.title);
+        key.add(go::TOOLCHAIN)
+            .add(&go::FLAGS.join(" "))
+            .add(&module.link_flags())
+            .add(&format!("{:?}", module.programs));
+        key.add(&format!("{:?}", module.source)).add_folder(&folder)?;
+        Ok(key.finish())
+    }
+
+    /// kubeadm asks containerd for exactly these names; a typo would show only on a node without internet.
+    fn check_image_names(&self, kubeadm: &Path) -> Result<()> {
+        let version = format!("--kubernetes-version={}", self.recipe.kubernetes);
+        let output = std::process::Command::new(kubeadm)
+            .args(["config", "images", "list", &version])
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "kubeadm: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let wanted: Vec<_> = str::from_utf8(&output.stdout)?.lines().map(str::to_owned).collect();
+        for name in &wanted {
+            ensure!(
+                self.recipe.image_names().contains(name),
+                "kubeadm wants the image {name}, which is not made here"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Folders with built programs.
+struct Programs {
+    folders: Vec<PathBuf>,
+}
+
+impl Programs {
+    fn path(&self, name: &str) -> Result<PathBuf> {
+        let path = self
+            .folders
+            .iter()
+            .map(|folder| folder.join(name))
+            .find(|path| path.is_file());
+        path.with_context(|| format!("{name} was not built"))
+    }
+}
+
+/// The checkout this program runs in: cargo sets the variable, and a copied program remembers where it was built.
+fn workspace_root() -> PathBuf {
+    let xtask = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    xtask.parent().map_or(xtask.clone(), Path::to_owned)
+}
