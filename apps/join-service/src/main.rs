@@ -1,1 +1,106 @@
-fn main() {}
+//! The JoinService: lets in only nodes that prove what they run, and hands them what they need.
+//!
+//! Both sides attest. A node gets its own disk key and no other, because its disk and its name belong to the attested
+//! machine that claimed them first; it gets a role only with the operator's grant; its kubelet certificate says what the
+//! ticket allows, not what the request says.
+
+mod certificate;
+mod config;
+mod pki;
+mod service;
+mod ticket;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use attestation::{Attester, Purpose, Verifiers};
+use attestation_tpm::{SocketTransport, Tpm, TpmAttester};
+use attestation_variants::qemu_vtpm;
+use attested_tls::{Endpoint, PeerPolicy, incoming};
+use clap::Parser;
+use grpc_api::join::api_server::ApiServer;
+use key_service_client::KeyServiceClient;
+use kubernetes::Cluster;
+use prometheus_client::registry::Registry;
+use service_runtime::{RuntimeArgs, listen, start, start_logging};
+use tonic::transport::Server;
+use tracing::info;
+
+use crate::config::{Config, ConfiguredVerifier};
+use crate::pki::Pki;
+use crate::service::JoinService;
+use crate::ticket::TicketOffice;
+
+const PURPOSES: &[Purpose] = &[Purpose::Join, Purpose::Rejoin];
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_MESSAGE_LEN: usize = 64 * 1024;
+
+#[derive(Parser)]
+#[command(version, about = "Lets in only nodes that prove what they run")]
+struct Args {
+    /// Where nodes connect.
+    #[arg(long, default_value = "0.0.0.0:9090")]
+    address: SocketAddr,
+    /// The mounted ConfigMap join-config.
+    #[arg(long, default_value = "/var/config")]
+    config: PathBuf,
+    /// The cluster's certificate authorities.
+    #[arg(long, default_value = "/etc/kubernetes/pki")]
+    pki: PathBuf,
+    /// host:port of the key service.
+    #[arg(long, default_value = "key-service.kube-system:9000")]
+    key_service: String,
+    /// A service-account token for audience key-service, renewed by the kubelet.
+    #[arg(long, default_value = "/var/run/secrets/key-service/token")]
+    key_service_token: PathBuf,
+    /// Use the software TPM behind this socket instead of this machine's TPM.
+    #[arg(long, hide = true)]
+    tpm_socket: Option<PathBuf>,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    start_logging();
+    let args = Args::parse();
+    let mut metrics = Registry::default();
+    let config = Config::load(args.config.clone())?;
+    let keys = KeyServiceClient::new(
+        &args.key_service,
+        config.current().key_service_key,
+        args.key_service_token,
+    )
+    .context("--key-service is no host:port")?;
+    let office = TicketOffice::new(Cluster::connect().await?, keys, Pki::new(args.pki), config.clone());
+    let service = JoinService::new(office, &mut metrics);
+    let peer = PeerPolicy::Attested(Arc::new(Verifiers::one(ConfiguredVerifier::new(config.clone()))));
+    let attester: Arc<dyn Attester> = Arc::new(attester(args.tpm_socket)?);
+    let endpoint = Arc::new(Endpoint::new(Some(attester), peer));
+
+    let runtime = start(args.runtime, metrics).await?;
+    let reloading = tokio::spawn(config.reload_on_change());
+    let sessions = incoming(listen(args.address).await?, endpoint, PURPOSES);
+    runtime.ready().await;
+    info!(address = %args.address, "join service ready");
+    Server::builder()
+        .timeout(REQUEST_TIMEOUT)
+        .add_service(ApiServer::new(service).max_decoding_message_size(MAX_MESSAGE_LEN))
+        .serve_with_incoming_shutdown(sessions, runtime.draining())
+        .await?;
+    reloading.abort();
+    Ok(())
+}
+
+fn attester(tpm_socket: Option<PathBuf>) -> Result<TpmAttester> {
+    match tpm_socket {
+        None => qemu_vtpm::attester().context("setting up attestation with this machine's TPM"),
+        Some(socket) => {
+            let transport = SocketTransport::connect(&socket).with_context(|| format!("connecting to {socket:?}"))?;
+            qemu_vtpm::attester_on(Tpm::new(transport)).context("setting up attestation with a software TPM")
+        }
+    }
+}

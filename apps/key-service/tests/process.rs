@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleRef, Subject};
 use key_derivation::{Label, MasterSecret};
 use key_service_client::{AUDIENCE, KeyServiceClient, KeyServiceError, KeyServicePublicKey};
-use kube::Api;
-use kube::api::PostParams;
+use kubernetes::Cluster;
+use kubernetes::deployment::{self, Service};
 use tempfile::TempDir;
 use test_cluster::{TestCluster, free_address};
 use tonic::Code;
@@ -32,7 +31,14 @@ impl KeyService {
     async fn start_with_audit_log(audit_log: Option<&Path>) -> Self {
         let cluster = TestCluster::start().await.unwrap();
         let kubeconfig = cluster.kubeconfig("key-service").await.unwrap();
-        allow_token_reviews(&cluster).await;
+        let admin = Cluster::new(cluster.admin().unwrap());
+        for object in deployment::rights(Service::Key) {
+            admin.apply(&object).await.unwrap();
+        }
+        cluster
+            .wait_until_allowed("key-service", "create", "authentication.k8s.io", "tokenreviews")
+            .await
+            .unwrap();
         let folder = TempDir::new().unwrap();
         let key = zeroize::Zeroizing::new(CANARY.as_bytes().to_vec());
         let master_secret = MasterSecret::new(key, vec![7; 32]).unwrap();
@@ -116,27 +122,6 @@ impl Drop for KeyService {
     }
 }
 
-/// The one right the key service has in a cluster.
-async fn allow_token_reviews(cluster: &TestCluster) {
-    let mut binding = ClusterRoleBinding {
-        role_ref: RoleRef {
-            api_group: "rbac.authorization.k8s.io".into(),
-            kind: "ClusterRole".into(),
-            name: "system:auth-delegator".into(),
-        },
-        subjects: Some(vec![Subject {
-            kind: "ServiceAccount".into(),
-            name: "key-service".into(),
-            namespace: Some("kube-system".into()),
-            ..Subject::default()
-        }]),
-        ..ClusterRoleBinding::default()
-    };
-    binding.metadata.name = Some("key-service".into());
-    let api: Api<ClusterRoleBinding> = Api::all(cluster.admin().unwrap());
-    api.create(&PostParams::default(), &binding).await.unwrap();
-}
-
 async fn refusal(client: &KeyServiceClient, id: &str) -> Code {
     match client.data_key(id).await {
         Err(KeyServiceError::Refused(status)) => status.code(),
@@ -150,7 +135,13 @@ async fn callers_get_what_they_may_have_and_every_request_is_recorded() {
     let join_service = service.client("join-service", Some(AUDIENCE)).await;
 
     let expected = service.master_secret.kek().state_disk_key(DISK.parse().unwrap());
-    assert_eq!(&join_service.data_key(DISK).await.unwrap_or_else(|error| panic!("{error:?} {}", service.log())), expected.expose());
+    assert_eq!(
+        &join_service
+            .data_key(DISK)
+            .await
+            .unwrap_or_else(|error| panic!("{error:?} {}", service.log())),
+        expected.expose()
+    );
     let expected = service.master_secret.kek().measurement_secret();
     assert_eq!(
         &join_service.data_key("measurementSecret").await.unwrap(),
@@ -215,6 +206,11 @@ async fn no_key_leaves_when_it_cannot_be_recorded() {
     let service = KeyService::start_with_audit_log(Some(Path::new("/dev/full"))).await;
     let join_service = service.client("join-service", Some(AUDIENCE)).await;
     assert_eq!(refusal(&join_service, DISK).await, Code::Unavailable);
+    assert!(
+        service.log().contains("audit record could not be written"),
+        "{}",
+        service.log()
+    );
 }
 
 #[tokio::test]

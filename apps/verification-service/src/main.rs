@@ -1,1 +1,83 @@
-fn main() {}
+//! The VerificationService: gives fresh Evidence of its node to anyone who asks.
+//!
+//! gRPC runs inside attested TLS (purpose `verify`), so that opening a session already is the verification: the node's
+//! Evidence is bound to it. For those who have nothing but `curl`, HTTP gives Evidence over a nonce alone, which shows
+//! that a node in this state answered, not who the peer is. Nothing secret is here, so nobody has to authenticate.
+
+mod http;
+mod service;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use attestation::{Attester, Purpose};
+use attestation_tpm::{SocketTransport, Tpm, TpmAttester};
+use attestation_variants::qemu_vtpm;
+use attested_tls::{Endpoint, PeerPolicy, incoming};
+use clap::Parser;
+use grpc_api::verify::api_server::ApiServer;
+use prometheus_client::registry::Registry;
+use service_runtime::{RuntimeArgs, listen, start, start_logging};
+use tonic::transport::Server;
+use tracing::info;
+
+use crate::service::Quoting;
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_MESSAGE_LEN: usize = 4096;
+
+#[derive(Parser)]
+#[command(version, about = "Gives fresh evidence of its node to anyone")]
+struct Args {
+    /// Where gRPC is served, inside attested TLS.
+    #[arg(long, default_value = "0.0.0.0:9090")]
+    address: SocketAddr,
+    /// Where HTTP is served.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    http_address: SocketAddr,
+    /// Use the software TPM behind this socket instead of this machine's TPM.
+    #[arg(long, hide = true)]
+    tpm_socket: Option<PathBuf>,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    start_logging();
+    let args = Args::parse();
+    let mut metrics = Registry::default();
+    let attester: Arc<dyn Attester> = Arc::new(attester(args.tpm_socket)?);
+    let quoting = Quoting::new(attester.clone(), &mut metrics);
+    let peer = PeerPolicy::Unattested {
+        reason: "anyone may verify a node",
+    };
+    let endpoint = Arc::new(Endpoint::new(Some(attester), peer));
+
+    let runtime = start(args.runtime, metrics).await?;
+    let http = http::serve(listen(args.http_address).await?, quoting.clone(), runtime.draining());
+    let sessions = incoming(listen(args.address).await?, endpoint, &[Purpose::Verify]);
+    runtime.ready().await;
+    info!(address = %args.address, http_address = %args.http_address, "verification service ready");
+    let grpc = Server::builder()
+        .timeout(REQUEST_TIMEOUT)
+        .add_service(ApiServer::new(quoting).max_decoding_message_size(MAX_MESSAGE_LEN))
+        .serve_with_incoming_shutdown(sessions, runtime.draining());
+    tokio::try_join!(async { grpc.await.context("serving gRPC") }, async {
+        http.await.context("serving HTTP")
+    })?;
+    Ok(())
+}
+
+fn attester(tpm_socket: Option<PathBuf>) -> Result<TpmAttester> {
+    match tpm_socket {
+        None => qemu_vtpm::attester().context("setting up attestation with this machine's TPM"),
+        Some(socket) => {
+            let transport = SocketTransport::connect(&socket).with_context(|| format!("connecting to {socket:?}"))?;
+            qemu_vtpm::attester_on(Tpm::new(transport)).context("setting up attestation with a software TPM")
+        }
+    }
+}

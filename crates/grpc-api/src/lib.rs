@@ -15,6 +15,17 @@ pub mod components {
     tonic::include_proto!("components");
 }
 
+impl From<&kubernetes_components::Component> for components::Component {
+    fn from(component: &kubernetes_components::Component) -> Self {
+        Self {
+            url: component.url.to_string(),
+            hash: component.hash.to_string(),
+            install_path: component.install_path.to_string(),
+            extract: component.extract,
+        }
+    }
+}
+
 /// The first node of a cluster.
 pub mod init {
     tonic::include_proto!("init");

@@ -5,12 +5,17 @@
 
 mod bootstrap_token;
 mod caller;
+mod components;
+pub mod deployment;
+mod join_config;
 mod node_record;
 
 use kube::{Client, Config};
 
 pub use bootstrap_token::{BootstrapToken, CreateBootstrapTokenError};
 pub use caller::{Caller, ReviewTokenError};
+pub use components::{ReadComponentsError, components_object};
+pub use join_config::{JOIN_CONFIG, JoinConfig, LoadJoinConfigError};
 pub use node_record::{NodeRecordError, RECORDS_NAMESPACE};
 
 /// Where our services and their configuration live.

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client, Config};
 use tempfile::TempDir;
@@ -140,6 +141,38 @@ impl TestCluster {
         Ok(path)
     }
 
+    /// Waits until the API server knows of a right that a service account of `kube-system` was given there or everywhere:
+    /// it takes a moment after the objects were applied.
+    ///
+    /// # Errors
+    /// When it does not within the time that servers have to start.
+    pub async fn wait_until_allowed(&self, account: &str, verb: &str, group: &str, resource: &str) -> Result<()> {
+        let reviews: Api<SubjectAccessReview> = Api::all(self.admin()?);
+        let review = SubjectAccessReview {
+            spec: SubjectAccessReviewSpec {
+                user: Some(format!("system:serviceaccount:kube-system:{account}")),
+                resource_attributes: Some(ResourceAttributes {
+                    namespace: Some("kube-system".into()),
+                    verb: Some(verb.into()),
+                    group: Some(group.into()),
+                    resource: Some(resource.into()),
+                    ..ResourceAttributes::default()
+                }),
+                ..SubjectAccessReviewSpec::default()
+            },
+            ..SubjectAccessReview::default()
+        };
+        let started = Instant::now();
+        while started.elapsed() < START_TIMEOUT {
+            let reviewed = reviews.create(&PostParams::default(), &review).await?;
+            if reviewed.status.is_some_and(|status| status.allowed) {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("{account} may not {verb} {resource} after {START_TIMEOUT:?}")
+    }
+
     fn config(&self) -> Result<Config> {
         // kube builds its own TLS configuration and asks for the process's provider.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -149,10 +182,12 @@ impl TestCluster {
     }
 
     async fn wait_until_ready(&mut self) -> Result<()> {
-        let namespaces: Api<Namespace> = Api::all(self.admin()?);
+        let client = self.admin()?;
         let started = Instant::now();
         loop {
-            let last = match namespaces.get("kube-system").await {
+            // Readiness includes the default roles and namespaces.
+            let request = http::Request::get("/readyz").body(Vec::new())?;
+            let last = match client.request_text(request).await {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
             };

@@ -1,0 +1,233 @@
+//! The kubelet's serving certificate.
+//!
+//! What a node may be called is decided by the ticket; the request only carries its public key, its name and its
+//! addresses. Everything else in it is refused or overwritten.
+
+use std::net::IpAddr;
+
+use cluster_types::{NodeName, ParseNodeNameError};
+use rcgen::{
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use time::{Duration, OffsetDateTime};
+
+const ORGANIZATION: &str = "system:nodes";
+const NAME_PREFIX: &str = "system:node:";
+/// Clocks of two machines differ.
+const BACKDATED: Duration = Duration::minutes(5);
+/// As long as the certificates that kubeadm makes.
+const LIFETIME: Duration = Duration::days(365);
+const MAX_ADDRESSES: usize = 8;
+
+/// A request that asks for nothing but what a kubelet may have.
+pub(crate) struct KubeletRequest {
+    request: CertificateSigningRequestParams,
+    /// Checked, but not yet known to belong to the caller.
+    pub(crate) node: NodeName,
+    addresses: Vec<IpAddr>,
+}
+
+/// A request for something that no ticket allows.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CertificateRequestError {
+    #[error("the certificate request cannot be read or is not signed by its own key")]
+    Malformed(#[source] rcgen::Error),
+    #[error("the certificate request is for organization {0:?}, expected {ORGANIZATION:?}")]
+    Organization(String),
+    #[error("the certificate request is for {0:?}, expected {NAME_PREFIX:?} and a node name")]
+    CommonName(String),
+    #[error("the certificate request names no valid node")]
+    NodeName(#[from] ParseNodeNameError),
+    #[error("the certificate request has {0} subject attributes, expected organization and common name")]
+    Subject(usize),
+    #[error("the certificate request is for a certificate authority")]
+    CertificateAuthority,
+    #[error("the certificate request has a subject alternative name that is no IP address")]
+    AlternativeName,
+    #[error("the certificate request has {0} addresses, at most {MAX_ADDRESSES} are signed")]
+    Addresses(usize),
+}
+
+/// The cluster CA could not sign.
+#[derive(Debug, thiserror::Error)]
+#[error("the cluster's certificate authority cannot sign")]
+pub(crate) struct SignError(#[from] rcgen::Error);
+
+impl KubeletRequest {
+    /// Reads a PKCS#10 request and refuses everything but a kubelet's.
+    pub(crate) fn parse(der: &[u8]) -> Result<Self, CertificateRequestError> {
+        let request =
+            CertificateSigningRequestParams::from_der(&der.into()).map_err(CertificateRequestError::Malformed)?;
+        let node = check_subject(&request.params.distinguished_name)?;
+        if matches!(request.params.is_ca, IsCa::Ca(_)) {
+            return Err(CertificateRequestError::CertificateAuthority);
+        }
+        let addresses = addresses(&request.params.subject_alt_names)?;
+        Ok(Self {
+            request,
+            node,
+            addresses,
+        })
+    }
+
+    /// Signs a serving certificate: nothing of the request but its key, node name and addresses goes in.
+    pub(crate) fn sign(mut self, ca_certificate: &str, ca_key: &str) -> Result<String, SignError> {
+        let issuer = Issuer::from_ca_cert_pem(ca_certificate, KeyPair::from_pem(ca_key)?)?;
+        let now = OffsetDateTime::now_utc();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("{NAME_PREFIX}{}", self.node));
+        params.subject_alt_names = self.addresses.into_iter().map(SanType::IpAddress).collect();
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // The kubelet's client certificate comes from its own bootstrap; this one must not log in anywhere.
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.not_before = now - BACKDATED;
+        params.not_after = now + LIFETIME;
+        self.request.params = params;
+        Ok(self.request.signed_by(&issuer)?.pem())
+    }
+}
+
+fn check_subject(subject: &DistinguishedName) -> Result<NodeName, CertificateRequestError> {
+    let organization = text(subject.get(&DnType::OrganizationName));
+    if organization != ORGANIZATION {
+        return Err(CertificateRequestError::Organization(organization));
+    }
+    let common_name = text(subject.get(&DnType::CommonName));
+    let Some(name) = common_name.strip_prefix(NAME_PREFIX) else {
+        return Err(CertificateRequestError::CommonName(common_name));
+    };
+    match subject.iter().count() {
+        2 => Ok(name.parse()?),
+        other => Err(CertificateRequestError::Subject(other)),
+    }
+}
+
+fn text(value: Option<&DnValue>) -> String {
+    let text = match value {
+        Some(DnValue::Utf8String(text)) => text.clone(),
+        Some(DnValue::PrintableString(text)) => text.as_str().to_owned(),
+        _ => String::new(),
+    };
+    text.chars().take(300).collect()
+}
+
+fn addresses(names: &[SanType]) -> Result<Vec<IpAddr>, CertificateRequestError> {
+    if names.len() > MAX_ADDRESSES {
+        return Err(CertificateRequestError::Addresses(names.len()));
+    }
+    names
+        .iter()
+        .map(|name| match name {
+            SanType::IpAddress(address) => Ok(*address),
+            _ => Err(CertificateRequestError::AlternativeName),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::BasicConstraints;
+    use x509_parser::pem::parse_x509_pem;
+
+    use super::*;
+
+    /// A good request, changed in one place.
+    fn check(change: impl FnOnce(&mut CertificateParams)) -> Result<KubeletRequest, CertificateRequestError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "system:node:worker-0");
+        params.subject_alt_names = vec![SanType::IpAddress([10, 42, 2, 100].into())];
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        KubeletRequest::parse(params.serialize_request(&key).unwrap().der())
+    }
+
+    #[test]
+    fn a_kubelets_request_is_signed_for_serving_only() {
+        let ca_key = KeyPair::generate().unwrap();
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = ca.self_signed(&ca_key).unwrap();
+        // The request wishes for more than it gets.
+        let request = check(|params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        });
+        let pem = request.unwrap().sign(&ca.pem(), &ca_key.serialize_pem()).unwrap();
+        let (_, pem) = parse_x509_pem(pem.as_bytes()).unwrap();
+        let certificate = pem.parse_x509().unwrap();
+        assert_eq!(
+            certificate.subject().to_string(),
+            "O=system:nodes, CN=system:node:worker-0"
+        );
+        assert!(!certificate.is_ca());
+        let usage = certificate.key_usage().unwrap().unwrap().value;
+        assert!(usage.digital_signature() && !usage.key_cert_sign());
+        let extended = certificate.extended_key_usage().unwrap().unwrap().value;
+        assert!(extended.server_auth && !extended.client_auth && !extended.any);
+    }
+
+    #[test]
+    fn cluster_administrators_are_not_made_here() {
+        let result = check(|params| {
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, "system:masters")
+        });
+        assert!(matches!(result, Err(CertificateRequestError::Organization(found)) if found == "system:masters"));
+    }
+
+    #[test]
+    fn certificate_authorities_are_not_made_here() {
+        let result = check(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
+        assert!(matches!(result, Err(CertificateRequestError::CertificateAuthority)));
+    }
+
+    #[test]
+    fn only_nodes_are_named() {
+        let result = check(|params| params.distinguished_name.push(DnType::CommonName, "kubernetes-admin"));
+        assert!(matches!(result, Err(CertificateRequestError::CommonName(_))));
+        let result = check(|params| {
+            params
+                .distinguished_name
+                .push(DnType::CommonName, "system:node:../etcd")
+        });
+        assert!(matches!(result, Err(CertificateRequestError::NodeName(_))));
+    }
+
+    #[test]
+    fn further_subject_attributes_are_refused() {
+        let result = check(|params| params.distinguished_name.push(DnType::CountryName, "XX"));
+        assert!(matches!(result, Err(CertificateRequestError::Subject(3))));
+    }
+
+    #[test]
+    fn host_names_are_refused() {
+        let name = SanType::DnsName("kubernetes.default.svc".try_into().unwrap());
+        let result = check(|params| params.subject_alt_names.push(name));
+        assert!(matches!(result, Err(CertificateRequestError::AlternativeName)));
+    }
+
+    #[test]
+    fn many_addresses_are_refused() {
+        let result = check(|params| params.subject_alt_names = vec![SanType::IpAddress([1, 1, 1, 1].into()); 9]);
+        assert!(matches!(result, Err(CertificateRequestError::Addresses(9))));
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        assert!(matches!(
+            KubeletRequest::parse(b"\x30\x00"),
+            Err(CertificateRequestError::Malformed(_))
+        ));
+    }
+}

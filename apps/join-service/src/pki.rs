@@ -1,0 +1,98 @@
+//! The cluster's certificate authorities, as kubeadm laid them out on this control plane.
+
+use std::io;
+use std::path::PathBuf;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use secret::SecretBytes;
+use x509_parser::pem::parse_x509_pem;
+use zeroize::Zeroizing;
+
+/// What a control plane needs to become one, in the order of the ticket. Names are paths below the folder.
+const CONTROL_PLANE_FILES: [&str; 8] = [
+    "ca.crt",
+    "ca.key",
+    "sa.key",
+    "sa.pub",
+    "front-proxy-ca.crt",
+    "front-proxy-ca.key",
+    "etcd/ca.crt",
+    "etcd/ca.key",
+];
+
+/// The folder `/etc/kubernetes/pki`. Read anew for each ticket, so that renewed files are used.
+#[derive(Clone)]
+pub(crate) struct Pki(PathBuf);
+
+/// A file of the PKI cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadPkiError {
+    #[error("{name} of the cluster's PKI cannot be read")]
+    Read { name: &'static str, source: io::Error },
+    #[error("{name} of the cluster's PKI is no PEM certificate")]
+    Malformed { name: &'static str },
+}
+
+impl Pki {
+    pub(crate) fn new(folder: PathBuf) -> Self {
+        Self(folder)
+    }
+
+    pub(crate) fn ca_certificate(&self) -> Result<String, ReadPkiError> {
+        let bytes = self.read("ca.crt")?;
+        String::from_utf8(bytes).map_err(|_| ReadPkiError::Malformed { name: "ca.crt" })
+    }
+
+    /// PEM.
+    pub(crate) fn ca_key(&self) -> Result<Zeroizing<String>, ReadPkiError> {
+        let bytes = self.read("ca.key")?;
+        String::from_utf8(bytes)
+            .map(Zeroizing::new)
+            .map_err(|_| ReadPkiError::Malformed { name: "ca.key" })
+    }
+
+    /// How kubeadm recognises the cluster: `sha256:` and the hash of the CA's public key.
+    pub(crate) fn ca_pin(&self) -> Result<String, ReadPkiError> {
+        let malformed = || ReadPkiError::Malformed { name: "ca.crt" };
+        let bytes = self.read("ca.crt")?;
+        let (_, pem) = parse_x509_pem(&bytes).map_err(|_| malformed())?;
+        let certificate = pem.parse_x509().map_err(|_| malformed())?;
+        let hash = digest(&SHA256, certificate.public_key().raw);
+        Ok(format!("sha256:{}", hex::encode(hash)))
+    }
+
+    pub(crate) fn control_plane_files(&self) -> Result<Vec<(&'static str, SecretBytes)>, ReadPkiError> {
+        CONTROL_PLANE_FILES
+            .into_iter()
+            .map(|name| Ok((name, SecretBytes::from_vec(self.read(name)?))))
+            .collect()
+    }
+
+    fn read(&self, name: &'static str) -> Result<Vec<u8>, ReadPkiError> {
+        std::fs::read(self.0.join(name)).map_err(|source| ReadPkiError::Read { name, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pin_is_the_hash_of_the_public_key() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("ca.crt"), certificate.pem()).unwrap();
+        let expected = hex::encode(digest(&SHA256, &rcgen::PublicKeyData::subject_public_key_info(&key)));
+        assert_eq!(
+            Pki::new(folder.path().into()).ca_pin().unwrap(),
+            format!("sha256:{expected}")
+        );
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = Pki::new("/nonexistent".into()).ca_key().unwrap_err();
+        assert!(error.to_string().contains("ca.key"));
+    }
+}

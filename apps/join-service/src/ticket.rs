@@ -1,0 +1,184 @@
+//! What a node must show for a ticket, and what is in it.
+
+use attested_tls::AttestedNode;
+use cluster_types::{ClusterId, DiskUuid, NodeRole, ParseDiskUuidError};
+use grpc_api::join::{
+    ControlPlaneCertOrKey, IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketResponse, MasterSecret,
+};
+use jiff::Timestamp;
+use key_derivation::cluster_id;
+use key_service_client::{KeyServiceClient, KeyServiceError};
+use kubernetes::{Cluster, CreateBootstrapTokenError, JoinConfig, NodeRecordError, ReadComponentsError};
+use role_grant::RoleGrantError;
+use secret::MeasurementSecret;
+
+use crate::certificate::{CertificateRequestError, KubeletRequest, SignError};
+use crate::config::Config;
+use crate::pki::{Pki, ReadPkiError};
+
+/// Issues tickets.
+pub(crate) struct TicketOffice {
+    cluster: Cluster,
+    keys: KeyServiceClient,
+    pki: Pki,
+    config: Config,
+}
+
+/// Why there is no ticket.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum IssueTicketError {
+    #[error("disk_uuid is invalid")]
+    Disk(#[from] ParseDiskUuidError),
+    #[error("certificate_request is refused")]
+    Certificate(#[from] CertificateRequestError),
+    #[error("role_grant is refused")]
+    RoleGrant(#[from] RoleGrantError),
+    #[error("the node asks for what is another's")]
+    Record(#[from] NodeRecordError),
+    #[error(transparent)]
+    Key(#[from] KeyServiceError),
+    #[error(transparent)]
+    Token(#[from] CreateBootstrapTokenError),
+    #[error(transparent)]
+    Components(#[from] ReadComponentsError),
+    #[error(transparent)]
+    Pki(#[from] ReadPkiError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+}
+
+impl IssueTicketError {
+    /// Whose fault it is: the node's, or ours.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Disk(_) | Self::Certificate(_) | Self::RoleGrant(_) => true,
+            Self::Record(error) => !matches!(error, NodeRecordError::Api { .. }),
+            Self::Key(_) | Self::Token(_) | Self::Components(_) | Self::Pki(_) | Self::Sign(_) => false,
+        }
+    }
+}
+
+impl TicketOffice {
+    pub(crate) fn new(cluster: Cluster, keys: KeyServiceClient, pki: Pki, config: Config) -> Self {
+        Self {
+            cluster,
+            keys,
+            pki,
+            config,
+        }
+    }
+
+    /// Issues a ticket to a node that is new to the cluster.
+    ///
+    /// 1. Parse the request.
+    /// 2. Derive the cluster id.
+    /// 3. A control plane shows the operator's grant for this machine.
+    /// 4. Claim disk and name for this machine; what is another's is refused.
+    /// 5. Fetch the disk's key.
+    /// 6. Sign the kubelet's certificate, make a bootstrap token, list the components.
+    /// 7. A control plane gets the PKI and the master secret.
+    ///
+    /// # Cancel safety
+    /// Claims stay, which is harmless: they are the caller's. A bootstrap token expires by itself.
+    pub(crate) async fn issue_join_ticket(
+        &self,
+        node: &AttestedNode,
+        request: IssueJoinTicketRequest,
+    ) -> Result<IssueJoinTicketResponse, IssueTicketError> {
+        let config = self.config.current();
+        let disk: DiskUuid = request.disk_uuid.parse()?;
+        let kubelet = KubeletRequest::parse(&request.certificate_request)?;
+        let measurement_secret = self.measurement_secret().await?;
+        if request.is_control_plane {
+            let cluster = cluster_id(&measurement_secret, &config.measurement_salt);
+            check_grant(&config, cluster, node, &request.role_grant)?;
+        }
+        self.cluster.claim_disk(disk, node.identity()).await?;
+        self.cluster.claim_name(&kubelet.node, node.identity()).await?;
+        let state_disk_key = self.keys.data_key(&disk.to_string()).await?;
+        let mut ticket = IssueJoinTicketResponse {
+            state_disk_key: state_disk_key.to_vec(),
+            measurement_salt: config.measurement_salt.as_bytes().to_vec(),
+            measurement_secret: measurement_secret.expose().to_vec(),
+            ..self.kubernetes_part(&config, kubelet).await?
+        };
+        if request.is_control_plane {
+            ticket.control_plane_files = self.control_plane_files()?;
+            ticket.master_secret = Some(self.master_secret(node).await?);
+        }
+        Ok(ticket)
+    }
+
+    /// Issues what a node that is part of the cluster needs to open its disk again.
+    pub(crate) async fn issue_rejoin_ticket(
+        &self,
+        node: &AttestedNode,
+        disk_uuid: &str,
+    ) -> Result<IssueRejoinTicketResponse, IssueTicketError> {
+        let disk: DiskUuid = disk_uuid.parse()?;
+        self.cluster.check_disk(disk, node.identity()).await?;
+        Ok(IssueRejoinTicketResponse {
+            state_disk_key: self.keys.data_key(&disk.to_string()).await?.to_vec(),
+            measurement_secret: self.measurement_secret().await?.expose().to_vec(),
+        })
+    }
+
+    async fn kubernetes_part(
+        &self,
+        config: &JoinConfig,
+        kubelet: KubeletRequest,
+    ) -> Result<IssueJoinTicketResponse, IssueTicketError> {
+        let ca_certificate = self.pki.ca_certificate()?;
+        let kubelet_cert = kubelet.sign(&ca_certificate, &self.pki.ca_key()?)?;
+        let components = self.cluster.components(&config.components).await?;
+        let token = self.cluster.create_bootstrap_token(Timestamp::now()).await?;
+        Ok(IssueJoinTicketResponse {
+            kubelet_cert: kubelet_cert.into_bytes(),
+            api_server_endpoint: config.api_server_endpoint.clone(),
+            token: token.expose().to_owned(),
+            discovery_token_ca_cert_hash: self.pki.ca_pin()?,
+            kubernetes_version: config.kubernetes_version.to_string(),
+            kubernetes_components: components.components().iter().map(Into::into).collect(),
+            cluster_ca_cert: ca_certificate.into_bytes(),
+            component_mirror: config.component_mirror.clone(),
+            ..IssueJoinTicketResponse::default()
+        })
+    }
+
+    async fn measurement_secret(&self) -> Result<MeasurementSecret, KeyServiceError> {
+        Ok(MeasurementSecret::from_bytes(
+            self.keys.data_key("measurementSecret").await?,
+        ))
+    }
+
+    async fn master_secret(&self, node: &AttestedNode) -> Result<MasterSecret, KeyServiceError> {
+        let (key, salt) = self.keys.master_secret(node.identity().to_string()).await?;
+        Ok(MasterSecret {
+            key: key.expose().to_vec(),
+            salt,
+        })
+    }
+
+    fn control_plane_files(&self) -> Result<Vec<ControlPlaneCertOrKey>, ReadPkiError> {
+        let files = self.pki.control_plane_files()?.into_iter();
+        Ok(files
+            .map(|(name, data)| ControlPlaneCertOrKey {
+                name: name.to_owned(),
+                data: data.expose().to_vec(),
+            })
+            .collect())
+    }
+}
+
+/// The clock is the host's; a grant that it keeps alive for too long still is for this machine alone.
+fn check_grant(
+    config: &JoinConfig,
+    cluster: ClusterId,
+    node: &AttestedNode,
+    grant: &[u8],
+) -> Result<(), RoleGrantError> {
+    let now = u64::try_from(Timestamp::now().as_second()).unwrap_or(u64::MAX);
+    config
+        .operator_key
+        .check(grant, cluster, node.identity(), NodeRole::ControlPlane, now)
+}

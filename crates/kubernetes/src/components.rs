@@ -1,0 +1,75 @@
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::ObjectMeta;
+use kubernetes_components::{ComponentList, ParseConfigMapError};
+
+use crate::deployment::Object;
+use crate::{Cluster, NAMESPACE};
+
+const COMPONENTS: &str = "components";
+const CLUSTER_VERSION: &str = "cluster-version";
+
+/// The list of components could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadComponentsError {
+    /// The API server failed, or there is no such list.
+    #[error("the component list {name} could not be read")]
+    Api {
+        /// Name of the ConfigMap.
+        name: String,
+        /// Why not.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// It is no valid list.
+    #[error("the component list {name} is invalid")]
+    Invalid {
+        /// Name of the ConfigMap.
+        name: String,
+        /// What is wrong.
+        #[source]
+        source: ParseConfigMapError,
+    },
+}
+
+/// The list as an immutable ConfigMap, named by its hash.
+#[must_use]
+pub fn components_object(list: &ComponentList) -> Object {
+    Object::new(ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(list.config_map_name()),
+            namespace: Some(NAMESPACE.into()),
+            ..ObjectMeta::default()
+        },
+        data: Some(BTreeMap::from([
+            (COMPONENTS.to_owned(), list.config_map_components()),
+            (CLUSTER_VERSION.to_owned(), list.kubernetes_version().to_string()),
+        ])),
+        immutable: Some(true),
+        ..ConfigMap::default()
+    })
+}
+
+impl Cluster {
+    /// Reads a list of components by the name of its ConfigMap, which pins its content.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not what its name says.
+    pub async fn components(&self, name: &str) -> Result<ComponentList, ReadComponentsError> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client(), NAMESPACE);
+        let object = api.get(name).await.map_err(|source| ReadComponentsError::Api {
+            name: name.to_owned(),
+            source: Box::new(source),
+        })?;
+        let data = object.data.unwrap_or_default();
+        let value = |key| data.get(key).map(String::as_str).unwrap_or_default();
+        ComponentList::from_config_map(name, value(COMPONENTS), value(CLUSTER_VERSION)).map_err(|source| {
+            ReadComponentsError::Invalid {
+                name: name.to_owned(),
+                source,
+            }
+        })
+    }
+}

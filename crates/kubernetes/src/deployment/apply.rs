@@ -1,0 +1,77 @@
+use k8s_openapi::Resource;
+use kube::Api;
+use kube::api::{DynamicObject, Patch, PatchParams, TypeMeta};
+use kube::core::GroupVersionKind;
+use kube::discovery::ApiResource;
+use serde::Serialize;
+
+use crate::Cluster;
+
+/// Who owns the fields we set.
+const FIELD_MANAGER: &str = "constellation";
+
+/// One object to be applied.
+pub struct Object {
+    resource: ApiResource,
+    object: DynamicObject,
+}
+
+/// An object that the API server did not take.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind} {name} could not be applied")]
+pub struct ApplyError {
+    kind: String,
+    name: String,
+    source: Box<kube::Error>,
+}
+
+impl Object {
+    /// Any typed object with a name.
+    ///
+    /// # Panics
+    /// When the object cannot be written as JSON, which no typed object does.
+    #[must_use]
+    pub fn new<K: Resource + Serialize>(object: K) -> Self {
+        let gvk = GroupVersionKind::gvk(K::GROUP, K::VERSION, K::KIND);
+        let resource = ApiResource::from_gvk_with_plural(&gvk, K::URL_PATH_SEGMENT);
+        let json = serde_json::to_value(object).expect("typed objects are JSON");
+        let mut object: DynamicObject = serde_json::from_value(json).expect("every object has metadata");
+        object.types = Some(TypeMeta {
+            api_version: resource.api_version.clone(),
+            kind: resource.kind.clone(),
+        });
+        Self { resource, object }
+    }
+
+    /// Kind and name, for progress and logs.
+    #[must_use]
+    pub fn title(&self) -> String {
+        format!("{} {}", self.resource.kind, self.name())
+    }
+
+    fn name(&self) -> &str {
+        self.object.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
+impl Cluster {
+    /// Creates the object or makes it what it should be (server-side apply). Can be repeated.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub async fn apply(&self, object: &Object) -> Result<(), ApplyError> {
+        let api: Api<DynamicObject> = match &object.object.metadata.namespace {
+            Some(namespace) => Api::namespaced_with(self.client(), namespace, &object.resource),
+            None => Api::all_with(self.client(), &object.resource),
+        };
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        api.patch(object.name(), &params, &Patch::Apply(&object.object))
+            .await
+            .map(drop)
+            .map_err(|source| ApplyError {
+                kind: object.resource.kind.clone(),
+                name: object.name().to_owned(),
+                source: Box::new(source),
+            })
+    }
+}

@@ -1,0 +1,194 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use cluster_types::{KubernetesVersion, MeasurementSalt};
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::ConfigMap;
+use key_service_client::KeyServicePublicKey;
+use kube::api::ObjectMeta;
+use measurements::ReferenceValues;
+use role_grant::OperatorPublicKey;
+
+use crate::NAMESPACE;
+
+/// Name of the ConfigMap.
+pub const JOIN_CONFIG: &str = "join-config";
+
+/// What the join service needs to know of its cluster. Written by the CLI, mounted as files into the join service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JoinConfig {
+    /// The image that a joining node must have booted.
+    pub reference_values: ReferenceValues,
+    /// Part of every ticket.
+    pub measurement_salt: MeasurementSalt,
+    /// Whose role grants count.
+    pub operator_key: OperatorPublicKey,
+    /// Which key service to believe.
+    pub key_service_key: KeyServicePublicKey,
+    /// `host:port` of the API server, as nodes reach it.
+    pub api_server_endpoint: String,
+    /// The version that joining nodes install.
+    pub kubernetes_version: KubernetesVersion,
+    /// Name of the ConfigMap that lists the components of that version.
+    pub components: String,
+    /// Base address of the mirror that relative component URLs are resolved against; empty without one.
+    pub component_mirror: String,
+}
+
+/// A folder of mounted files that is no usable configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadJoinConfigError {
+    /// A file cannot be read.
+    #[error("{key} of the join configuration cannot be read")]
+    Read {
+        /// Key of the ConfigMap, name of the file.
+        key: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file holds nothing usable.
+    #[error("{key} of the join configuration is invalid: {reason}")]
+    Invalid {
+        /// Key of the ConfigMap, name of the file.
+        key: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+const REFERENCE_VALUES: &str = "referenceValues";
+const MEASUREMENT_SALT: &str = "measurementSalt";
+const OPERATOR_KEY: &str = "operatorPublicKey";
+const KEY_SERVICE_KEY: &str = "keyServicePublicKey";
+const API_SERVER_ENDPOINT: &str = "apiServerEndpoint";
+const KUBERNETES_VERSION: &str = "kubernetesVersion";
+const COMPONENTS: &str = "components";
+const COMPONENT_MIRROR: &str = "componentMirror";
+
+impl JoinConfig {
+    /// The ConfigMap.
+    #[must_use]
+    pub fn to_config_map(&self) -> ConfigMap {
+        let data = [
+            (REFERENCE_VALUES, self.reference_values.to_json()),
+            (OPERATOR_KEY, hex::encode(self.operator_key.as_bytes())),
+            (KEY_SERVICE_KEY, self.key_service_key.to_string()),
+            (API_SERVER_ENDPOINT, self.api_server_endpoint.clone()),
+            (KUBERNETES_VERSION, self.kubernetes_version.to_string()),
+            (COMPONENTS, self.components.clone()),
+            (COMPONENT_MIRROR, self.component_mirror.clone()),
+        ];
+        let salt = ByteString(self.measurement_salt.as_bytes().to_vec());
+        ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(JOIN_CONFIG.into()),
+                namespace: Some(NAMESPACE.into()),
+                ..ObjectMeta::default()
+            },
+            data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            binary_data: Some(BTreeMap::from([(MEASUREMENT_SALT.to_owned(), salt)])),
+            ..ConfigMap::default()
+        }
+    }
+
+    /// Reads the folder that the ConfigMap is mounted at.
+    ///
+    /// # Errors
+    /// When a file is missing or invalid.
+    pub fn load(folder: &Path) -> Result<Self, LoadJoinConfigError> {
+        let bytes = |key| std::fs::read(folder.join(key)).map_err(|source| LoadJoinConfigError::Read { key, source });
+        let text = |key| String::from_utf8(bytes(key)?).map_err(|error| invalid(key, error));
+        let mut operator_key = [0; 32];
+        hex::decode_to_slice(text(OPERATOR_KEY)?.trim(), &mut operator_key)
+            .map_err(|error| invalid(OPERATOR_KEY, error))?;
+        Ok(Self {
+            reference_values: ReferenceValues::parse(&bytes(REFERENCE_VALUES)?)
+                .map_err(|error| invalid(REFERENCE_VALUES, error_report::Chain(&error)))?,
+            measurement_salt: MeasurementSalt::try_from(bytes(MEASUREMENT_SALT)?.as_slice())
+                .map_err(|error| invalid(MEASUREMENT_SALT, error))?,
+            operator_key: OperatorPublicKey::new(operator_key),
+            key_service_key: text(KEY_SERVICE_KEY)?
+                .trim()
+                .parse()
+                .map_err(|error| invalid(KEY_SERVICE_KEY, error))?,
+            api_server_endpoint: text(API_SERVER_ENDPOINT)?,
+            kubernetes_version: text(KUBERNETES_VERSION)?
+                .trim()
+                .parse()
+                .map_err(|error| invalid(KUBERNETES_VERSION, error))?,
+            components: text(COMPONENTS)?,
+            component_mirror: text(COMPONENT_MIRROR)?,
+        })
+    }
+}
+
+fn invalid(key: &'static str, reason: impl ToString) -> LoadJoinConfigError {
+    LoadJoinConfigError::Invalid {
+        key,
+        reason: reason.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use measurements::{PcrIndex, PcrValue};
+
+    use super::*;
+
+    fn example() -> JoinConfig {
+        JoinConfig {
+            reference_values: ReferenceValues::new(
+                "image",
+                BTreeMap::from([(PcrIndex::new(4), PcrValue::new([4; 32]))]),
+            ),
+            measurement_salt: MeasurementSalt::new([1; 32]),
+            operator_key: OperatorPublicKey::new([2; 32]),
+            key_service_key: KeyServicePublicKey::of_seed(&[3; 32]),
+            api_server_endpoint: "10.42.1.100:6443".into(),
+            kubernetes_version: "v1.35.4".parse().unwrap(),
+            components: "k8s-components-sha256-aa".into(),
+            component_mirror: "http://10.0.2.2:1234/mirror".into(),
+        }
+    }
+
+    /// What the kubelet makes of the ConfigMap.
+    fn mount(config: &ConfigMap) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (key, value) in config.data.iter().flatten() {
+            std::fs::write(folder.path().join(key), value).unwrap();
+        }
+        for (key, value) in config.binary_data.iter().flatten() {
+            std::fs::write(folder.path().join(key), &value.0).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn survives_being_mounted() {
+        let folder = mount(&example().to_config_map());
+        assert_eq!(JoinConfig::load(folder.path()).unwrap(), example());
+    }
+
+    #[test]
+    fn each_missing_or_broken_key_is_named() {
+        let folder = mount(&example().to_config_map());
+        for key in [
+            REFERENCE_VALUES,
+            MEASUREMENT_SALT,
+            OPERATOR_KEY,
+            KEY_SERVICE_KEY,
+            KUBERNETES_VERSION,
+        ] {
+            let path = folder.path().join(key);
+            let good = std::fs::read(&path).unwrap();
+            std::fs::write(&path, "nonsense").unwrap();
+            let error = JoinConfig::load(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("invalid"), "{error}");
+            std::fs::remove_file(&path).unwrap();
+            let error = JoinConfig::load(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("cannot be read"), "{error}");
+            std::fs::write(&path, good).unwrap();
+        }
+    }
+}

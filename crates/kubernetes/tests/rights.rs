@@ -1,0 +1,114 @@
+//! What each service may do, as a real API server sees it. A wider right shows up here as a difference.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
+use kube::api::PostParams;
+use kube::{Api, Client};
+use kubernetes::Cluster;
+use kubernetes::deployment::{self, Service};
+use test_cluster::TestCluster;
+
+/// `verb group/resource` in one namespace, without what every authenticated user may do.
+async fn rights(client: &Client, everyone: &Client, namespace: &str) -> BTreeSet<String> {
+    let all = list(client, namespace).await;
+    let common = list(everyone, namespace).await;
+    all.difference(&common).cloned().collect()
+}
+
+async fn list(client: &Client, namespace: &str) -> BTreeSet<String> {
+    let review = SelfSubjectRulesReview {
+        spec: SelfSubjectRulesReviewSpec {
+            namespace: Some(namespace.into()),
+        },
+        ..SelfSubjectRulesReview::default()
+    };
+    let api: Api<SelfSubjectRulesReview> = Api::all(client.clone());
+    let status = api
+        .create(&PostParams::default(), &review)
+        .await
+        .unwrap()
+        .status
+        .unwrap();
+    assert!(!status.incomplete);
+    let mut rights = BTreeSet::new();
+    for rule in status.resource_rules {
+        for verb in &rule.verbs {
+            for group in rule.api_groups.iter().flatten() {
+                for resource in rule.resources.iter().flatten() {
+                    rights.insert(format!("{verb} {group}/{resource}"));
+                }
+            }
+        }
+    }
+    rights
+}
+
+#[tokio::test]
+async fn services_may_do_only_what_is_listed_here() {
+    let cluster = TestCluster::start().await.unwrap();
+    let admin = Cluster::new(cluster.admin().unwrap());
+    admin.apply(&deployment::namespace()).await.unwrap();
+    for object in Service::ALL.into_iter().flat_map(deployment::rights) {
+        admin.apply(&object).await.unwrap();
+    }
+    cluster
+        .wait_until_allowed("key-service", "create", "authentication.k8s.io", "tokenreviews")
+        .await
+        .unwrap();
+    cluster
+        .wait_until_allowed("join-service", "get", "", "configmaps")
+        .await
+        .unwrap();
+    let everyone = cluster.service_account("nobody").await.unwrap();
+
+    let mut found = Vec::new();
+    for service in Service::ALL {
+        let client = cluster.service_account(service.name()).await.unwrap();
+        for namespace in ["kube-system", "constellation-nodes", "default"] {
+            for right in rights(&client, &everyone, namespace).await {
+                found.push(format!("{} in {namespace}: {right}", service.name()));
+            }
+        }
+    }
+    assert_eq!(
+        found,
+        [
+            "key-service in kube-system: create authentication.k8s.io/tokenreviews",
+            "key-service in constellation-nodes: create authentication.k8s.io/tokenreviews",
+            "key-service in default: create authentication.k8s.io/tokenreviews",
+            "join-service in kube-system: create /secrets",
+            "join-service in kube-system: get /configmaps",
+            "join-service in constellation-nodes: create /configmaps",
+            "join-service in constellation-nodes: get /configmaps",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn every_object_is_taken_and_can_be_applied_again() {
+    let cluster = TestCluster::start().await.unwrap();
+    let admin = Cluster::new(cluster.admin().unwrap());
+    for _ in 0..2 {
+        for object in deployment::objects(&example()) {
+            admin
+                .apply(&object)
+                .await
+                .unwrap_or_else(|error| panic!("{}: {error:?}", object.title()));
+        }
+    }
+}
+
+fn example() -> kubernetes::JoinConfig {
+    use measurements::{PcrIndex, PcrValue, ReferenceValues};
+    kubernetes::JoinConfig {
+        reference_values: ReferenceValues::new("image", [(PcrIndex::new(4), PcrValue::ZERO)].into()),
+        measurement_salt: cluster_types::MeasurementSalt::new([1; 32]),
+        operator_key: role_grant::OperatorPublicKey::new([2; 32]),
+        key_service_key: key_service_client::KeyServicePublicKey::of_seed(&[3; 32]),
+        api_server_endpoint: "10.42.1.100:6443".into(),
+        kubernetes_version: "v1.35.4".parse().unwrap(),
+        components: "k8s-components-sha256-aa".into(),
+        component_mirror: String::new(),
+    }
+}
