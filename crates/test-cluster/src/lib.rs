@@ -254,6 +254,8 @@ fn start_apiserver(binaries: &Path, folder: &Path, etcd_port: u16, port: u16) ->
         .arg(format!("--service-account-key-file={}", file("sa.pub")))
         .arg(format!("--service-account-signing-key-file={}", file("sa.key")))
         .arg("--authorization-mode=RBAC")
+        // As kubeadm sets it: the services that use the TPM are privileged.
+        .arg("--allow-privileged=true")
         .arg(format!("--cert-dir={}", folder.display()));
     spawn(command, folder, "kube-apiserver")
 }

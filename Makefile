@@ -1,0 +1,25 @@
+# What people type. Everything else is `cargo xtask`.
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/constellation
+TEST_BINARIES := $(CACHE)/test-binaries
+export PATH := $(CACHE)/tools/bin:$(PATH)
+
+.PHONY: help setup check test
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: ## Install what is missing from Debian's packages and crates
+	scripts/install-dependencies
+
+check: setup ## Formatting, lints, documentation, dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	cargo xtask tidy
+	cargo deny --locked --log-level error check bans licenses sources
+
+test: check ## All of check, then unit and integration tests
+	cargo xtask kubernetes --only kube-apiserver,etcd --out $(TEST_BINARIES)
+	cargo build --workspace --locked
+	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) cargo test --workspace --locked
