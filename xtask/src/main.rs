@@ -1,5 +1,6 @@
 //! Our automation, in Rust: `cargo xtask <command>`.
 
+mod image;
 mod kubernetes;
 mod progress;
 
@@ -10,11 +11,15 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(about = "Builds, checks and generates parts of Constellation")]
 enum Command {
+    /// Build, measure and check the node image.
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     Kubernetes(kubernetes::KubernetesArgs),
 }
 
 fn main() -> Result<()> {
     match Command::parse() {
+        Command::Image(command) => image::run(&command),
         Command::Kubernetes(args) => kubernetes::run(&args),
     }
 }

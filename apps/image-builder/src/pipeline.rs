@@ -1,0 +1,278 @@
+//! The steps from Debian packages to a measured disk image.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use crate::cache::{Cache, CacheArgs, Key};
+use crate::definition::Definition;
+use crate::disk::{self, Root};
+use crate::kernel::{self, Kernel};
+use crate::lock::{Lock, Purpose};
+use crate::progress::Progress;
+use crate::tools::Tools;
+use crate::{initramfs, packages, prediction, tree, uki};
+
+/// Raised when the code makes something else of the same inputs, so that no older result is taken from the cache.
+const FORMAT: &str = "1";
+
+/// The program that becomes `/init` of the initramfs; every other program of the folder goes to `/usr/bin`.
+const NODE_INIT: &str = "node-init";
+
+/// Places the running system mounts something on, or links to.
+const MOUNT_POINTS: [&str; 6] = [
+    "etc/kubernetes",
+    "etc/cni",
+    "opt",
+    "var",
+    "home",
+    "usr/share/constellation/images",
+];
+
+/// Options of a build.
+#[derive(Args)]
+pub(crate) struct Build {
+    /// Folder to write the image and its documents to
+    #[arg(long)]
+    out: PathBuf,
+    /// Folder with the static programs of the node: node-init, disk-mapper, bootstrapper
+    #[arg(long)]
+    programs: PathBuf,
+    /// Folder with OCI archives to put into the image
+    #[arg(long)]
+    container_images: Option<PathBuf>,
+    /// The folder that describes the image
+    #[arg(long, default_value = "images")]
+    definition: PathBuf,
+    /// Name and version of the image
+    #[arg(long, default_value = concat!("constellation-node v", env!("CARGO_PKG_VERSION")))]
+    image: String,
+    /// Fail if a locked Debian package cannot be had any more, instead of choosing newer ones
+    #[arg(long)]
+    locked: bool,
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// Builds the image.
+///
+/// 1. Fetch the locked Debian packages.
+/// 2. Unpack them: the tools, and the packages of the node.
+/// 3. Choose and decompress the kernel's modules.
+/// 4. Put the root file system together; make its image and hash tree.
+/// 5. Put the initramfs and, with the root hash, the unified kernel image together.
+/// 6. Write the disk.
+/// 7. Compute the reference values.
+pub(crate) fn build(build: &Build) -> Result<()> {
+    let progress = Progress::start();
+    let definition = Definition::load(&build.definition)?;
+    let cache = build.cache.open()?;
+    let lock = fetch_packages(&definition, build.locked, &cache, &progress)?;
+
+    let tools = Tools::new(unpacked(&lock, Purpose::Tools, &cache, &progress)?);
+    let node_packages = unpacked(&lock, Purpose::Node, &cache, &progress)?;
+    let kernel = unpack_kernel(&definition, &lock, &tools, &cache, &progress)?;
+    let inputs = Inputs {
+        build,
+        definition: &definition,
+        lock: &lock,
+        kernel: &kernel,
+        node_packages: &node_packages,
+    };
+    let root = build_root(&inputs, &tools, &cache, &progress)?;
+
+    fs::create_dir_all(&build.out).with_context(|| format!("cannot create {}", build.out.display()))?;
+    let work = tempfile::Builder::new().prefix(".image-").tempdir_in(&build.out)?;
+    let uki = build_uki(&inputs, &root, &tools, work.path(), &progress)?;
+    progress.say("disk image");
+    let image = work.path().join("node.img");
+    disk::build(&root, &uki, &tools, work.path(), &image)?;
+
+    let values = prediction::reference_values(&build.image, &fs::read(&uki)?)?;
+    fs::write(work.path().join("reference-values.json"), values.to_json())?;
+    fs::write(work.path().join("packages.lock"), lock.to_string())?;
+    for file in ["node.efi", "node.img", "packages.lock", "reference-values.json"] {
+        fs::rename(work.path().join(file), build.out.join(file))?;
+    }
+    progress.say(&format!(
+        "done: {}, root hash {}",
+        build.out.join("node.img").display(),
+        root.hash()
+    ));
+    Ok(())
+}
+
+/// Computes the reference values of a unified kernel image and writes them to standard output.
+pub(crate) fn measure(uki: &Path, image: &str) -> Result<()> {
+    let file = fs::read(uki).with_context(|| format!("cannot read {}", uki.display()))?;
+    let values = prediction::reference_values(image, &file)?;
+    io::Write::write_all(&mut io::stdout(), values.to_json().as_bytes())?;
+    Ok(())
+}
+
+/// Writes a lock with the newest packages.
+pub(crate) fn lock(definition: &Path, cache: &CacheArgs) -> Result<()> {
+    let definition = Definition::load(definition)?;
+    let lock = packages::choose(&definition, &cache.open()?, &Progress::start())?;
+    let path = definition.lock_file();
+    fs::write(&path, lock.to_string()).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The packages of the lock, or newer ones if the mirror has dropped them and the caller does not insist.
+fn fetch_packages(definition: &Definition, locked: bool, cache: &Cache, progress: &Progress) -> Result<Lock> {
+    let reason = match packages::load_lock(definition)? {
+        None => "images/packages.lock does not cover the listed packages".to_owned(),
+        Some(lock) => match packages::fetch(&lock, cache, progress) {
+            Ok(()) => return Ok(lock),
+            Err(error) => format!("locked packages cannot be had: {error:#}"),
+        },
+    };
+    if locked {
+        bail!("{reason}");
+    }
+    progress.say(&format!(
+        "{reason}; choosing newer ones, so the image differs from the locked one"
+    ));
+    packages::choose(definition, cache, progress)
+}
+
+fn unpacked(lock: &Lock, purpose: Purpose, cache: &Cache, progress: &Progress) -> Result<PathBuf> {
+    let key = lock
+        .of(purpose)
+        .fold(Key::new("unpacked").text(FORMAT), |key, package| {
+            key.digest(&package.sha256)
+        });
+    cache.result("unpacked", key, |into| {
+        progress.say(&format!("unpacking {} packages: {purpose}", lock.of(purpose).count()));
+        packages::unpack(lock, purpose, cache, into)
+    })
+}
+
+fn unpack_kernel(
+    definition: &Definition,
+    lock: &Lock,
+    tools: &Tools,
+    cache: &Cache,
+    progress: &Progress,
+) -> Result<Kernel> {
+    let mut key = Key::new("kernel").text(FORMAT);
+    for package in lock.of(Purpose::Tools) {
+        key = key.digest(&package.sha256);
+    }
+    for pattern in &definition.modules {
+        key = key.text(pattern.as_str());
+    }
+    Kernel::open(cache.result("kernel", key, |into| {
+        progress.say("kernel modules");
+        kernel::unpack(tools, &definition.modules, into)
+    })?)
+}
+
+/// What the root file system is made from.
+struct Inputs<'build> {
+    build: &'build Build,
+    definition: &'build Definition,
+    lock: &'build Lock,
+    kernel: &'build Kernel,
+    node_packages: &'build Path,
+}
+
+fn build_root(inputs: &Inputs<'_>, tools: &Tools, cache: &Cache, progress: &Progress) -> Result<Root> {
+    let work = cache.temporary()?;
+    let tree = work.path().join("root");
+    progress.say("root file system");
+    assemble_root(inputs, &tree)?;
+    let mut key = Key::new("root").text(FORMAT).folder(&tree)?;
+    for package in inputs.lock.of(Purpose::Tools) {
+        key = key.digest(&package.sha256);
+    }
+    Root::open(cache.result("root", key, |into| {
+        progress.say("root file system: image and hash tree");
+        Root::build(&tree, tools, into)
+    })?)
+}
+
+fn assemble_root(inputs: &Inputs<'_>, root: &Path) -> Result<()> {
+    tree::keep(&inputs.definition.keep, inputs.node_packages, root)?;
+    tree::overlay(&inputs.kernel.root(), root)?;
+    tree::overlay(&inputs.definition.overlay(), root)?;
+    let early: String = inputs
+        .kernel
+        .load_order(&inputs.definition.modules_early)?
+        .into_iter()
+        .map(|module| module + "\n")
+        .collect();
+    tree::write_file(&root.join("usr/lib/constellation/modules.early"), early)?;
+    tree::write_file(
+        &root.join("usr/share/constellation/packages.lock"),
+        inputs.lock.to_string(),
+    )?;
+    tree::write_file(&root.join("usr/lib/os-release"), os_release(&inputs.build.image))?;
+    join_certificates(root)?;
+    for folder in MOUNT_POINTS {
+        fs::create_dir_all(root.join(folder))?;
+    }
+    copy_programs(&inputs.build.programs, root)?;
+    if let Some(images) = &inputs.build.container_images {
+        tree::overlay(images, &root.join("usr/share/constellation/images"))?;
+    }
+    tree::finish(root)
+}
+
+fn copy_programs(programs: &Path, root: &Path) -> Result<()> {
+    let listed = fs::read_dir(programs).with_context(|| format!("cannot list {}", programs.display()))?;
+    for entry in listed {
+        let entry = entry?;
+        tree::check_static(&entry.path())?;
+        if entry.file_name() != NODE_INIT {
+            tree::copy_file(&entry.path(), &root.join("usr/bin").join(entry.file_name()), 0o755)?;
+        }
+    }
+    Ok(())
+}
+
+fn os_release(image: &str) -> String {
+    let (id, version) = image.split_once(' ').unwrap_or((image, ""));
+    format!(
+        "NAME=\"Constellation\"\nID=constellation\nID_LIKE=debian\nIMAGE_ID=\"{id}\"\nIMAGE_VERSION=\"{version}\"\n"
+    )
+}
+
+/// One file with all certificate authorities, where Go and OpenSSL look for it, instead of one file each.
+fn join_certificates(root: &Path) -> Result<()> {
+    let folder = root.join("usr/share/ca-certificates");
+    let mut names = tree::walk(&folder)?;
+    names.sort();
+    let mut all = Vec::new();
+    for name in names.iter().filter(|name| name.ends_with(".crt")) {
+        let certificate = fs::read(folder.join(name))?;
+        all.extend_from_slice(certificate.trim_ascii_end());
+        all.push(b'\n');
+    }
+    fs::remove_dir_all(folder)?;
+    tree::write_file(&root.join("etc/ssl/certs/ca-certificates.crt"), all)
+}
+
+fn build_uki(inputs: &Inputs<'_>, root: &Root, tools: &Tools, work: &Path, progress: &Progress) -> Result<PathBuf> {
+    progress.say("unified kernel image");
+    let node_init = inputs.build.programs.join(NODE_INIT);
+    ensure!(node_init.is_file(), "{} is missing", node_init.display());
+    let initramfs = work.join("initramfs.zst");
+    initramfs::build(
+        inputs.definition,
+        inputs.kernel,
+        inputs.node_packages,
+        &node_init,
+        tools,
+        work,
+        &initramfs,
+    )?;
+    let mut options = inputs.definition.kernel_command_line.clone();
+    options.extend(root.options()?);
+    let output = work.join("node.efi");
+    uki::build(inputs.kernel, &initramfs, &options.join(" "), tools, &output)?;
+    Ok(output)
+}

@@ -1,0 +1,22 @@
+use std::io::Write;
+use std::time::Instant;
+
+/// Says what is going on, with the time since the start.
+pub(crate) struct Progress {
+    start: Instant,
+}
+
+impl Progress {
+    pub(crate) fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    pub(crate) fn say(&self, message: &str) {
+        // A closed standard error is no reason to stop building.
+        let _ = writeln!(
+            std::io::stderr(),
+            "[{:6.1} s] {message}",
+            self.start.elapsed().as_secs_f64()
+        );
+    }
+}

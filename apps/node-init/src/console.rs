@@ -1,0 +1,53 @@
+//! The only thing a node ever does with its console: write to it.
+
+use std::error::Error;
+use std::io::Write;
+use std::time::Duration;
+
+use rustix::system::RebootCommand;
+
+/// One line of progress.
+pub(crate) fn say(message: &str) {
+    write_line(message);
+}
+
+/// The last words of a boot that failed.
+pub(crate) fn power_off(reason: &str) -> ! {
+    write_line(&format!("boot failed: {reason}"));
+    write_line("powering off");
+    rustix::fs::sync();
+    // The serial line may still be sending; nothing is lost if it cannot tell.
+    let _ = rustix::termios::tcdrain(rustix::stdio::stdout());
+    let _ = rustix::system::reboot(RebootCommand::PowerOff);
+    // Only a kernel that refuses to power off gets here. Leaving would panic it, which ends the machine as well.
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// An error with everything that caused it, on one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn write_line(message: &str) {
+    // A console that cannot be written to is no reason to stop.
+    let _ = writeln!(
+        std::io::stdout(),
+        "[{:12.6}] constellation: {message}",
+        uptime().as_secs_f64()
+    );
+}
+
+/// Time since power-on, as in the kernel's own messages.
+fn uptime() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(now).unwrap_or_default()
+}

@@ -1,0 +1,79 @@
+//! The first program of a node, `/init` of the initramfs.
+//!
+//! 1. Mount the kernel's file systems.
+//! 2. Load the modules that reach the boot disk.
+//! 3. Find the two partitions whose UUIDs follow from the root hash on the measured command line.
+//! 4. Open the root file system under dm-verity with that hash, and make it the root.
+//! 5. Load the modules that the state disk needs.
+//! 6. Run the disk-mapper, which mounts the state disk at `/run/state`.
+//! 7. Put the writable folders of the system onto the state disk.
+//! 8. Become systemd.
+//!
+//! There is no shell and no prompt. Whatever fails is said on the console, and the machine powers off.
+
+mod command_line;
+mod console;
+mod modules;
+mod partitions;
+mod root;
+mod state;
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use command_line::{ParseRootError, Root};
+
+const SYSTEMD: &str = "/usr/lib/systemd/systemd";
+
+/// Why this node does not boot.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error("the kernel's file systems cannot be mounted")]
+    KernelFileSystems(#[source] io::Error),
+    #[error("the kernel command line cannot be read")]
+    ReadCommandLine(#[source] io::Error),
+    #[error("the kernel command line does not name a root file system")]
+    CommandLine(#[from] ParseRootError),
+    #[error(transparent)]
+    Modules(#[from] modules::LoadModulesError),
+    #[error(transparent)]
+    Partitions(#[from] partitions::FindPartitionError),
+    #[error(transparent)]
+    Root(#[from] root::OpenRootError),
+    #[error(transparent)]
+    State(#[from] state::PrepareStateError),
+    #[error("systemd cannot be started")]
+    Systemd(#[source] io::Error),
+}
+
+fn main() {
+    std::panic::set_hook(Box::new(|info| {
+        console::power_off(&format!("node-init failed: {info}"))
+    }));
+    let Err(error) = boot();
+    console::power_off(&console::chain(&error));
+}
+
+fn boot() -> Result<Infallible, BootError> {
+    root::mount_kernel_file_systems().map_err(BootError::KernelFileSystems)?;
+    modules::load(Path::new("/modules"), Path::new("/modules/order"))?;
+    console::say("looking for the root file system");
+    let command_line = fs::read_to_string("/proc/cmdline").map_err(BootError::ReadCommandLine)?;
+    let root = Root::parse(&command_line)?;
+    let partitions = partitions::find(&root.hash)?;
+    root::open(&root, &partitions)?;
+    root::switch()?;
+    console::say("root file system verified and mounted");
+    modules::load(Path::new("/"), Path::new("/usr/lib/constellation/modules.early"))?;
+    console::say("starting the disk-mapper");
+    state::run_disk_mapper()?;
+    state::mount_writable_folders()?;
+    console::say("starting systemd");
+    // A dumb terminal gets no colours and no control sequences.
+    let systemd = Command::new(SYSTEMD).env_clear().env("TERM", "dumb").exec();
+    Err(BootError::Systemd(systemd))
+}

@@ -1,0 +1,39 @@
+//! Loading kernel modules from a list that the image builder has put into the right order.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+/// A module set that is not complete.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadModulesError {
+    #[error("module list {list} cannot be read")]
+    List { list: PathBuf, source: io::Error },
+    #[error("module {module} cannot be read")]
+    Read { module: PathBuf, source: io::Error },
+    #[error("kernel refuses module {module}")]
+    Load { module: PathBuf, source: Errno },
+}
+
+/// Loads every module that `list` names below `folder`, one path per line. What is loaded already is fine.
+pub(crate) fn load(folder: &Path, list: &Path) -> Result<(), LoadModulesError> {
+    let names = fs::read_to_string(list).map_err(|source| LoadModulesError::List {
+        list: list.into(),
+        source,
+    })?;
+    names.lines().try_for_each(|name| load_one(folder.join(name)))
+}
+
+fn load_one(module: PathBuf) -> Result<(), LoadModulesError> {
+    let file = match File::open(&module) {
+        Ok(file) => file,
+        Err(source) => return Err(LoadModulesError::Read { module, source }),
+    };
+    match rustix::system::finit_module(&file, c"", 0) {
+        // Not every processor has what an accelerated algorithm is for.
+        Ok(()) | Err(Errno::EXIST | Errno::NODEV) => Ok(()),
+        Err(source) => Err(LoadModulesError::Load { module, source }),
+    }
+}

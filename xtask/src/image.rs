@@ -1,0 +1,148 @@
+//! `cargo xtask image`: builds the node's programs and hands them to the image builder.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::{Args, Subcommand};
+
+/// Programs that run on the node itself; the services come as container images.
+const NODE_PROGRAMS: [&str; 3] = ["node-init", "disk-mapper", "bootstrapper"];
+
+/// Static, so that they need nothing of the image around them.
+const TARGET: &str = "x86_64-unknown-linux-musl";
+
+/// What can be done with the node image.
+#[derive(Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Build the disk image with its reference values.
+    Build(BuildArgs),
+    /// Build the image twice, the second time without any cache, and compare.
+    Reproduce(BuildArgs),
+    /// Choose the newest Debian packages and write images/packages.lock.
+    Lock,
+    /// Compute the reference values of a unified kernel image.
+    Measure {
+        /// The unified kernel image, `node.efi` beside the disk image.
+        uki: PathBuf,
+    },
+}
+
+/// What goes into an image.
+#[derive(Args)]
+pub(crate) struct BuildArgs {
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Static programs of the node, instead of those of this workspace.
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+    /// OCI archives to put into the image.
+    #[arg(long, value_name = "DIR")]
+    container_images: Option<PathBuf>,
+    /// Fail if a locked Debian package cannot be had any more, instead of choosing newer ones.
+    #[arg(long)]
+    locked: bool,
+    /// The folder for results of earlier runs [default: constellation/image in the user's cache folder].
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub(crate) fn run(command: &ImageCommand) -> Result<()> {
+    match command {
+        ImageCommand::Build(args) => build(args, &args.out, args.cache.as_deref()),
+        ImageCommand::Reproduce(args) => reproduce(args),
+        ImageCommand::Lock => image_builder(["lock".into()]),
+        ImageCommand::Measure { uki } => image_builder(["measure".into(), uki.into()]),
+    }
+}
+
+fn build(args: &BuildArgs, out: &Path, cache: Option<&Path>) -> Result<()> {
+    let programs = match &args.programs {
+        Some(programs) => programs.clone(),
+        None => build_programs()?,
+    };
+    let mut arguments: Vec<OsString> = vec![
+        "build".into(),
+        "--out".into(),
+        out.into(),
+        "--programs".into(),
+        programs.into(),
+    ];
+    for (option, folder) in [
+        ("--container-images", args.container_images.as_deref()),
+        ("--cache", cache),
+    ] {
+        if let Some(folder) = folder {
+            arguments.extend([option.into(), folder.into()]);
+        }
+    }
+    if args.locked {
+        arguments.push("--locked".into());
+    }
+    image_builder(arguments)
+}
+
+fn reproduce(args: &BuildArgs) -> Result<()> {
+    build(args, &args.out, args.cache.as_deref())?;
+    let second = tempfile::Builder::new().prefix(".reproduce-").tempdir_in(&args.out)?;
+    build(args, &second.path().join("out"), Some(&second.path().join("cache")))?;
+    for file in ["node.img", "node.efi", "packages.lock", "reference-values.json"] {
+        let files = [args.out.join(file), second.path().join("out").join(file)];
+        let same = Command::new("cmp")
+            .arg("--silent")
+            .args(&files)
+            .status()
+            .context("cannot start cmp")?;
+        ensure!(same.success(), "{file} differs between two builds");
+    }
+    Ok(())
+}
+
+/// Builds the node's programs and copies them into a folder of their own.
+fn build_programs() -> Result<PathBuf> {
+    let packages = NODE_PROGRAMS.iter().flat_map(|program| ["-p", program]);
+    cargo(
+        ["build", "--quiet", "--release", "--target", TARGET]
+            .into_iter()
+            .chain(packages),
+    )?;
+    let target = target_folder()?;
+    let folder = target.join("node-programs");
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    for program in NODE_PROGRAMS {
+        let built = target.join(TARGET).join("release").join(program);
+        fs::copy(&built, folder.join(program)).with_context(|| format!("copying {}", built.display()))?;
+    }
+    Ok(folder)
+}
+
+fn image_builder(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
+    let run = ["run", "--quiet", "-p", "image-builder", "--"].map(OsString::from);
+    cargo(run.into_iter().chain(arguments))
+}
+
+fn cargo(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<()> {
+    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(arguments.into_iter().map(Into::into))
+        .status()
+        .context("cannot start cargo")?;
+    ensure!(status.success(), "cargo failed ({status})");
+    Ok(())
+}
+
+fn target_folder() -> Result<PathBuf> {
+    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .output()
+        .context("cannot start cargo")?;
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata gives no JSON")?;
+    let folder = metadata["target_directory"]
+        .as_str()
+        .ok_or_else(|| anyhow!("cargo metadata names no target folder"))?;
+    Ok(folder.into())
+}
