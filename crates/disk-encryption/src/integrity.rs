@@ -58,14 +58,13 @@ pub fn write_sectors_that_mkfs_reads(mapped: &Path) -> io::Result<()> {
 /// superblock.
 fn ranges(size: u64) -> Vec<Range<u64>> {
     let size = size - size % SECTOR_SIZE;
-    let mut ranges = vec![0..HEAD.min(size)];
     let group_size = BLOCKS_PER_GROUP * SECTOR_SIZE;
     let backups = backup_groups(size.div_ceil(group_size))
         .into_iter()
         .map(|group| group * group_size);
-    ranges.extend(backups.map(|start| start..(start + SECTOR_SIZE).min(size)));
-    ranges.push(size.saturating_sub(TAIL)..size);
-    ranges
+    let backups = backups.map(|start| start..(start + SECTOR_SIZE).min(size));
+    let (head, tail) = (0..HEAD.min(size), size.saturating_sub(TAIL)..size);
+    std::iter::once(head).chain(backups).chain([tail]).collect()
 }
 
 /// Groups with a backup superblock under `sparse_super`: 1 and the powers of 3, 5 and 7 (kernel documentation,
