@@ -1,0 +1,96 @@
+//! The state disk of a new node.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+
+use anyhow::{Context, Result};
+use cluster_types::DiskUuid;
+use disk_encryption::paths::{
+    CRYPTSETUP, HEADER, MAPPED_DEVICE, MAPPING, MKFS_EXT4, MOUNT_POINT, RUN_DIR, THROW_AWAY_KEY,
+};
+use disk_encryption::{CryptsetupProgram, DiskKey, StateDisk, ThrowAwayKey, write_sectors_that_mkfs_reads};
+use rustix::mount::{MountFlags, mount};
+use uuid::Uuid;
+
+use crate::console::Console;
+use crate::memory;
+
+/// Why there is no file system.
+#[derive(Debug, thiserror::Error)]
+enum MakeFileSystemError {
+    /// mkfs could not be started.
+    #[error("{MKFS_EXT4} cannot be started")]
+    Start(#[source] io::Error),
+    /// It failed.
+    #[error("{MKFS_EXT4} ended with {status}: {message}")]
+    Failed {
+        /// How it ended.
+        status: ExitStatus,
+        /// What it printed.
+        message: String,
+    },
+}
+
+/// Makes a blank disk the state disk of a new node:
+///
+/// 1. A throw-away key, in memory only.
+/// 2. A new UUID, and the disk formatted with both.
+/// 3. The disk opened as `/dev/mapper/state`.
+/// 4. A file system on it.
+/// 5. The file system mounted at `/run/state`.
+///
+/// A crash at any point leaves a disk that the next boot formats again.
+pub(crate) fn prepare(device: &Path, console: &Console) -> Result<()> {
+    memory::make_folder(Path::new(RUN_DIR))?;
+    let key = ThrowAwayKey::random()?;
+    memory::write_key(Path::new(THROW_AWAY_KEY), &key)?;
+
+    let cryptsetup = CryptsetupProgram::new(Path::new(CRYPTSETUP));
+    let state_disk = StateDisk::new(&cryptsetup, device, Path::new(HEADER));
+    let disk = DiskUuid::from(Uuid::new_v4());
+    let header = state_disk.format(disk, &key)?;
+    console.say(&format!("formatted disk {disk} under a throw-away key"));
+
+    state_disk.open(&header, DiskKey::ThrowAway(&key), MAPPING)?;
+    console.say("opened the disk");
+
+    make_file_system(Path::new(MAPPED_DEVICE))?;
+    console.say("made a file system");
+
+    mount_state(Path::new(MAPPED_DEVICE), Path::new(MOUNT_POINT))?;
+    console.say(&format!("mounted at {MOUNT_POINT}, ready to init or join"));
+    Ok(())
+}
+
+/// Makes an ext4 that reads no sector it has not written; see `disk_encryption::write_sectors_that_mkfs_reads`.
+fn make_file_system(device: &Path) -> Result<()> {
+    write_sectors_that_mkfs_reads(device).context("sectors for the file system cannot be written")?;
+    let output = Command::new(MKFS_EXT4)
+        .args(["-q", "-F", "-b", "4096", "-m", "0", "-L", "state"])
+        // A block that fails its integrity check must not be written over by a file system that goes on regardless.
+        .args(["-e", "remount-ro"])
+        // Discarding leaves sectors without a tag, and an unwritten journal cannot be recovered from.
+        .args(["-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=0"])
+        .arg(device)
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .map_err(MakeFileSystemError::Start)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(MakeFileSystemError::Failed {
+        status: output.status,
+        message,
+    }
+    .into())
+}
+
+fn mount_state(device: &Path, mount_point: &Path) -> Result<()> {
+    fs::create_dir_all(mount_point).with_context(|| format!("{} cannot be made", mount_point.display()))?;
+    mount(device, mount_point, "ext4", MountFlags::NOATIME, c"")
+        .with_context(|| format!("{} cannot be mounted", device.display()))
+}

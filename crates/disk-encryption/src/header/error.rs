@@ -1,0 +1,470 @@
+use std::fmt;
+
+use cluster_types::{DiskUuid, ParseDiskUuidError};
+
+use super::layout::{
+    AF_STRIPES, AREA_CIPHER_KEY_SIZE, AREA_SIZE, BINARY_SIZE, HEADER_SIZE, JSON_SIZE, KEYSLOTS_SIZE, MAX_CPUS,
+    MAX_DIGEST_ITERATIONS, MAX_MEMORY_KIB, MAX_TIME, METADATA_SIZE, MIN_DIGEST_ITERATIONS, MIN_MEMORY_KIB, SECTOR_SIZE,
+    VERSION, VOLUME_KEY_SIZE,
+};
+
+/// Why a LUKS2 header is not one of ours. One variant per check.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HeaderError {
+    /// Fewer bytes than two copies of the header have.
+    #[error("header is truncated: {found} bytes, two copies have {METADATA_SIZE}")]
+    Truncated {
+        /// Length in bytes.
+        found: usize,
+    },
+    /// No LUKS2 header where this copy belongs.
+    #[error("{copy} header does not start with the LUKS2 magic: {found}")]
+    Magic {
+        /// Which copy.
+        copy: HeaderCopy,
+        /// The first six bytes.
+        found: Found,
+    },
+    /// Another format version.
+    #[error("{copy} header has version {found}, expected {VERSION}")]
+    Version {
+        /// Which copy.
+        copy: HeaderCopy,
+        /// What it says.
+        found: u16,
+    },
+    /// Another size of binary header and JSON area.
+    #[error("{copy} header says it has {found} bytes, expected {BINARY_SIZE} + {JSON_SIZE}")]
+    HeaderSize {
+        /// Which copy.
+        copy: HeaderCopy,
+        /// What it says.
+        found: u64,
+    },
+    /// The header says it lies elsewhere.
+    #[error("{copy} header says it lies at {found}, read at {expected}")]
+    HeaderOffset {
+        /// Which copy.
+        copy: HeaderCopy,
+        /// Where it was read.
+        expected: u64,
+        /// What it says.
+        found: u64,
+    },
+    /// A label, which we never set.
+    #[error("{copy} header has label {found}, expected none")]
+    Label {
+        /// Which copy.
+        copy: HeaderCopy,
+        /// The label.
+        found: Found,
+    },
+    /// A subsystem, which we never set.
+    #[error("{copy} header has subsystem {found}, expected none")]
+    Subsystem {
+        /// Which copy.
+        copy: HeaderCopy,
+        /// The subsystem.
+        found: Found,
+    },
+    /// Another checksum algorithm.
+    #[error("{copy} header has checksum algorithm {found}, expected sha256")]
+    ChecksumAlgorithm {
+        /// Which copy.
+        copy: HeaderCopy,
+        /// Its name.
+        found: Found,
+    },
+    /// The checksum is wrong.
+    #[error("{copy} header has checksum {found}, its bytes give {computed}")]
+    Checksum {
+        /// Which copy.
+        copy: HeaderCopy,
+        /// What the header says, in hexadecimal.
+        found: String,
+        /// What we computed.
+        computed: String,
+    },
+    /// Bytes that must be zero are not.
+    #[error("{copy} header has a byte other than zero at offset {offset} of its padding")]
+    Padding {
+        /// Which copy.
+        copy: HeaderCopy,
+        /// Offset from the start of this copy.
+        offset: usize,
+    },
+    /// No UUID in the canonical form.
+    #[error("{copy} header's UUID cannot be used")]
+    Uuid {
+        /// Which copy.
+        copy: HeaderCopy,
+        /// What is wrong with it.
+        source: ParseDiskUuidError,
+    },
+    /// The UUID of another disk.
+    #[error("header belongs to disk {found}, expected disk {expected}")]
+    OtherDisk {
+        /// The disk we deal with.
+        expected: DiskUuid,
+        /// The disk in the header.
+        found: DiskUuid,
+    },
+    /// The copies have different UUIDs.
+    #[error("primary header belongs to disk {primary}, secondary to {secondary}")]
+    CopiesDifferInUuid {
+        /// In the primary header.
+        primary: DiskUuid,
+        /// In the secondary header.
+        secondary: DiskUuid,
+    },
+    /// The copies have different sequence numbers.
+    #[error("primary header has sequence number {primary}, secondary {secondary}")]
+    CopiesDifferInSequence {
+        /// In the primary header.
+        primary: u64,
+        /// In the secondary header.
+        secondary: u64,
+    },
+    /// The copies have different JSON areas.
+    #[error("JSON areas of primary and secondary header differ at byte {offset}")]
+    CopiesDifferInJson {
+        /// First byte that differs.
+        offset: usize,
+    },
+    /// The JSON area is no text that ends before the area does.
+    #[error("JSON area has no end")]
+    JsonUnterminated,
+    /// Not the JSON we know: broken, a field too many or too few, another type.
+    #[error("JSON area is not of our shape")]
+    Json(#[source] serde_json::Error),
+    /// Not one keyslot.
+    #[error("header has {found} keyslots, expected 1")]
+    KeyslotCount {
+        /// How many.
+        found: usize,
+    },
+    /// Another id.
+    #[error("keyslot has id {found}, expected 0")]
+    KeyslotId {
+        /// Its id.
+        found: Found,
+    },
+    /// Another type.
+    #[error("keyslot has type {found}, expected luks2")]
+    KeyslotType {
+        /// Its type.
+        found: Found,
+    },
+    /// A volume key of another size.
+    #[error("keyslot holds a volume key of {found} bytes, expected {VOLUME_KEY_SIZE}")]
+    VolumeKeySize {
+        /// Size in bytes.
+        found: u64,
+    },
+    /// Another anti-forensic splitter.
+    #[error("keyslot has splitter {found}, expected luks1")]
+    AfType {
+        /// Its name.
+        found: Found,
+    },
+    /// Another number of stripes.
+    #[error("keyslot has {found} stripes, expected {AF_STRIPES}")]
+    AfStripes {
+        /// How many.
+        found: u64,
+    },
+    /// Another hash in the splitter.
+    #[error("keyslot's splitter has hash {found}, expected sha256")]
+    AfHash {
+        /// Its name.
+        found: Found,
+    },
+    /// Another area type.
+    #[error("keyslot area has type {found}, expected raw")]
+    AreaType {
+        /// Its type.
+        found: Found,
+    },
+    /// Another cipher in the keyslot, the null cipher among them.
+    #[error("keyslot area has cipher {found}, expected aes-xts-plain64")]
+    AreaCipher {
+        /// Its name.
+        found: Found,
+    },
+    /// Another size of the key that encrypts the keyslot.
+    #[error("keyslot area has a key of {found} bytes, expected {AREA_CIPHER_KEY_SIZE}")]
+    AreaKeySize {
+        /// Size in bytes.
+        found: u64,
+    },
+    /// The area has another size.
+    #[error("keyslot area has {found} bytes, expected {AREA_SIZE}")]
+    AreaSize {
+        /// Size in bytes, as written.
+        found: Found,
+    },
+    /// The area lies where no keyslot can be.
+    #[error("keyslot area lies at {found}, expected a multiple of 4096 inside the keyslots area")]
+    AreaOffset {
+        /// Offset in bytes, as written.
+        found: Found,
+    },
+    /// Another key derivation.
+    #[error("keyslot has key derivation {found}, expected argon2id")]
+    KdfType {
+        /// Its name.
+        found: Found,
+    },
+    /// Too many passes, or none.
+    #[error("argon2id takes {found} passes, expected 1 to {MAX_TIME}")]
+    KdfTime {
+        /// How many.
+        found: u64,
+    },
+    /// Too much memory, or too little.
+    #[error("argon2id takes {found} KiB of memory, expected {MIN_MEMORY_KIB} to {MAX_MEMORY_KIB}")]
+    KdfMemory {
+        /// In KiB.
+        found: u64,
+    },
+    /// Too many threads, or none.
+    #[error("argon2id takes {found} threads, expected 1 to {MAX_CPUS}")]
+    KdfCpus {
+        /// How many.
+        found: u64,
+    },
+    /// A salt that is not 32 bytes in base64.
+    #[error("argon2id salt is {found}, expected 32 bytes in base64")]
+    KdfSalt {
+        /// As written.
+        found: Found,
+    },
+    /// Not one segment.
+    #[error("header has {found} segments, expected 1")]
+    SegmentCount {
+        /// How many.
+        found: usize,
+    },
+    /// Another id.
+    #[error("segment has id {found}, expected 0")]
+    SegmentId {
+        /// Its id.
+        found: Found,
+    },
+    /// Another type.
+    #[error("segment has type {found}, expected crypt")]
+    SegmentType {
+        /// Its type.
+        found: Found,
+    },
+    /// Data start elsewhere.
+    #[error("segment starts at {found}, expected {HEADER_SIZE}")]
+    SegmentOffset {
+        /// Offset in bytes, as written.
+        found: Found,
+    },
+    /// The segment does not reach to the end of the disk.
+    #[error("segment has size {found}, expected dynamic")]
+    SegmentSize {
+        /// As written.
+        found: Found,
+    },
+    /// Initialisation vectors start at another number.
+    #[error("segment has IV tweak {found}, expected 0")]
+    IvTweak {
+        /// As written.
+        found: Found,
+    },
+    /// Another cipher on the data, the null cipher among them.
+    #[error("segment has cipher {found}, expected aes-xts-plain64")]
+    SegmentCipher {
+        /// Its name.
+        found: Found,
+    },
+    /// Another sector size.
+    #[error("segment has sectors of {found} bytes, expected {SECTOR_SIZE}")]
+    SectorSize {
+        /// Size in bytes.
+        found: u64,
+    },
+    /// No integrity: whoever writes the disk chooses what we read.
+    #[error("segment has no integrity, expected hmac(sha256)")]
+    IntegrityMissing,
+    /// Another integrity.
+    #[error("segment has integrity {found}, expected hmac(sha256)")]
+    IntegrityType {
+        /// Its name.
+        found: Found,
+    },
+    /// Another encryption of the integrity journal.
+    #[error("segment has journal encryption {found}, expected none")]
+    JournalEncryption {
+        /// Its name.
+        found: Found,
+    },
+    /// Another integrity of the integrity journal.
+    #[error("segment has journal integrity {found}, expected none")]
+    JournalIntegrity {
+        /// Its name.
+        found: Found,
+    },
+    /// Flags on the segment: a re-encryption left them.
+    #[error("segment has flags {found}, expected none")]
+    SegmentFlags {
+        /// The flags.
+        found: Found,
+    },
+    /// Not one digest.
+    #[error("header has {found} digests, expected 1")]
+    DigestCount {
+        /// How many.
+        found: usize,
+    },
+    /// Another id.
+    #[error("digest has id {found}, expected 0")]
+    DigestId {
+        /// Its id.
+        found: Found,
+    },
+    /// Another type.
+    #[error("digest has type {found}, expected pbkdf2")]
+    DigestType {
+        /// Its type.
+        found: Found,
+    },
+    /// Another hash.
+    #[error("digest has hash {found}, expected sha256")]
+    DigestHash {
+        /// Its name.
+        found: Found,
+    },
+    /// Too many iterations, or too few.
+    #[error("digest takes {found} iterations, expected {MIN_DIGEST_ITERATIONS} to {MAX_DIGEST_ITERATIONS}")]
+    DigestIterations {
+        /// How many.
+        found: u64,
+    },
+    /// A salt that is not 32 bytes in base64.
+    #[error("digest salt is {found}, expected 32 bytes in base64")]
+    DigestSalt {
+        /// As written.
+        found: Found,
+    },
+    /// A digest that is not 32 bytes in base64.
+    #[error("digest is {found}, expected 32 bytes in base64")]
+    DigestValue {
+        /// As written.
+        found: Found,
+    },
+    /// The digest is not the one of our keyslot.
+    #[error("digest belongs to keyslots {found}, expected keyslot 0")]
+    DigestKeyslots {
+        /// Which keyslots.
+        found: Found,
+    },
+    /// The digest is not the one of our segment.
+    #[error("digest belongs to segments {found}, expected segment 0")]
+    DigestSegments {
+        /// Which segments.
+        found: Found,
+    },
+    /// More than our token.
+    #[error("header has {found} tokens, expected at most 1")]
+    TokenCount {
+        /// How many.
+        found: usize,
+    },
+    /// Another id.
+    #[error("token has id {found}, expected 0")]
+    TokenId {
+        /// Its id.
+        found: Found,
+    },
+    /// A token of somebody else.
+    #[error("token has type {found}, expected constellation-state-disk")]
+    TokenType {
+        /// Its type.
+        found: Found,
+    },
+    /// The token is bound to keyslots.
+    #[error("token belongs to keyslots {found}, expected none")]
+    TokenKeyslots {
+        /// Which keyslots.
+        found: Found,
+    },
+    /// Another size of the JSON area.
+    #[error("configuration says the JSON area has {found} bytes, expected {JSON_SIZE}")]
+    JsonSize {
+        /// As written.
+        found: Found,
+    },
+    /// Another size of the keyslots area.
+    #[error("configuration says the keyslots area has {found} bytes, expected {KEYSLOTS_SIZE}")]
+    KeyslotsSize {
+        /// As written.
+        found: Found,
+    },
+    /// Flags that would be applied at every opening.
+    #[error("configuration has flags {found}, expected none")]
+    ConfigFlags {
+        /// The flags.
+        found: Found,
+    },
+    /// Requirements: a re-encryption is under way, or says so.
+    #[error("configuration has requirements {found}, expected none")]
+    Requirements {
+        /// The requirements.
+        found: Found,
+    },
+}
+
+/// Which of the two copies of a LUKS2 header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderCopy {
+    /// The one at the start of the disk.
+    Primary,
+    /// The one behind it.
+    Secondary,
+}
+
+impl fmt::Display for HeaderCopy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Primary => "primary",
+            Self::Secondary => "secondary",
+        })
+    }
+}
+
+/// A text from the disk, quoted and cut for people to read: the host chose it and it goes to the console.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found(String);
+
+impl Found {
+    /// What a text may fill of an error message.
+    const MAX_CHARS: usize = 64;
+
+    pub(super) fn text(text: &str) -> Self {
+        Self(
+            text.chars()
+                .take(Self::MAX_CHARS)
+                .flat_map(char::escape_default)
+                .collect(),
+        )
+    }
+
+    pub(super) fn bytes(bytes: &[u8]) -> Self {
+        Self(bytes[..bytes.len().min(Self::MAX_CHARS)].escape_ascii().to_string())
+    }
+
+    pub(super) fn list(texts: &[String]) -> Self {
+        Self::text(&texts.join(","))
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}'", self.0)
+    }
+}

@@ -1,0 +1,25 @@
+//! State disks: LUKS2 with dm-integrity, made and opened by the `cryptsetup` program.
+//!
+//! The format is the predecessor's, so that its disks open: AES-256-XTS with HMAC-SHA256 over 4096-byte sectors, one
+//! keyslot, one token. What is believed of a header on a disk, and why so little, is told in [`header`].
+//!
+//! What this crate does not do: it does not decide whether a disk may be formatted (that is the disk mapper's), it derives
+//! no keys, and it does not protect from replay. A host can put back an older state of a whole disk; sector by sector it
+//! cannot forge, only mix sectors of different ages at the same place.
+//!
+//! dm-integrity's own superblock and journal are on the disk too and are not authenticated. Tags are computed by dm-crypt
+//! over sector number and ciphertext, so whoever changes superblock, journal or tags makes reads fail and nothing else.
+
+mod cryptsetup;
+mod device;
+pub mod header;
+mod integrity;
+mod key;
+pub mod paths;
+mod state_disk;
+
+pub use cryptsetup::{Cryptsetup, CryptsetupError, CryptsetupProgram};
+pub use device::{BlockDevice, FindStateDiskError, find_state_disk, is_blank, list_block_devices};
+pub use integrity::write_sectors_that_mkfs_reads;
+pub use key::{DiskKey, MakeKeyError, ThrowAwayKey};
+pub use state_disk::{FormatError, OpenError, RekeyError, StateDisk};

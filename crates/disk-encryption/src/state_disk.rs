@@ -1,0 +1,257 @@
+//! Formatting, opening and re-keying a state disk.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use cluster_types::DiskUuid;
+use secret::StateDiskKey;
+
+use crate::cryptsetup::{Cryptsetup, CryptsetupError};
+use crate::header::layout::{CIPHER, SECTOR_SIZE};
+use crate::header::{ExpectedDisk, HEADER_SIZE, Header, ReadHeaderError};
+use crate::key::{DiskKey, ThrowAwayKey};
+
+/// A disk, and the place in memory where its header is kept for cryptsetup.
+///
+/// Every operation gives cryptsetup a header file that we wrote ourselves (`--header`). What the host does to the header
+/// on the disk meanwhile has no effect on the operation.
+#[derive(Debug)]
+pub struct StateDisk<'a, C> {
+    cryptsetup: &'a C,
+    device: &'a Path,
+    header_file: &'a Path,
+}
+
+/// Why a disk could not be formatted.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// The header file could not be made.
+    #[error("no file for the header")]
+    HeaderFile(#[source] io::Error),
+    /// cryptsetup failed.
+    #[error("disk cannot be formatted")]
+    Cryptsetup(#[from] CryptsetupError),
+    /// cryptsetup made something else than we asked for.
+    #[error("the new header cannot be used")]
+    Header(#[from] ReadHeaderError),
+    /// The header did not reach the disk.
+    #[error("the new header cannot be written to the disk")]
+    Write(#[source] io::Error),
+}
+
+/// Why a disk could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The header file could not be made.
+    #[error("no file for the header")]
+    HeaderFile(#[source] io::Error),
+    /// cryptsetup failed; [`CryptsetupError::WrongKey`] when the key is not the disk's.
+    #[error("disk cannot be opened")]
+    Cryptsetup(#[from] CryptsetupError),
+}
+
+/// Why a disk could not be re-keyed.
+#[derive(Debug, thiserror::Error)]
+pub enum RekeyError {
+    /// The header file could not be made.
+    #[error("no file for the header")]
+    HeaderFile(#[source] io::Error),
+    /// cryptsetup failed; [`CryptsetupError::WrongKey`] when the throw-away key is not the disk's.
+    #[error("key cannot be changed")]
+    Cryptsetup(#[from] CryptsetupError),
+    /// cryptsetup made something else than we asked for.
+    #[error("the new header cannot be used")]
+    Header(#[from] ReadHeaderError),
+    /// The volume key in the new header is not the old one.
+    #[error("the new header holds another volume key than the old one")]
+    VolumeKeyChanged,
+    /// The header did not reach the disk.
+    #[error("the new header cannot be written to the disk")]
+    Write(#[source] io::Error),
+}
+
+/// Cost of the key derivation. Keys are 32 random or derived bytes, which no search finds, so a slow derivation protects
+/// nothing and is only waited for: 4 passes are libcryptsetup's least. Memory and threads are set as well because the
+/// defaults depend on a benchmark of the machine, and a header must be the same wherever it is made.
+const PBKDF: [&str; 8] = [
+    "--pbkdf",
+    "argon2id",
+    "--pbkdf-memory",
+    "65536",
+    "--pbkdf-parallel",
+    "1",
+    "--pbkdf-force-iterations",
+    "4",
+];
+
+/// Reads exactly one key from standard input; newlines have no meaning in it.
+const KEY_ON_STDIN: [&str; 4] = ["--key-file", "-", "--keyfile-size", "32"];
+
+impl<'a, C: Cryptsetup> StateDisk<'a, C> {
+    /// Deals with the disk at `device`. `header_file` must be on a file system in memory.
+    #[must_use]
+    pub fn new(cryptsetup: &'a C, device: &'a Path, header_file: &'a Path) -> Self {
+        Self {
+            cryptsetup,
+            device,
+            header_file,
+        }
+    }
+
+    /// Formats the disk under a throw-away key, with the UUID the caller made:
+    ///
+    /// 1. cryptsetup makes the header in memory, and dm-integrity's superblock on the disk. Nothing is wiped: see
+    ///    `integrity` for what that means.
+    /// 2. The header is checked as if it came from a stranger, and marked as not initialised.
+    /// 3. It is written to the disk, last of all. A crash before leaves a disk that is as blank as it was, a crash
+    ///    afterwards a disk that says it never joined.
+    ///
+    /// # Errors
+    /// When one of these fails; the disk must then be formatted again.
+    pub fn format(&self, disk: DiskUuid, key: &ThrowAwayKey) -> Result<Header, FormatError> {
+        // cryptsetup wants to create this file itself, and takes an old one for a device to overwrite.
+        remove_file(self.header_file).map_err(FormatError::HeaderFile)?;
+        self.run_format(disk, key)?;
+        let header = self.read_header_file(disk)?.marked(false);
+        self.write_header_file(&header).map_err(FormatError::HeaderFile)?;
+        self.write_header_to_disk(&header).map_err(FormatError::Write)?;
+        Ok(header)
+    }
+
+    /// Opens the disk as `/dev/mapper/<mapping>` with a header that was checked.
+    ///
+    /// # Errors
+    /// When the key does not open the keyslot, or the kernel refuses the disk.
+    pub fn open(&self, header: &Header, key: DiskKey<'_>, mapping: &str) -> Result<(), OpenError> {
+        self.write_header_file(header).map_err(OpenError::HeaderFile)?;
+        let (header_file, device) = (self.header_file.to_string_lossy(), self.device.to_string_lossy());
+        let mut arguments = vec!["open", "--batch-mode", "--type", "luks2", "--header", &*header_file];
+        arguments.extend(KEY_ON_STDIN);
+        arguments.extend(["--key-slot", "0", "--disable-external-tokens"]);
+        // Our disks are read and written by threads that can wait; the extra hand-over costs more than it gives.
+        arguments.extend(["--perf-no_read_workqueue", "--perf-no_write_workqueue"]);
+        arguments.extend([&*device, mapping]);
+        Ok(self.cryptsetup.run(&arguments, key.expose())?)
+    }
+
+    /// Replaces the throw-away key by the node's own and marks the disk as initialised:
+    ///
+    /// 1. cryptsetup changes keyslot 0 in the header in memory; the disk's header is not read.
+    /// 2. The new header is checked: same disk, same volume key, one keyslot.
+    /// 3. It is written to the disk, new keyslot first; then the old keyslot is overwritten.
+    ///
+    /// The disk may be open meanwhile: its volume key stays.
+    ///
+    /// # Security
+    /// On success no header on the disk opens with the throw-away key. A host that kept a copy of the old header gains
+    /// nothing, since that key has never left this machine's memory; the caller deletes its file now.
+    ///
+    /// # Errors
+    /// When one of these fails. A crash inside step 3 can leave a header that is refused. The node had just joined and
+    /// holds nothing yet: give it a blank disk.
+    pub fn rekey(&self, header: &Header, old: &ThrowAwayKey, new: &StateDiskKey) -> Result<Header, RekeyError> {
+        self.write_header_file(header).map_err(RekeyError::HeaderFile)?;
+        self.run_change_key(old, new)?;
+        let rekeyed = self.read_header_file(header.metadata().disk())?.marked(true);
+        if !rekeyed.has_volume_key_of(header) {
+            return Err(RekeyError::VolumeKeyChanged);
+        }
+        self.write_header_file(&rekeyed).map_err(RekeyError::HeaderFile)?;
+        self.write_header_to_disk(&rekeyed).map_err(RekeyError::Write)?;
+        self.overwrite_old_keyslot(header, &rekeyed)
+            .map_err(RekeyError::Write)?;
+        Ok(rekeyed)
+    }
+
+    fn run_format(&self, disk: DiskUuid, key: &ThrowAwayKey) -> Result<(), CryptsetupError> {
+        let (header_file, device) = (self.header_file.to_string_lossy(), self.device.to_string_lossy());
+        let (uuid, sector_size) = (disk.to_string(), SECTOR_SIZE.to_string());
+        // In sectors of 512 bytes: the place where data start if the header is not detached.
+        let offset = (HEADER_SIZE / 512).to_string();
+        let mut arguments = vec!["luksFormat", "--batch-mode", "--type", "luks2"];
+        arguments.extend(["--cipher", CIPHER, "--key-size", "512", "--hash", "sha256"]);
+        arguments.extend([
+            "--integrity",
+            "hmac-sha256",
+            "--integrity-no-wipe",
+            "--sector-size",
+            &*sector_size,
+        ]);
+        arguments.extend(PBKDF);
+        arguments.extend(KEY_ON_STDIN);
+        arguments.extend([
+            "--uuid",
+            &*uuid,
+            "--offset",
+            &*offset,
+            "--header",
+            &*header_file,
+            &*device,
+        ]);
+        self.cryptsetup.run(&arguments, key.expose())
+    }
+
+    fn run_change_key(&self, old: &ThrowAwayKey, new: &StateDiskKey) -> Result<(), CryptsetupError> {
+        let header_file = self.header_file.to_string_lossy();
+        let mut arguments = vec!["luksChangeKey", "--batch-mode", "--key-slot", "0"];
+        arguments.extend(PBKDF);
+        arguments.extend(KEY_ON_STDIN);
+        // The new key is what follows on the same pipe.
+        arguments.extend(["--new-keyfile-size", "32", &*header_file, "-"]);
+        let mut both = secret::zeroize::Zeroizing::new([0; ThrowAwayKey::LEN + StateDiskKey::LEN]);
+        both[..ThrowAwayKey::LEN].copy_from_slice(old.expose());
+        both[ThrowAwayKey::LEN..].copy_from_slice(new.expose());
+        self.cryptsetup.run(&arguments, both.as_slice())
+    }
+
+    fn read_header_file(&self, disk: DiskUuid) -> Result<Header, ReadHeaderError> {
+        let mut file = File::open(self.header_file).map_err(ReadHeaderError::Read)?;
+        Header::read_from(&mut file, ExpectedDisk::Is(disk))
+    }
+
+    /// Makes the header file anew, so that nothing of an earlier one is left in it.
+    fn write_header_file(&self, header: &Header) -> io::Result<()> {
+        remove_file(self.header_file)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.header_file)?;
+        file.set_len(HEADER_SIZE)?;
+        header.write_to(&mut file, |_| Ok(()))
+    }
+
+    fn write_header_to_disk(&self, header: &Header) -> io::Result<()> {
+        let mut device = OpenOptions::new().write(true).open(self.device)?;
+        header.write_to(&mut device, |device| {
+            device.flush()?;
+            device.sync_data()
+        })
+    }
+
+    /// Writes zeros over what the old keyslot does not share with the new one.
+    fn overwrite_old_keyslot(&self, old: &Header, new: &Header) -> io::Result<()> {
+        let (old, new) = (old.keyslot_area(), new.keyslot_area());
+        let left = if new.start <= old.start {
+            old.start.max(new.end)..old.end
+        } else {
+            old.start..old.end.min(new.start)
+        };
+        if left.is_empty() {
+            return Ok(());
+        }
+        let device = OpenOptions::new().write(true).open(self.device)?;
+        let zeros = vec![0; usize::try_from(left.end - left.start).expect("a keyslot is small")];
+        device.write_all_at(&zeros, left.start)?;
+        device.sync_data()
+    }
+}
+
+fn remove_file(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}

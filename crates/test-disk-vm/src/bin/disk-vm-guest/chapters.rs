@@ -1,0 +1,383 @@
+//! What happens to the state disk, boot by boot.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use disk_encryption::header::{ExpectedDisk, Header};
+use disk_encryption::paths::{CRYPTSETUP, HEADER, MAPPED_DEVICE, MAPPING, MOUNT_POINT, RUN_DIR, THROW_AWAY_KEY};
+use disk_encryption::{Cryptsetup, CryptsetupError, CryptsetupProgram, DiskKey, StateDisk, ThrowAwayKey};
+use rustix::fs::OFlags;
+use secret::StateDiskKey;
+
+use crate::hostile::{ATTACKS, METADATA_SIZE, replace_json};
+use crate::machine::{disk, kernel_log_lines_with, mount_ext4, unmount_all};
+use crate::report::Report;
+
+const DISK_MAPPER: &str = "/usr/bin/disk-mapper";
+/// How the kernel reports a sector whose tag is wrong (`drivers/md/dm-crypt.c`).
+const INTEGRITY_ERROR: &str = "INTEGRITY AEAD ERROR";
+/// Where the tests write behind the file system's back, in bytes of the open disk: far behind what it uses.
+const PATTERN_OFFSET: u64 = 10 << 30;
+const PATTERN_SIZE: usize = 8 << 20;
+
+/// Stands for the key a ticket brings; the next boot must know it too.
+fn state_key() -> StateDiskKey {
+    StateDiskKey::from_bytes([0x5a; 32])
+}
+
+fn cryptsetup() -> CryptsetupProgram {
+    CryptsetupProgram::new(Path::new(CRYPTSETUP))
+}
+
+/// A blank disk: formatted, used, re-keyed; then the plug is pulled.
+pub(crate) fn new_node(report: &mut Report) {
+    report.check("new node formats and mounts a blank disk", || {
+        let status = Command::new(DISK_MAPPER).status()?;
+        ensure!(status.success(), "disk-mapper ended with {status}");
+        let mounts = fs::read_to_string("/proc/mounts")?;
+        ensure!(
+            mounts
+                .lines()
+                .any(|line| line.starts_with("/dev/mapper/state /run/state ext4 ")),
+            "{mounts}"
+        );
+        Ok(())
+    });
+    report.check("throw-away key is for root only", || {
+        let (key, folder) = (fs::metadata(THROW_AWAY_KEY)?, fs::metadata(RUN_DIR)?);
+        ensure!(key.len() == 32 && key.mode() & 0o7777 == 0o400, "{key:?}");
+        ensure!(folder.mode() & 0o7777 == 0o700, "{folder:?}");
+        Ok(())
+    });
+    report.check("100 MB are written", || {
+        let mut file = File::create(format!("{MOUNT_POINT}/bulk"))?;
+        let block = vec![0x77; 1 << 20];
+        for _ in 0..100 {
+            file.write_all(&block)?;
+        }
+        Ok(file.sync_all()?)
+    });
+    report.check("100 MB are read", || {
+        fs::write("/proc/sys/vm/drop_caches", "3")?;
+        let bytes = fs::read(format!("{MOUNT_POINT}/bulk"))?;
+        ensure!(
+            bytes.len() == 100 << 20 && bytes.iter().all(|byte| *byte == 0x77),
+            "other bytes came back"
+        );
+        Ok(())
+    });
+    let old_key = || ThrowAwayKey::from_slice(&fs::read(THROW_AWAY_KEY)?).context("key has another length");
+    report.check("throw-away key opens the disk before re-keying", || {
+        test_key(old_key()?.expose())
+    });
+    report.check("disk is re-keyed while it is open", || {
+        let (device, cryptsetup) = (disk("state")?, cryptsetup());
+        let header = Header::read_from(&mut File::open(HEADER)?, ExpectedDisk::FirstSeen)?;
+        let rekeyed =
+            StateDisk::new(&cryptsetup, &device, Path::new(HEADER)).rekey(&header, &old_key()?, &state_key())?;
+        ensure!(rekeyed.metadata().is_initialised(), "header has no mark");
+        let on_disk = Header::read_from(&mut File::open(&device)?, ExpectedDisk::Is(header.metadata().disk()))?;
+        ensure!(on_disk == rekeyed, "another header reached the disk");
+        Ok(())
+    });
+    report.check("throw-away key is refused after re-keying", || {
+        match test_key(old_key()?.expose()) {
+            Err(error) if matches!(error.downcast_ref(), Some(CryptsetupError::WrongKey)) => Ok(()),
+            other => bail!("{other:?}"),
+        }
+    });
+    report.check("new key opens the disk after re-keying", || {
+        test_key(state_key().expose())
+    });
+    report.check("old keyslot is gone from the disk", || {
+        // Only one keyslot's worth of bytes may be left behind the header's two copies.
+        let mut area = vec![0; 4 << 20];
+        File::open(disk("state")?)?.read_exact_at(&mut area, METADATA_SIZE as u64)?;
+        let used = area
+            .chunks(4096)
+            .filter(|block| block.iter().any(|byte| *byte != 0))
+            .count();
+        ensure!(used == 385_024 / 4096, "{used} blocks are in use");
+        Ok(())
+    });
+    report.check("nothing read a sector it had not written", no_integrity_errors);
+    report.check("header is copied out", || {
+        let mut header = vec![0; METADATA_SIZE];
+        File::open(disk("state")?)?.read_exact(&mut header)?;
+        Ok(OpenOptions::new().write(true).open(disk("out")?)?.write_all(&header)?)
+    });
+    report.check("file is on the disk when the plug is pulled", || {
+        let mut file = File::create(format!("{MOUNT_POINT}/kept"))?;
+        file.write_all(b"kept")?;
+        file.sync_all()?;
+        // These are not, or not all, so that the journal has something to recover.
+        for number in 0..200 {
+            fs::write(format!("{MOUNT_POINT}/lost-{number}"), vec![1; 10_000])?;
+        }
+        Ok(())
+    });
+}
+
+/// The same disk after a reboot, then the host's attacks on it.
+pub(crate) fn known_node(report: &mut Report) {
+    report.check("known node waits for its key", || {
+        let mut child = Command::new(DISK_MAPPER).stdout(Stdio::piped()).spawn()?;
+        let output = BufReader::new(child.stdout.take().context("no output")?);
+        let mut lines = output.lines().map_while(Result::ok).inspect(|line| say(line));
+        let waits = lines.any(|line| line.contains("waiting for the key of disk "));
+        let next = lines.find(|line| line.contains("to go on, ")).is_some();
+        let running = child.try_wait()?.is_none();
+        child.kill()?;
+        child.wait()?;
+        ensure!(
+            waits && next && running,
+            "waits: {waits}, says how to go on: {next}, runs: {running}"
+        );
+        Ok(())
+    });
+    report.check("wrong key is refused", || {
+        match open(&read_header()?, &StateDiskKey::from_bytes([1; 32])) {
+            Err(error) if format!("{error:#}").contains("the key does not open the disk") => Ok(()),
+            other => bail!("{other:?}"),
+        }
+    });
+    report.check("disk opens with its key", || open(&read_header()?, &state_key()));
+    report.check("file system recovers after the plug was pulled", || {
+        mount_ext4(MAPPED_DEVICE, MOUNT_POINT)?;
+        ensure!(
+            fs::read(format!("{MOUNT_POINT}/kept"))? == b"kept",
+            "other bytes came back"
+        );
+        ensure!(
+            fs::read(format!("{MOUNT_POINT}/bulk"))?.len() == 100 << 20,
+            "other bytes came back"
+        );
+        Ok(())
+    });
+    report.check("recovery read no sector that was never written", no_integrity_errors);
+    report.check("disk closes", || {
+        unmount_all(MOUNT_POINT)?;
+        close()
+    });
+
+    swap_between_check_and_use(report);
+    hostile_headers(report);
+    tampered_data(report);
+
+    report.check("header of another disk is refused when the disk is known", || {
+        let expected = "3f2504e0-4f89-11d3-9a0c-0305e82c3301".parse()?;
+        let refusal = Header::read_from(&mut File::open(disk("state")?)?, ExpectedDisk::Is(expected));
+        let refusal = refusal.err().context("was accepted")?.to_string();
+        ensure!(refusal.contains("expected disk 3f2504e0"), "{refusal}");
+        Ok(())
+    });
+    report.check("disk that never joined is formatted anew, with another UUID", || {
+        let before = read_header()?.metadata().disk();
+        change_header(|bytes| replace_json(bytes, r#""diskIsInitialized":true"#, r#""diskIsInitialized":false"#))?;
+        let (success, output) = run_disk_mapper()?;
+        ensure!(success && output.contains("never joined a cluster"), "{output}");
+        ensure!(read_header()?.metadata().disk() != before, "UUID stayed");
+        ensure!(
+            !Path::new(&format!("{MOUNT_POINT}/kept")).exists(),
+            "old files are there"
+        );
+        Ok(())
+    });
+}
+
+/// Two disks that both say they are the state disk.
+pub(crate) fn two_disks(report: &mut Report) {
+    report.check("two state disks are refused", || {
+        let (success, output) = run_disk_mapper()?;
+        ensure!(
+            !success && output.contains("both have the serial number 'state'"),
+            "{output}"
+        );
+        Ok(())
+    });
+}
+
+/// The host changes the header after it was checked and before the disk is opened.
+fn swap_between_check_and_use(report: &mut Report) {
+    report.check("header swapped after the check has no effect", || {
+        let checked = read_header()?;
+        let good = metadata_of(&disk("state")?)?;
+        for attack in ATTACKS {
+            write_metadata(&attack.apply(&good)?)?;
+            open(&checked, &state_key()).with_context(|| attack.name)?;
+            let table = mapping_has_integrity()?;
+            close()?;
+            ensure!(table, "{}: no integrity below the mapping", attack.name);
+        }
+        write_metadata(&good)
+    });
+}
+
+/// The host writes a header and starts the node.
+fn hostile_headers(report: &mut Report) {
+    for attack in ATTACKS {
+        report.check(&format!("refused: {}", attack.name), || {
+            let good = metadata_of(&disk("state")?)?;
+            let hostile = attack.apply(&good)?;
+            write_metadata(&hostile)?;
+            let (success, output) = run_disk_mapper()?;
+            let untouched = metadata_of(&disk("state")?)? == hostile;
+            write_metadata(&good)?;
+            ensure!(!success, "was accepted: {output}");
+            ensure!(untouched, "the disk was written");
+            ensure!(output.contains(attack.reason), "another reason: {output}");
+            Ok(())
+        });
+    }
+}
+
+/// The host changes data, and the node reads what nobody wrote.
+fn tampered_data(report: &mut Report) {
+    report.check("pattern is written", || {
+        open(&read_header()?, &state_key())?;
+        let device = OpenOptions::new().write(true).open(MAPPED_DEVICE)?;
+        device.write_all_at(&vec![0x33; PATTERN_SIZE], PATTERN_OFFSET)?;
+        device.sync_all()?;
+        drop(device);
+        close()
+    });
+    report.check("sector that was never written cannot be read", || {
+        open(&read_header()?, &state_key())?;
+        let outcome = read_sector(PATTERN_OFFSET + (1 << 30));
+        close()?;
+        ensure!(outcome.is_err(), "it could");
+        Ok(())
+    });
+    report.check("changed data cannot be read", || {
+        flip_bytes_of_pattern()?;
+        open(&read_header()?, &state_key())?;
+        let sectors = (0..PATTERN_SIZE as u64)
+            .step_by(4096)
+            .map(|offset| read_sector(PATTERN_OFFSET + offset));
+        let (good, failed): (Vec<_>, Vec<_>) = sectors.partition(Result::is_ok);
+        close()?;
+        let forged = good
+            .iter()
+            .flatten()
+            .filter(|sector| sector.iter().any(|byte| *byte != 0x33))
+            .count();
+        say(&format!(
+            "{} sectors intact, {} refused, {forged} forged",
+            good.len(),
+            failed.len()
+        ));
+        ensure!(forged == 0 && !failed.is_empty(), "see above");
+        Ok(())
+    });
+}
+
+/// Finds the pattern's neighbourhood on the disk and flips one byte in every 64 KiB of it.
+///
+/// dm-integrity puts tags between the data: 32 bytes for 4096, and a journal in front.
+fn flip_bytes_of_pattern() -> Result<()> {
+    let device = OpenOptions::new().read(true).write(true).open(disk("state")?)?;
+    let start = (16 << 20) + PATTERN_OFFSET + PATTERN_OFFSET / 4096 * 32;
+    for offset in (start..start + (192 << 20)).step_by(64 << 10) {
+        let mut byte = [0];
+        device.read_exact_at(&mut byte, offset)?;
+        device.write_all_at(&[byte[0] ^ 1], offset)?;
+    }
+    Ok(device.sync_all()?)
+}
+
+fn read_sector(offset: u64) -> Result<Vec<u8>> {
+    let flags = i32::try_from(OFlags::DIRECT.bits())?;
+    let device = OpenOptions::new().read(true).custom_flags(flags).open(MAPPED_DEVICE)?;
+    let mut memory = vec![0; 8192];
+    let start = memory.as_ptr().align_offset(4096);
+    device.read_exact_at(&mut memory[start..start + 4096], offset)?;
+    Ok(memory[start..start + 4096].to_vec())
+}
+
+fn read_header() -> Result<Header> {
+    Ok(Header::read_from(
+        &mut File::open(disk("state")?)?,
+        ExpectedDisk::FirstSeen,
+    )?)
+}
+
+fn open(header: &Header, key: &StateDiskKey) -> Result<()> {
+    fs::create_dir_all(RUN_DIR)?;
+    let (device, cryptsetup) = (disk("state")?, cryptsetup());
+    Ok(StateDisk::new(&cryptsetup, &device, Path::new(HEADER)).open(header, DiskKey::State(key), MAPPING)?)
+}
+
+fn close() -> Result<()> {
+    Ok(cryptsetup().run(&["close", MAPPING], &[])?)
+}
+
+/// Tries a key on the header that is on the disk, the way any LUKS2 tool would.
+fn test_key(key: &[u8]) -> Result<()> {
+    let device = disk("state")?;
+    let device = device.to_string_lossy();
+    let arguments = [
+        "open",
+        "--test-passphrase",
+        "--key-file",
+        "-",
+        "--keyfile-size",
+        "32",
+        &*device,
+    ];
+    Ok(cryptsetup().run(&arguments, key)?)
+}
+
+/// Whether dm-integrity lies below the mapping: cryptsetup calls that device after it.
+fn mapping_has_integrity() -> Result<bool> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir("/sys/block")? {
+        names.push(
+            fs::read_to_string(entry?.path().join("dm/name"))
+                .unwrap_or_default()
+                .trim()
+                .to_owned(),
+        );
+    }
+    Ok(names.iter().any(|name| name == "state_dif"))
+}
+
+fn metadata_of(device: &Path) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; METADATA_SIZE];
+    File::open(device)?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn write_metadata(bytes: &[u8]) -> Result<()> {
+    let device = OpenOptions::new().write(true).open(disk("state")?)?;
+    device.write_all_at(bytes, 0)?;
+    Ok(device.sync_all()?)
+}
+
+fn change_header(change: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+    let mut bytes = metadata_of(&disk("state")?)?;
+    change(&mut bytes)?;
+    write_metadata(&bytes)
+}
+
+/// Runs the real program to its end. Returns whether it succeeded, and what it said.
+fn run_disk_mapper() -> Result<(bool, String)> {
+    let output = Command::new(DISK_MAPPER).output()?;
+    Ok((
+        output.status.success(),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+    ))
+}
+
+fn no_integrity_errors() -> Result<()> {
+    let errors = kernel_log_lines_with(INTEGRITY_ERROR)?;
+    ensure!(errors.is_empty(), "{} of them: {errors:?}", errors.len());
+    Ok(())
+}
+
+fn say(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
