@@ -3,6 +3,7 @@
 mod image;
 mod kubernetes;
 mod progress;
+mod tidy;
 
 use anyhow::Result;
 use clap::Parser;
@@ -15,11 +16,14 @@ enum Command {
     #[command(subcommand)]
     Image(image::ImageCommand),
     Kubernetes(kubernetes::KubernetesArgs),
+    /// Check rules about the tree that no compiler knows.
+    Tidy,
 }
 
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Image(command) => image::run(&command),
         Command::Kubernetes(args) => kubernetes::run(&args),
+        Command::Tidy => tidy::run(),
     }
 }

@@ -1,5 +1,7 @@
 //! The join service and the key service as processes, with a real API server and real software TPMs.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

@@ -1,5 +1,7 @@
 //! The key service as a process, with callers whose tokens a real API server made and reviews.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 

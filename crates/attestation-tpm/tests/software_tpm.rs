@@ -1,5 +1,7 @@
 //! Quotes of a real TPM 2.0 implementation, swtpm.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
 use std::collections::BTreeMap;
 
 use attestation::{Attester, Finding, Nonce, Outcome, ReportBinding, TrustBasis, Verifier};

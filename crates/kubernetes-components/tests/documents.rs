@@ -1,5 +1,7 @@
 //! Both documents: what they look like, and everything they must refuse.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
 use kubernetes_components::{Component, ComponentList, InvalidListError, ParseConfigMapError, ParseMirrorError};
 use serde_json::{Value, json};
 

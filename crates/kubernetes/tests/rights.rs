@@ -1,5 +1,7 @@
 //! What each service may do, as a real API server sees it. A wider right shows up here as a difference.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
