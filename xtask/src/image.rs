@@ -8,8 +8,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, Subcommand};
+use cluster_types::Service;
 
-/// Programs that run on the node itself; the services come as container images.
+use crate::service_images;
+
+/// Programs that run on the node itself.
 const NODE_PROGRAMS: [&str; 3] = ["node-init", "disk-mapper", "bootstrapper"];
 
 /// Static, so that they need nothing of the image around them.
@@ -40,7 +43,7 @@ pub(crate) struct BuildArgs {
     /// Static programs of the node, instead of those of this workspace.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
-    /// OCI archives to put into the image.
+    /// OCI archives to put into the image, instead of those of this workspace's services.
     #[arg(long, value_name = "DIR")]
     container_images: Option<PathBuf>,
     /// Fail if a locked Debian package cannot be had any more, instead of choosing newer ones.
@@ -64,7 +67,11 @@ pub(crate) fn run(command: &ImageCommand) -> Result<()> {
 fn build(args: &BuildArgs, out: &Path, cache: Option<&Path>) -> Result<()> {
     let programs = match &args.programs {
         Some(programs) => programs.clone(),
-        None => build_programs()?,
+        None => build_programs(&NODE_PROGRAMS, "node-programs")?,
+    };
+    let container_images = match &args.container_images {
+        Some(folder) => folder.clone(),
+        None => build_service_images()?,
     };
     let mut arguments: Vec<OsString> = vec![
         "build".into(),
@@ -72,14 +79,11 @@ fn build(args: &BuildArgs, out: &Path, cache: Option<&Path>) -> Result<()> {
         out.into(),
         "--programs".into(),
         programs.into(),
+        "--container-images".into(),
+        container_images.into(),
     ];
-    for (option, folder) in [
-        ("--container-images", args.container_images.as_deref()),
-        ("--cache", cache),
-    ] {
-        if let Some(folder) = folder {
-            arguments.extend([option.into(), folder.into()]);
-        }
+    if let Some(cache) = cache {
+        arguments.extend(["--cache".into(), cache.into()]);
     }
     if args.locked {
         arguments.push("--locked".into());
@@ -103,18 +107,26 @@ fn reproduce(args: &BuildArgs) -> Result<()> {
     Ok(())
 }
 
-/// Builds the node's programs and copies them into a folder of their own.
-fn build_programs() -> Result<PathBuf> {
-    let packages = NODE_PROGRAMS.iter().flat_map(|program| ["-p", program]);
+/// Builds the services and puts each into a container image.
+fn build_service_images() -> Result<PathBuf> {
+    let programs = build_programs(&Service::ALL.map(Service::name), "service-programs")?;
+    let images = target_folder()?.join("service-images");
+    service_images::write(&programs, &images)?;
+    Ok(images)
+}
+
+/// Builds static programs and copies them into a folder of their own.
+fn build_programs(programs: &[&str], folder: &str) -> Result<PathBuf> {
+    let packages = programs.iter().flat_map(|program| ["-p", program]);
     cargo(
-        ["build", "--quiet", "--release", "--target", TARGET]
+        ["build", "--quiet", "--locked", "--release", "--target", TARGET]
             .into_iter()
             .chain(packages),
     )?;
     let target = target_folder()?;
-    let folder = target.join("node-programs");
+    let folder = target.join(folder);
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    for program in NODE_PROGRAMS {
+    for program in programs {
         let built = target.join(TARGET).join("release").join(program);
         fs::copy(&built, folder.join(program)).with_context(|| format!("copying {}", built.display()))?;
     }

@@ -3,6 +3,7 @@
 mod image;
 mod kubernetes;
 mod progress;
+mod service_images;
 mod tidy;
 
 use anyhow::Result;

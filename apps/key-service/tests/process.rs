@@ -5,10 +5,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use cluster_types::Service;
 use key_derivation::{Label, MasterSecret};
 use key_service_client::{AUDIENCE, KeyServiceClient, KeyServiceError, KeyServicePublicKey};
 use kubernetes::Cluster;
-use kubernetes::deployment::{self, Service};
+use kubernetes::deployment;
 use tempfile::TempDir;
 use test_cluster::{TestCluster, free_address};
 use tonic::Code;

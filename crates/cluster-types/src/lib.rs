@@ -6,6 +6,7 @@ mod disk;
 mod id;
 mod name;
 mod role;
+mod service;
 mod variant;
 mod version;
 
@@ -13,5 +14,6 @@ pub use disk::{DiskUuid, ParseDiskUuidError};
 pub use id::{ClusterId, MeasurementSalt, WrongLength};
 pub use name::{NodeName, ParseNodeNameError};
 pub use role::{NodeRole, ParseNodeRoleError};
+pub use service::Service;
 pub use variant::{ParseVariantError, Variant};
 pub use version::{KubernetesVersion, ParseKubernetesVersionError};

@@ -4,11 +4,12 @@
 
 use std::collections::BTreeSet;
 
+use cluster_types::Service;
 use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use kubernetes::Cluster;
-use kubernetes::deployment::{self, Service};
+use kubernetes::deployment;
 use test_cluster::TestCluster;
 
 /// `verb group/resource` in one namespace, without what every authenticated user may do.

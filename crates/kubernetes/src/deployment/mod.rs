@@ -7,50 +7,13 @@ mod pods;
 mod rights;
 mod services;
 
+use cluster_types::Service;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ObjectMeta;
 
 pub use apply::{ApplyError, Object};
 
 use crate::{JoinConfig, RECORDS_NAMESPACE};
-
-/// The programs that run as pods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
-    /// Lets nodes in.
-    Join,
-    /// Hands out keys.
-    Key,
-    /// Proves what a node runs.
-    Verification,
-}
-
-impl Service {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Key, Self::Join, Self::Verification];
-
-    /// Name of its program, image, DaemonSet, Service and service account.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Join => "join-service",
-            Self::Key => "key-service",
-            Self::Verification => "verification-service",
-        }
-    }
-}
-
-/// Name of the container image of a service, as it is inside the node image.
-///
-/// The images are part of the measured root and never pulled, so the registry is no host.
-#[must_use]
-pub fn image_name(service: Service) -> String {
-    format!(
-        "localhost/constellation/{}:v{}",
-        service.name(),
-        env!("CARGO_PKG_VERSION")
-    )
-}
 
 /// Rights and service account of one service.
 #[must_use]

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use cluster_types::Service;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, GRPCAction, HostPathVolumeSource,
@@ -11,8 +12,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use key_service_client::AUDIENCE;
 use kube::api::ObjectMeta;
 
-use super::image_name;
-use crate::deployment::Service;
 use crate::{JOIN_CONFIG, NAMESPACE};
 
 /// User of pods that need no device and no file of root's.
@@ -80,7 +79,7 @@ fn pod(service: Service) -> PodSpec {
 fn container(service: Service) -> Container {
     Container {
         name: service.name().into(),
-        image: Some(image_name(service)),
+        image: Some(service.image_name()),
         // The image is part of the measured root; what a registry has under this name is never wanted.
         image_pull_policy: Some("Never".into()),
         ports: Some(vec![

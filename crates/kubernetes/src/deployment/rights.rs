@@ -1,8 +1,9 @@
+use cluster_types::Service;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
 use kube::api::ObjectMeta;
 
-use crate::deployment::{Object, Service};
+use crate::deployment::Object;
 use crate::{NAMESPACE, RECORDS_NAMESPACE};
 
 const RBAC: &str = "rbac.authorization.k8s.io";
