@@ -9,7 +9,7 @@ use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRul
 use kube::api::PostParams;
 use kube::{Api, Client};
 use kubernetes::Cluster;
-use kubernetes::deployment;
+use kubernetes::deployment::{self, PodNetwork};
 use test_cluster::TestCluster;
 
 /// `verb group/resource` in one namespace, without what every authenticated user may do.
@@ -93,7 +93,14 @@ async fn every_object_is_taken_and_can_be_applied_again() {
     let cluster = TestCluster::start().await.unwrap();
     let admin = Cluster::new(cluster.admin().unwrap());
     for _ in 0..2 {
-        for object in deployment::objects(&example()) {
+        let network = PodNetwork {
+            pod_cidr: "10.244.0.0/16".into(),
+            node_interface: "^10\\.42\\.".into(),
+        };
+        for object in deployment::objects(&example())
+            .into_iter()
+            .chain(deployment::pod_network(&network))
+        {
             admin
                 .apply(&object)
                 .await

@@ -3,6 +3,7 @@
 //! There is no templating: an object is built by a function, and two objects that must agree share a constant.
 
 mod apply;
+mod pod_network;
 mod pods;
 mod rights;
 mod services;
@@ -12,6 +13,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ObjectMeta;
 
 pub use apply::{ApplyError, Object};
+pub use pod_network::{PodNetwork, pod_network};
 
 use crate::{JoinConfig, RECORDS_NAMESPACE};
 

@@ -1,0 +1,228 @@
+//! The pod network: flannel with the kernel's WireGuard, so that what pods send each other never crosses a wire in
+//! plaintext. The image comes from the mirror, pinned by hash like every component.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, EnvVar, EnvVarSource, HostPathVolumeSource,
+    ObjectFieldSelector, PodSpec, PodTemplateSpec, SecurityContext, ServiceAccount, Toleration, Volume, VolumeMount,
+};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::api::ObjectMeta;
+
+use crate::NAMESPACE;
+use crate::deployment::Object;
+
+/// Name of the image in the mirror.
+const IMAGE: &str = "ghcr.io/flannel-io/flannel:v0.28.10";
+const NAME: &str = "flannel";
+const CONFIG: &str = "flannel-config";
+const CLUSTER_ROLE: &str = "constellation:flannel";
+
+/// What the CLI decides about the network.
+#[derive(Clone, Debug)]
+pub struct PodNetwork {
+    /// Addresses of pods, for instance `10.244.0.0/16`.
+    pub pod_cidr: String,
+    /// A regular expression for the address of the interface that leads to the other nodes.
+    pub node_interface: String,
+}
+
+/// Everything the pod network needs, in the order in which it is applied.
+#[must_use]
+pub fn pod_network(network: &PodNetwork) -> Vec<Object> {
+    vec![
+        Object::new(ServiceAccount {
+            metadata: named(NAME),
+            ..ServiceAccount::default()
+        }),
+        Object::new(role()),
+        Object::new(role_binding()),
+        Object::new(config(network)),
+        Object::new(daemon_set(network)),
+    ]
+}
+
+/// flanneld reads every Node's public key and address, and writes its own into annotations.
+fn role() -> ClusterRole {
+    let rule = |resource: &str, verbs: &[&str]| PolicyRule {
+        api_groups: Some(vec![String::new()]),
+        resources: Some(vec![resource.into()]),
+        verbs: verbs.iter().map(|&verb| verb.into()).collect(),
+        ..PolicyRule::default()
+    };
+    ClusterRole {
+        metadata: ObjectMeta {
+            name: Some(CLUSTER_ROLE.into()),
+            ..ObjectMeta::default()
+        },
+        rules: Some(vec![
+            rule("pods", &["get"]),
+            rule("nodes", &["get", "list", "watch"]),
+            rule("nodes/status", &["patch"]),
+        ]),
+        ..ClusterRole::default()
+    }
+}
+
+fn role_binding() -> ClusterRoleBinding {
+    ClusterRoleBinding {
+        metadata: ObjectMeta {
+            name: Some(CLUSTER_ROLE.into()),
+            ..ObjectMeta::default()
+        },
+        role_ref: RoleRef {
+            api_group: "rbac.authorization.k8s.io".into(),
+            kind: "ClusterRole".into(),
+            name: CLUSTER_ROLE.into(),
+        },
+        subjects: Some(vec![Subject {
+            kind: "ServiceAccount".into(),
+            name: NAME.into(),
+            namespace: Some(NAMESPACE.into()),
+            ..Subject::default()
+        }]),
+    }
+}
+
+fn config(network: &PodNetwork) -> ConfigMap {
+    let net_conf = serde_json::json!({
+        "Network": network.pod_cidr,
+        "EnableIPv4": true,
+        "Backend": { "Type": "wireguard" },
+    });
+    ConfigMap {
+        metadata: named(CONFIG),
+        data: Some(BTreeMap::from([("net-conf.json".to_owned(), net_conf.to_string())])),
+        ..ConfigMap::default()
+    }
+}
+
+fn daemon_set(network: &PodNetwork) -> DaemonSet {
+    let labels = BTreeMap::from([("k8s-app".to_owned(), NAME.to_owned())]);
+    DaemonSet {
+        metadata: ObjectMeta {
+            labels: Some(labels.clone()),
+            ..named(NAME)
+        },
+        spec: Some(DaemonSetSpec {
+            selector: LabelSelector {
+                match_labels: Some(labels.clone()),
+                ..LabelSelector::default()
+            },
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta {
+                    labels: Some(labels),
+                    ..ObjectMeta::default()
+                }),
+                spec: Some(pod(network)),
+            },
+            ..DaemonSetSpec::default()
+        }),
+        ..DaemonSet::default()
+    }
+}
+
+fn pod(network: &PodNetwork) -> PodSpec {
+    PodSpec {
+        host_network: Some(true),
+        priority_class_name: Some("system-node-critical".into()),
+        service_account_name: Some(NAME.into()),
+        tolerations: Some(vec![Toleration {
+            operator: Some("Exists".into()),
+            ..Toleration::default()
+        }]),
+        containers: vec![container(network)],
+        volumes: Some(vec![
+            host_path("run", "/run/flannel", "DirectoryOrCreate"),
+            host_path("xtables-lock", "/run/xtables.lock", "FileOrCreate"),
+            Volume {
+                name: "config".into(),
+                config_map: Some(ConfigMapVolumeSource {
+                    name: CONFIG.into(),
+                    ..ConfigMapVolumeSource::default()
+                }),
+                ..Volume::default()
+            },
+        ]),
+        ..PodSpec::default()
+    }
+}
+
+fn container(network: &PodNetwork) -> Container {
+    Container {
+        name: NAME.into(),
+        image: Some(IMAGE.into()),
+        image_pull_policy: Some("IfNotPresent".into()),
+        command: Some(vec!["/opt/bin/flanneld".into()]),
+        args: Some(vec![
+            "--ip-masq".into(),
+            "--kube-subnet-mgr".into(),
+            format!("--iface-regex={}", network.node_interface),
+        ]),
+        env: Some(vec![
+            from_field("POD_NAME", "metadata.name"),
+            from_field("POD_NAMESPACE", "metadata.namespace"),
+        ]),
+        // It makes interfaces, routes and packet filter rules of the host.
+        security_context: Some(SecurityContext {
+            capabilities: Some(Capabilities {
+                add: Some(vec!["NET_ADMIN".into(), "NET_RAW".into()]),
+                ..Capabilities::default()
+            }),
+            ..SecurityContext::default()
+        }),
+        volume_mounts: Some(vec![
+            mount("run", "/run/flannel"),
+            mount("xtables-lock", "/run/xtables.lock"),
+            mount("config", "/etc/kube-flannel"),
+        ]),
+        ..Container::default()
+    }
+}
+
+fn named(name: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.into()),
+        namespace: Some(NAMESPACE.into()),
+        ..ObjectMeta::default()
+    }
+}
+
+fn from_field(name: &str, path: &str) -> EnvVar {
+    let field_ref = ObjectFieldSelector {
+        field_path: path.into(),
+        ..ObjectFieldSelector::default()
+    };
+    let source = EnvVarSource {
+        field_ref: Some(field_ref),
+        ..EnvVarSource::default()
+    };
+    EnvVar {
+        name: name.into(),
+        value_from: Some(source),
+        ..EnvVar::default()
+    }
+}
+
+fn host_path(name: &str, path: &str, kind: &str) -> Volume {
+    let source = HostPathVolumeSource {
+        path: path.into(),
+        type_: Some(kind.into()),
+    };
+    Volume {
+        name: name.into(),
+        host_path: Some(source),
+        ..Volume::default()
+    }
+}
+
+fn mount(name: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        name: name.into(),
+        mount_path: path.into(),
+        ..VolumeMount::default()
+    }
+}
