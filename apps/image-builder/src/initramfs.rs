@@ -43,7 +43,7 @@ pub(crate) fn build(
     let archive = work.join("initramfs.cpio");
     fs::write(&archive, archive_of(&folder)?)?;
     let mut zstd = tools.command("usr/bin/zstd");
-    zstd.args(["-19", "--threads=1", "--no-progress", "--force", "-o"])
+    zstd.args(["-12", "--threads=1", "--no-progress", "--force", "-o"])
         .arg(output)
         .arg(&archive);
     run(&mut zstd).map(drop)

@@ -211,6 +211,8 @@ fn assemble_root(inputs: &Inputs<'_>, root: &Path) -> Result<()> {
         inputs.lock.to_string(),
     )?;
     tree::write_file(&root.join("usr/lib/os-release"), os_release(&inputs.build.image))?;
+    let version = format!("{}\n", inputs.build.image);
+    tree::write_file(&root.join("usr/share/constellation/image-version"), version)?;
     join_certificates(root)?;
     for folder in MOUNT_POINTS {
         fs::create_dir_all(root.join(folder))?;
