@@ -10,7 +10,8 @@
 //! ```
 //!
 //! `ROOT` is a folder with these Debian packages unpacked, and those they need: linux-image-cloud-amd64, cryptsetup-bin,
-//! e2fsprogs. What the guest reports is printed; the exit code is zero only if every check passed and all boots ended.
+//! e2fsprogs. `FOLDER/out.img` then starts with the header of a re-keyed disk of ours (32 KiB), followed by that of a disk
+//! made the predecessor's way. What the guest reports is printed; the exit code is zero only if every check passed and all boots ended.
 
 mod boot;
 mod initramfs;
@@ -55,7 +56,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Boots the same disk three times; each boot is one chapter of the guest's story.
+/// Boots the same disk again and again; each boot is one chapter of the guest's story.
 fn run(arguments: &Arguments) -> Result<bool> {
     let work = &arguments.work;
     fs::create_dir_all(work).with_context(|| format!("{} cannot be made", work.display()))?;
@@ -73,6 +74,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     for (chapter, disks) in [
         ("new", vec![("state", &state), ("out", &out)]),
         ("known", vec![("state", &state), ("out", &out)]),
+        ("predecessor", vec![("state", &state), ("out", &out)]),
         ("two-disks", vec![("state", &state), ("state", &out)]),
     ] {
         let outcome = machine.boot(chapter, &disks, &work.join(format!("{chapter}.log")))?;
