@@ -10,7 +10,8 @@
 //! ```
 //!
 //! `ROOT` is a folder with these Debian packages unpacked, and those they need: linux-image-cloud-amd64, cryptsetup-bin,
-//! e2fsprogs. What the guest reports is printed; the exit code is zero only if every check passed and all boots ended.
+//! e2fsprogs. `FOLDER/out.img` then starts with the header of a re-keyed disk of ours (32 KiB), followed by that of a disk
+//! made the predecessor's way. What the guest reports is printed; the exit code is zero only if every check passed and all boots ended.
 
 mod boot;
 mod initramfs;
@@ -20,7 +21,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use boot::{Machine, Outcome};
@@ -37,7 +38,12 @@ struct Arguments {
     /// Folder for initramfs, disks and console logs; made if it does not exist.
     #[arg(long)]
     work: PathBuf,
+    /// Ends after this chapter: new, known, predecessor, two-disks.
+    #[arg(long, default_value = LAST_CHAPTER)]
+    until: String,
 }
+
+const LAST_CHAPTER: &str = "two-disks";
 
 /// Size of the state disk in bytes. It is sparse; the size matters because some steps take time in proportion.
 const STATE_DISK_SIZE: u64 = 20 << 30;
@@ -55,7 +61,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Boots the same disk three times; each boot is one chapter of the guest's story.
+/// Boots the same disk again and again; each boot is one chapter of the guest's story.
 fn run(arguments: &Arguments) -> Result<bool> {
     let work = &arguments.work;
     fs::create_dir_all(work).with_context(|| format!("{} cannot be made", work.display()))?;
@@ -73,12 +79,16 @@ fn run(arguments: &Arguments) -> Result<bool> {
     for (chapter, disks) in [
         ("new", vec![("state", &state), ("out", &out)]),
         ("known", vec![("state", &state), ("out", &out)]),
-        ("two-disks", vec![("state", &state), ("state", &out)]),
+        ("predecessor", vec![("state", &state), ("out", &out)]),
+        (LAST_CHAPTER, vec![("state", &state), ("state", &out)]),
     ] {
         let outcome = machine.boot(chapter, &disks, &work.join(format!("{chapter}.log")))?;
         all_passed &= report(chapter, &outcome);
+        if chapter == arguments.until {
+            return Ok(all_passed);
+        }
     }
-    Ok(all_passed)
+    bail!("there is no chapter {:?}", arguments.until)
 }
 
 fn make_disk(path: &Path, size: u64) -> Result<()> {

@@ -267,4 +267,6 @@ fn check_disk(found: DiskUuid, expected: ExpectedDisk) -> Result<(), HeaderError
 }
 
 #[cfg(test)]
-mod tests;
+mod real;
+#[cfg(test)]
+pub(crate) mod tests;

@@ -35,10 +35,28 @@ fn metadata() -> Metadata {
     }
 }
 
-fn header() -> Header {
+/// A good header, for the tests of whoever uses headers too.
+pub(crate) fn header() -> Header {
     Header {
         metadata: metadata(),
         keyslot: vec![6; AREA_SIZE as usize],
+    }
+}
+
+impl Header {
+    pub(crate) fn of_disk(mut self, disk: DiskUuid) -> Self {
+        self.metadata.uuid = disk;
+        self
+    }
+
+    pub(crate) fn with_other_volume_key(mut self) -> Self {
+        self.metadata.parameters.digest.value[0] ^= 1;
+        self
+    }
+
+    pub(crate) fn with_keyslot_at(mut self, offset: u64) -> Self {
+        self.metadata.parameters.area_offset = offset;
+        self
     }
 }
 

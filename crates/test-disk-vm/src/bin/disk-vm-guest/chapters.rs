@@ -24,6 +24,9 @@ const INTEGRITY_ERROR: &str = "INTEGRITY AEAD ERROR";
 const PATTERN_OFFSET: u64 = 10 << 30;
 const PATTERN_SIZE: usize = 8 << 20;
 
+/// Where dm-integrity's superblock lies: at the start of the data.
+const SUPERBLOCK_OFFSET: u64 = 16 << 20;
+
 /// Stands for the key a ticket brings; the next boot must know it too.
 fn state_key() -> StateDiskKey {
     StateDiskKey::from_bytes([0x5a; 32])
@@ -105,11 +108,7 @@ pub(crate) fn new_node(report: &mut Report) {
         Ok(())
     });
     report.check("nothing read a sector it had not written", no_integrity_errors);
-    report.check("header is copied out", || {
-        let mut header = vec![0; METADATA_SIZE];
-        File::open(disk("state")?)?.read_exact(&mut header)?;
-        Ok(OpenOptions::new().write(true).open(disk("out")?)?.write_all(&header)?)
-    });
+    report.check("header is copied out", || copy_out(0));
     report.check("file is on the disk when the plug is pulled", || {
         let mut file = File::create(format!("{MOUNT_POINT}/kept"))?;
         file.write_all(b"kept")?;
@@ -189,6 +188,33 @@ pub(crate) fn known_node(report: &mut Report) {
     });
 }
 
+/// A disk made the way the predecessor made it, with the same library: header on the disk from the start, cost of the key
+/// derivation from a benchmark, key changed in place, token last.
+pub(crate) fn predecessor(report: &mut Report) {
+    let device = || Ok::<_, anyhow::Error>(disk("state")?.to_string_lossy().into_owned());
+    report.check("disk is formatted as the predecessor did", || {
+        let format = "luksFormat --batch-mode --type luks2 --cipher aes-xts-plain64 --key-size 512 --hash sha256 \
+            --integrity hmac-sha256 --integrity-no-wipe --sector-size 4096 \
+            --pbkdf argon2id --pbkdf-memory 65536 --pbkdf-parallel 4 --iter-time 2000 --key-file - --keyfile-size 32";
+        run_cryptsetup(format, &[&device()?], &[1; 32])?;
+        let change = "luksChangeKey --batch-mode --key-slot 0 --pbkdf argon2id --pbkdf-memory 65536 --pbkdf-parallel 4 \
+            --iter-time 2000 --key-file - --keyfile-size 32 --new-keyfile-size 32";
+        let both = [[1; 32], *state_key().expose()].concat();
+        run_cryptsetup(change, &[&device()?, "-"], &both)?;
+        let token = br#"{"type":"constellation-state-disk","keyslots":[],"diskIsInitialized":true}"#;
+        run_cryptsetup("token import --token-id 0 --json-file -", &[&device()?], token)?;
+        copy_out(METADATA_SIZE as u64)
+    });
+    report.check("header of a predecessor's disk is accepted", || {
+        ensure!(read_header()?.metadata().is_initialised(), "header has no mark");
+        Ok(())
+    });
+    report.check("predecessor's disk opens", || {
+        open(&read_header()?, &state_key())?;
+        close()
+    });
+}
+
 /// Two disks that both say they are the state disk.
 pub(crate) fn two_disks(report: &mut Report) {
     report.check("two state disks are refused", || {
@@ -252,6 +278,7 @@ fn tampered_data(report: &mut Report) {
         ensure!(outcome.is_err(), "it could");
         Ok(())
     });
+    tampered_superblock(report);
     report.check("changed data cannot be read", || {
         flip_bytes_of_pattern()?;
         open(&read_header()?, &state_key())?;
@@ -273,6 +300,42 @@ fn tampered_data(report: &mut Report) {
         ensure!(forged == 0 && !failed.is_empty(), "see above");
         Ok(())
     });
+}
+
+/// The host changes dm-integrity's superblock, which nothing authenticates. Opening may fail; forged data may not appear.
+fn tampered_superblock(report: &mut Report) {
+    // `drivers/md/dm-integrity.c`, struct superblock: offset, new bytes, which field.
+    let changes: [(u64, &[u8], &str); 9] = [
+        (8, &[1], "version"),
+        (9, &[3], "log2_interleave_sectors"),
+        (10, &[16, 0], "integrity_tag_size"),
+        (12, &[0xff; 4], "journal_sections"),
+        (16, &[0, 0, 0x40, 1, 0, 0, 0, 0], "provided_data_sectors"),
+        (24, &[2, 0, 0, 0], "flags: recalculating"),
+        (24, &[0x20, 0, 0, 0], "flags: inline"),
+        (28, &[0], "log2_sectors_per_block"),
+        (0, &[0; 8], "magic"),
+    ];
+    for (offset, bytes, field) in changes {
+        report.check(&format!("changed superblock forges nothing: {field}"), || {
+            let position = SUPERBLOCK_OFFSET + offset;
+            let device = OpenOptions::new().read(true).write(true).open(disk("state")?)?;
+            let mut good = vec![0; bytes.len()];
+            device.read_exact_at(&mut good, position)?;
+            device.write_all_at(bytes, position)?;
+            device.sync_all()?;
+            let opened = open(&read_header()?, &state_key());
+            let forged = opened.is_ok() && read_sector(PATTERN_OFFSET).is_ok_and(|sector| sector != [0x33; 4096]);
+            if opened.is_ok() {
+                close()?;
+            }
+            device.write_all_at(&good, position)?;
+            device.sync_all()?;
+            say(&format!("opened: {}", opened.is_ok()));
+            ensure!(!forged, "other bytes came back");
+            Ok(())
+        });
+    }
 }
 
 /// Finds the pattern's neighbourhood on the disk and flips one byte in every 64 KiB of it.
@@ -313,6 +376,21 @@ fn open(header: &Header, key: &StateDiskKey) -> Result<()> {
 
 fn close() -> Result<()> {
     Ok(cryptsetup().run(&["close", MAPPING], &[])?)
+}
+
+/// Runs a command whose fixed part is written as on a command line.
+fn run_cryptsetup(command: &str, last: &[&str], input: &[u8]) -> Result<()> {
+    let arguments: Vec<_> = command.split_whitespace().chain(last.iter().copied()).collect();
+    Ok(cryptsetup().run(&arguments, input)?)
+}
+
+/// Leaves the disk's header for whoever started this machine.
+fn copy_out(offset: u64) -> Result<()> {
+    let header = metadata_of(&disk("state")?)?;
+    Ok(OpenOptions::new()
+        .write(true)
+        .open(disk("out")?)?
+        .write_all_at(&header, offset)?)
 }
 
 /// Tries a key on the header that is on the disk, the way any LUKS2 tool would.

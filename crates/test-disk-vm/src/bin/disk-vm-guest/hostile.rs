@@ -88,7 +88,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     ),
     json(
         "four gibibytes for argon2id",
-        r#""memory":65536"#,
+        r#""memory":1024"#,
         r#""memory":4194304"#,
         "argon2id takes 4194304 KiB of memory, expected 32 to 65536",
     ),
