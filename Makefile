@@ -2,6 +2,7 @@
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/constellation
 TEST_BINARIES := $(CACHE)/test-binaries
+CARGO_DENY := 0.20.2
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
 .PHONY: help setup check test
@@ -11,6 +12,8 @@ help: ## Show this list
 
 setup: ## Install what is missing from Debian's packages and crates
 	scripts/install-dependencies
+	@cargo deny --version 2>/dev/null | grep -qx 'cargo-deny $(CARGO_DENY)' || \
+		CARGO_TARGET_DIR=$(CACHE)/tools/target cargo install cargo-deny --version $(CARGO_DENY) --locked --root $(CACHE)/tools
 
 check: setup ## Formatting, lints, documentation, dependencies
 	cargo fmt --all --check
