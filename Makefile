@@ -5,7 +5,7 @@ TEST_BINARIES := $(CACHE)/test-binaries
 CARGO_DENY := 0.20.2
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help setup check test
+.PHONY: help setup check test bench
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,3 +26,6 @@ test: check ## All of check, then unit and integration tests
 	cargo xtask kubernetes --only kube-apiserver,etcd --out $(TEST_BINARIES)
 	cargo build --workspace --locked
 	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) cargo test --workspace --locked
+
+bench: ## Figures, as ratios measured in one run
+	cargo bench --locked -p attested-tls --bench handshake
