@@ -15,6 +15,7 @@ mod device;
 pub mod header;
 mod integrity;
 mod key;
+mod new_state_disk;
 pub mod paths;
 mod state_disk;
 
@@ -22,4 +23,5 @@ pub use cryptsetup::{Cryptsetup, CryptsetupError, CryptsetupProgram};
 pub use device::{BlockDevice, FindStateDiskError, find_state_disk, is_blank, list_block_devices};
 pub use integrity::write_sectors_that_mkfs_reads;
 pub use key::{DiskKey, MakeKeyError, ThrowAwayKey};
+pub use new_state_disk::{LoadNewStateDiskError, NewStateDisk};
 pub use state_disk::{FormatError, OpenError, RekeyError, StateDisk};

@@ -70,6 +70,9 @@ pub enum RekeyError {
     /// The header did not reach the disk.
     #[error("the new header cannot be written to the disk")]
     Write(#[source] io::Error),
+    /// The disk is re-keyed, but the throw-away key is still there.
+    #[error("throw-away key cannot be deleted")]
+    DeleteKey(#[source] io::Error),
 }
 
 /// Cost of the key derivation. Keys are 32 random or derived bytes, which no search finds, so a slow derivation protects

@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 
 /// Debian's programs the guest runs.
 const DEBIAN_PROGRAMS: [&str; 2] = ["usr/sbin/cryptsetup", "usr/sbin/mkfs.ext4"];
+/// Chooses the features of the file system.
+const MKFS_SETTINGS: &str = "etc/mke2fs.conf";
 /// Ours, and where they go.
 const OUR_PROGRAMS: [(&str, &str); 2] = [("disk-vm-guest", "init"), ("disk-mapper", "usr/bin/disk-mapper")];
 /// Kernel modules, without those they need. Nothing in the initramfs loads modules on demand.
@@ -40,13 +42,13 @@ pub(crate) fn kernel(root: &Path) -> Result<PathBuf> {
 }
 
 /// Writes the initramfs.
-pub(crate) fn build(root: &Path, programs: &Path, target: &Path) -> Result<()> {
+pub(crate) fn build(root: &Path, kernel_root: &Path, programs: &Path, target: &Path) -> Result<()> {
     let file = File::create(target).with_context(|| format!("{} cannot be made", target.display()))?;
     let mut archive = Cpio {
         out: BufWriter::new(file),
     };
     for folder in [
-        "dev", "proc", "sys", "run", "tmp", "modules", "usr", "usr/bin", "usr/sbin", "usr/lib", LIBRARIES,
+        "dev", "proc", "sys", "run", "tmp", "modules", "etc", "usr", "usr/bin", "usr/sbin", "usr/lib", LIBRARIES,
     ] {
         archive.folder(folder)?;
     }
@@ -65,7 +67,8 @@ pub(crate) fn build(root: &Path, programs: &Path, target: &Path) -> Result<()> {
         archive.program(path, &read(&root.join(path))?)?;
     }
     add_libraries(&mut archive, root)?;
-    add_modules(&mut archive, root)?;
+    add_modules(&mut archive, kernel_root)?;
+    archive.file(MKFS_SETTINGS, &read(&root.join(MKFS_SETTINGS))?)?;
     archive.end()
 }
 

@@ -29,9 +29,12 @@ use boot::{Machine, Outcome};
 /// Runs the checks of state disks in a VM.
 #[derive(Parser)]
 struct Arguments {
-    /// Folder with the unpacked Debian packages.
+    /// Folder with unpacked Debian packages: cryptsetup-bin, e2fsprogs.
     #[arg(long)]
     root: PathBuf,
+    /// Folder with the unpacked kernel package, if it is another one.
+    #[arg(long)]
+    kernel_root: Option<PathBuf>,
     /// Folder with our statically linked programs.
     #[arg(long)]
     programs: PathBuf,
@@ -66,12 +69,13 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let work = &arguments.work;
     fs::create_dir_all(work).with_context(|| format!("{} cannot be made", work.display()))?;
     let initramfs = work.join("initramfs.cpio");
-    initramfs::build(&arguments.root, &arguments.programs, &initramfs)?;
+    let kernel_root = arguments.kernel_root.as_ref().unwrap_or(&arguments.root);
+    initramfs::build(&arguments.root, kernel_root, &arguments.programs, &initramfs)?;
     let (state, out) = (work.join("state.img"), work.join("out.img"));
     make_disk(&state, STATE_DISK_SIZE)?;
     make_disk(&out, OUT_DISK_SIZE)?;
     let machine = Machine {
-        kernel: initramfs::kernel(&arguments.root)?,
+        kernel: initramfs::kernel(kernel_root)?,
         initramfs,
     };
 

@@ -9,9 +9,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use disk_encryption::header::{ExpectedDisk, Header};
 use disk_encryption::paths::{CRYPTSETUP, HEADER, MAPPED_DEVICE, MAPPING, MOUNT_POINT, RUN_DIR, THROW_AWAY_KEY};
-use disk_encryption::{Cryptsetup, CryptsetupError, CryptsetupProgram, DiskKey, StateDisk, ThrowAwayKey};
+use disk_encryption::{Cryptsetup, CryptsetupError, CryptsetupProgram, DiskKey, NewStateDisk, StateDisk};
 use rustix::fs::OFlags;
 use secret::StateDiskKey;
+use secret::zeroize::Zeroizing;
 
 use crate::hostile::{ATTACKS, METADATA_SIZE, replace_json};
 use crate::machine::{disk, kernel_log_lines_with, mount_ext4, unmount_all};
@@ -73,22 +74,23 @@ pub(crate) fn new_node(report: &mut Report) {
         );
         Ok(())
     });
-    let old_key = || ThrowAwayKey::from_slice(&fs::read(THROW_AWAY_KEY)?).context("key has another length");
+    let mut old_key = Zeroizing::new(Vec::new());
     report.check("throw-away key opens the disk before re-keying", || {
-        test_key(old_key()?.expose())
+        old_key.extend(fs::read(THROW_AWAY_KEY)?);
+        test_key(&old_key)
     });
     report.check("disk is re-keyed while it is open", || {
-        let (device, cryptsetup) = (disk("state")?, cryptsetup());
-        let header = Header::read_from(&mut File::open(HEADER)?, ExpectedDisk::FirstSeen)?;
-        let rekeyed =
-            StateDisk::new(&cryptsetup, &device, Path::new(HEADER)).rekey(&header, &old_key()?, &state_key())?;
-        ensure!(rekeyed.metadata().is_initialised(), "header has no mark");
-        let on_disk = Header::read_from(&mut File::open(&device)?, ExpectedDisk::Is(header.metadata().disk()))?;
-        ensure!(on_disk == rekeyed, "another header reached the disk");
+        let device = disk("state")?;
+        let new_disk = NewStateDisk::load(&device, Path::new(HEADER), Path::new(THROW_AWAY_KEY))?;
+        let expected = new_disk.disk();
+        new_disk.rekey(&cryptsetup(), &state_key())?;
+        let on_disk = Header::read_from(&mut File::open(&device)?, ExpectedDisk::Is(expected))?;
+        ensure!(on_disk.metadata().is_initialised(), "header has no mark");
+        ensure!(!Path::new(THROW_AWAY_KEY).exists(), "throw-away key is still there");
         Ok(())
     });
     report.check("throw-away key is refused after re-keying", || {
-        match test_key(old_key()?.expose()) {
+        match test_key(&old_key) {
             Err(error) if matches!(error.downcast_ref(), Some(CryptsetupError::WrongKey)) => Ok(()),
             other => bail!("{other:?}"),
         }
