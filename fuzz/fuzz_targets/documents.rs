@@ -1,0 +1,23 @@
+//! Documents that operators, mirrors and nodes hand each other.
+
+#![no_main]
+
+use attestation::AttestedIdentity;
+use cluster_types::{ClusterId, NodeRole};
+use key_derivation::{Label, MasterSecret};
+use kubernetes_components::ComponentList;
+use libfuzzer_sys::fuzz_target;
+use measurements::{Digest, ReferenceValues};
+use role_grant::OperatorKey;
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = ReferenceValues::parse(bytes);
+    let _ = MasterSecret::parse(bytes);
+    let operator = OperatorKey::from_seed(&[1; 32]).public();
+    let machine = AttestedIdentity::new(Digest::new([2; 32]));
+    assert!(operator.check(bytes, ClusterId::new([3; 32]), machine, NodeRole::ControlPlane, 0).is_err());
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = Label::from_key_id(text);
+        let _ = ComponentList::from_config_map(text, text, "v1.35.4");
+    }
+});
