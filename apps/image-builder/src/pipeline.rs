@@ -17,7 +17,7 @@ use crate::tools::Tools;
 use crate::{initramfs, packages, prediction, tree, uki};
 
 /// Raised when the code makes something else of the same inputs, so that no older result is taken from the cache.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// The program that becomes `/init` of the initramfs; every other program of the folder goes to `/usr/bin`.
 const NODE_INIT: &str = "node-init";
