@@ -221,7 +221,8 @@ fn assemble_root(inputs: &Inputs<'_>, root: &Path) -> Result<()> {
     if let Some(images) = &inputs.build.container_images {
         tree::overlay(images, &root.join("usr/share/constellation/images"))?;
     }
-    tree::finish(root)
+    tree::finish(root)?;
+    tree::check_closed(root)
 }
 
 fn copy_programs(programs: &Path, root: &Path) -> Result<()> {
