@@ -54,3 +54,71 @@ fn load_lines(path: &Path) -> Result<Vec<String>> {
         .map(str::to_owned)
         .collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::{Lock, Purpose};
+
+    fn ours() -> Definition {
+        Definition::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images")).unwrap()
+    }
+
+    #[test]
+    fn command_line_closes_the_side_doors() {
+        let command_line = ours().kernel_command_line;
+        for option in [
+            "lockdown=confidentiality",
+            "module.sig_enforce=1",
+            "sysctl.kernel.sysrq=0",
+            "efi=noruntime",
+            "random.trust_bootloader=off",
+            "systemd.import_credentials=no",
+            "systemd.gpt_auto=no",
+            "systemd.swap=no",
+            "systemd.crash_action=poweroff",
+            "systemd.crash_shell=no",
+        ] {
+            let (name, _) = option.split_once('=').unwrap();
+            let given: Vec<_> = command_line
+                .iter()
+                .filter(|given| given.starts_with(&format!("{name}=")))
+                .collect();
+            assert_eq!(given, [option]);
+        }
+    }
+
+    #[test]
+    fn lock_covers_the_listed_packages() {
+        let ours = ours();
+        let lock: Lock = fs::read_to_string(ours.lock_file()).unwrap().parse().unwrap();
+        assert!(ours.node_packages.iter().all(|name| lock.contains(Purpose::Node, name)));
+        assert!(
+            ours.tools_packages
+                .iter()
+                .all(|name| lock.contains(Purpose::Tools, name))
+        );
+    }
+
+    #[test]
+    fn modules_of_the_initramfs_are_not_those_of_shared_devices() {
+        let ours = ours();
+        let all = ours
+            .modules
+            .iter()
+            .chain(&ours.modules_initramfs)
+            .chain(&ours.modules_early);
+        for pattern in all {
+            for module in [
+                "drivers/firmware/qemu_fw_cfg.ko",
+                "drivers/net/netconsole.ko",
+                "drivers/usb/storage/usb-storage.ko",
+                "fs/efivarfs/efivarfs.ko",
+                "fs/isofs/isofs.ko",
+                "net/vmw_vsock/vsock.ko",
+            ] {
+                assert!(!pattern.matches(module), "{} lets {module} in", pattern.as_str());
+            }
+        }
+    }
+}

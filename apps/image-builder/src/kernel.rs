@@ -40,6 +40,12 @@ pub(crate) fn unpack(tools: &Tools, modules: &[Glob], into: &Path) -> Result<()>
     for module in dependencies.closure(modules)? {
         decompress(tools, &from.join(&module), &to.join(without_xz(&module)))?;
     }
+    // kubeadm's preflight check wants to read it (its list of places has this one).
+    tree::copy_file(
+        &tools.root().join(format!("boot/config-{release}")),
+        &to.join("config"),
+        0o644,
+    )?;
     for list in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
         tree::copy_file(&from.join(list), &to.join(list), 0o644)?;
     }

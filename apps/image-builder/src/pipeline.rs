@@ -17,7 +17,7 @@ use crate::tools::Tools;
 use crate::{initramfs, packages, prediction, tree, uki};
 
 /// Raised when the code makes something else of the same inputs, so that no older result is taken from the cache.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// The program that becomes `/init` of the initramfs; every other program of the folder goes to `/usr/bin`.
 const NODE_INIT: &str = "node-init";
@@ -221,7 +221,8 @@ fn assemble_root(inputs: &Inputs<'_>, root: &Path) -> Result<()> {
     if let Some(images) = &inputs.build.container_images {
         tree::overlay(images, &root.join("usr/share/constellation/images"))?;
     }
-    tree::finish(root)
+    tree::finish(root)?;
+    tree::check_closed(root)
 }
 
 fn copy_programs(programs: &Path, root: &Path) -> Result<()> {

@@ -14,6 +14,35 @@ use crate::glob::Glob;
 /// Folders the dynamic linker searches, and the folder of systemd's own libraries.
 const LIBRARY_FOLDERS: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu/systemd"];
 
+/// Shells, interpreters, logins, debuggers and package managers.
+const PROMPTS: [&str; 25] = [
+    "agetty",
+    "apt",
+    "apt-get",
+    "ash",
+    "awk",
+    "bash",
+    "busybox",
+    "dash",
+    "dpkg",
+    "gdb",
+    "getty",
+    "kexec",
+    "login",
+    "mawk",
+    "openssl",
+    "perl",
+    "python3",
+    "run0",
+    "sh",
+    "sshd",
+    "strace",
+    "su",
+    "sudo",
+    "sulogin",
+    "systemd-sulogin-shell",
+];
+
 /// Links are followed this often, as the kernel does (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
@@ -188,6 +217,25 @@ pub(crate) fn check_static(file: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Makes sure that nothing in the tree gives anybody a prompt or runs what it is told.
+///
+/// The list of kept files is written by people; this is what they must not add to it.
+pub(crate) fn check_closed(root: &Path) -> Result<()> {
+    for path in walk(root)? {
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
+        let is_program = matches!(folder, "usr/bin" | "usr/sbin" | "usr/lib/systemd");
+        ensure!(
+            !(is_program && PROMPTS.contains(&name)),
+            "{path} must not be in the image"
+        );
+        ensure!(
+            !folder.ends_with("-generators"),
+            "{path} would make units from what the host says"
+        );
+    }
+    Ok(())
+}
+
 /// Where a path leads inside `root`, without any symbolic link, or `None` if it leads nowhere.
 fn resolve(root: &Path, path: &str) -> Result<Option<String>> {
     let mut rest: VecDeque<String> = path.split('/').map(str::to_owned).collect();
@@ -287,6 +335,25 @@ mod tests {
     fn scripts_are_never_kept() {
         let root = tree(&[("a", "#!/bin/sh\n"), ("b", "x")], &[]);
         assert_eq!(check_keep(root.path(), &["a", "b"]).unwrap(), ["b"]);
+    }
+
+    #[test]
+    fn shells_and_generators_are_refused() {
+        for path in [
+            "usr/bin/sh",
+            "usr/sbin/agetty",
+            "usr/lib/systemd/system-generators/systemd-gpt-auto-generator",
+        ] {
+            let root = tree(&[(path, "x")], &[]);
+            let error = check_closed(root.path()).unwrap_err();
+            assert!(error.to_string().contains(path), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_shell_behind_another_name_of_the_folder_is_refused() {
+        let root = tree(&[], &[("bin", "usr/bin"), ("usr/bin/sh", "systemctl")]);
+        check_closed(root.path()).unwrap_err();
     }
 
     #[test]

@@ -73,7 +73,5 @@ fn boot() -> Result<Infallible, BootError> {
     state::run_disk_mapper()?;
     state::mount_writable_folders()?;
     console::say("starting systemd");
-    // A dumb terminal gets no colours and no control sequences.
-    let systemd = Command::new(SYSTEMD).env_clear().env("TERM", "dumb").exec();
-    Err(BootError::Systemd(systemd))
+    Err(BootError::Systemd(Command::new(SYSTEMD).env_clear().exec()))
 }
