@@ -1,5 +1,7 @@
 //! Installing from a mirror: what is refused, and what a crash leaves.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
