@@ -84,8 +84,11 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
         .with_context(|| format!("listening on {address}"))
 }
 
-/// Keeps keys out of core dumps and this process out of other processes' reach.
-fn forbid_core_dumps() -> Result<()> {
+/// Keeps keys out of core dumps and this process out of other processes' reach. [`start`] does it too.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn forbid_core_dumps() -> Result<()> {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("switching core dumps off")
 }

@@ -1,0 +1,184 @@
+//! What this node keeps on its encrypted state disk.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use cluster_types::{MeasurementSalt, NodeRole};
+use key_derivation::MasterSecret;
+use serde::{Deserialize, Serialize};
+
+use crate::lock::Locked;
+
+const NODE_STATE: &str = "run/state/constellation/node-state.json";
+const MASTER_SECRET: &str = "run/state/constellation/master-secret.json";
+const PKI: &str = "etc/kubernetes/pki";
+/// The document has about 200 bytes.
+const MAX_NODE_STATE_LEN: u64 = 4096;
+
+/// What a node must remember over a reboot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NodeState {
+    version: Version,
+    pub(crate) role: NodeRole,
+    /// Input of the cluster id; the other one comes with the rejoin ticket.
+    pub(crate) measurement_salt: MeasurementSalt,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Version {
+    #[serde(rename = "v1")]
+    V1,
+}
+
+/// How far the node came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Stage {
+    /// The disk has its final key, but Kubernetes does not run yet. A node that boots like this was interrupted.
+    Joining,
+    /// Kubernetes runs.
+    Member,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadNodeStateError {
+    #[error("there is no state of this node")]
+    Missing,
+    #[error("the node's state cannot be read")]
+    Read(#[from] io::Error),
+    #[error("the node's state is longer than {MAX_NODE_STATE_LEN} bytes")]
+    TooLong,
+    #[error("the node's state is not in the documented form")]
+    Json(#[from] serde_json::Error),
+}
+
+impl NodeState {
+    pub(crate) fn new(role: NodeRole, measurement_salt: MeasurementSalt, address: Ipv4Addr) -> Self {
+        Self {
+            version: Version::V1,
+            role,
+            measurement_salt,
+            address,
+            stage: Stage::Joining,
+        }
+    }
+
+    /// The same node, with Kubernetes running.
+    pub(crate) fn as_member(&self) -> Self {
+        Self {
+            stage: Stage::Member,
+            ..self.clone()
+        }
+    }
+}
+
+/// The node's files, below a root that only tests change.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeFiles {
+    root: PathBuf,
+    key_service: u32,
+}
+
+impl NodeFiles {
+    /// `key_service` is the user that may read the master secret.
+    pub(crate) fn new(root: impl Into<PathBuf>, key_service: u32) -> Self {
+        Self {
+            root: root.into(),
+            key_service,
+        }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn path(&self, absolute: &str) -> PathBuf {
+        self.root.join(absolute.trim_start_matches('/'))
+    }
+
+    pub(crate) fn load_state(&self) -> Result<NodeState, LoadNodeStateError> {
+        let path = self.root.join(NODE_STATE);
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.len() > MAX_NODE_STATE_LEN => Err(LoadNodeStateError::TooLong),
+            Ok(_) => Ok(serde_json::from_slice(&fs::read(path)?)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(LoadNodeStateError::Missing),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks for a locked node, because before that the disk has a key that is thrown away.
+    pub(crate) fn write_state(&self, _: &Locked, state: &NodeState) -> io::Result<()> {
+        let json = serde_json::to_vec_pretty(state).expect("the document has text keys only");
+        replace_file(&self.root.join(NODE_STATE), &json, 0o600, None)
+    }
+
+    /// Only for control planes.
+    pub(crate) fn write_master_secret(&self, _: &Locked, secret: &MasterSecret) -> io::Result<()> {
+        let path = self.root.join(MASTER_SECRET);
+        replace_file(&path, secret.to_json().as_bytes(), 0o400, Some(self.key_service))?;
+        // The key service runs as another user and has to get to its file.
+        let folder = path.parent().expect("the file is in a folder");
+        fs::set_permissions(folder, Permissions::from_mode(0o711))
+    }
+
+    /// One of the files that control planes share, by its checked name below the folder of the cluster's keys.
+    pub(crate) fn write_pki(&self, _: &Locked, name: &str, content: &[u8]) -> io::Result<()> {
+        let mode = if name.ends_with(".key") { 0o600 } else { 0o644 };
+        replace_file(&self.root.join(PKI).join(name), content, mode, None)
+    }
+}
+
+/// Temporary file, fsync, rename, fsync of the folder.
+fn replace_file(path: &Path, content: &[u8], mode: u32, owner: Option<u32>) -> io::Result<()> {
+    let folder = path.parent().expect("our files are in folders");
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
+    file.write_all(content)?;
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
+    if owner.is_some() {
+        chown(file.path(), owner, owner)?;
+    }
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_is_read_as_it_was_written() {
+        let state = NodeState::new(
+            NodeRole::Worker,
+            MeasurementSalt::new([3; 32]),
+            Ipv4Addr::new(10, 42, 2, 100),
+        );
+        let json = serde_json::to_string(&state).unwrap();
+        let salt = "03".repeat(32);
+        assert_eq!(
+            json,
+            format!(
+                r#"{{"version":"v1","role":"Worker","measurement_salt":"{salt}","address":"10.42.2.100","stage":"joining"}}"#
+            )
+        );
+        assert_eq!(serde_json::from_str::<NodeState>(&json).unwrap(), state);
+        assert!(serde_json::from_str::<NodeState>(&json.replace("v1", "v2")).is_err());
+    }
+
+    #[test]
+    fn a_file_is_replaced_with_its_mode() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b");
+        replace_file(&path, b"long content", 0o400, None).unwrap();
+        replace_file(&path, b"short", 0o400, None).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"short");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o400);
+    }
+}

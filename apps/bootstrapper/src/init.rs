@@ -1,0 +1,123 @@
+//! From a new node to the first of a cluster.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use cluster_types::NodeRole;
+use kubeadm::{ClusterSettings, InitError, Kubeconfig};
+
+use crate::disk::{StateDiskError, disk_uuid, rekey};
+use crate::files::NodeState;
+use crate::lock::{Claim, Locked, MeasureError};
+use crate::node::{Node, PrepareError};
+use crate::progress::{Event, Progress};
+use crate::request::InitRequest;
+
+/// An initialisation that somebody with the init secret asked for, and that has the node lock.
+pub(crate) struct InitJob {
+    pub(crate) claim: Claim,
+    pub(crate) request: InitRequest,
+    pub(crate) progress: Arc<Progress>,
+}
+
+/// Why the node did not become the first of a cluster. It cannot be used again without a restart and a blank disk.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InitialiseError {
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
+    #[error(transparent)]
+    Disk(#[from] StateDiskError),
+    #[error("the node's files cannot be written")]
+    Files(#[from] io::Error),
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Kubeadm(#[from] InitError),
+}
+
+/// Makes this node the first of a cluster, and tells the callers.
+///
+/// 1. The cluster id is measured: from here on this node belongs to this cluster or to none.
+/// 2. The state disk gets the key that only this cluster derives.
+/// 3. The node's state and the master secret are written to it.
+/// 4. Kubernetes is installed, and images are imported.
+/// 5. kubeadm makes the cluster.
+/// 6. The node's state says that it is a member.
+///
+/// # Cancel safety
+/// Dropping the future leaves a node that cannot be used; it must power off.
+pub(crate) async fn initialise(node: &Node, job: InitJob) -> Result<(), InitialiseError> {
+    let InitJob {
+        claim,
+        request,
+        progress,
+    } = job;
+    let result = run(node, claim, request, &progress).await;
+    match result {
+        Ok(kubeconfig) => {
+            progress.add(Event::Success(Arc::new(kubeconfig)));
+            Ok(())
+        }
+        Err(error) => {
+            progress.add(Event::Failure(error_report::Chain(&error).to_string()));
+            Err(error)
+        }
+    }
+}
+
+async fn run(
+    node: &Node,
+    claim: Claim,
+    request: InitRequest,
+    progress: &Progress,
+) -> Result<Kubeconfig, InitialiseError> {
+    let step = |name| {
+        tracing::info!(step = name, "initialising");
+        progress.add(Event::Step(name));
+    };
+    step("measuring the cluster id");
+    let locked = claim.measure(request.cluster).await?;
+    step("re-keying the state disk");
+    rekey_disk(node, &locked, &request).await?;
+    step("writing the node's state");
+    let state = write_state(node, &locked, &request)?;
+    step("installing Kubernetes");
+    node.prepare(NodeRole::ControlPlane, &request.components, request.mirror.as_ref())
+        .await?;
+    step("making the cluster");
+    let kubeconfig = make_cluster(node, &request).await?;
+    node.files.write_state(&locked, &state.as_member())?;
+    Ok(kubeconfig)
+}
+
+async fn rekey_disk(node: &Node, locked: &Locked, request: &InitRequest) -> Result<(), InitialiseError> {
+    let disk = disk_uuid(&node.disk).await?;
+    let key = request.master_secret.kek().state_disk_key(disk);
+    rekey(locked, &node.disk, key).await?;
+    Ok(())
+}
+
+fn write_state(node: &Node, locked: &Locked, request: &InitRequest) -> io::Result<NodeState> {
+    let address = node.hints.this_node.address.ip();
+    let state = NodeState::new(NodeRole::ControlPlane, request.measurement_salt, address);
+    node.files.write_state(locked, &state)?;
+    node.files.write_master_secret(locked, &request.master_secret)?;
+    Ok(state)
+}
+
+async fn make_cluster(node: &Node, request: &InitRequest) -> Result<Kubeconfig, InitError> {
+    let endpoint = node.hints.api_endpoint;
+    let cluster = ClusterSettings {
+        name: request.name.clone(),
+        version: request.components.kubernetes_version().clone(),
+        endpoint: SocketAddrV4::new(endpoint.host.ip(), endpoint.port),
+        cert_sans: request.cert_sans.clone(),
+        pods: request.pods,
+        services: request.services,
+        proxy: node.proxy_mode(),
+    };
+    // Only the validity of a certificate hangs on the clock, and a wrong one makes it useless, not dangerous.
+    node.kubeadm().init(&cluster, &node.settings(), SystemTime::now()).await
+}

@@ -1,0 +1,194 @@
+//! `init.API/Init`: the CLI makes this node the first of a cluster.
+//!
+//! # Security
+//! The caller is not attested; it shows the init secret. Before that it learns nothing: not the state of the node, not
+//! what is wrong with its request, and never the journal.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use attested_tls::Peer;
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::digest::{SHA256, digest};
+use cloud_metadata::InitSecretHash;
+use cluster_types::ClusterId;
+use error_report::Chain;
+use grpc_api::init::api_server::Api;
+use grpc_api::init::init_response::Kind;
+use grpc_api::init::{
+    InitFailureResponse, InitRequest as InitMessage, InitResponse, InitSuccessResponse, LogResponseType,
+    ProgressResponse,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use tracing::{info, warn};
+
+use crate::init::InitJob;
+use crate::journal::read_journal;
+use crate::lock::Owner;
+use crate::node::Node;
+use crate::progress::{Event, Progress};
+use crate::request::InitRequest;
+
+/// Messages that the caller has not yet taken.
+const BACKLOG: usize = 8;
+
+pub(crate) struct InitServer {
+    node: Arc<Node>,
+    jobs: mpsc::Sender<InitJob>,
+    current: Mutex<Option<Current>>,
+}
+
+/// The one initialisation of this boot.
+#[derive(Clone)]
+struct Current {
+    cluster: ClusterId,
+    progress: Arc<Progress>,
+}
+
+impl InitServer {
+    /// The job goes to whoever runs it; there is at most one.
+    pub(crate) fn new(node: Arc<Node>) -> (Self, mpsc::Receiver<InitJob>) {
+        let (jobs, receiver) = mpsc::channel(1);
+        let server = Self {
+            node,
+            jobs,
+            current: Mutex::new(None),
+        };
+        (server, receiver)
+    }
+
+    /// Starts an initialisation, or finds the one that this very request started before its connection was lost.
+    fn start_or_attach(&self, request: InitRequest) -> Result<Current, Status> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*current {
+            Some(started) if started.cluster == request.cluster => return Ok(started.clone()),
+            Some(_) => return Err(Status::failed_precondition("the node is the first of another cluster")),
+            None => {}
+        }
+        let claim = self
+            .node
+            .lock
+            .claim(Owner::Init)
+            .map_err(|_| Status::failed_precondition("the node is joining a cluster"))?;
+        let started = Current {
+            cluster: request.cluster,
+            progress: Arc::new(Progress::new()),
+        };
+        let job = InitJob {
+            claim,
+            request,
+            progress: started.progress.clone(),
+        };
+        self.jobs
+            .try_send(job)
+            .map_err(|_| Status::unavailable("the node is powering off"))?;
+        *current = Some(started.clone());
+        Ok(started)
+    }
+}
+
+#[tonic::async_trait]
+impl Api for InitServer {
+    type InitStream = ReceiverStream<Result<InitResponse, Status>>;
+
+    /// 1. The caller shows the init secret.
+    /// 2. The request is parsed.
+    /// 3. An initialisation is started, or found.
+    /// 4. Its events are sent, from the first one on; after a failure the journal follows.
+    ///
+    /// # Cancel safety
+    /// A lost connection does not stop the initialisation.
+    async fn init(&self, request: Request<InitMessage>) -> Result<Response<Self::InitStream>, Status> {
+        let address = request.extensions().get::<Peer>().and_then(|peer| peer.address);
+        let message = request.into_inner();
+        if !is_init_secret(&self.node.hints.init_secret_hash, &message.init_secret) {
+            warn!(?address, "init refused: wrong init secret");
+            return Err(Status::permission_denied("init refused"));
+        }
+        let request = InitRequest::parse(message).map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
+        let current = self.start_or_attach(request)?;
+        info!(?address, cluster = %current.cluster, "init accepted");
+
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        let node = self.node.clone();
+        // Ends when the initialisation does, or when the caller is gone.
+        tokio::spawn(async move { tell(&node, &current, &sender).await });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// Compares digests, in constant time: neither length nor content of the secret shows in the time it takes.
+fn is_init_secret(expected: &InitSecretHash, secret: &[u8]) -> bool {
+    verify_slices_are_equal(digest(&SHA256, secret).as_ref(), expected.as_bytes()).is_ok()
+}
+
+type Sender = mpsc::Sender<Result<InitResponse, Status>>;
+
+async fn tell(node: &Node, current: &Current, sender: &Sender) {
+    let mut number = 0;
+    while let Some(event) = current.progress.event(number).await {
+        number += 1;
+        let failed = matches!(event, Event::Failure(_));
+        if send(sender, message(event, current.cluster)).await.is_err() {
+            return;
+        }
+        if failed {
+            send_journal(node, sender).await;
+        }
+    }
+    // Everything was taken, or the caller is gone.
+    let _ = sender.reserve_many(BACKLOG).await;
+    if !sender.is_closed() {
+        current.progress.mark_delivered();
+    }
+}
+
+fn message(event: Event, cluster: ClusterId) -> Kind {
+    match event {
+        Event::Step(step) => Kind::Progress(ProgressResponse { step: step.to_owned() }),
+        Event::Success(kubeconfig) => Kind::InitSuccess(InitSuccessResponse {
+            kubeconfig: kubeconfig.expose().to_vec(),
+            owner_id: Vec::new(),
+            cluster_id: cluster.as_bytes().to_vec(),
+        }),
+        Event::Failure(error) => Kind::InitFailure(InitFailureResponse { error }),
+    }
+}
+
+async fn send_journal(node: &Node, sender: &Sender) {
+    match read_journal(&*node.programs).await {
+        Ok(chunks) => {
+            for log in chunks {
+                if send(sender, Kind::Log(LogResponseType { log })).await.is_err() {
+                    return;
+                }
+            }
+        }
+        Err(error) => warn!(error = %Chain(&error), "the journal cannot be read"),
+    }
+}
+
+/// The caller is gone.
+struct Gone;
+
+async fn send(sender: &Sender, kind: Kind) -> Result<(), Gone> {
+    sender
+        .send(Ok(InitResponse { kind: Some(kind) }))
+        .await
+        .map_err(|_| Gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_init_secret_is_the_init_secret() {
+        let hash = InitSecretHash::new(digest(&SHA256, b"secret").as_ref().try_into().unwrap());
+        assert!(is_init_secret(&hash, b"secret"));
+        for other in [&b""[..], b"secre", b"secret\n", b"Secret", hash.as_bytes()] {
+            assert!(!is_init_secret(&hash, other));
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! From a new node to a member of a cluster that exists.
+
+mod endpoints;
+#[cfg(test)]
+mod tests;
+mod ticket;
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::Duration;
+
+use attestation::{Purpose, Verifiers};
+use attestation_tpm::TpmError;
+use attestation_variants::qemu_vtpm;
+use attested_tls::{AttestedNode, Endpoint, HandshakeError, Limits, PeerPolicy, channel};
+use cloud_metadata::MetadataError;
+use cluster_types::{DiskUuid, NodeRole};
+use error_report::Chain;
+use grpc_api::join::IssueJoinTicketRequest;
+use grpc_api::join::api_client::ApiClient;
+use kubeadm::{JoinError, KubeletKey};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use crate::disk::{StateDiskError, disk_uuid, rekey};
+use crate::files::NodeState;
+use crate::lock::{Claim, Locked, MeasureError, Owner};
+use crate::node::{Node, PrepareError, delays, members_of_own_image};
+use crate::repeated::Repeated;
+use endpoints::join_services;
+use ticket::{InvalidTicket, Ticket};
+
+/// For one request for a ticket. The service asks other services and the API server.
+const TICKET_LIMIT: Duration = Duration::from_secs(60);
+/// A join service that does not answer the handshake must not keep us from the others.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
+/// A control plane that failed half-way may already be a member of etcd; joining again would make a second one.
+const WORKER_ATTEMPTS: u32 = 3;
+const ATTEMPT_DELAY: Duration = Duration::from_secs(5);
+
+/// How joining ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Joined {
+    /// The node is a member.
+    Member,
+    /// The init server has the node.
+    InitTookOver,
+}
+
+/// Why the node is unusable. It must power off; another attempt needs a blank disk.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BecomeMemberError {
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
+    #[error(transparent)]
+    Disk(#[from] StateDiskError),
+    #[error("the node's files cannot be written")]
+    Files(#[from] io::Error),
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Kubeadm(#[from] JoinError),
+    #[error("the TPM cannot be read")]
+    Tpm(#[from] TpmError),
+}
+
+/// Why there is no ticket yet. Another attempt may give one.
+#[derive(Debug, thiserror::Error)]
+enum NoTicketError {
+    #[error("metadata does not say where the control planes are")]
+    Metadata(#[from] MetadataError),
+    #[error("metadata names no control plane but this node")]
+    NoControlPlane,
+    #[error(transparent)]
+    Disk(#[from] StateDiskError),
+    #[error("no join service issued a ticket")]
+    NobodyIssued,
+}
+
+/// Why one join service issued no ticket.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    #[error("the join service did not attest")]
+    NotAttested,
+    #[error("the join service refused: {}", .0.message())]
+    Refused(tonic::Status),
+    #[error("the join service did not answer within {TICKET_LIMIT:?}")]
+    TimedOut,
+    #[error("the ticket is refused")]
+    Ticket(#[from] InvalidTicket),
+}
+
+/// A ticket and the kubelet key it certifies.
+struct Admission {
+    ticket: Ticket,
+    kubelet_key: KubeletKey,
+}
+
+/// Joins the cluster that the metadata leads to and the join service proves.
+///
+/// 1. A join service of an accepted image that belongs to a cluster issues a ticket.
+/// 2. The node lock is taken, unless the init server has it.
+/// 3. The node becomes a member.
+///
+/// # Errors
+/// When the node cannot be used any more. Before the lock is taken nothing is an error: it is tried again.
+///
+/// # Cancel safety
+/// Until the lock is taken, dropping the future leaves at most a ticket that expires.
+pub(crate) async fn join(node: &Node) -> Result<Joined, BecomeMemberError> {
+    let endpoint = endpoint_for_members(node)?;
+    let admission = wait_for_ticket(node, &endpoint).await;
+    let Ok(claim) = node.lock.claim(Owner::Join) else {
+        return Ok(Joined::InitTookOver);
+    };
+    become_member(node, claim, admission).await?;
+    Ok(Joined::Member)
+}
+
+/// Opens sessions with nodes of this node's own image that belong to some cluster, and with nobody else.
+fn endpoint_for_members(node: &Node) -> Result<Endpoint, TpmError> {
+    let accepted = Verifiers::one(qemu_vtpm::verifier(members_of_own_image(&node.attester)?));
+    let limits = Limits {
+        handshake: HANDSHAKE_LIMIT,
+        ..Limits::default()
+    };
+    Ok(node.endpoint(PeerPolicy::Attested(Arc::new(accepted)), limits))
+}
+
+async fn wait_for_ticket(node: &Node, endpoint: &Endpoint) -> Admission {
+    let mut delays = delays();
+    let mut repeated = Repeated::default();
+    loop {
+        match ask_everyone(node, endpoint, &mut repeated).await {
+            Ok(admission) => return admission,
+            Err(error) => {
+                let failure = Chain(&error).to_string();
+                if repeated.is_news("round", &failure) {
+                    info!(error = failure, "no ticket yet");
+                }
+            }
+        }
+        sleep(delays.next().unwrap_or(HANDSHAKE_LIMIT)).await;
+    }
+}
+
+async fn ask_everyone(node: &Node, endpoint: &Endpoint, repeated: &mut Repeated) -> Result<Admission, NoTicketError> {
+    let disk = disk_uuid(&node.disk).await?;
+    let peers = node.metadata.peers().await?;
+    let services = join_services(&node.hints, &peers);
+    if services.is_empty() {
+        return Err(NoTicketError::NoControlPlane);
+    }
+    for address in services {
+        match ask(node, endpoint, disk, address).await {
+            Ok(admission) => return Ok(admission),
+            Err(error) => {
+                let failure = Chain(&error).to_string();
+                if repeated.is_news(&address.to_string(), &failure) {
+                    warn!(%address, error = failure, "join service issued no ticket");
+                }
+            }
+        }
+    }
+    Err(NoTicketError::NobodyIssued)
+}
+
+async fn ask(node: &Node, endpoint: &Endpoint, disk: DiskUuid, address: SocketAddrV4) -> Result<Admission, AskError> {
+    let reachable = (node.reach)(address).to_string();
+    let (channel, service) = channel(endpoint, Purpose::Join, &reachable).await?;
+    let service: AttestedNode = service.ok_or(AskError::NotAttested)?;
+    let this_node = &node.hints.this_node;
+    let pending = KubeletKey::request(&this_node.name, this_node.address.ip());
+    let request = IssueJoinTicketRequest {
+        disk_uuid: disk.to_string(),
+        certificate_request: pending.request,
+        is_control_plane: this_node.role == NodeRole::ControlPlane,
+        role_grant: this_node.role_grant.clone().unwrap_or_default(),
+    };
+    let mut client = ApiClient::new(channel);
+    let response = timeout(TICKET_LIMIT, client.issue_join_ticket(request))
+        .await
+        .map_err(|_| AskError::TimedOut)?
+        .map_err(AskError::Refused)?
+        .into_inner();
+    let ticket = Ticket::parse(response, &service.result().pcrs, this_node.role)?;
+    info!(%address, cluster = %ticket.cluster, service = %service.identity(), "ticket received");
+    Ok(Admission {
+        ticket,
+        kubelet_key: pending.key,
+    })
+}
+
+/// 1. The cluster id is measured: from here on this node belongs to this cluster or to none.
+/// 2. The state disk gets its key.
+/// 3. The node's state and, on a control plane, the cluster's keys are written to it.
+/// 4. Kubernetes is installed, and images are imported.
+/// 5. kubeadm joins the node.
+/// 6. The node's state says that it is a member.
+///
+/// # Cancel safety
+/// Dropping the future leaves a node that cannot be used; it must power off.
+async fn become_member(node: &Node, claim: Claim, admission: Admission) -> Result<(), BecomeMemberError> {
+    let Admission {
+        mut ticket,
+        kubelet_key,
+    } = admission;
+    let step = |name| info!(step = name, "joining");
+    step("measuring the cluster id");
+    let locked = claim.measure(ticket.cluster).await?;
+    step("re-keying the state disk");
+    rekey(&locked, &node.disk, ticket.take_state_disk_key()).await?;
+    step("writing the node's state");
+    let state = write_state(node, &locked, &ticket)?;
+    let kubeadm = node.kubeadm();
+    kubeadm.write_kubelet_certificate(&kubelet_key, &ticket.kubelet_certificate)?;
+    step("installing Kubernetes");
+    node.prepare(ticket.settings.role, &ticket.components, ticket.mirror.as_ref())
+        .await?;
+    step("joining the cluster");
+    join_cluster(node, &ticket).await?;
+    node.files.write_state(&locked, &state.as_member())?;
+    Ok(())
+}
+
+fn write_state(node: &Node, locked: &Locked, ticket: &Ticket) -> io::Result<NodeState> {
+    let address = node.hints.this_node.address.ip();
+    let state = NodeState::new(ticket.settings.role, ticket.measurement_salt, address);
+    node.files.write_state(locked, &state)?;
+    if let Some(control_plane) = &ticket.control_plane {
+        node.files.write_master_secret(locked, &control_plane.master_secret)?;
+        for file in &control_plane.files {
+            node.files.write_pki(locked, file.name, &file.content)?;
+        }
+    }
+    Ok(state)
+}
+
+async fn join_cluster(node: &Node, ticket: &Ticket) -> Result<(), JoinError> {
+    let attempts = match ticket.settings.role {
+        NodeRole::Worker => WORKER_ATTEMPTS,
+        NodeRole::ControlPlane => 1,
+    };
+    let mut attempt = 1;
+    loop {
+        match node.kubeadm().join(&ticket.settings, &node.settings()).await {
+            Err(error) if attempt < attempts => {
+                warn!(error = %Chain(&error), attempt, attempts, "kubeadm join failed, trying again");
+            }
+            result => return result,
+        }
+        attempt += 1;
+        sleep(ATTEMPT_DELAY).await;
+    }
+}

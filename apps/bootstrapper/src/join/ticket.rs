@@ -1,0 +1,385 @@
+//! What a join service hands out, checked against what it attested.
+
+use cluster_types::{ClusterId, MeasurementSalt, NodeRole, WrongLength};
+use component_installer::{Mirror, ParseMirrorAddressError};
+use grpc_api::join::{ControlPlaneCertOrKey, IssueJoinTicketResponse, MasterSecret as MasterSecretMessage};
+use key_derivation::{MasterSecret, ParseMasterSecretError, cluster_id};
+use kubeadm::{JoinSettings, ParseTokenError};
+use kubernetes_components::{ComponentHash, ComponentList};
+use measurements::{PcrIndex, PcrValue, PcrValues};
+use secret::{MeasurementSecret, StateDiskKey};
+use zeroize::Zeroizing;
+
+use crate::lock::expected_register;
+use crate::request::{InvalidRequest, parse_component_list};
+
+/// The files that control planes of a cluster share, below `/etc/kubernetes/pki` (kubeadm's "shared certificates").
+const SHARED_FILES: [&str; 8] = [
+    "ca.crt",
+    "ca.key",
+    "etcd/ca.crt",
+    "etcd/ca.key",
+    "front-proxy-ca.crt",
+    "front-proxy-ca.key",
+    "sa.key",
+    "sa.pub",
+];
+
+/// Everything a node needs to join, from a join service of the cluster it names.
+pub(super) struct Ticket {
+    pub(super) cluster: ClusterId,
+    pub(super) measurement_salt: MeasurementSalt,
+    pub(super) kubelet_certificate: Vec<u8>,
+    pub(super) settings: JoinSettings,
+    pub(super) components: ComponentList,
+    /// None: the platform's own mirror.
+    pub(super) mirror: Option<Mirror>,
+    pub(super) control_plane: Option<ControlPlaneParts>,
+    state_disk_key: Option<StateDiskKey>,
+}
+
+/// What only control planes get.
+pub(super) struct ControlPlaneParts {
+    pub(super) master_secret: MasterSecret,
+    pub(super) files: Vec<SharedFile>,
+}
+
+pub(super) struct SharedFile {
+    /// One of the known names.
+    pub(super) name: &'static str,
+    pub(super) content: Zeroizing<Vec<u8>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum InvalidTicket {
+    #[error("the state disk key has {0} bytes, expected 32")]
+    StateDiskKey(usize),
+    #[error("the measurement secret has {0} bytes, expected 32")]
+    MeasurementSecret(usize),
+    #[error(transparent)]
+    MeasurementSalt(#[from] WrongLength),
+    #[error(
+        "the ticket is for cluster {cluster}, whose members have {expected} in PCR 15; the join service has {actual}"
+    )]
+    AnotherCluster {
+        cluster: ClusterId,
+        expected: PcrValue,
+        actual: PcrValue,
+    },
+    #[error("the ticket has no kubelet certificate")]
+    NoKubeletCertificate,
+    #[error("the bootstrap token is malformed")]
+    Token(#[from] ParseTokenError),
+    #[error("the address of the API server is not of the form host:port")]
+    Endpoint,
+    #[error("the hash of the cluster CA is malformed")]
+    CaHash(#[from] kubernetes_components::ParseComponentHashError),
+    #[error("the list of components is malformed")]
+    Components(#[from] InvalidRequest),
+    #[error("the address of the mirror is malformed")]
+    Mirror(#[from] ParseMirrorAddressError),
+    #[error("the ticket has no master secret, which a control plane needs")]
+    NoMasterSecret,
+    #[error("the master secret is malformed")]
+    MasterSecret(#[from] ParseMasterSecretError),
+    #[error("the master secret belongs to another cluster")]
+    ForeignMasterSecret,
+    #[error("the ticket has {0:?} among the files of control planes, expected each of the eight shared files once")]
+    SharedFiles(Vec<String>),
+}
+
+impl Ticket {
+    /// Parses a ticket and checks that it is for the cluster of the join service that issued it.
+    ///
+    /// # Security
+    /// Success proves that the service is a member of the cluster this node is about to measure: a service cannot be
+    /// made to hand out another cluster's secrets, and a node cannot be caught in a cluster that nobody attested.
+    pub(super) fn parse(
+        mut message: IssueJoinTicketResponse,
+        service: &PcrValues,
+        role: NodeRole,
+    ) -> Result<Self, InvalidTicket> {
+        let secrets = Secrets::take_from(&mut message);
+        let measurement_secret = MeasurementSecret::from_slice(&secrets.measurement_secret)
+            .ok_or(InvalidTicket::MeasurementSecret(secrets.measurement_secret.len()))?;
+        let measurement_salt = MeasurementSalt::try_from(message.measurement_salt.as_slice())?;
+        let cluster = cluster_id(&measurement_secret, &measurement_salt);
+        check_cluster(cluster, service)?;
+        let state_disk_key = StateDiskKey::from_slice(&secrets.state_disk_key)
+            .ok_or(InvalidTicket::StateDiskKey(secrets.state_disk_key.len()))?;
+        let control_plane = match role {
+            NodeRole::Worker => None,
+            NodeRole::ControlPlane => Some(ControlPlaneParts::parse(&mut message, cluster, &measurement_salt)?),
+        };
+        if message.kubelet_cert.is_empty() {
+            return Err(InvalidTicket::NoKubeletCertificate);
+        }
+        Ok(Self {
+            cluster,
+            measurement_salt,
+            kubelet_certificate: message.kubelet_cert,
+            settings: JoinSettings {
+                role,
+                endpoint: parse_endpoint(message.api_server_endpoint)?,
+                token: secrets.token.parse()?,
+                ca_cert_hash: message
+                    .discovery_token_ca_cert_hash
+                    .parse::<ComponentHash>()?
+                    .to_string(),
+            },
+            mirror: parse_mirror(&message.component_mirror)?,
+            components: parse_component_list(&message.kubernetes_version, message.kubernetes_components)?,
+            control_plane,
+            state_disk_key: Some(state_disk_key),
+        })
+    }
+
+    /// The key, once: the disk is the only place it goes to.
+    ///
+    /// # Panics
+    /// When called twice.
+    pub(super) fn take_state_disk_key(&mut self) -> StateDiskKey {
+        self.state_disk_key.take().expect("a ticket's key is taken once")
+    }
+}
+
+impl std::fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ticket")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The message's secrets, wiped wherever parsing ends.
+struct Secrets {
+    state_disk_key: Zeroizing<Vec<u8>>,
+    measurement_secret: Zeroizing<Vec<u8>>,
+    token: Zeroizing<String>,
+}
+
+impl Secrets {
+    fn take_from(message: &mut IssueJoinTicketResponse) -> Self {
+        Self {
+            state_disk_key: Zeroizing::new(std::mem::take(&mut message.state_disk_key)),
+            measurement_secret: Zeroizing::new(std::mem::take(&mut message.measurement_secret)),
+            token: Zeroizing::new(std::mem::take(&mut message.token)),
+        }
+    }
+}
+
+fn check_cluster(cluster: ClusterId, service: &PcrValues) -> Result<(), InvalidTicket> {
+    let expected = expected_register(cluster);
+    let actual = service.get(&PcrIndex::CLUSTER_ID).copied().unwrap_or(PcrValue::ZERO);
+    if actual == expected {
+        Ok(())
+    } else {
+        Err(InvalidTicket::AnotherCluster {
+            cluster,
+            expected,
+            actual,
+        })
+    }
+}
+
+fn parse_mirror(address: &str) -> Result<Option<Mirror>, ParseMirrorAddressError> {
+    (!address.is_empty()).then(|| address.parse()).transpose()
+}
+
+fn parse_endpoint(text: String) -> Result<String, InvalidTicket> {
+    let is_host = |host: &str| host.parse::<kubeadm::CertSan>().is_ok() && !host.starts_with('*');
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
+    match text.rsplit_once(':') {
+        Some((host, port)) if is_host(host) && is_port(port) => Ok(text),
+        _ => Err(InvalidTicket::Endpoint),
+    }
+}
+
+impl ControlPlaneParts {
+    fn parse(
+        message: &mut IssueJoinTicketResponse,
+        cluster: ClusterId,
+        salt: &MeasurementSalt,
+    ) -> Result<Self, InvalidTicket> {
+        let MasterSecretMessage { key, salt: master_salt } =
+            message.master_secret.take().ok_or(InvalidTicket::NoMasterSecret)?;
+        let master_secret = MasterSecret::new(Zeroizing::new(key), master_salt)?;
+        if cluster_id(&master_secret.kek().measurement_secret(), salt) != cluster {
+            return Err(InvalidTicket::ForeignMasterSecret);
+        }
+        let files = std::mem::take(&mut message.control_plane_files);
+        Ok(Self {
+            master_secret,
+            files: parse_shared_files(files)?,
+        })
+    }
+}
+
+/// Names are looked up, never used: a name of the service's making could lead anywhere.
+fn parse_shared_files(files: Vec<ControlPlaneCertOrKey>) -> Result<Vec<SharedFile>, InvalidTicket> {
+    let mut names: Vec<String> = files.iter().map(|file| file.name.chars().take(64).collect()).collect();
+    names.sort();
+    if names != SHARED_FILES {
+        return Err(InvalidTicket::SharedFiles(names));
+    }
+    let known = |file: ControlPlaneCertOrKey| {
+        let name = SHARED_FILES.into_iter().find(|name| *name == file.name)?;
+        Some(SharedFile {
+            name,
+            content: Zeroizing::new(file.data),
+        })
+    };
+    Ok(files.into_iter().filter_map(known).collect())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use grpc_api::components::Component;
+
+    use super::*;
+
+    fn master_secret() -> MasterSecret {
+        MasterSecret::new(Zeroizing::new(vec![b'C'; 32]), vec![b'S'; 32]).unwrap()
+    }
+
+    const SALT: [u8; 32] = [9; 32];
+
+    fn message() -> IssueJoinTicketResponse {
+        let file = |name: &&str| ControlPlaneCertOrKey {
+            name: (*name).into(),
+            data: b"content".to_vec(),
+        };
+        IssueJoinTicketResponse {
+            state_disk_key: vec![1; 32],
+            measurement_salt: SALT.to_vec(),
+            measurement_secret: master_secret().kek().measurement_secret().expose().to_vec(),
+            kubelet_cert: b"certificate".to_vec(),
+            api_server_endpoint: "10.42.1.100:6443".into(),
+            token: "abcdef.0123456789abcdef".into(),
+            discovery_token_ca_cert_hash: format!("sha256:{}", "ab".repeat(32)),
+            control_plane_files: SHARED_FILES.iter().map(file).collect(),
+            kubernetes_version: "v1.35.4".into(),
+            kubernetes_components: vec![Component {
+                url: "bin/kubelet".into(),
+                hash: format!("sha256:{}", "00".repeat(32)),
+                install_path: "/run/state/bin/kubelet".into(),
+                extract: false,
+            }],
+            master_secret: Some(MasterSecretMessage {
+                key: master_secret().expose_key().to_vec(),
+                salt: master_secret().salt().to_vec(),
+            }),
+            ..IssueJoinTicketResponse::default()
+        }
+    }
+
+    fn cluster() -> ClusterId {
+        cluster_id(&master_secret().kek().measurement_secret(), &MeasurementSalt::new(SALT))
+    }
+
+    fn check(change: impl FnOnce(&mut IssueJoinTicketResponse)) -> Result<Ticket, InvalidTicket> {
+        check_from(
+            &PcrValues::from([(PcrIndex::CLUSTER_ID, expected_register(cluster()))]),
+            change,
+        )
+    }
+
+    fn check_from(
+        service: &PcrValues,
+        change: impl FnOnce(&mut IssueJoinTicketResponse),
+    ) -> Result<Ticket, InvalidTicket> {
+        let mut message = message();
+        change(&mut message);
+        Ticket::parse(message, service, NodeRole::ControlPlane)
+    }
+
+    #[test]
+    fn a_ticket_of_the_services_own_cluster_is_good() {
+        let ticket = check(|_| {}).unwrap();
+        assert_eq!(ticket.cluster, cluster());
+        assert_eq!(ticket.control_plane.unwrap().files.len(), 8);
+    }
+
+    #[test]
+    fn a_worker_takes_nothing_of_a_control_plane() {
+        let service = PcrValues::from([(PcrIndex::CLUSTER_ID, expected_register(cluster()))]);
+        let ticket = Ticket::parse(message(), &service, NodeRole::Worker).unwrap();
+        assert!(ticket.control_plane.is_none());
+    }
+
+    #[test]
+    fn another_clusters_ticket_is_refused() {
+        let other = check(|ticket| ticket.measurement_secret = vec![7; 32]);
+        assert!(matches!(other, Err(InvalidTicket::AnotherCluster { .. })));
+        let other = check(|ticket| ticket.measurement_salt = vec![7; 32]);
+        assert!(matches!(other, Err(InvalidTicket::AnotherCluster { .. })));
+        let silent = check_from(&PcrValues::new(), |_| {});
+        assert!(matches!(silent, Err(InvalidTicket::AnotherCluster { .. })));
+    }
+
+    #[test]
+    fn each_bad_part_has_its_reason() {
+        use InvalidTicket as No;
+        assert!(matches!(
+            check(|t| t.state_disk_key = vec![1; 31]),
+            Err(No::StateDiskKey(31))
+        ));
+        assert!(matches!(
+            check(|t| t.measurement_secret.clear()),
+            Err(No::MeasurementSecret(0))
+        ));
+        assert!(matches!(
+            check(|t| t.measurement_salt.clear()),
+            Err(No::MeasurementSalt(_))
+        ));
+        assert!(matches!(
+            check(|t| t.kubelet_cert.clear()),
+            Err(No::NoKubeletCertificate)
+        ));
+        assert!(matches!(check(|t| t.token.clear()), Err(No::Token(_))));
+        assert!(matches!(
+            check(|t| t.discovery_token_ca_cert_hash.clear()),
+            Err(No::CaHash(_))
+        ));
+        assert!(matches!(
+            check(|t| t.kubernetes_components.clear()),
+            Err(No::Components(_))
+        ));
+        assert!(matches!(check(|t| t.master_secret = None), Err(No::NoMasterSecret)));
+        assert!(matches!(
+            check(|t| t.component_mirror = "file:///".into()),
+            Err(No::Mirror(_))
+        ));
+        for endpoint in ["", "host", "host:0", "a b:1", "host:1\nx: y"] {
+            let result = check(|t| t.api_server_endpoint = endpoint.into());
+            assert!(matches!(result, Err(No::Endpoint)), "{endpoint}");
+        }
+    }
+
+    #[test]
+    fn a_master_secret_of_another_cluster_is_refused() {
+        let foreign = check(|ticket| ticket.master_secret.as_mut().unwrap().key = vec![7; 32]);
+        assert!(matches!(foreign, Err(InvalidTicket::ForeignMasterSecret)));
+    }
+
+    #[test]
+    fn shared_files_are_the_known_ones() {
+        type Change = fn(&mut Vec<ControlPlaneCertOrKey>);
+        let changes: [Change; 4] = [
+            |files| files[0].name = "../../shadow".into(),
+            |files| files[0].name = "ca.key".into(),
+            |files| drop(files.pop()),
+            |files| files.clear(),
+        ];
+        for change in changes {
+            let result = check(|ticket| change(&mut ticket.control_plane_files));
+            assert!(matches!(result, Err(InvalidTicket::SharedFiles(_))));
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let shown = format!("{:?}", check(|_| {}).unwrap());
+        assert!(!shown.contains("abcdef") && !shown.contains("67, 67"), "{shown}");
+    }
+}

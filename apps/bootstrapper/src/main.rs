@@ -1,0 +1,109 @@
+//! The first program of a node after its root file system is mounted.
+//!
+//! A new node offers `init.API` to the CLI and asks join services for a ticket, side by side; whichever comes first takes
+//! the node lock. A node that was a member before gets its kubelet started.
+//!
+//! # Invariants
+//!
+//! - PCR 15 is extended once per boot, and before the disk gets a key of the cluster.
+//! - Nothing that metadata says is believed: names, roles and addresses are wishes, mirrors deliver what hashes pin.
+//! - A node that failed half-way powers off. It never stays reachable, and never tries with another cluster.
+
+mod disk;
+mod files;
+mod init;
+mod init_server;
+mod join;
+mod journal;
+mod lock;
+mod network;
+mod node;
+mod progress;
+mod repeated;
+mod request;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use attestation_variants::qemu_vtpm;
+use clap::Parser;
+use cloud_metadata::{BASE_ADDRESS_FILE, QemuMetadata};
+use error_report::Chain;
+use programs::{Call, HostPrograms, Programs};
+use tokio::sync::OnceCell;
+use tracing::{error, info};
+
+use crate::disk::LuksStateDisk;
+use crate::files::NodeFiles;
+use crate::lock::NodeLock;
+use crate::node::{Hints, Node, image_version};
+use crate::run::{Boot, boot, bootstrap, resume};
+
+const ROOT: &str = "/";
+/// The user of the key service's container.
+const KEY_SERVICE_USER: u32 = 65532;
+
+/// Makes this machine part of a cluster.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Where the CLI reaches this node.
+    #[arg(long, default_value = "0.0.0.0:9000")]
+    address: SocketAddr,
+    /// File that holds the base address of the platform's metadata.
+    #[arg(long, default_value = BASE_ADDRESS_FILE)]
+    metadata: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    service_runtime::start_logging();
+    match start(&arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            error!(error = %Chain(failure.as_ref()), "node failed, powering off");
+            power_off().await;
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn start(arguments: &Arguments) -> Result<()> {
+    service_runtime::forbid_core_dumps()?;
+    info!(image = image_version(Path::new(ROOT)), "bootstrapper started");
+    let programs: Arc<dyn Programs> = Arc::new(HostPrograms);
+    let files = NodeFiles::new(ROOT, KEY_SERVICE_USER);
+    let attester = Arc::new(qemu_vtpm::attester().context("preparing the TPM")?);
+    if let Boot::Member = boot(&*attester).context("reading PCR 15")? {
+        return Ok(resume(&files, &*programs).await?);
+    }
+    let metadata = Arc::new(QemuMetadata::find(&arguments.metadata).context("finding metadata")?);
+    let node = Arc::new(Node {
+        hints: Hints::fetch(&*metadata).await,
+        metadata,
+        lock: NodeLock::new(attester.clone()),
+        attester,
+        disk: Arc::new(LuksStateDisk),
+        files,
+        programs,
+        own_images: OnceCell::new(),
+        reach: Box::new(SocketAddr::V4),
+    });
+    let listener = service_runtime::listen(arguments.address).await?;
+    bootstrap(node, listener).await?;
+    Ok(())
+}
+
+/// The reason is on the console; there is nothing to stay for.
+async fn power_off() {
+    if let Err(failure) = HostPrograms.run(&Call::new("systemctl").arg("poweroff")).await {
+        error!(error = %Chain(&failure), "powering off failed");
+    }
+}

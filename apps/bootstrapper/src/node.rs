@@ -1,0 +1,233 @@
+//! This node and everything outside that it acts on.
+
+use std::net::{SocketAddr, SocketAddrV4};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use attestation_tpm::{PcrPolicy, TpmAttester, TpmError};
+use attested_tls::{Endpoint, Limits, PeerPolicy};
+use backon::{BackoffBuilder, ExponentialBuilder};
+use cloud_metadata::{ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError};
+use cluster_types::NodeRole;
+use component_installer::{ImportError, InstallError, Installer, Mirror, import_images};
+use error_report::Chain;
+use kubeadm::{Folders, Kubeadm, NodeSettings, ProxyMode};
+use kubernetes_components::{Component, ComponentList};
+use measurements::{PcrIndex, ReferenceValues};
+use programs::{Call, Programs, RunError};
+use tokio::sync::OnceCell;
+use tracing::{info, warn};
+
+use crate::disk::StateDisk;
+use crate::files::NodeFiles;
+use crate::lock::NodeLock;
+use crate::repeated::Repeated;
+
+/// In the measured root.
+const OWN_IMAGES: &str = "/usr/share/constellation/images";
+/// From the mirror.
+const KUBERNETES_IMAGES: &str = "/run/state/images";
+const CONTROL_PLANE_IMAGES: [&str; 4] = [
+    "/run/state/images/etcd.oci.tar",
+    "/run/state/images/kube-apiserver.oci.tar",
+    "/run/state/images/kube-controller-manager.oci.tar",
+    "/run/state/images/kube-scheduler.oci.tar",
+];
+const STAGING: &str = "/run/state/components";
+
+/// The registers that say which image runs: boot loader and UKI, kernel and initramfs, UKI sections, additions to the
+/// command line, system extensions (systemd-stub(7)).
+const IMAGE: [PcrIndex; 5] = [
+    PcrIndex::new(4),
+    PcrIndex::new(9),
+    PcrIndex::new(11),
+    PcrIndex::new(12),
+    PcrIndex::new(13),
+];
+
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+
+/// Everything both ways of becoming part of a cluster need.
+pub(crate) struct Node {
+    pub(crate) hints: Hints,
+    pub(crate) metadata: Arc<dyn CloudMetadata>,
+    pub(crate) attester: Arc<TpmAttester>,
+    pub(crate) lock: NodeLock,
+    pub(crate) disk: Arc<dyn StateDisk>,
+    pub(crate) files: NodeFiles,
+    pub(crate) programs: Arc<dyn Programs>,
+    pub(crate) own_images: OnceCell<()>,
+    /// How an address on the private segment is reached. It is the address itself; only tests have another network.
+    pub(crate) reach: Box<dyn Fn(SocketAddrV4) -> SocketAddr + Send + Sync>,
+}
+
+/// What the platform said at boot. Nothing here is believed further than its type says.
+#[derive(Clone, Debug)]
+pub(crate) struct Hints {
+    pub(crate) this_node: Instance,
+    pub(crate) api_endpoint: ApiEndpoint,
+    pub(crate) init_secret_hash: InitSecretHash,
+}
+
+/// Kubernetes could not be brought onto the node.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrepareError {
+    #[error("Kubernetes cannot be installed")]
+    Install(#[from] InstallError),
+    #[error("container images cannot be imported")]
+    Images(#[from] ImportError),
+}
+
+impl Hints {
+    /// Asks until the platform has answered everything. A platform that never does can also never start the node.
+    pub(crate) async fn fetch(metadata: &dyn CloudMetadata) -> Self {
+        let mut delays = delays();
+        let mut repeated = Repeated::default();
+        loop {
+            match Self::fetch_once(metadata).await {
+                Ok(hints) => return hints,
+                Err(error) => {
+                    let failure = Chain(&error).to_string();
+                    if repeated.is_news("metadata", &failure) {
+                        warn!(error = failure, "metadata is not usable, asking again");
+                    }
+                }
+            }
+            tokio::time::sleep(delays.next().unwrap_or(LONGEST_DELAY)).await;
+        }
+    }
+
+    async fn fetch_once(metadata: &dyn CloudMetadata) -> Result<Self, MetadataError> {
+        Ok(Self {
+            this_node: metadata.this_node().await?,
+            api_endpoint: metadata.api_endpoint().await?,
+            init_secret_hash: metadata.init_secret_hash().await?,
+        })
+    }
+}
+
+impl Node {
+    /// A session in which this node attests, and the other side must be what `peer` says.
+    pub(crate) fn endpoint(&self, peer: PeerPolicy, limits: Limits) -> Endpoint {
+        Endpoint::new(Some(self.attester.clone()), peer).with_limits(limits)
+    }
+
+    pub(crate) fn kubeadm(&self) -> Kubeadm {
+        Kubeadm::new(self.programs.clone(), Folders::below(self.files.root()))
+    }
+
+    pub(crate) fn settings(&self) -> NodeSettings {
+        NodeSettings {
+            name: self.hints.this_node.name.clone(),
+            address: self.hints.this_node.address.ip(),
+            provider_id: self.hints.this_node.provider_id.clone(),
+        }
+    }
+
+    pub(crate) fn proxy_mode(&self) -> ProxyMode {
+        if self.files.path("/usr/sbin/nft").exists() {
+            ProxyMode::Nftables
+        } else {
+            ProxyMode::Iptables
+        }
+    }
+
+    /// The platform's mirror; what it serves is pinned by hashes.
+    fn platform_mirror(&self) -> Mirror {
+        self.metadata
+            .mirror()
+            .parse()
+            .expect("the platform's address was parsed before")
+    }
+
+    /// Installs what a node of this role needs from a mirror, or from the platform's, and imports all images.
+    pub(crate) async fn prepare(
+        &self,
+        role: NodeRole,
+        components: &ComponentList,
+        mirror: Option<&Mirror>,
+    ) -> Result<(), PrepareError> {
+        let components = &needed_by(role, components);
+        let mirror = mirror.cloned().unwrap_or_else(|| self.platform_mirror());
+        let installer = Installer::new(self.files.root(), self.files.path(STAGING));
+        installer.install(components, &mirror).await?;
+        import_images(&self.programs, &self.files.path(KUBERNETES_IMAGES)).await?;
+        self.import_own_images().await?;
+        Ok(())
+    }
+
+    /// The images of our services are in the measured root, so they can be imported before anybody asks. Whoever calls
+    /// second waits for the first.
+    pub(crate) async fn import_own_images(&self) -> Result<(), ImportError> {
+        let folder = self.files.path(OWN_IMAGES);
+        self.own_images
+            .get_or_try_init(|| import_images(&self.programs, &folder))
+            .await
+            .map(drop)
+    }
+}
+
+/// The list without the images that run on control planes only: half of a worker's download and import.
+fn needed_by(role: NodeRole, list: &ComponentList) -> ComponentList {
+    let is_needed = |component: &&Component| {
+        role == NodeRole::ControlPlane || !CONTROL_PLANE_IMAGES.contains(&component.install_path.as_str())
+    };
+    let needed = list.components().iter().filter(is_needed).cloned().collect();
+    ComponentList::new(list.kubernetes_version().clone(), needed).expect("a part of a valid list is valid")
+}
+
+pub(crate) async fn start_kubelet(programs: &dyn Programs) -> Result<(), RunError> {
+    let start = Call::new("systemctl")
+        .args(["start", "kubelet.service"])
+        .within(Duration::from_secs(10 * 60));
+    programs.run(&start).await?;
+    info!("kubelet started");
+    Ok(())
+}
+
+/// The image an honest peer runs is the one this node runs: whoever made this node chose it.
+pub(crate) fn own_image(attester: &TpmAttester) -> Result<ReferenceValues, TpmError> {
+    let values = attester.with_tpm(|tpm| tpm.read_pcrs(&IMAGE))?;
+    Ok(ReferenceValues::new("the image of this node", values))
+}
+
+/// Accepts nodes of this image that belong to some cluster.
+pub(crate) fn members_of_own_image(attester: &TpmAttester) -> Result<PcrPolicy, TpmError> {
+    Ok(PcrPolicy::new(own_image(attester)?, attestation_tpm::Membership::Any))
+}
+
+/// From a quarter of a second to ten, without an end.
+pub(crate) fn delays() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(250))
+        .with_max_delay(LONGEST_DELAY)
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
+/// The name and version of the image, for the log.
+pub(crate) fn image_version(root: &Path) -> String {
+    std::fs::read_to_string(root.join("usr/share/constellation/image-version"))
+        .map_or_else(|_| "unknown".into(), |text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_do_without_the_images_of_control_planes() {
+        let paths = ["/run/state/images/etcd.oci.tar", "/run/state/images/kube-proxy.oci.tar"];
+        let component = |path: &str| Component {
+            url: "x".parse().unwrap(),
+            hash: [0; 32].into(),
+            install_path: path.parse().unwrap(),
+            extract: false,
+        };
+        let list = ComponentList::new("v1.35.4".parse().unwrap(), paths.map(component).to_vec()).unwrap();
+        assert_eq!(needed_by(NodeRole::ControlPlane, &list), list);
+        assert_eq!(needed_by(NodeRole::Worker, &list).components(), [component(paths[1])]);
+    }
+}

@@ -1,0 +1,85 @@
+//! What happened during an initialisation, kept from its beginning, so that a caller that lost its connection sees
+//! everything when it comes back.
+
+use std::sync::Arc;
+
+use kubeadm::Kubeconfig;
+use tokio::sync::watch;
+
+/// One thing to tell the caller. After `Success` or `Failure` nothing follows.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Step(&'static str),
+    Success(Arc<Kubeconfig>),
+    Failure(String),
+}
+
+impl Event {
+    fn is_last(&self) -> bool {
+        matches!(self, Self::Success(_) | Self::Failure(_))
+    }
+}
+
+/// The events so far, and whether a caller has seen the last of them.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    events: watch::Sender<Vec<Event>>,
+    delivered: watch::Sender<bool>,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        Self {
+            events: watch::Sender::new(Vec::new()),
+            delivered: watch::Sender::new(false),
+        }
+    }
+
+    pub(crate) fn add(&self, event: Event) {
+        self.events.send_modify(|events| events.push(event));
+    }
+
+    /// The event with this number, as soon as it is there; none after the last one.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: the same number gives the same event.
+    pub(crate) async fn event(&self, number: usize) -> Option<Event> {
+        let mut events = self.events.subscribe();
+        let there = |events: &Vec<Event>| events.len() > number || events.last().is_some_and(Event::is_last);
+        // The sender is in self, so it is not closed.
+        let events = events.wait_for(there).await.ok()?;
+        events.get(number).cloned()
+    }
+
+    /// A caller got everything there is to know.
+    pub(crate) fn mark_delivered(&self) {
+        self.delivered.send_replace(true);
+    }
+
+    pub(crate) async fn delivered(&self) {
+        // The sender is in self, so it is not closed.
+        let _ = self.delivered.subscribe().wait_for(|delivered| *delivered).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn late_callers_see_everything_once() {
+        let progress = Progress::new();
+        progress.add(Event::Step("one"));
+        progress.add(Event::Failure("two".into()));
+        assert!(matches!(progress.event(0).await, Some(Event::Step("one"))));
+        assert!(matches!(progress.event(1).await, Some(Event::Failure(_))));
+        assert!(progress.event(2).await.is_none());
+    }
+
+    #[tokio::test]
+    async fn early_callers_wait() {
+        let progress = Progress::new();
+        let (event, ()) = tokio::join!(progress.event(0), async { progress.add(Event::Step("one")) });
+        assert!(matches!(event, Some(Event::Step("one"))));
+    }
+}

@@ -1,0 +1,34 @@
+//! Failures that come again and again are worth one line each time they change.
+
+use std::collections::BTreeMap;
+
+/// Remembers the last failure of each subject.
+#[derive(Default)]
+pub(crate) struct Repeated {
+    last: BTreeMap<String, String>,
+}
+
+impl Repeated {
+    /// Whether this failure is new for its subject and should be logged.
+    pub(crate) fn is_news(&mut self, subject: &str, failure: &str) -> bool {
+        if self.last.get(subject).is_some_and(|last| last == failure) {
+            return false;
+        }
+        self.last.insert(subject.to_owned(), failure.to_owned());
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_changes_are_news() {
+        let mut repeated = Repeated::default();
+        assert!(repeated.is_news("10.42.1.100", "refused"));
+        assert!(!repeated.is_news("10.42.1.100", "refused"));
+        assert!(repeated.is_news("10.42.1.101", "refused"));
+        assert!(repeated.is_news("10.42.1.100", "timed out"));
+    }
+}

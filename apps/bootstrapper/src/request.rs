@@ -1,0 +1,274 @@
+//! What the CLI asks for, parsed.
+
+use base64::prelude::{BASE64_URL_SAFE, Engine};
+use cluster_types::{ClusterId, MeasurementSalt};
+use component_installer::Mirror;
+use grpc_api::components::Component as ComponentMessage;
+use grpc_api::init::InitRequest as InitMessage;
+use key_derivation::{MasterSecret, cluster_id};
+use kubeadm::{CertSan, ClusterName, Ipv4Network};
+use kubernetes_components::{Component, ComponentList};
+use zeroize::{Zeroize, Zeroizing};
+
+const KMS_PREFIX: &str = "kms://cluster-kms?";
+const NO_STORAGE: &str = "storage://no-store";
+const DEFAULT_NAME: &str = "constellation";
+/// More names than this are a mistake.
+const MAX_CERT_SANS: usize = 64;
+
+/// A request whose every part is valid.
+#[derive(Debug)]
+pub(crate) struct InitRequest {
+    pub(crate) master_secret: MasterSecret,
+    pub(crate) measurement_salt: MeasurementSalt,
+    pub(crate) cluster: ClusterId,
+    pub(crate) components: ComponentList,
+    /// None: the platform's own mirror.
+    pub(crate) mirror: Option<Mirror>,
+    pub(crate) name: ClusterName,
+    pub(crate) cert_sans: Vec<CertSan>,
+    pub(crate) pods: Ipv4Network,
+    pub(crate) services: Ipv4Network,
+}
+
+/// Every problem of a request, each with the field it is in. No secret is repeated.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub(crate) struct InvalidRequest(Vec<String>);
+
+/// Collects problems while the rest is parsed.
+#[derive(Default)]
+struct Problems(Vec<String>);
+
+impl Problems {
+    fn take<T, E: std::fmt::Display>(&mut self, field: &str, parsed: Result<T, E>) -> Option<T> {
+        parsed
+            .map_err(|problem| self.0.push(format!("{field}: {problem}")))
+            .ok()
+    }
+}
+
+impl InitRequest {
+    pub(crate) fn parse(mut message: InitMessage) -> Result<Self, InvalidRequest> {
+        let kms_uri = Zeroizing::new(std::mem::take(&mut message.kms_uri));
+        message.init_secret.zeroize();
+        let mut problems = Problems::default();
+        let master_secret = problems.take("kms_uri", parse_kms_uri(&kms_uri));
+        problems.take("storage_uri", check_storage_uri(&message.storage_uri));
+        let measurement_salt = problems.take(
+            "measurement_salt",
+            MeasurementSalt::try_from(message.measurement_salt.as_slice()),
+        );
+        let components = parse_components(
+            &message.kubernetes_version,
+            message.kubernetes_components,
+            &mut problems,
+        );
+        let mirror = optional(&message.component_mirror).map(str::parse::<Mirror>);
+        let mirror = problems.take("component_mirror", mirror.transpose());
+        let name = optional(&message.cluster_name).unwrap_or(DEFAULT_NAME);
+        let name = problems.take("cluster_name", name.parse());
+        let cert_sans = problems.take("apiserver_cert_sans", parse_cert_sans(&message.apiserver_cert_sans));
+        let pods = problems.take("pod_cidr", parse_network(&message.pod_cidr, Ipv4Network::PODS));
+        let services = problems.take(
+            "service_cidr",
+            parse_network(&message.service_cidr, Ipv4Network::SERVICES),
+        );
+        let request = || {
+            let (master_secret, measurement_salt) = (master_secret?, measurement_salt?);
+            Some(Self {
+                cluster: cluster_id(&master_secret.kek().measurement_secret(), &measurement_salt),
+                master_secret,
+                measurement_salt,
+                components: components?,
+                mirror: mirror?,
+                name: name?,
+                cert_sans: cert_sans?,
+                pods: pods?,
+                services: services?,
+            })
+        };
+        match request() {
+            Some(request) if problems.0.is_empty() => Ok(request),
+            _ => Err(InvalidRequest(problems.0)),
+        }
+    }
+}
+
+fn optional(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+/// `kms://cluster-kms?key=<base64url>&salt=<base64url>`; other key management comes with its own issue.
+fn parse_kms_uri(uri: &str) -> Result<MasterSecret, String> {
+    const FORM: &str = "expected kms://cluster-kms?key=<base64url>&salt=<base64url>";
+    let query = uri.strip_prefix(KMS_PREFIX).ok_or(FORM)?;
+    let mut parts = query.split('&');
+    let (Some(key), Some(salt), None) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(FORM.into());
+    };
+    let decode = |part: &str, name: &str| {
+        let value = part.strip_prefix(name).ok_or(FORM)?;
+        BASE64_URL_SAFE.decode(value).map_err(|_| FORM)
+    };
+    let key = Zeroizing::new(decode(key, "key=")?);
+    let salt = decode(salt, "salt=")?;
+    MasterSecret::new(key, salt).map_err(|error| error.to_string())
+}
+
+fn check_storage_uri(uri: &str) -> Result<(), String> {
+    if uri == NO_STORAGE {
+        Ok(())
+    } else {
+        Err(format!("expected {NO_STORAGE}"))
+    }
+}
+
+/// The list of a request or of a ticket.
+pub(crate) fn parse_component_list(
+    version: &str,
+    messages: Vec<ComponentMessage>,
+) -> Result<ComponentList, InvalidRequest> {
+    let mut problems = Problems::default();
+    parse_components(version, messages, &mut problems).ok_or(InvalidRequest(problems.0))
+}
+
+fn parse_components(version: &str, messages: Vec<ComponentMessage>, problems: &mut Problems) -> Option<ComponentList> {
+    let version = problems.take("kubernetes_version", version.parse());
+    if messages.is_empty() {
+        problems.0.push("kubernetes_components: there are none".into());
+    }
+    let mut components = Vec::new();
+    for (index, message) in messages.into_iter().enumerate() {
+        let field = |name: &str| format!("kubernetes_components[{index}].{name}");
+        let url = problems.take(&field("url"), message.url.parse());
+        let hash = problems.take(&field("hash"), message.hash.parse());
+        let install_path = problems.take(&field("install_path"), message.install_path.parse());
+        if let (Some(url), Some(hash), Some(install_path)) = (url, hash, install_path) {
+            components.push(Component {
+                url,
+                hash,
+                install_path,
+                extract: message.extract,
+            });
+        }
+    }
+    let list = problems.take("kubernetes_components", ComponentList::new(version?, components));
+    list.filter(|_| problems.0.is_empty())
+}
+
+fn parse_cert_sans(texts: &[String]) -> Result<Vec<CertSan>, String> {
+    if texts.len() > MAX_CERT_SANS {
+        return Err(format!("{} names, at most {MAX_CERT_SANS}", texts.len()));
+    }
+    let parse = |text: &String| text.parse().map_err(|error: kubeadm::ParseNameError| error.to_string());
+    texts.iter().map(parse).collect()
+}
+
+fn parse_network(text: &str, default: Ipv4Network) -> Result<Ipv4Network, kubeadm::ParseNameError> {
+    optional(text).map_or(Ok(default), str::parse)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Key and salt are 32 bytes of `C` and `S`, so that tests can look for them.
+    pub(crate) fn message() -> InitMessage {
+        let encode = |byte| BASE64_URL_SAFE.encode([byte; 32]);
+        InitMessage {
+            kms_uri: format!("kms://cluster-kms?key={}&salt={}", encode(b'C'), encode(b'S')),
+            storage_uri: NO_STORAGE.into(),
+            measurement_salt: vec![9; 32],
+            kubernetes_version: "v1.35.4".into(),
+            kubernetes_components: vec![ComponentMessage {
+                url: "bin/kubelet".into(),
+                hash: format!("sha256:{}", "00".repeat(32)),
+                install_path: "/run/state/bin/kubelet".into(),
+                extract: false,
+            }],
+            init_secret: b"canary init secret".to_vec(),
+            ..InitMessage::default()
+        }
+    }
+
+    fn check(change: impl FnOnce(&mut InitMessage)) -> String {
+        let mut message = message();
+        change(&mut message);
+        InitRequest::parse(message).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let request = InitRequest::parse(message()).unwrap();
+        assert_eq!(request.name.to_string(), "constellation");
+        assert_eq!(
+            (request.pods, request.services),
+            (Ipv4Network::PODS, Ipv4Network::SERVICES)
+        );
+        assert!(request.mirror.is_none());
+    }
+
+    #[test]
+    fn every_bad_field_is_named() {
+        type Change = fn(&mut InitMessage);
+        let cases: [(Change, &str); 14] = [
+            (
+                |m| m.kms_uri = "kms://aws?".into(),
+                "kms_uri: expected kms://cluster-kms",
+            ),
+            (
+                |m| m.kms_uri = "kms://cluster-kms?key=&salt=".into(),
+                "kms_uri: key of the master secret has 0 bytes",
+            ),
+            (|m| m.kms_uri.push_str("&more=1"), "kms_uri: expected"),
+            (|m| m.storage_uri.clear(), "storage_uri: expected storage://no-store"),
+            (|m| m.measurement_salt.clear(), "measurement_salt: "),
+            (|m| m.kubernetes_version = "1.35".into(), "kubernetes_version: "),
+            (
+                |m| m.kubernetes_components.clear(),
+                "kubernetes_components: there are none",
+            ),
+            (
+                |m| m.kubernetes_components[0].hash.clear(),
+                "kubernetes_components[0].hash: ",
+            ),
+            (
+                |m| m.kubernetes_components[0].url = "../x".into(),
+                "kubernetes_components[0].url: ",
+            ),
+            (
+                |m| m.kubernetes_components[0].install_path = "x".into(),
+                "kubernetes_components[0].install_path: ",
+            ),
+            (|m| m.component_mirror = "file:///".into(), "component_mirror: "),
+            (|m| m.cluster_name = "a b".into(), "cluster_name: "),
+            (|m| m.apiserver_cert_sans = vec!["a b".into()], "apiserver_cert_sans: "),
+            (|m| m.pod_cidr = "10.0.0.1/8".into(), "pod_cidr: "),
+        ];
+        for (change, expected) in cases {
+            let problems = check(change);
+            assert!(problems.contains(expected), "{problems}");
+        }
+    }
+
+    #[test]
+    fn all_problems_come_at_once() {
+        let problems = check(|message| *message = InitMessage::default());
+        for field in [
+            "kms_uri",
+            "storage_uri",
+            "measurement_salt",
+            "kubernetes_version",
+            "kubernetes_components",
+        ] {
+            assert!(problems.contains(field), "{problems}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_repeated() {
+        let problems = check(|message| message.kms_uri = "kms://cluster-kms?key=canary&salt=canary".into());
+        assert!(!problems.contains("canary"), "{problems}");
+    }
+}

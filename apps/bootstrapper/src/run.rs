@@ -1,0 +1,155 @@
+//! The life of a bootstrapper, from power-on to a running kubelet.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use attestation::Purpose;
+use attestation_tpm::TpmError;
+use attested_tls::{Limits, PeerPolicy, incoming};
+use error_report::Chain;
+use grpc_api::init::api_server::ApiServer;
+use measurements::PcrValue;
+use programs::{Programs, RunError};
+use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+use crate::files::{LoadNodeStateError, NodeFiles, Stage};
+use crate::init::{InitialiseError, initialise};
+use crate::init_server::InitServer;
+use crate::join::{BecomeMemberError, Joined, join};
+use crate::lock::ClusterRegister;
+use crate::network::set_private_address;
+use crate::node::{Node, start_kubelet};
+use crate::progress::Progress;
+
+/// How long a finished initialisation can still be asked for by a caller whose connection was lost.
+const RESULT_KEPT: Duration = Duration::from_secs(60 * 60);
+/// How long a failed one waits for its caller, until the node powers off.
+const FAILURE_KEPT: Duration = Duration::from_secs(2 * 60);
+/// What was handed to the network still has to leave.
+const LAST_BYTES: Duration = Duration::from_secs(2);
+
+/// The node cannot become or stay part of a cluster.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeError {
+    #[error("the TPM cannot be read")]
+    Tpm(#[from] TpmError),
+    #[error("the node was interrupted while it became part of a cluster: replace it")]
+    Interrupted,
+    #[error(transparent)]
+    State(#[from] LoadNodeStateError),
+    #[error("the node's address cannot be set")]
+    Network(#[source] RunError),
+    #[error("kubelet cannot be started")]
+    Kubelet(#[source] RunError),
+    #[error("the init server ended")]
+    Server(#[from] tonic::transport::Error),
+    #[error("the init server ended without a reason")]
+    ServerEnded,
+    #[error("the node did not become the first of a cluster")]
+    Init(#[from] InitialiseError),
+    #[error("the node did not become a member of a cluster")]
+    Join(#[from] BecomeMemberError),
+    #[error("port for the init server cannot be opened")]
+    Listen(#[from] io::Error),
+}
+
+/// What a boot begins with.
+pub(crate) enum Boot {
+    /// PCR 15 is zero: no cluster yet.
+    New,
+    /// The disk-mapper opened the disk with the cluster's key and measured the cluster id.
+    Member,
+}
+
+pub(crate) fn boot(register: &dyn ClusterRegister) -> Result<Boot, TpmError> {
+    Ok(if register.read()? == PcrValue::ZERO {
+        Boot::New
+    } else {
+        Boot::Member
+    })
+}
+
+/// Starts the kubelet of a node that became a member in an earlier boot.
+pub(crate) async fn resume(files: &NodeFiles, programs: &dyn Programs) -> Result<(), NodeError> {
+    let state = match files.load_state() {
+        Ok(state) if state.stage == Stage::Member => state,
+        Ok(_) | Err(LoadNodeStateError::Missing) => return Err(NodeError::Interrupted),
+        Err(error) => return Err(error.into()),
+    };
+    set_private_address(programs, state.address)
+        .await
+        .map_err(NodeError::Network)?;
+    start_kubelet(programs).await.map_err(NodeError::Kubelet)
+}
+
+/// Makes a new node part of a cluster: by the CLI, or by a join service, whichever comes first.
+///
+/// # Errors
+/// When the node cannot be used any more and must power off.
+pub(crate) async fn bootstrap(node: Arc<Node>, listener: TcpListener) -> Result<(), NodeError> {
+    let address = node.hints.this_node.address.ip();
+    set_private_address(&*node.programs, address)
+        .await
+        .map_err(NodeError::Network)?;
+    let (server, mut jobs) = InitServer::new(node.clone());
+    let peer = PeerPolicy::Unattested {
+        reason: "the CLI runs on no node; it shows the init secret",
+    };
+    let endpoint = Arc::new(node.endpoint(peer, Limits::default()));
+    let sessions = incoming(listener, endpoint, &[Purpose::Init]);
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(15)))
+        .add_service(ApiServer::new(server))
+        .serve_with_incoming(sessions);
+    tokio::pin!(server);
+
+    let become_part = async {
+        tokio::select! {
+            // The init server took the lock, so the join client cannot have it.
+            Some(job) = jobs.recv() => {
+                let progress = job.progress.clone();
+                let result = initialise(&node, job).await;
+                keep_available(&progress, result.is_ok()).await;
+                result.map_err(NodeError::from)
+            }
+            joined = join_unless_initialised(&node) => joined,
+        }
+    };
+    let import = async {
+        // Done again, and reported, when the images are needed.
+        if let Err(error) = node.import_own_images().await {
+            warn!(error = %Chain(&error), "images of the services cannot be imported yet");
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        result = become_part => result,
+        served = &mut server => Err(served.map_or_else(NodeError::from, |()| NodeError::ServerEnded)),
+        never = import => never,
+    }
+}
+
+/// Callers that lost their connection come back for the result. A kubeconfig that was sent may still not have arrived; a
+/// failed node has no other reason to stay than to tell one caller why.
+async fn keep_available(progress: &Progress, succeeded: bool) {
+    if succeeded {
+        sleep(RESULT_KEPT).await;
+    } else if timeout(FAILURE_KEPT, progress.delivered()).await.is_ok() {
+        sleep(LAST_BYTES).await;
+    }
+}
+
+async fn join_unless_initialised(node: &Node) -> Result<(), NodeError> {
+    match join(node).await? {
+        Joined::Member => {
+            info!("node is a member");
+            Ok(())
+        }
+        // The other branch goes on.
+        Joined::InitTookOver => std::future::pending().await,
+    }
+}

@@ -1,0 +1,253 @@
+//! The init server as the CLI sees it: attested TLS with a real TPM, and everything up to the kubeconfig.
+
+pub(crate) mod fixture;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+
+use attestation::Purpose;
+use attestation_tpm::Membership;
+use attested_tls::{Endpoint, channel};
+use cluster_types::{ClusterId, NodeRole};
+use grpc_api::init::api_client::ApiClient;
+use grpc_api::init::init_response::Kind;
+use grpc_api::init::{InitRequest as InitMessage, InitResponse};
+use tonic::{Code, Status, Streaming};
+
+use self::fixture::{DISK, INIT_SECRET, JOURNAL, KUBECONFIG, Logs, TestNode, components};
+use crate::files::Stage;
+use crate::lock::{ClusterRegister, Owner, expected_register};
+use crate::request::InitRequest;
+use crate::run::{Boot, NodeError, boot, resume};
+
+fn message() -> InitMessage {
+    InitMessage {
+        kubernetes_components: components(),
+        init_secret: INIT_SECRET.to_vec(),
+        ..crate::request::tests::message()
+    }
+}
+
+pub(crate) fn cluster() -> ClusterId {
+    InitRequest::parse(message()).unwrap().cluster
+}
+
+fn control_plane() -> TestNode {
+    TestNode::new(NodeRole::ControlPlane)
+}
+
+async fn call(node: &TestNode, address: SocketAddr, message: InitMessage) -> Result<Streaming<InitResponse>, Status> {
+    call_as(node, Membership::New, address, message).await
+}
+
+/// The CLI: it attests nothing and wants the node to be of the right image.
+async fn call_as(
+    node: &TestNode,
+    membership: Membership,
+    address: SocketAddr,
+    message: InitMessage,
+) -> Result<Streaming<InitResponse>, Status> {
+    let cli = Endpoint::new(None, node.accepts(membership));
+    let (channel, attested) = channel(&cli, Purpose::Init, &address.to_string()).await.unwrap();
+    assert!(attested.is_some());
+    Ok(ApiClient::new(channel).init(message).await?.into_inner())
+}
+
+/// Whether the node became the first of a cluster; refused and cut off both mean that it did not.
+pub(crate) async fn try_init(node: &TestNode, address: SocketAddr) -> bool {
+    let cli = Endpoint::new(None, node.accepts(Membership::New));
+    let Ok((channel, _)) = channel(&cli, Purpose::Init, &address.to_string()).await else {
+        return false;
+    };
+    match ApiClient::new(channel).init(message()).await {
+        Ok(stream) => matches!(collect(stream.into_inner()).await.last(), Some(Kind::InitSuccess(_))),
+        Err(_) => false,
+    }
+}
+
+async fn collect(mut stream: Streaming<InitResponse>) -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    while let Some(message) = stream.message().await.unwrap() {
+        kinds.extend(message.kind);
+    }
+    kinds
+}
+
+#[tokio::test]
+async fn a_node_becomes_the_first_of_a_cluster() {
+    let logs = Logs::capture();
+    let node = control_plane();
+    let (address, running) = node.start().await;
+    let events = collect(call(&node, address, message()).await.unwrap()).await;
+    running.abort();
+
+    let Some(Kind::InitSuccess(success)) = events.last() else {
+        panic!("{events:?}")
+    };
+    assert_eq!(success.kubeconfig, KUBECONFIG.as_bytes());
+    assert_eq!(success.cluster_id, cluster().as_bytes());
+    assert_eq!(events.len(), 6, "five steps and the success: {events:?}");
+
+    assert_eq!(node.node.attester.read().unwrap(), expected_register(cluster()));
+    let request = InitRequest::parse(message()).unwrap();
+    let disk_key = *request
+        .master_secret
+        .kek()
+        .state_disk_key(DISK.parse().unwrap())
+        .expose();
+    assert_eq!(node.disk.keys(), [disk_key]);
+    assert_eq!(node.node.files.load_state().unwrap().stage, Stage::Member);
+    let secret = node.file("run/state/constellation/master-secret.json");
+    assert_eq!(fs::read_to_string(&secret).unwrap(), *request.master_secret.to_json());
+    assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o400);
+    assert_eq!(fs::read(node.file("run/state/bin/kubelet")).unwrap(), b"kubelet");
+    let measurement_secret = request.master_secret.kek().measurement_secret();
+    logs.assert_free_of(&[
+        b"canary",
+        INIT_SECRET,
+        KUBECONFIG.as_bytes(),
+        &disk_key,
+        request.master_secret.expose_key(),
+        measurement_secret.expose(),
+    ]);
+}
+
+#[tokio::test]
+async fn a_wrong_secret_changes_nothing_and_shows_nothing() {
+    let logs = Logs::capture();
+    let node = control_plane();
+    let (address, running) = node.start().await;
+    for secret in [&b""[..], b"canary init secreT", b"wrong"] {
+        let wrong = InitMessage {
+            init_secret: secret.to_vec(),
+            ..message()
+        };
+        let refusal = call(&node, address, wrong).await.unwrap_err();
+        assert_eq!(
+            (refusal.code(), refusal.message()),
+            (Code::PermissionDenied, "init refused")
+        );
+    }
+    assert!(!node.programs.calls().contains(&"journalctl --no-pager".to_owned()));
+    assert!(matches!(boot(&*node.node.attester).unwrap(), Boot::New));
+    assert!(node.disk.keys().is_empty());
+
+    // The lock is still free.
+    let events = collect(call(&node, address, message()).await.unwrap()).await;
+    assert!(matches!(events.last(), Some(Kind::InitSuccess(_))));
+    running.abort();
+    assert!(logs.text().contains("wrong init secret"));
+    logs.assert_free_of(&[b"secreT", INIT_SECRET]);
+}
+
+#[tokio::test]
+async fn a_failure_is_told_with_the_journal_and_ends_the_node() {
+    let node = TestNode::failing(NodeRole::ControlPlane, Some("kubeadm"));
+    let (address, running) = node.start().await;
+    let events = collect(call(&node, address, message()).await.unwrap()).await;
+    let [.., Kind::InitFailure(failure), Kind::Log(log)] = events.as_slice() else {
+        panic!("{events:?}")
+    };
+    assert!(
+        failure
+            .error
+            .ends_with("kubeadm failed with exit code 1: kubeadm is broken"),
+        "{}",
+        failure.error
+    );
+    assert_eq!(log.log, JOURNAL.as_bytes());
+    assert!(matches!(running.await.unwrap(), Err(NodeError::Init(_))));
+    assert_eq!(node.node.files.load_state().unwrap().stage, Stage::Joining);
+    let restarted = resume(&node.node.files, &*node.programs).await;
+    assert!(matches!(restarted, Err(NodeError::Interrupted)));
+}
+
+#[tokio::test]
+async fn a_wrong_component_fails_before_kubeadm_runs() {
+    let node = control_plane();
+    let (address, running) = node.start().await;
+    let mut request = message();
+    request.kubernetes_components[0].hash = format!("sha256:{}", "00".repeat(32));
+    let events = collect(call(&node, address, request).await.unwrap()).await;
+    assert!(matches!(events.as_slice(), [.., Kind::InitFailure(_), Kind::Log(_)]));
+    assert!(running.await.unwrap().is_err());
+    assert!(!node.file("run/state/bin/kubelet").exists());
+    assert!(!node.programs.calls().iter().any(|call| call.starts_with("kubeadm")));
+}
+
+#[tokio::test]
+async fn the_same_request_finds_what_it_started_and_another_is_refused() {
+    let node = control_plane();
+    let (address, running) = node.start().await;
+    // The connection is lost at once.
+    drop(call(&node, address, message()).await.unwrap());
+    let again = || async {
+        // By now the node may have measured the cluster id.
+        match boot(&*node.node.attester).unwrap() {
+            Boot::New => Membership::New,
+            Boot::Member => Membership::Of(cluster()),
+        }
+    };
+    while boot(&*node.node.attester).is_ok_and(|boot| matches!(boot, Boot::New)) {
+        tokio::task::yield_now().await;
+    }
+    let other = InitMessage {
+        measurement_salt: vec![1; 32],
+        ..message()
+    };
+    let refusal = call_as(&node, again().await, address, other).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::FailedPrecondition);
+
+    let stream = call_as(&node, again().await, address, message()).await.unwrap();
+    let events = collect(stream).await;
+    assert_eq!(events.len(), 6, "{events:?}");
+    assert!(matches!(events.last(), Some(Kind::InitSuccess(_))));
+    running.abort();
+    assert_eq!(node.disk.keys().len(), 1);
+}
+
+#[tokio::test]
+async fn a_node_that_is_joining_refuses_init() {
+    let node = control_plane();
+    let (address, running) = node.start().await;
+    let _claim = node.node.lock.claim(Owner::Join).unwrap();
+    let refusal = call(&node, address, message()).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::FailedPrecondition);
+    assert!(node.disk.keys().is_empty());
+    running.abort();
+}
+
+#[tokio::test]
+async fn an_invalid_request_is_explained_to_who_has_the_secret() {
+    let node = control_plane();
+    let (address, running) = node.start().await;
+    let invalid = InitMessage {
+        kubernetes_version: "latest".into(),
+        ..message()
+    };
+    let refusal = call(&node, address, invalid.clone()).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::InvalidArgument);
+    assert!(refusal.message().contains("kubernetes_version"));
+    let without_secret = InitMessage {
+        init_secret: Vec::new(),
+        ..invalid
+    };
+    let refusal = call(&node, address, without_secret).await.unwrap_err();
+    assert_eq!(refusal.message(), "init refused");
+    running.abort();
+}
+
+#[tokio::test]
+async fn a_member_that_boots_again_gets_its_address_and_its_kubelet() {
+    let node = control_plane();
+    let (address, running) = node.start().await;
+    collect(call(&node, address, message()).await.unwrap()).await;
+    running.abort();
+    let before = node.programs.calls().len();
+    resume(&node.node.files, &*node.programs).await.unwrap();
+    assert_eq!(
+        node.programs.calls()[before..],
+        ["ip address", "ip link", "systemctl start"]
+    );
+}

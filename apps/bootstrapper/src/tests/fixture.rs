@@ -1,0 +1,333 @@
+//! A node in this process: a real software TPM, a folder instead of a root, and programs that only pretend.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use attestation_tpm::{Membership, PcrPolicy, SocketTransport, Tpm, TpmAttester};
+use attestation_variants::qemu_vtpm;
+use attested_tls::PeerPolicy;
+use aws_lc_rs::digest::{SHA256, digest};
+use cloud_metadata::{Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance};
+use cluster_types::{DiskUuid, NodeRole};
+use grpc_api::components::Component;
+use programs::{Call, Output, Programs, Running};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+use secret::StateDiskKey;
+use tempfile::TempDir;
+use test_tpm::SoftwareTpm;
+use tokio::net::TcpListener;
+use tokio::sync::OnceCell;
+use tokio::task::JoinHandle;
+use tracing::subscriber::DefaultGuard;
+
+use crate::disk::{StateDisk, StateDiskError};
+use crate::files::NodeFiles;
+use crate::lock::NodeLock;
+use crate::node::{Hints, Node, own_image};
+use crate::run::{NodeError, bootstrap};
+
+pub(crate) const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
+pub(crate) const INIT_SECRET: &[u8] = b"canary init secret";
+pub(crate) const KUBECONFIG: &str = "canary kubeconfig";
+pub(crate) const JOURNAL: &str = "the node's journal";
+const KUBELET: &[u8] = b"kubelet";
+
+pub(crate) struct TestNode {
+    pub(crate) node: Arc<Node>,
+    pub(crate) programs: Arc<FakePrograms>,
+    pub(crate) disk: Arc<FakeDisk>,
+    pub(crate) folder: TempDir,
+    // After the attester, which still speaks to it when it is dropped.
+    _tpm: SoftwareTpm,
+}
+
+pub(crate) fn attester() -> (Arc<TpmAttester>, SoftwareTpm) {
+    let tpm = SoftwareTpm::start().unwrap();
+    let transport = SocketTransport::connect(&tpm.socket()).unwrap();
+    (Arc::new(qemu_vtpm::attester_on(Tpm::new(transport)).unwrap()), tpm)
+}
+
+impl TestNode {
+    pub(crate) fn new(role: NodeRole) -> Self {
+        Self::failing(role, None)
+    }
+
+    /// A node on which this program fails.
+    pub(crate) fn failing(role: NodeRole, program: Option<&'static str>) -> Self {
+        Self::reaching(role, program, Arc::new(OnceLock::new()))
+    }
+
+    /// A node on whose network every join service is the one that listens here, once it does.
+    pub(crate) fn reaching(
+        role: NodeRole,
+        program: Option<&'static str>,
+        join_service: Arc<OnceLock<SocketAddr>>,
+    ) -> Self {
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let folder = TempDir::new().unwrap();
+        let (attester, tpm) = attester();
+        let programs = Arc::new(FakePrograms {
+            root: folder.path().to_owned(),
+            calls: Mutex::default(),
+            failing: program,
+        });
+        let disk = Arc::new(FakeDisk::default());
+        let node = Node {
+            hints: hints(role),
+            metadata: Arc::new(FakeMetadata {
+                peers: vec![instance(NodeRole::ControlPlane, 100)],
+                mirror: serve_mirror(),
+            }),
+            lock: NodeLock::new(attester.clone()),
+            attester,
+            disk: disk.clone(),
+            files: NodeFiles::new(folder.path(), fs::metadata(folder.path()).unwrap().uid()),
+            programs: programs.clone(),
+            own_images: OnceCell::new(),
+            reach: Box::new(move |_| join_service.get().copied().unwrap_or(nowhere)),
+        };
+        Self {
+            node: Arc::new(node),
+            programs,
+            disk,
+            folder,
+            _tpm: tpm,
+        }
+    }
+
+    /// Runs the bootstrapper and gives the address of its init server.
+    pub(crate) async fn start(&self) -> (SocketAddr, JoinHandle<Result<(), NodeError>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (address, tokio::spawn(bootstrap(self.node.clone(), listener)))
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Accepts nodes of this node's image that stand in this relation to a cluster.
+    pub(crate) fn accepts(&self, membership: Membership) -> PeerPolicy {
+        let policy = PcrPolicy::new(own_image(&self.node.attester).unwrap(), membership);
+        let verifiers = attestation::Verifiers::one(qemu_vtpm::verifier(policy));
+        PeerPolicy::Attested(Arc::new(verifiers))
+    }
+}
+
+pub(crate) fn instance(role: NodeRole, host: u8) -> Instance {
+    Instance {
+        name: format!("node-{host}").parse().unwrap(),
+        provider_id: format!("qemu:///node-{host}"),
+        role,
+        address: Ipv4Addr::new(10, 42, 1, host).try_into().unwrap(),
+        role_grant: None,
+    }
+}
+
+fn hints(role: NodeRole) -> Hints {
+    let hash = digest(&SHA256, INIT_SECRET).as_ref().try_into().unwrap();
+    let host = match role {
+        NodeRole::ControlPlane => 100,
+        NodeRole::Worker => 150,
+    };
+    Hints {
+        this_node: instance(role, host),
+        api_endpoint: ApiEndpoint {
+            host: Ipv4Addr::new(10, 42, 1, 100).try_into().unwrap(),
+            port: 6443,
+        },
+        init_secret_hash: InitSecretHash::new(hash),
+    }
+}
+
+/// What the mirror serves, as a request or a ticket lists it.
+pub(crate) fn components() -> Vec<Component> {
+    vec![Component {
+        url: "bin/kubelet".into(),
+        hash: format!("sha256:{}", measurements::Digest::of(KUBELET)),
+        install_path: "/run/state/bin/kubelet".into(),
+        extract: false,
+    }]
+}
+
+fn serve_mirror() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    // Ends with the test's process.
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let length = KUBELET.len();
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+            );
+            let _ = stream.write_all(KUBELET);
+        }
+    });
+    format!("http://{address}/mirror")
+}
+
+struct FakeMetadata {
+    peers: Vec<Instance>,
+    mirror: String,
+}
+
+impl CloudMetadata for FakeMetadata {
+    fn this_node(&self) -> Answer<'_, Instance> {
+        unreachable!("hints are fetched before")
+    }
+
+    fn peers(&self) -> Answer<'_, Vec<Instance>> {
+        Box::pin(async { Ok(self.peers.clone()) })
+    }
+
+    fn api_endpoint(&self) -> Answer<'_, ApiEndpoint> {
+        unreachable!("hints are fetched before")
+    }
+
+    fn init_secret_hash(&self) -> Answer<'_, InitSecretHash> {
+        unreachable!("hints are fetched before")
+    }
+
+    fn mirror(&self) -> String {
+        self.mirror.clone()
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct FakeDisk(Mutex<Vec<[u8; 32]>>);
+
+impl FakeDisk {
+    /// Every key the disk was given.
+    pub(crate) fn keys(&self) -> Vec<[u8; 32]> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl StateDisk for FakeDisk {
+    fn uuid(&self) -> Result<DiskUuid, StateDiskError> {
+        Ok(DISK.parse().unwrap())
+    }
+
+    fn rekey(&self, key: &StateDiskKey) -> Result<(), StateDiskError> {
+        self.0.lock().unwrap().push(*key.expose());
+        Ok(())
+    }
+}
+
+/// Does what the programs would do to the node's files.
+pub(crate) struct FakePrograms {
+    root: PathBuf,
+    calls: Mutex<Vec<String>>,
+    failing: Option<&'static str>,
+}
+
+impl FakePrograms {
+    /// Every call in order: program and first argument.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    fn act(&self, call: &Call) -> Vec<u8> {
+        let kubernetes = self.root.join("etc/kubernetes");
+        let arguments: Vec<&str> = call.arguments().iter().map(String::as_str).collect();
+        match (call.program(), arguments.as_slice()) {
+            ("kubeadm", ["init", "phase", "certs", ..]) => {
+                fs::create_dir_all(kubernetes.join("pki")).unwrap();
+                let key = KeyPair::generate().unwrap();
+                let mut ca = CertificateParams::default();
+                ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                fs::write(kubernetes.join("pki/ca.crt"), ca.self_signed(&key).unwrap().pem()).unwrap();
+                fs::write(kubernetes.join("pki/ca.key"), key.serialize_pem()).unwrap();
+            }
+            ("kubeadm", ["init", ..]) => fs::write(kubernetes.join("admin.conf"), KUBECONFIG).unwrap(),
+            ("journalctl", _) => return JOURNAL.into(),
+            _ => {}
+        }
+        Vec::new()
+    }
+}
+
+impl Programs for FakePrograms {
+    fn run<'a>(&'a self, call: &'a Call) -> Running<'a> {
+        let first = call.arguments().first().cloned().unwrap_or_default();
+        self.calls.lock().unwrap().push(format!("{} {first}", call.program()));
+        let stdout = self.act(call);
+        let stderr = format!("{} is broken", call.program()).into_bytes();
+        let result = if self.failing == Some(call.program()) {
+            Err(call.failed(Some(1), &Output { stdout, stderr }))
+        } else {
+            Ok(Output {
+                stdout,
+                stderr: Vec::new(),
+            })
+        };
+        Box::pin(async { result })
+    }
+}
+
+/// Everything this thread logs.
+pub(crate) struct Logs {
+    buffer: Arc<Mutex<Vec<u8>>>,
+    _guard: DefaultGuard,
+}
+
+impl Logs {
+    pub(crate) fn capture() -> Self {
+        let buffer = Arc::new(Mutex::new(Vec::new()));
+        let writer = buffer.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(move || Shared(writer.clone()))
+            .finish();
+        Self {
+            buffer,
+            _guard: tracing::subscriber::set_default(subscriber),
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.buffer.lock().unwrap().clone()).unwrap()
+    }
+
+    /// Looks for the text and for the bytes in the two forms in which we print bytes.
+    pub(crate) fn assert_free_of(&self, secrets: &[&[u8]]) {
+        use base64::prelude::{BASE64_STANDARD, Engine};
+        let text = self.text();
+        assert!(!text.is_empty());
+        for secret in secrets {
+            let forms = [
+                String::from_utf8_lossy(secret).into_owned(),
+                measurements_hex(secret),
+                BASE64_STANDARD.encode(secret),
+                format!("{secret:?}"),
+            ];
+            for form in forms {
+                assert!(!text.contains(&form), "{form} is in\n{text}");
+            }
+        }
+    }
+}
+
+fn measurements_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use reqwest::{Client, StatusCode, Url};
+use tokio::time::timeout;
+
+use crate::ParseMetadataError;
+
+/// Longer answers are refused (docs/interfaces.md).
+pub(crate) const MAX_ANSWER_LEN: usize = 64 * 1024;
+/// Slower answers are refused (docs/interfaces.md).
+pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// The metadata service gave no usable answer.
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataError {
+    /// It cannot be reached, or the connection broke.
+    #[error("the metadata service cannot be reached")]
+    Unreachable(#[source] reqwest::Error),
+    /// It took too long.
+    #[error("the metadata service did not answer {request:?} within {TIME_LIMIT:?}")]
+    TimedOut {
+        /// What was asked for.
+        request: &'static str,
+    },
+    /// It answered with an error, or with a redirect, which is not followed.
+    #[error("the metadata service answered {request:?} with status {status}")]
+    Status {
+        /// What was asked for.
+        request: &'static str,
+        /// HTTP status code.
+        status: u16,
+    },
+    /// It said more than it has to say.
+    #[error("the metadata service's answer to {request:?} is longer than {MAX_ANSWER_LEN} bytes")]
+    TooLong {
+        /// What was asked for.
+        request: &'static str,
+    },
+    /// It said something that makes no sense.
+    #[error("the metadata service's answer to {request:?} is unusable")]
+    Malformed {
+        /// What was asked for.
+        request: &'static str,
+        /// Why.
+        #[source]
+        source: ParseMetadataError,
+    },
+}
+
+/// A client that goes where it is told and nowhere else.
+pub(crate) fn client() -> Client {
+    Client::builder()
+        .no_proxy()
+        .redirect(Policy::none())
+        .build()
+        .expect("a client without TLS needs nothing of the system")
+}
+
+pub(crate) async fn fetch(client: &Client, url: Url, request: &'static str) -> Result<Vec<u8>, MetadataError> {
+    timeout(TIME_LIMIT, fetch_bounded(client, url, request))
+        .await
+        .map_err(|_| MetadataError::TimedOut { request })?
+}
+
+async fn fetch_bounded(client: &Client, url: Url, request: &'static str) -> Result<Vec<u8>, MetadataError> {
+    let mut response = client.get(url).send().await.map_err(MetadataError::Unreachable)?;
+    if response.status() != StatusCode::OK {
+        let status = response.status().as_u16();
+        return Err(MetadataError::Status { request, status });
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(MetadataError::Unreachable)? {
+        if body.len() + chunk.len() > MAX_ANSWER_LEN {
+            return Err(MetadataError::TooLong { request });
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}

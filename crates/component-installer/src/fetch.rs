@@ -1,0 +1,208 @@
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{Context, SHA256};
+use backon::{ExponentialBuilder, Retryable};
+use error_report::Chain;
+use kubernetes_components::ComponentHash;
+use reqwest::redirect::Policy;
+use reqwest::{Client, StatusCode, Url};
+use tempfile::NamedTempFile;
+use tokio::time::timeout;
+use tracing::info;
+
+use crate::source::Location;
+
+/// No component is longer, in bytes.
+const MAX_LEN: u64 = 2 << 30;
+/// For one attempt at one component. The largest are 150 MB.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(10 * 60);
+/// How long a server may say nothing.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+const ATTEMPTS: usize = 6;
+const FIRST_DELAY: Duration = Duration::from_millis(500);
+const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// Official downloads are redirected to where they are stored; the hash decides what is taken.
+const MAX_REDIRECTS: usize = 5;
+
+/// A component could not be fetched, or is not what it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The server cannot be reached, or the connection broke.
+    #[error("the server cannot be reached")]
+    Unreachable(#[source] reqwest::Error),
+    /// The server refused.
+    #[error("the server answered with status {0}")]
+    Status(u16),
+    /// The server was too slow.
+    #[error("the server did not deliver within {0:?}")]
+    TimedOut(Duration),
+    /// More than any component.
+    #[error("it is longer than {MAX_LEN} bytes")]
+    TooLong,
+    /// Something else than what was pinned.
+    #[error("its hash is {actual}, expected {expected}")]
+    Hash {
+        /// Of what was fetched.
+        actual: ComponentHash,
+        /// As pinned.
+        expected: ComponentHash,
+    },
+    /// The local disk failed.
+    #[error("a local file cannot be read or written")]
+    File(#[from] io::Error),
+}
+
+impl FetchError {
+    /// Whether the same request may succeed later..
+    fn is_transient(&self) -> bool {
+        match self {
+            // RFC 9110 section 15: request timeout, too early, too many requests, and what gateways say.
+            Self::Status(status) => matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504),
+            Self::Unreachable(_) | Self::TimedOut(_) => true,
+            Self::TooLong | Self::Hash { .. } | Self::File(_) => false,
+        }
+    }
+}
+
+/// A client for public files: no proxy of the environment, few redirects.
+pub(crate) fn client() -> Result<Client, FetchError> {
+    Client::builder()
+        .no_proxy()
+        .redirect(Policy::limited(MAX_REDIRECTS))
+        .read_timeout(SILENCE_LIMIT)
+        .build()
+        .map_err(FetchError::Unreachable)
+}
+
+/// Brings a component to `target`, which exists only if its content has the hash.
+///
+/// # Cancel safety
+/// Dropping the future leaves no partial file.
+pub(crate) async fn fetch(
+    client: &Client,
+    from: &Location,
+    expected: ComponentHash,
+    target: &Path,
+) -> Result<(), FetchError> {
+    let attempt = || async {
+        let work = fetch_once(client, from, expected, target);
+        timeout(ATTEMPT_LIMIT, work)
+            .await
+            .map_err(|_| FetchError::TimedOut(ATTEMPT_LIMIT))?
+    };
+    let delays = ExponentialBuilder::default()
+        .with_min_delay(FIRST_DELAY)
+        .with_max_delay(LONGEST_DELAY)
+        .with_max_times(ATTEMPTS - 1)
+        .with_jitter();
+    attempt
+        .retry(delays)
+        .when(FetchError::is_transient)
+        .notify(|error, delay| info!(error = %Chain(error), ?delay, "fetching again"))
+        .await
+}
+
+async fn fetch_once(
+    client: &Client,
+    from: &Location,
+    expected: ComponentHash,
+    target: &Path,
+) -> Result<(), FetchError> {
+    let folder = target.parent().expect("targets are files in a folder");
+    let mut file = HashedFile::create_in(folder)?;
+    match from {
+        Location::Address(url) => download(client, url.clone(), &mut file).await?,
+        Location::File(path) => file = copy_file(path.clone(), file).await?,
+    }
+    file.keep_if(expected, target)
+}
+
+async fn download(client: &Client, url: Url, file: &mut HashedFile) -> Result<(), FetchError> {
+    let mut response = client.get(url).send().await.map_err(FetchError::Unreachable)?;
+    if response.status() != StatusCode::OK {
+        return Err(FetchError::Status(response.status().as_u16()));
+    }
+    while let Some(chunk) = response.chunk().await.map_err(FetchError::Unreachable)? {
+        file.append(&chunk)?;
+    }
+    Ok(())
+}
+
+async fn copy_file(from: std::path::PathBuf, mut file: HashedFile) -> Result<HashedFile, FetchError> {
+    let copy = move || {
+        for_each_chunk(File::open(from)?, |chunk| file.append(chunk))?;
+        Ok(file)
+    };
+    tokio::task::spawn_blocking(copy).await.expect("copying does not panic")
+}
+
+/// What a file hashes to.
+pub(crate) fn hash_file(path: &Path) -> io::Result<ComponentHash> {
+    let mut context = Context::new(&SHA256);
+    for_each_chunk(File::open(path)?, |chunk| {
+        context.update(chunk);
+        io::Result::Ok(())
+    })?;
+    Ok(finish(context))
+}
+
+fn for_each_chunk<E: From<io::Error>>(mut file: File, mut work: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+    let mut chunk = vec![0; 256 * 1024];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(()),
+            read => work(&chunk[..read])?,
+        }
+    }
+}
+
+fn finish(context: Context) -> ComponentHash {
+    let digest: [u8; 32] = context
+        .finish()
+        .as_ref()
+        .try_into()
+        .expect("SHA-256 gives 32 bytes (FIPS 180-4)");
+    digest.into()
+}
+
+/// A file without a final name, hashed while it is written.
+struct HashedFile {
+    file: NamedTempFile,
+    context: Context,
+    length: u64,
+}
+
+impl HashedFile {
+    fn create_in(folder: &Path) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        Ok(Self {
+            file: tempfile::Builder::new().prefix(".fetching-").tempfile_in(folder)?,
+            context: Context::new(&SHA256),
+            length: 0,
+        })
+    }
+
+    /// Writes to the page cache: short enough not to be moved to another thread.
+    fn append(&mut self, chunk: &[u8]) -> Result<(), FetchError> {
+        self.length += chunk.len() as u64;
+        if self.length > MAX_LEN {
+            return Err(FetchError::TooLong);
+        }
+        self.context.update(chunk);
+        self.file.write_all(chunk)?;
+        Ok(())
+    }
+
+    fn keep_if(self, expected: ComponentHash, target: &Path) -> Result<(), FetchError> {
+        let actual = finish(self.context);
+        if actual != expected {
+            return Err(FetchError::Hash { actual, expected });
+        }
+        self.file.as_file().sync_all()?;
+        self.file.persist(target).map_err(|error| error.error)?;
+        Ok(())
+    }
+}

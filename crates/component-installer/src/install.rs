@@ -1,0 +1,209 @@
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kubernetes_components::{Component, ComponentList};
+use reqwest::Client;
+use tokio::sync::Semaphore;
+use tokio::task::{JoinSet, spawn_blocking};
+use tracing::info;
+
+use crate::fetch::{FetchError, client, fetch, hash_file};
+use crate::place::move_file;
+use crate::source::{Location, Mirror};
+use crate::unpack::{UnpackError, unpack};
+
+/// Components fetched at once. More only makes each of them slower.
+const CONCURRENT_FETCHES: usize = 4;
+
+/// Installs components onto one node.
+#[derive(Clone, Debug)]
+pub struct Installer {
+    root: PathBuf,
+    staging: PathBuf,
+}
+
+/// Components could not be installed. The variant says whether anything was changed: only by `Place` and `Unpack`.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// One cannot be fetched, or is not what was pinned.
+    #[error("component {url} is refused")]
+    Fetch {
+        /// Which one.
+        url: String,
+        /// Why.
+        #[source]
+        source: FetchError,
+    },
+    /// No address can be made of it.
+    #[error("component {0} has no usable address")]
+    Address(String),
+    /// The folder for fetched files cannot be used.
+    #[error("the folder for fetched components cannot be used")]
+    Staging(#[source] io::Error),
+    /// A checked file could not be put to its place.
+    #[error("{path} cannot be installed")]
+    Place {
+        /// Where it belongs.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A checked archive could not be unpacked.
+    #[error("the archive for {path} cannot be unpacked")]
+    Unpack {
+        /// Where it belongs.
+        path: String,
+        /// Why.
+        #[source]
+        source: UnpackError,
+    },
+}
+
+impl Installer {
+    /// Installs below `root`, which on a node is `/`, and keeps what was fetched in `staging` until then: a folder on the
+    /// state disk, because programs and images together are larger than the memory.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>, staging: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            staging: staging.into(),
+        }
+    }
+
+    /// Fetches all components, checks them, and only then installs them.
+    ///
+    /// 1. What is installed with the right hash is left alone.
+    /// 2. The others are fetched side by side; each must have its hash.
+    /// 3. They are put to their places, one after the other.
+    ///
+    /// # Errors
+    /// When a component cannot be fetched, has another hash, or cannot be put to its place.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves fetched files for the next attempt, and installed ones installed.
+    pub async fn install(&self, list: &ComponentList, mirror: &Mirror) -> Result<(), InstallError> {
+        self.make_staging()?;
+        let missing = self.missing(list).await;
+        let count = missing.len();
+        self.fetch_all(&missing, mirror).await?;
+        let installer = self.clone();
+        spawn_blocking(move || missing.iter().try_for_each(|component| installer.place(component)))
+            .await
+            .expect("installing does not panic")?;
+        info!(
+            installed = count,
+            present = list.components().len() - count,
+            "components installed"
+        );
+        Ok(())
+    }
+
+    /// Attempts that ended without warning left their unfinished files.
+    fn make_staging(&self) -> Result<(), InstallError> {
+        let clean = || {
+            fs::create_dir_all(&self.staging)?;
+            for entry in fs::read_dir(&self.staging)? {
+                let entry = entry?;
+                if entry.file_name().to_string_lossy().starts_with('.') {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
+        };
+        clean().map_err(InstallError::Staging)
+    }
+
+    async fn missing(&self, list: &ComponentList) -> Vec<Component> {
+        let installer = self.clone();
+        let components = list.components().to_vec();
+        let is_missing = move |component: &Component| {
+            component.extract || !hash_file(&installer.target(component)).is_ok_and(|hash| hash == component.hash)
+        };
+        spawn_blocking(move || components.into_iter().filter(is_missing).collect())
+            .await
+            .expect("hashing does not panic")
+    }
+
+    async fn fetch_all(&self, components: &[Component], mirror: &Mirror) -> Result<(), InstallError> {
+        let client = client().map_err(|source| InstallError::Fetch {
+            url: "(none)".into(),
+            source,
+        })?;
+        let slots = Arc::new(Semaphore::new(CONCURRENT_FETCHES));
+        // Dropping the set ends the other fetches when one fails.
+        let mut fetches = JoinSet::new();
+        for component in components {
+            let location = mirror
+                .locate(&component.url)
+                .ok_or_else(|| InstallError::Address(component.url.to_string()))?;
+            let staged = self.staged(component);
+            fetches.spawn(fetch_one(
+                client.clone(),
+                slots.clone(),
+                component.clone(),
+                location,
+                staged,
+            ));
+        }
+        while let Some(fetched) = fetches.join_next().await {
+            fetched.expect("fetching does not panic")?;
+        }
+        Ok(())
+    }
+
+    fn place(&self, component: &Component) -> Result<(), InstallError> {
+        let staged = self.staged(component);
+        let target = self.target(component);
+        let path = component.install_path.to_string();
+        if component.extract {
+            unpack(&staged, &target).map_err(|source| InstallError::Unpack {
+                path: path.clone(),
+                source,
+            })?;
+            fs::remove_file(&staged).map_err(|source| InstallError::Place { path, source })
+        } else {
+            move_file(&staged, &target).map_err(|source| InstallError::Place { path, source })
+        }
+    }
+
+    /// Named by hash and place: one file for two places is fetched for each of them.
+    fn staged(&self, component: &Component) -> PathBuf {
+        let place = component.install_path.as_str().replace('/', "_");
+        let digest = component.hash.to_string().replace(':', "-");
+        self.staging.join(format!("{digest}{place}"))
+    }
+
+    fn target(&self, component: &Component) -> PathBuf {
+        self.root.join(component.install_path.as_str().trim_start_matches('/'))
+    }
+}
+
+async fn fetch_one(
+    client: Client,
+    slots: Arc<Semaphore>,
+    component: Component,
+    location: Location,
+    staged: PathBuf,
+) -> Result<(), InstallError> {
+    let _slot = slots.acquire_owned().await.expect("the semaphore is never closed");
+    if is_staged(&staged, &component).await {
+        return Ok(());
+    }
+    fetch(&client, &location, component.hash, &staged)
+        .await
+        .map_err(|source| InstallError::Fetch {
+            url: component.url.to_string(),
+            source,
+        })
+}
+
+/// Only complete files with the right hash get their name, but a disk can lose what was not yet written.
+async fn is_staged(path: &Path, component: &Component) -> bool {
+    let (path, expected) = (path.to_owned(), component.hash);
+    spawn_blocking(move || hash_file(&path).is_ok_and(|hash| hash == expected))
+        .await
+        .expect("hashing does not panic")
+}

@@ -1,0 +1,89 @@
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use kubernetes_components::ComponentUrl;
+use reqwest::Url;
+
+/// Where components with a relative address are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mirror {
+    /// Below an HTTP(S) address.
+    Address(Url),
+    /// Below a local folder.
+    Folder(PathBuf),
+}
+
+/// A text that is no address of a mirror.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no address of a mirror: expected http(s)://<host>/<path>")]
+pub struct ParseMirrorAddressError(String);
+
+/// Where one component is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Location {
+    Address(Url),
+    File(PathBuf),
+}
+
+impl FromStr for Mirror {
+    type Err = ParseMirrorAddressError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = || ParseMirrorAddressError(text.chars().take(128).collect());
+        let mut base = Url::parse(text).map_err(|_| refuse())?;
+        let plain = matches!(base.scheme(), "http" | "https") && base.query().is_none() && base.fragment().is_none();
+        if !plain {
+            return Err(refuse());
+        }
+        // Without the slash the last part would be replaced instead of extended.
+        let folder = format!("{}/", base.path().trim_end_matches('/'));
+        base.set_path(&folder);
+        Ok(Self::Address(base))
+    }
+}
+
+impl Mirror {
+    /// The component's own address, or its place in this mirror. None for what is no address at all.
+    pub(crate) fn locate(&self, component: &ComponentUrl) -> Option<Location> {
+        match (component.relative(), self) {
+            (None, _) => Url::parse(component.as_str()).ok().map(Location::Address),
+            (Some(path), Self::Address(base)) => base.join(path).ok().map(Location::Address),
+            (Some(path), Self::Folder(folder)) => Some(Location::File(folder.join(path))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(mirror: &str, component: &str) -> String {
+        let mirror: Mirror = mirror.parse().unwrap();
+        match mirror.locate(&component.parse().unwrap()).unwrap() {
+            Location::Address(url) => url.to_string(),
+            Location::File(path) => path.display().to_string(),
+        }
+    }
+
+    #[test]
+    fn relative_components_are_below_the_mirror() {
+        let expected = "http://10.0.2.2/nodes/a/mirror/bin/kubelet";
+        assert_eq!(check("http://10.0.2.2/nodes/a/mirror", "bin/kubelet"), expected);
+        assert_eq!(check("http://10.0.2.2/nodes/a/mirror/", "bin/kubelet"), expected);
+    }
+
+    #[test]
+    fn absolute_components_have_their_own_address() {
+        assert_eq!(
+            check("http://10.0.2.2/", "https://example.com/kubelet"),
+            "https://example.com/kubelet"
+        );
+    }
+
+    #[test]
+    fn other_schemes_are_no_mirrors() {
+        for bad in ["", "file:///etc", "ftp://x/", "http://x/?y", "/folder"] {
+            assert!(bad.parse::<Mirror>().is_err(), "{bad}");
+        }
+    }
+}

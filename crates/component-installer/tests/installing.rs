@@ -1,0 +1,207 @@
+//! Installing from a mirror: what is refused, and what a crash leaves.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use component_installer::{FetchError, InstallError, Installer, Mirror};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use kubernetes_components::{Component, ComponentList};
+use tempfile::TempDir;
+
+struct Node {
+    folder: TempDir,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            folder: TempDir::new().unwrap(),
+        }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn mirror(&self) -> Mirror {
+        Mirror::Folder(self.path("mirror"))
+    }
+
+    fn publish(&self, name: &str, content: &[u8]) {
+        let path = self.path("mirror").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    fn installer(&self) -> Installer {
+        Installer::new(self.path("root"), self.path("root/run/state/components"))
+    }
+
+    async fn check(&self, components: Vec<Component>, mirror: &Mirror) -> Result<(), InstallError> {
+        let list = ComponentList::new("v1.35.4".parse().unwrap(), components).unwrap();
+        self.installer().install(&list, mirror).await
+    }
+}
+
+fn component(url: &str, content: &[u8], install_path: &str) -> Component {
+    let hash: [u8; 32] = digest(&SHA256, content).as_ref().try_into().unwrap();
+    Component {
+        url: url.parse().unwrap(),
+        hash: hash.into(),
+        install_path: install_path.parse().unwrap(),
+        extract: false,
+    }
+}
+
+fn archive(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o600);
+    tar.append_data(&mut header, name, content).unwrap();
+    tar.into_inner().unwrap().finish().unwrap()
+}
+
+/// Answers one connection after the other, each with the next answer; the last one again and again.
+fn server(answers: Vec<Vec<u8>>) -> (Mirror, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mirror = format!("http://{}/mirror", listener.local_addr().unwrap())
+        .parse()
+        .unwrap();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counter = requests.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let number = counter.fetch_add(1, Ordering::SeqCst);
+            let _ = stream.write_all(&answers[number.min(answers.len() - 1)]);
+        }
+    });
+    (mirror, requests)
+}
+
+fn http(status: &str, body: &[u8]) -> Vec<u8> {
+    let mut answer = format!(
+        "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    )
+    .into_bytes();
+    answer.extend_from_slice(body);
+    answer
+}
+
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none())
+}
+
+#[tokio::test]
+async fn programs_and_archives_get_to_their_places() {
+    let node = Node::new();
+    let plugins = archive("./bridge", b"plugin");
+    node.publish("bin/kubelet", b"kubelet");
+    node.publish("cni.tgz", &plugins);
+    let cni = Component {
+        extract: true,
+        ..component("cni.tgz", &plugins, "/opt/cni/bin")
+    };
+    let kubelet = component("bin/kubelet", b"kubelet", "/run/state/bin/kubelet");
+    node.check(vec![kubelet, cni], &node.mirror()).await.unwrap();
+    for (name, content) in [("run/state/bin/kubelet", "kubelet"), ("opt/cni/bin/bridge", "plugin")] {
+        let path = node.path("root").join(name);
+        assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o555);
+    }
+    assert!(is_empty(&node.path("root/run/state/components")));
+}
+
+#[tokio::test]
+async fn one_wrong_hash_and_nothing_is_installed() {
+    let node = Node::new();
+    node.publish("bin/kubeadm", b"kubeadm");
+    node.publish("bin/kubelet", b"evil");
+    let result = node
+        .check(
+            vec![
+                component("bin/kubeadm", b"kubeadm", "/run/state/bin/kubeadm"),
+                component("bin/kubelet", b"kubelet", "/run/state/bin/kubelet"),
+            ],
+            &node.mirror(),
+        )
+        .await;
+    let Err(InstallError::Fetch { url, source }) = result else {
+        panic!("{result:?}")
+    };
+    assert_eq!(url, "bin/kubelet");
+    assert!(matches!(source, FetchError::Hash { .. }));
+    assert!(is_empty(&node.path("root/run/state/bin")));
+}
+
+#[tokio::test]
+async fn what_is_installed_is_not_fetched_again_and_what_was_changed_is() {
+    let node = Node::new();
+    node.publish("kubelet", b"kubelet");
+    let list = || vec![component("kubelet", b"kubelet", "/run/state/bin/kubelet")];
+    node.check(list(), &node.mirror()).await.unwrap();
+    fs::remove_dir_all(node.path("mirror")).unwrap();
+    node.check(list(), &node.mirror()).await.unwrap();
+
+    let installed = node.path("root/run/state/bin/kubelet");
+    fs::remove_file(&installed).unwrap();
+    fs::write(&installed, b"evil").unwrap();
+    assert!(node.check(list(), &node.mirror()).await.is_err());
+    node.publish("kubelet", b"kubelet");
+    node.check(list(), &node.mirror()).await.unwrap();
+    assert_eq!(fs::read(&installed).unwrap(), b"kubelet");
+}
+
+#[tokio::test]
+async fn a_crash_leaves_what_was_fetched_and_no_partial_files() {
+    let node = Node::new();
+    node.publish("one", b"one");
+    let one = || component("one", b"one", "/run/state/bin/one");
+    let two = || component("two", b"two", "/run/state/bin/two");
+    assert!(node.check(vec![one(), two()], &node.mirror()).await.is_err());
+    // A partial file of a process that was killed.
+    fs::write(node.path("root/run/state/components/.fetching-abc"), b"hal").unwrap();
+    node.publish("two", b"two");
+    node.check(vec![one(), two()], &node.mirror()).await.unwrap();
+    assert!(is_empty(&node.path("root/run/state/components")));
+}
+
+#[tokio::test]
+async fn a_server_that_is_busy_is_asked_again() {
+    let node = Node::new();
+    let (mirror, requests) = server(vec![http("503 Service Unavailable", b""), http("200 OK", b"kubelet")]);
+    node.check(vec![component("kubelet", b"kubelet", "/bin/kubelet")], &mirror)
+        .await
+        .unwrap();
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_missing_file_and_a_wrong_file_are_asked_for_once() {
+    for answer in [http("404 Not Found", b""), http("200 OK", b"evil")] {
+        let node = Node::new();
+        let (mirror, requests) = server(vec![answer]);
+        let result = node
+            .check(vec![component("kubelet", b"kubelet", "/bin/kubelet")], &mirror)
+            .await;
+        assert!(matches!(result, Err(InstallError::Fetch { .. })));
+        assert_eq!(requests.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[test]
+fn an_empty_hash_is_no_hash() {
+    assert!("".parse::<kubernetes_components::ComponentHash>().is_err());
+}

@@ -1,0 +1,67 @@
+use std::path::{Path, PathBuf};
+
+/// Where kubeadm and kubelet have their files, below a root that only tests change.
+#[derive(Clone, Debug)]
+pub struct Folders {
+    root: PathBuf,
+}
+
+impl Folders {
+    /// The kubelet's certificate for its own server, inside the root.
+    pub(crate) const KUBELET_CERT: &str = "/run/state/kubelet/pki/kubelet-serving.crt";
+    pub(crate) const KUBELET_KEY: &str = "/run/state/kubelet/pki/kubelet-serving.key";
+    pub(crate) const AUDIT_POLICY: &str = "/etc/kubernetes/audit-policy.yaml";
+
+    /// Files below this folder; on a node it is `/`.
+    #[must_use]
+    pub fn below(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The path of a file that is named absolutely.
+    #[must_use]
+    pub fn path(&self, absolute: &str) -> PathBuf {
+        self.root.join(absolute.trim_start_matches('/'))
+    }
+
+    /// Keys and certificates of the cluster.
+    #[must_use]
+    pub fn pki(&self) -> PathBuf {
+        self.path("/etc/kubernetes/pki")
+    }
+
+    pub(crate) fn kubernetes(&self, name: &str) -> PathBuf {
+        self.path("/etc/kubernetes").join(name)
+    }
+
+    /// In memory, so that a crash leaves nothing behind on a disk.
+    pub(crate) fn temporary(&self) -> PathBuf {
+        self.path("/run/constellation")
+    }
+
+    pub(crate) fn kubelet_cert(&self) -> PathBuf {
+        self.path(Self::KUBELET_CERT)
+    }
+
+    pub(crate) fn kubelet_key(&self) -> PathBuf {
+        self.path(Self::KUBELET_KEY)
+    }
+}
+
+/// Writes a file as a whole, with this mode from its first moment on.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::PermissionsExt;
+
+    let folder = path.parent().expect("our files are in folders");
+    std::fs::create_dir_all(folder)?;
+    let mut file = tempfile::Builder::new()
+        .permissions(std::fs::Permissions::from_mode(mode))
+        .tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    // The umask may have narrowed it.
+    file.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
+    file.persist(path)?;
+    std::fs::File::open(folder)?.sync_all()
+}

@@ -1,0 +1,334 @@
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use cluster_types::NodeRole;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use crate::config::{
+    ApiServer, Argument, Authentication, Authorization, BootstrapTokenDiscovery, BootstrapTokenEntry,
+    ClusterConfiguration, Component, Discovery, Document, Enabled, Etcd, HostPathMount, InitConfiguration,
+    JoinConfiguration, JoinControlPlane, KubeProxyConfiguration, KubeletConfiguration, LocalApiEndpoint, Networking,
+    NodeRegistration, Timeouts,
+};
+use crate::{BootstrapToken, ClusterSettings, Folders, JoinSettings, NodeSettings, ProxyMode};
+
+const KUBEADM: &str = "kubeadm.k8s.io/v1beta4";
+const API_PORT: u16 = 6443;
+/// `/usr` is read-only; kubeadm and kubelet would make this folder there.
+const VOLUME_PLUGINS: &str = "/opt/libexec/kubernetes/kubelet-plugins/volume/exec/";
+const AUDIT_LOG_FOLDER: &str = "/var/log/kubernetes/audit/";
+
+/// Checks of kubeadm that cannot succeed on our image, and why that is no loss.
+const IGNORED_PREFLIGHT: [&str; 2] = [
+    // Reads the kernel's build configuration, which the image does not carry. Which kernel runs is measured.
+    "SystemVerification",
+    // kubeadm wants coreutils' cp for upgrades; the image has no such programs.
+    "FileExisting-cp",
+];
+
+/// The audit policy: who did what, without bodies, because those hold secrets.
+pub(crate) const AUDIT_POLICY: &str = "\
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages:
+  - RequestReceived
+rules:
+  - level: Metadata
+";
+
+/// The configuration of `kubeadm init`, four documents.
+pub(crate) fn init(cluster: &ClusterSettings, node: &NodeSettings, token: &BootstrapToken) -> Zeroizing<String> {
+    documents(&[
+        &kubeadm_document("InitConfiguration", init_configuration(node, token)),
+        &kubeadm_document("ClusterConfiguration", cluster_configuration(cluster, node)),
+        &Document {
+            api_version: "kubelet.config.k8s.io/v1beta1",
+            kind: "KubeletConfiguration",
+            body: kubelet_configuration(),
+        },
+        &Document {
+            api_version: "kubeproxy.config.k8s.io/v1alpha1",
+            kind: "KubeProxyConfiguration",
+            body: kube_proxy_configuration(cluster.proxy),
+        },
+    ])
+}
+
+/// The configuration of `kubeadm join`. What is the same for all nodes comes from the cluster.
+pub(crate) fn join(join: &JoinSettings, node: &NodeSettings) -> Zeroizing<String> {
+    let body = JoinConfiguration {
+        discovery: Discovery {
+            bootstrap_token: BootstrapTokenDiscovery {
+                token: join.token.expose(),
+                api_server_endpoint: &join.endpoint,
+                ca_cert_hashes: [&join.ca_cert_hash],
+            },
+        },
+        node_registration: node_registration(node),
+        control_plane: (join.role == NodeRole::ControlPlane).then(|| JoinControlPlane {
+            local_api_endpoint: local_api_endpoint(node.address),
+        }),
+        timeouts: timeouts(),
+    };
+    documents(&[&kubeadm_document("JoinConfiguration", body)])
+}
+
+/// Types without the trait's generics, so that documents of several types fit into one list.
+trait Render {
+    fn render(&self) -> Zeroizing<String>;
+}
+
+impl<T: Serialize> Render for Document<T> {
+    fn render(&self) -> Zeroizing<String> {
+        Zeroizing::new(serde_saphyr::to_string(self).expect("documents have text keys and plain values"))
+    }
+}
+
+fn documents(documents: &[&dyn Render]) -> Zeroizing<String> {
+    let rendered: Vec<_> = documents.iter().map(|document| document.render()).collect();
+    let parts: Vec<&str> = rendered.iter().map(|text| text.trim_end()).collect();
+    Zeroizing::new(parts.join("\n---\n") + "\n")
+}
+
+fn kubeadm_document<T>(kind: &'static str, body: T) -> Document<T> {
+    Document {
+        api_version: KUBEADM,
+        kind,
+        body,
+    }
+}
+
+fn init_configuration<'a>(node: &NodeSettings, token: &'a BootstrapToken) -> InitConfiguration<'a> {
+    InitConfiguration {
+        // kubeadm makes a token that lives a day if it is given none, and skips the roles for joining nodes if the phase
+        // is skipped. Nobody uses this one; the join service makes one per ticket.
+        bootstrap_tokens: vec![BootstrapTokenEntry {
+            token: token.expose(),
+            ttl: "1m0s",
+            description: "unused; join-service makes one for each node",
+        }],
+        node_registration: node_registration(node),
+        local_api_endpoint: local_api_endpoint(node.address),
+        timeouts: timeouts(),
+    }
+}
+
+fn node_registration(node: &NodeSettings) -> NodeRegistration {
+    NodeRegistration {
+        name: node.name.to_string(),
+        cri_socket: "unix:///run/containerd/containerd.sock",
+        // Images were checked by hash and imported. A registry would be another, unchecked source.
+        image_pull_policy: "Never",
+        kubelet_extra_args: vec![
+            argument("node-ip", node.address.to_string()),
+            argument("provider-id", node.provider_id.clone()),
+        ],
+        ignore_preflight_errors: IGNORED_PREFLIGHT.to_vec(),
+    }
+}
+
+fn local_api_endpoint(address: Ipv4Addr) -> LocalApiEndpoint {
+    LocalApiEndpoint {
+        advertise_address: address,
+        bind_port: API_PORT,
+    }
+}
+
+/// Generous, because machines without hardware virtualisation are slow; a node that hangs is ended by our own limit.
+fn timeouts() -> Timeouts {
+    Timeouts {
+        control_plane_component_health_check: "10m0s",
+        kubelet_health_check: "8m0s",
+        kubernetes_api_call: "3m0s",
+        etcd_api_call: "5m0s",
+        tls_bootstrap: "8m0s",
+        discovery: "5m0s",
+    }
+}
+
+fn cluster_configuration(cluster: &ClusterSettings, node: &NodeSettings) -> ClusterConfiguration {
+    ClusterConfiguration {
+        cluster_name: cluster.name.to_string(),
+        kubernetes_version: cluster.version.to_string(),
+        control_plane_endpoint: cluster.endpoint.to_string(),
+        // A dozen RSA keys cost an emulated machine most of a minute.
+        encryption_algorithm: "ECDSA-P256",
+        networking: Networking {
+            pod_subnet: cluster.pods.to_string(),
+            service_subnet: cluster.services.to_string(),
+        },
+        api_server: api_server(cluster, node),
+        controller_manager: Component {
+            extra_args: vec![
+                argument("flex-volume-plugin-dir", VOLUME_PLUGINS),
+                argument("profiling", "false"),
+                argument("terminated-pod-gc-threshold", "1000"),
+                argument("tls-min-version", "VersionTLS13"),
+            ],
+        },
+        scheduler: Component {
+            extra_args: vec![
+                argument("profiling", "false"),
+                argument("tls-min-version", "VersionTLS13"),
+            ],
+        },
+        etcd: Etcd {
+            local: Component {
+                extra_args: vec![argument("tls-min-version", "TLS1.3")],
+            },
+        },
+    }
+}
+
+fn api_server(cluster: &ClusterSettings, node: &NodeSettings) -> ApiServer {
+    let endpoint = *cluster.endpoint.ip();
+    // The host reaches the API server through a port that is forwarded to its own loopback.
+    let mut cert_sans = vec![Ipv4Addr::LOCALHOST.to_string(), node.address.to_string()];
+    cert_sans.push(endpoint.to_string());
+    cert_sans.extend(cluster.cert_sans.iter().map(ToString::to_string));
+    let mut seen = std::collections::BTreeSet::new();
+    cert_sans.retain(|san| seen.insert(san.clone()));
+    ApiServer {
+        cert_sans,
+        extra_args: vec![
+            argument("audit-log-maxage", "30"),
+            argument("audit-log-maxbackup", "10"),
+            argument("audit-log-maxsize", "100"),
+            argument("audit-log-path", "/var/log/kubernetes/audit/audit.log"),
+            argument("audit-policy-file", Folders::AUDIT_POLICY),
+            argument("kubelet-certificate-authority", "/etc/kubernetes/pki/ca.crt"),
+            argument("profiling", "false"),
+            argument("tls-min-version", "VersionTLS13"),
+        ],
+        extra_volumes: vec![
+            HostPathMount {
+                name: "audit-log",
+                host_path: AUDIT_LOG_FOLDER,
+                mount_path: AUDIT_LOG_FOLDER,
+                read_only: false,
+                path_type: "DirectoryOrCreate",
+            },
+            HostPathMount {
+                name: "audit-policy",
+                host_path: Folders::AUDIT_POLICY,
+                mount_path: Folders::AUDIT_POLICY,
+                read_only: true,
+                path_type: "File",
+            },
+        ],
+    }
+}
+
+/// kubeadm stores it in the cluster, so that it holds for every node.
+fn kubelet_configuration() -> KubeletConfiguration {
+    KubeletConfiguration {
+        authentication: Authentication {
+            anonymous: Enabled { enabled: false },
+            webhook: Enabled { enabled: true },
+        },
+        authorization: Authorization { mode: "Webhook" },
+        cgroup_driver: "systemd",
+        event_record_qps: 50,
+        eviction_hard: BTreeMap::from([
+            ("memory.available", "100Mi"),
+            ("nodefs.available", "5%"),
+            ("nodefs.inodesFree", "5%"),
+            ("imagefs.available", "5%"),
+        ]),
+        kube_reserved: BTreeMap::from([("cpu", "100m"), ("memory", "128Mi"), ("ephemeral-storage", "512Mi")]),
+        pod_pids_limit: 4096,
+        protect_kernel_defaults: true,
+        read_only_port: 0,
+        rotate_certificates: true,
+        seccomp_default: true,
+        static_pod_path: "/etc/kubernetes/manifests",
+        streaming_connection_idle_timeout: "30m0s",
+        system_reserved: BTreeMap::from([("cpu", "100m"), ("memory", "192Mi"), ("ephemeral-storage", "512Mi")]),
+        tls_cert_file: Folders::KUBELET_CERT,
+        // Go chooses the cipher suites of TLS 1.3 itself; a list would be ignored.
+        tls_min_version: "VersionTLS13",
+        tls_private_key_file: Folders::KUBELET_KEY,
+        volume_plugin_dir: VOLUME_PLUGINS,
+    }
+}
+
+fn kube_proxy_configuration(mode: ProxyMode) -> KubeProxyConfiguration {
+    KubeProxyConfiguration {
+        mode: match mode {
+            ProxyMode::Nftables => "nftables",
+            ProxyMode::Iptables => "iptables",
+        },
+        // With nftables the default is the node's own address only, but the operator comes in over the uplink.
+        node_port_addresses: ["0.0.0.0/0"],
+    }
+}
+
+fn argument(name: &'static str, value: impl Into<String>) -> Argument {
+    Argument {
+        name,
+        value: value.into(),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::SocketAddrV4;
+
+    use super::*;
+
+    pub(crate) fn cluster() -> ClusterSettings {
+        ClusterSettings {
+            name: "mini".parse().unwrap(),
+            version: "v1.35.4".parse().unwrap(),
+            endpoint: SocketAddrV4::new([10, 42, 1, 100].into(), 6443),
+            cert_sans: vec!["api.example.com".parse().unwrap(), "127.0.0.1".parse().unwrap()],
+            pods: crate::Ipv4Network::PODS,
+            services: crate::Ipv4Network::SERVICES,
+            proxy: ProxyMode::Nftables,
+        }
+    }
+
+    pub(crate) fn node() -> NodeSettings {
+        NodeSettings {
+            name: "control-plane-0".parse().unwrap(),
+            address: Ipv4Addr::new(10, 42, 1, 100),
+            provider_id: "qemu:///control-plane-0".into(),
+        }
+    }
+
+    pub(crate) fn join_settings(role: NodeRole) -> JoinSettings {
+        JoinSettings {
+            role,
+            endpoint: "10.42.1.100:6443".into(),
+            token: "abcdef.0123456789abcdef".parse().unwrap(),
+            ca_cert_hash: format!("sha256:{}", "ab".repeat(32)),
+        }
+    }
+
+    #[test]
+    fn init_configuration_is_hardened() {
+        let token = "abcdef.0123456789abcdef".parse().unwrap();
+        insta::assert_snapshot!(init(&cluster(), &node(), &token).as_str());
+    }
+
+    #[test]
+    fn worker_joins_with_a_token() {
+        insta::assert_snapshot!(join(&join_settings(NodeRole::Worker), &node()).as_str());
+    }
+
+    #[test]
+    fn control_plane_announces_its_own_address() {
+        insta::assert_snapshot!(join(&join_settings(NodeRole::ControlPlane), &node()).as_str());
+    }
+
+    #[test]
+    fn audit_policy_is_yaml() {
+        #[derive(serde::Deserialize)]
+        struct Policy {
+            kind: String,
+        }
+        let policy: Policy = serde_saphyr::from_str(AUDIT_POLICY).unwrap();
+        assert_eq!(policy.kind, "Policy");
+    }
+}

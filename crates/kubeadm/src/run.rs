@@ -1,0 +1,340 @@
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use programs::{Call, Programs, RunError};
+use secret::secret_bytes;
+use tempfile::NamedTempFile;
+
+use crate::folders::replace_file;
+use crate::{
+    BootstrapToken, ClusterSettings, Folders, IssueCertificateError, JoinSettings, KubeletKey, NodeSettings, render,
+};
+
+/// A cluster whose machines are slow needs minutes; a node that needs longer than this has failed.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// No file of kubeadm's is longer, in bytes.
+const MAX_FILE_LEN: u64 = 1 << 20;
+
+secret_bytes! {
+    /// An administrator's access to the cluster, YAML.
+    pub struct Kubeconfig;
+}
+
+/// Runs kubeadm on this node.
+pub struct Kubeadm {
+    programs: Arc<dyn Programs>,
+    folders: Folders,
+}
+
+/// The cluster could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// A file could not be written or read.
+    #[error("a file of the cluster cannot be written or read")]
+    File(#[from] io::Error),
+    /// kubeadm failed.
+    #[error("the cluster cannot be made")]
+    Kubeadm(#[from] RunError),
+    /// The node's kubelet got no certificate.
+    #[error("the node's kubelet cannot be certified")]
+    Certificate(#[from] IssueCertificateError),
+}
+
+/// The node could not join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// A file could not be written or read.
+    #[error("a file of the node cannot be written or read")]
+    File(#[from] io::Error),
+    /// kubeadm failed.
+    #[error("the node cannot join")]
+    Kubeadm(#[from] RunError),
+}
+
+impl Kubeadm {
+    /// Uses the node's own kubeadm.
+    #[must_use]
+    pub fn new(programs: Arc<dyn Programs>, folders: Folders) -> Self {
+        Self { programs, folders }
+    }
+
+    /// Makes this node the first of a cluster.
+    ///
+    /// 1. The audit policy is written.
+    /// 2. kubeadm makes the cluster's keys and certificates.
+    /// 3. The node's kubelet gets a certificate from the new CA.
+    /// 4. kubeadm does everything else.
+    /// 5. The access that no role can revoke (`system:masters`) is removed; the ordinary administrator's is returned.
+    ///
+    /// It cannot be run a second time after kubeadm has started the control plane.
+    ///
+    /// # Errors
+    /// When kubeadm fails; its exit code and last lines are in the error, tokens are not.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends kubeadm and leaves a half-made cluster.
+    pub async fn init(
+        &self,
+        cluster: &ClusterSettings,
+        node: &NodeSettings,
+        now: SystemTime,
+    ) -> Result<Kubeconfig, InitError> {
+        let token = BootstrapToken::generate();
+        let config = self.secret_file(&render::init(cluster, node, &token))?;
+
+        self.write_audit_policy()?;
+        self.kubeadm(&["init", "phase", "certs", "all"], &config, &token, &[])
+            .await?;
+        self.certify_kubelet(node, now)?;
+        // The join command would be printed with its token.
+        self.kubeadm(&["init"], &config, &token, &["--skip-phases=certs,show-join-command"])
+            .await?;
+        self.take_kubeconfig()
+    }
+
+    /// Joins this node to its cluster. Files that a failed attempt left are removed first, so it can be repeated.
+    ///
+    /// # Errors
+    /// When kubeadm fails; its exit code and last lines are in the error, the token is not.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends kubeadm; joining can be tried again.
+    pub async fn join(&self, join: &JoinSettings, node: &NodeSettings) -> Result<(), JoinError> {
+        let config = self.secret_file(&render::join(join, node))?;
+        self.write_audit_policy()?;
+        self.remove_leftovers().await?;
+        self.kubeadm(&["join"], &config, &join.token, &[]).await?;
+        Ok(())
+    }
+
+    /// Writes the kubelet's server key and certificate where the kubelet's configuration names them.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_kubelet_certificate(&self, key: &KubeletKey, certificate_pem: &[u8]) -> io::Result<()> {
+        replace_file(&self.folders.kubelet_key(), key.to_pem().as_bytes(), 0o600)?;
+        replace_file(&self.folders.kubelet_cert(), certificate_pem, 0o644)
+    }
+
+    fn certify_kubelet(&self, node: &NodeSettings, now: SystemTime) -> Result<(), InitError> {
+        let ca_cert = fs::read_to_string(self.folders.pki().join("ca.crt"))?;
+        let ca_key = zeroize::Zeroizing::new(fs::read_to_string(self.folders.pki().join("ca.key"))?);
+        let key = KubeletKey::generate();
+        let certificate = key.issue(node, &ca_cert, &ca_key, now)?;
+        self.write_kubelet_certificate(&key, certificate.as_bytes())?;
+        Ok(())
+    }
+
+    fn take_kubeconfig(&self) -> Result<Kubeconfig, InitError> {
+        let path = self.folders.kubernetes("admin.conf");
+        if fs::metadata(&path)?.len() > MAX_FILE_LEN {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
+        }
+        let kubeconfig = Kubeconfig::from_vec(fs::read(path)?);
+        remove_if_there(&self.folders.kubernetes("super-admin.conf"))?;
+        Ok(kubeconfig)
+    }
+
+    fn write_audit_policy(&self) -> io::Result<()> {
+        replace_file(
+            &self.folders.path(Folders::AUDIT_POLICY),
+            render::AUDIT_POLICY.as_bytes(),
+            0o644,
+        )
+    }
+
+    /// A kubelet that half joined and its two files make kubeadm's checks fail.
+    async fn remove_leftovers(&self) -> Result<(), JoinError> {
+        let leftovers = ["kubelet.conf", "bootstrap-kubelet.conf"].map(|name| self.folders.kubernetes(name));
+        if leftovers.iter().any(|file| file.exists()) {
+            self.programs
+                .run(&Call::new("systemctl").args(["stop", "kubelet.service"]))
+                .await?;
+        }
+        for file in &leftovers {
+            remove_if_there(file)?;
+        }
+        Ok(())
+    }
+
+    async fn kubeadm(
+        &self,
+        command: &[&str],
+        config: &NamedTempFile,
+        token: &BootstrapToken,
+        flags: &[&str],
+    ) -> Result<(), RunError> {
+        let call = Call::new("kubeadm")
+            .args(command.iter().copied())
+            .arg("--config")
+            .arg(config.path().display().to_string())
+            .args(flags.iter().copied())
+            .within(LIMIT)
+            .redact(token.expose());
+        self.programs.run(&call).await.map(drop)
+    }
+
+    /// A file of mode 0600 that is gone when the value is.
+    fn secret_file(&self, text: &str) -> io::Result<NamedTempFile> {
+        let folder = self.folders.temporary();
+        fs::create_dir_all(&folder)?;
+        let mut file = tempfile::Builder::new()
+            .prefix("kubeadm-")
+            .suffix(".yaml")
+            .tempfile_in(folder)?;
+        file.write_all(text.as_bytes())?;
+        file.flush()?;
+        Ok(file)
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Mutex;
+
+    use cluster_types::NodeRole;
+    use programs::{Output, Running};
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::render::tests::{cluster, join_settings, node};
+
+    /// Does what kubeadm would do to the files, and remembers how it was called.
+    struct FakeKubeadm {
+        root: TempDir,
+        calls: Mutex<Vec<String>>,
+        configs: Mutex<Vec<String>>,
+        fails_with: Option<&'static str>,
+    }
+
+    impl FakeKubeadm {
+        fn new(fails_with: Option<&'static str>) -> Arc<Self> {
+            Arc::new(Self {
+                root: TempDir::new().unwrap(),
+                calls: Mutex::default(),
+                configs: Mutex::default(),
+                fails_with,
+            })
+        }
+
+        fn act(&self, call: &Call) {
+            let kubernetes = self.root.path().join("etc/kubernetes");
+            fs::create_dir_all(kubernetes.join("pki")).unwrap();
+            if call.arguments().contains(&"certs".to_owned()) {
+                let key = KeyPair::generate().unwrap();
+                let mut ca = CertificateParams::default();
+                ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                fs::write(kubernetes.join("pki/ca.crt"), ca.self_signed(&key).unwrap().pem()).unwrap();
+                fs::write(kubernetes.join("pki/ca.key"), key.serialize_pem()).unwrap();
+            } else {
+                fs::write(kubernetes.join("admin.conf"), "kind: Config").unwrap();
+                fs::write(kubernetes.join("super-admin.conf"), "kind: Config").unwrap();
+            }
+        }
+    }
+
+    impl Programs for FakeKubeadm {
+        fn run<'a>(&'a self, call: &'a Call) -> Running<'a> {
+            Box::pin(async move {
+                if let Some(config) = call.arguments().iter().find(|argument| argument.ends_with(".yaml")) {
+                    let mode = fs::metadata(config).unwrap().permissions().mode();
+                    assert_eq!(mode & 0o777, 0o600);
+                    self.configs.lock().unwrap().push(config.clone());
+                }
+                let line = format!("{call:?}");
+                let line = line.split(' ').filter(|word| !word.ends_with(".yaml"));
+                self.calls.lock().unwrap().push(line.collect::<Vec<_>>().join(" "));
+                self.act(call);
+                match self.fails_with {
+                    None => Ok(Output::default()),
+                    Some(message) => Err(call.failed(
+                        Some(1),
+                        &Output {
+                            stdout: Vec::new(),
+                            stderr: message.into(),
+                        },
+                    )),
+                }
+            })
+        }
+    }
+
+    fn kubeadm(fake: &Arc<FakeKubeadm>) -> Kubeadm {
+        Kubeadm::new(fake.clone(), Folders::below(fake.root.path()))
+    }
+
+    fn assert_no_config_left(fake: &FakeKubeadm) {
+        let configs = fake.configs.lock().unwrap();
+        assert!(!configs.is_empty());
+        assert!(configs.iter().all(|path| !Path::new(path).exists()));
+    }
+
+    #[tokio::test]
+    async fn init_returns_the_administrators_access() {
+        let fake = FakeKubeadm::new(None);
+        let kubeconfig = kubeadm(&fake)
+            .init(&cluster(), &node(), SystemTime::UNIX_EPOCH)
+            .await
+            .unwrap();
+        assert_eq!(kubeconfig.expose(), b"kind: Config");
+        assert_eq!(
+            *fake.calls.lock().unwrap(),
+            [
+                "kubeadm init phase certs all --config",
+                "kubeadm init --config --skip-phases=certs,show-join-command"
+            ]
+        );
+        let file = |name: &str| fake.root.path().join(name);
+        assert!(!file("etc/kubernetes/super-admin.conf").exists());
+        assert!(file("etc/kubernetes/audit-policy.yaml").exists());
+        let key = fs::metadata(file("run/state/kubelet/pki/kubelet-serving.key")).unwrap();
+        assert_eq!(key.permissions().mode() & 0o777, 0o600);
+        assert_no_config_left(&fake);
+    }
+
+    #[tokio::test]
+    async fn a_failed_join_says_why_without_the_token() {
+        let fake = FakeKubeadm::new(Some("discovery with token abcdef.0123456789abcdef failed"));
+        let error = kubeadm(&fake)
+            .join(&join_settings(NodeRole::Worker), &node())
+            .await
+            .unwrap_err();
+        let JoinError::Kubeadm(error) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(
+            error.to_string(),
+            "kubeadm failed with exit code 1: discovery with token (redacted) failed"
+        );
+        assert_no_config_left(&fake);
+    }
+
+    #[tokio::test]
+    async fn a_second_join_begins_afresh() {
+        let fake = FakeKubeadm::new(None);
+        let leftover = fake.root.path().join("etc/kubernetes/bootstrap-kubelet.conf");
+        fs::create_dir_all(leftover.parent().unwrap()).unwrap();
+        fs::write(&leftover, "half").unwrap();
+        kubeadm(&fake)
+            .join(&join_settings(NodeRole::Worker), &node())
+            .await
+            .unwrap();
+        assert_eq!(
+            *fake.calls.lock().unwrap(),
+            ["systemctl stop kubelet.service", "kubeadm join --config"]
+        );
+        assert!(!leftover.exists());
+    }
+}

@@ -1,0 +1,198 @@
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+/// What a program may take unless its call says otherwise.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
+/// What is kept of each output stream unless the call says otherwise, in bytes: its end.
+const DEFAULT_KEPT: usize = 64 * 1024;
+/// How many lines of output an error repeats.
+const LAST_LINES: usize = 20;
+
+/// One run of a program.
+pub struct Call {
+    pub(crate) program: &'static str,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) limit: Duration,
+    pub(crate) kept: usize,
+    redacted: Vec<Zeroizing<String>>,
+}
+
+/// What a program wrote before it ended successfully; of each stream at most the end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// A program that did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It could not be started or watched.
+    #[error("{program} cannot be run")]
+    Start {
+        /// Its name.
+        program: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It took too long and was ended.
+    #[error("{program} did not end within {limit:?}")]
+    TimedOut {
+        /// Its name.
+        program: &'static str,
+        /// The bound.
+        limit: Duration,
+    },
+    /// It ended with an error.
+    #[error("{program} failed with {}: {last_lines}", status(*.code))]
+    Failed {
+        /// Its name.
+        program: &'static str,
+        /// The exit code; none when a signal ended it.
+        code: Option<i32>,
+        /// The end of its output, without the secrets that the call named.
+        last_lines: String,
+    },
+}
+
+impl Call {
+    /// Runs a program that is found through `PATH`.
+    #[must_use]
+    pub fn new(program: &'static str) -> Self {
+        Self {
+            program,
+            arguments: Vec::new(),
+            limit: DEFAULT_LIMIT,
+            kept: DEFAULT_KEPT,
+            redacted: Vec::new(),
+        }
+    }
+
+    /// Adds one argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<A: Into<String>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Ends the program after this time.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// Keeps the last `bytes` of each output stream.
+    #[must_use]
+    pub fn keep(mut self, bytes: usize) -> Self {
+        self.kept = bytes;
+        self
+    }
+
+    /// Keeps a text out of error messages.
+    #[must_use]
+    pub fn redact(mut self, secret: &str) -> Self {
+        if !secret.is_empty() {
+            self.redacted.push(Zeroizing::new(secret.to_owned()));
+        }
+        self
+    }
+
+    /// The program's name.
+    #[must_use]
+    pub fn program(&self) -> &'static str {
+        self.program
+    }
+
+    /// The arguments, in order.
+    #[must_use]
+    pub fn arguments(&self) -> &[String] {
+        &self.arguments
+    }
+
+    /// The error for a program that ended with this code.
+    #[must_use]
+    pub fn failed(&self, code: Option<i32>, output: &Output) -> RunError {
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        // What went wrong is on standard error where there is any.
+        let text = if stderr.trim().is_empty() { stdout } else { stderr };
+        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        let last_lines = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");
+        RunError::Failed {
+            program: self.program,
+            code,
+            last_lines: self.without_secrets(last_lines),
+        }
+    }
+
+    fn without_secrets(&self, text: String) -> String {
+        self.redacted
+            .iter()
+            .fold(text, |text, secret| text.replace(secret.as_str(), "(redacted)"))
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.program, self.arguments.join(" "))
+    }
+}
+
+fn status(code: Option<i32>) -> String {
+    code.map_or_else(|| "a signal".into(), |code| format!("exit code {code}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(call: &Call, stdout: &str, stderr: &str) -> String {
+        let output = Output {
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+        };
+        call.failed(Some(3), &output).to_string()
+    }
+
+    #[test]
+    fn errors_end_with_the_last_lines() {
+        let lines: Vec<String> = (0..100).map(|i| format!("line {i}")).collect();
+        let error = check(&Call::new("kubeadm"), "progress", &lines.join("\n"));
+        assert!(
+            error.starts_with("kubeadm failed with exit code 3: line 80\n"),
+            "{error}"
+        );
+        assert!(error.ends_with("line 99"), "{error}");
+    }
+
+    #[test]
+    fn standard_output_serves_when_nothing_else_was_said() {
+        assert_eq!(
+            check(&Call::new("ip"), "no such device", " \n"),
+            "ip failed with exit code 3: no such device"
+        );
+    }
+
+    #[test]
+    fn named_secrets_stay_out_of_errors() {
+        let call = Call::new("kubeadm").redact("abcdef.0123456789abcdef");
+        let error = check(&call, "", "token abcdef.0123456789abcdef is no good");
+        assert_eq!(error, "kubeadm failed with exit code 3: token (redacted) is no good");
+        let debug = format!("{call:?} {:?}", call.failed(None, &Output::default()));
+        assert!(!debug.contains("abcdef.0123"), "{debug}");
+    }
+}
