@@ -32,6 +32,9 @@ pub struct ClusterState {
     /// Nodes that were seen as part of the cluster.
     #[serde(default)]
     pub members: BTreeSet<NodeName>,
+    /// SHA-256 of the configuration, if `mini up` wrote it: unchanged, `mini down` takes it away again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generated_config: Option<String>,
     /// The machines, once there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infrastructure: Option<Infrastructure>,
@@ -85,6 +88,7 @@ impl ClusterState {
             init: InitProgress::NotStarted,
             cluster_id: None,
             members: BTreeSet::new(),
+            generated_config: None,
             infrastructure: None,
         }
     }

@@ -123,6 +123,12 @@ impl Workspace {
         }
     }
 
+    /// The folder, as an absolute path.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The absolute path of one of the [`names`].
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {

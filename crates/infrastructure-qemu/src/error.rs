@@ -2,8 +2,6 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use cluster_types::NodeName;
-
 use crate::preflight::PreflightProblem;
 
 /// The machines could not be made or ended.
@@ -54,14 +52,6 @@ pub enum ProviderError {
     /// KVM is demanded and does not work.
     #[error("acceleration kvm is configured, but KVM does not work: {0}")]
     Kvm(String),
-    /// A node's machine stopped.
-    #[error("{node} stopped: {reason}")]
-    NodeStopped {
-        /// Which.
-        node: NodeName,
-        /// The last it said about why.
-        reason: String,
-    },
 }
 
 struct List<'a>(&'a [PreflightProblem]);

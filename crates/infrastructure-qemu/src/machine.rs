@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use infrastructure::{Machine, MachineStatus};
 
 use crate::accelerator::Accelerator;
-use crate::console;
+use crate::console::{reason, tail};
 use crate::error::{Context, ProviderError};
 use crate::folder::{ClusterRecord, NodeFolder, NodeRecord};
 use crate::preflight::{Host, SYSTEM_DISK};
@@ -122,11 +122,16 @@ fn status(folder: &NodeFolder) -> MachineStatus {
         return MachineStatus::Running;
     }
     let path = folder.file(NodeFolder::CONSOLE);
-    let reason = console::reason(&path).or_else(|| console::reason(&folder.file("qemu.log")));
+    let said = reason(&path).or_else(|| reason(&folder.file("qemu.log")));
     MachineStatus::Stopped {
-        reason: reason.unwrap_or_else(|| "it said nothing".to_owned()),
-        console: console::tail(&path, CONSOLE_LINES),
+        reason: said.unwrap_or_else(|| "it said nothing".to_owned()),
+        console: console(folder),
     }
+}
+
+/// The last lines of a node's console.
+pub(crate) fn console(folder: &NodeFolder) -> Vec<String> {
+    tail(&folder.file(NodeFolder::CONSOLE), CONSOLE_LINES)
 }
 
 fn remove_if_there(path: &Path) -> Result<(), ProviderError> {

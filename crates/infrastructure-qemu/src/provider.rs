@@ -1,7 +1,7 @@
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::net::TcpStream;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use cluster_types::{NodeName, NodeRole};
 use infrastructure::{Change, ClusterSpec, Infrastructure, Machine, NodePorts, NodeSpec, Plan, Provider};
@@ -9,7 +9,7 @@ use infrastructure::{Change, ClusterSpec, Infrastructure, Machine, NodePorts, No
 use crate::accelerator::{Accelerator, KvmProbe, probe_kvm};
 use crate::error::{Context, ProviderError};
 use crate::folder::{ClusterRecord, NodeRecord, RunFolder, stop};
-use crate::machine::{Starter, machine, until_ready};
+use crate::machine::{Starter, console, machine, until_ready};
 use crate::ports::{free_tcp, free_udp};
 use crate::preflight::{self, Host};
 use crate::process::{Helper, ProcessRecord};
@@ -46,7 +46,7 @@ pub struct QemuProvider {
     folder: RunFolder,
     helper: Helper,
     options: QemuOptions,
-    accelerator: OnceCell<Accelerator>,
+    accelerator: OnceLock<Accelerator>,
 }
 
 impl QemuProvider {
@@ -57,24 +57,14 @@ impl QemuProvider {
             folder,
             helper,
             options,
-            accelerator: OnceCell::new(),
+            accelerator: OnceLock::new(),
         }
     }
 
-    /// Fails when a machine that should run does not, with what its console says.
-    ///
-    /// # Errors
-    /// When one stopped, or the record cannot be read.
-    pub fn check_running(&self) -> Result<(), ProviderError> {
-        for machine in self.machines()? {
-            if let infrastructure::MachineStatus::Stopped { reason, .. } = machine.status {
-                return Err(ProviderError::NodeStopped {
-                    node: machine.name,
-                    reason,
-                });
-            }
-        }
-        Ok(())
+    /// The last lines of a node's console.
+    #[must_use]
+    pub fn console(&self, node: &NodeName) -> Vec<String> {
+        console(&self.folder.node(node))
     }
 
     /// Probed once per run and not remembered: what worked yesterday may not work today.
