@@ -28,7 +28,7 @@ pub(crate) fn confirm(question: &str, yes: bool) -> Result<()> {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        bail!("{question} Standard input is no terminal, so nobody can answer: pass --yes");
+        bail!("nobody can be asked, because standard input is no terminal; with --yes nothing is asked ({question})");
     }
     for _ in 0..3 {
         redraw(&format!("{question} [y/n]: "));

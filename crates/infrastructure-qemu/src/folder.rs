@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use atomic_file::Access;
 use cluster_types::NodeName;
 use infrastructure::{NodePorts, NodeSpec};
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, ProviderError};
@@ -64,6 +65,19 @@ impl RunFolder {
         fs::set_permissions(&self.0, private).on("protect", &self.0)
     }
 
+    /// Waits until no process is being started here, and keeps others from it. None if there is no folder.
+    ///
+    /// A process that is being started holds the lock until its record is written, also when the command that started it
+    /// was killed.
+    pub(crate) fn lock(&self) -> Result<Option<File>, ProviderError> {
+        let folder = match File::open(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.on("open", &self.0)?,
+        };
+        rustix::fs::flock(&folder, FlockOperation::LockExclusive).on("lock", &self.0)?;
+        Ok(Some(folder))
+    }
+
     pub(crate) fn record(&self) -> Result<Option<ClusterRecord>, ProviderError> {
         let path = self.record_path();
         match fs::read(&path) {
@@ -83,6 +97,7 @@ impl RunFolder {
 
     /// Ends every recorded process below this folder, whatever the record of the cluster says, then removes it.
     pub(crate) fn destroy(&self) -> Result<(), ProviderError> {
+        let _lock = self.lock()?;
         stop(&self.metadata_record())?;
         let nodes = self.0.join("nodes");
         for entry in entries(&nodes)? {
@@ -140,7 +155,7 @@ impl NodeFolder {
         let tpm = new.join(Self::TPM_STATE);
         fs::create_dir_all(&tpm).on("create", &tpm)?;
         let disk = new.join(Self::STATE_DISK);
-        fs::File::create_new(&disk)
+        File::create_new(&disk)
             .and_then(|file| file.set_len(state_disk_len))
             .on("create", &disk)?;
         fs::rename(&new, &self.0).on("create", &self.0)

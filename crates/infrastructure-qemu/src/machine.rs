@@ -1,6 +1,6 @@
 //! One node's machine: its folder and its two processes.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ const GB: u64 = 1_000_000_000;
 /// What all machines of one run have in common.
 pub(crate) struct Starter<'a> {
     pub(crate) helper: &'a Helper,
+    pub(crate) lock: &'a File,
     pub(crate) host: &'a Host,
     pub(crate) cluster: &'a ClusterRecord,
     pub(crate) image: &'a Path,
@@ -58,7 +59,7 @@ impl Starter<'_> {
         let (record, log) = (folder.swtpm_record(), folder.file("swtpm.log"));
         let program = self.host.swtpm.as_os_str();
         self.helper
-            .start(folder.path(), &record, &log, program, &swtpm_arguments())?;
+            .start(self.lock, folder.path(), &record, &log, program, &swtpm_arguments())?;
         until_ready(&record, &log, program, || socket.exists())
     }
 
@@ -79,7 +80,7 @@ impl Starter<'_> {
         let (record, log) = (folder.qemu_record(), folder.file("qemu.log"));
         let program = self.host.qemu.as_os_str();
         self.helper
-            .start(folder.path(), &record, &log, program, &vm.arguments())?;
+            .start(self.lock, folder.path(), &record, &log, program, &vm.arguments())?;
         // QEMU writes its process id once all devices are there and all ports are taken.
         until_ready(&record, &log, program, || pid.exists())
     }
@@ -94,7 +95,9 @@ pub(crate) fn until_ready(
 ) -> Result<(), ProviderError> {
     let deadline = Instant::now() + READY_LIMIT;
     while !ready() {
-        if !ProcessRecord::read(record).is_some_and(|process| process.is_running()) {
+        let running = ProcessRecord::read(record).is_some_and(|process| process.is_running());
+        // It may have become ready and ended between the two looks; what it said tells more than its end.
+        if !running && !ready() {
             return Err(ended(program, log));
         }
         if Instant::now() > deadline {

@@ -40,14 +40,14 @@ pub(crate) struct ProcessRecord {
 
 /// Becomes another program after writing who that is: process id and start time stay the same over `exec`.
 ///
-/// Returns only if it fails.
+/// Standard input is the lock of the run folder, which is let go with becoming the program. Returns only if it fails.
 pub fn exec_recorded(record: &Path, program: &OsStr, arguments: &[OsString]) -> io::Error {
     // A session of its own: the terminal's Ctrl-C and its end are not for this process.
     if let Err(error) = rustix::process::setsid() {
         return error.into();
     }
     match ProcessRecord::of_this_process().and_then(|this| this.write(record)) {
-        Ok(()) => Command::new(program).args(arguments).exec(),
+        Ok(()) => Command::new(program).args(arguments).stdin(Stdio::null()).exec(),
         Err(error) => error,
     }
 }
@@ -66,8 +66,11 @@ impl Helper {
     }
 
     /// Starts a program in a folder, its output in a log file there, and returns once it is recorded.
+    ///
+    /// The new process shares the lock until then: whoever takes it next finds the record.
     pub(crate) fn start(
         &self,
+        lock: &File,
         folder: &Path,
         record: &Path,
         log: &Path,
@@ -77,13 +80,14 @@ impl Helper {
         atomic_file::remove(record).on("remove", record)?;
         let output = File::create(log).on("create", log)?;
         let errors = output.try_clone().on("open", log)?;
+        let shared = lock.try_clone().on("share the lock of", folder)?;
         let mut child = Command::new(&self.program)
             .args(["internal", "exec"])
             .arg(record)
             .arg(program)
             .args(arguments)
             .current_dir(folder)
-            .stdin(Stdio::null())
+            .stdin(shared)
             .stdout(output)
             .stderr(errors)
             .spawn()

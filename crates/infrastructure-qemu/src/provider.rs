@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -133,12 +134,12 @@ impl QemuProvider {
         ProcessRecord::read(&self.folder.metadata_record()).is_some_and(|process| process.is_running())
     }
 
-    fn start_metadata(&self, record: &ClusterRecord) -> Result<(), ProviderError> {
+    fn start_metadata(&self, lock: &File, record: &ClusterRecord) -> Result<(), ProviderError> {
         let (process, log) = (self.folder.metadata_record(), self.folder.metadata_log());
         stop(&process)?;
         let (program, arguments) = self.helper.metadata(self.folder.path());
         self.helper
-            .start(self.folder.path(), &process, &log, &program, &arguments)?;
+            .start(lock, self.folder.path(), &process, &log, &program, &arguments)?;
         let port = record.metadata_port;
         until_ready(&process, &log, &program, || {
             TcpStream::connect(("127.0.0.1", port)).is_ok()
@@ -190,9 +191,11 @@ impl Provider for QemuProvider {
             let host = preflight::check(spec, &record, &self.folder, firmware).map_err(ProviderError::Preflight)?;
             let accelerator = self.accelerator(&host, progress)?;
             self.folder.create()?;
+            let lock = self.folder.lock()?.expect("the folder was just made");
             self.settle(&mut record, spec)?;
             let starter = Starter {
                 helper: &self.helper,
+                lock: &lock,
                 host: &host,
                 cluster: &record,
                 image: &spec.image,
@@ -202,7 +205,7 @@ impl Provider for QemuProvider {
             for change in &plan.changes {
                 progress(&change.to_string());
                 match change {
-                    Change::StartMetadata => self.start_metadata(&record)?,
+                    Change::StartMetadata => self.start_metadata(&lock, &record)?,
                     Change::Remove(_) => {}
                     Change::Create(name) | Change::Restart(name) => {
                         starter.start(&record.nodes[name], &self.folder.node(name))?;
@@ -272,5 +275,5 @@ fn free_ports() -> Result<NodePorts, ProviderError> {
 /// The uid only tells clusters apart; it is no secret.
 fn fill_random(bytes: &mut [u8]) -> std::io::Result<()> {
     use std::io::Read;
-    std::fs::File::open("/dev/urandom")?.read_exact(bytes)
+    File::open("/dev/urandom")?.read_exact(bytes)
 }

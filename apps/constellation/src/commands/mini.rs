@@ -36,14 +36,24 @@ pub(crate) async fn up(folder: &Path, sources: &Sources, arguments: &ApplyArgume
 pub(crate) fn down(workspace: &Workspace, confirmation: &Confirmation) -> Result<()> {
     let _lock = workspace.lock()?;
     let files = [names::STATE, names::QEMU, names::MASTER_SECRET, names::ADMIN_CONF];
-    if !files.into_iter().any(|name| workspace.has(name)) {
-        say("There is no cluster here.");
-        return Ok(());
+    let anything = files.into_iter().any(|name| workspace.has(name));
+    if anything {
+        confirm(
+            "This destroys the cluster on this machine with its disks and keys. Do you want to continue?",
+            confirmation.yes,
+        )?;
     }
-    confirm(
-        "This destroys the cluster on this machine with its disks and keys. Do you want to continue?",
-        confirmation.yes,
-    )?;
+    remove_everything(workspace)?;
+    say(if anything {
+        "The cluster is gone."
+    } else {
+        "There is no cluster here."
+    });
+    Ok(())
+}
+
+/// Also what a file that was being replaced left behind.
+fn remove_everything(workspace: &Workspace) -> Result<()> {
     let config = generated_config(workspace);
     terminate::end_machines(workspace)?;
     for name in [
@@ -58,9 +68,7 @@ pub(crate) fn down(workspace: &Workspace, confirmation: &Confirmation) -> Result
         workspace.remove(names::CONFIG)?;
     }
     // Last: as long as anything else is there, so is this.
-    workspace.remove(names::STATE)?;
-    say("The cluster is gone.");
-    Ok(())
+    Ok(workspace.remove(names::STATE)?)
 }
 
 /// Whether the configuration is the one that `mini up` wrote.
