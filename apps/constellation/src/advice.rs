@@ -1,0 +1,86 @@
+//! Errors as the operator reads them: what failed with all its causes, and what to do next.
+
+use std::fmt;
+
+use anyhow::Error;
+use error_report::Chain;
+
+/// An error that knows the next step.
+#[derive(Debug)]
+pub(crate) struct Advised {
+    error: Error,
+    details: Vec<String>,
+    next: String,
+}
+
+/// Adds the next step to an error.
+pub(crate) trait Advise<T> {
+    fn next(self, step: impl Into<String>) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<Error>> Advise<T> for Result<T, E> {
+    fn next(self, step: impl Into<String>) -> anyhow::Result<T> {
+        self.map_err(|error| advise(error.into(), Vec::new(), step))
+    }
+}
+
+/// An error with lines that explain it and the next step. An error that was advised before keeps its advice.
+pub(crate) fn advise(error: Error, details: Vec<String>, next: impl Into<String>) -> Error {
+    if error.is::<Advised>() {
+        return error;
+    }
+    Error::new(Advised {
+        error,
+        details,
+        next: next.into(),
+    })
+}
+
+/// The text that is printed.
+pub(crate) fn render(error: &Error) -> String {
+    let mut text = format!("Error: {}", Chain(error.as_ref()));
+    if let Some(advised) = error.downcast_ref::<Advised>() {
+        for line in &advised.details {
+            text.push_str("\n  | ");
+            text.push_str(line);
+        }
+        text.push_str("\nNext: ");
+        text.push_str(&advised.next);
+    }
+    text
+}
+
+impl fmt::Display for Advised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl std::error::Error for Advised {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn the_chain_comes_first_then_details_then_the_next_step() {
+        let error = anyhow!("cause").context("what failed");
+        let error = advise(error, vec!["last line".to_owned()], "do this");
+        assert_eq!(
+            render(&error),
+            "Error: what failed: cause\n  | last line\nNext: do this"
+        );
+    }
+
+    #[test]
+    fn the_first_advice_stays() {
+        let error = Err::<(), _>(anyhow!("x")).next("first").next("second").unwrap_err();
+        assert!(render(&error).ends_with("Next: first"));
+    }
+}

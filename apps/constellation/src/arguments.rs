@@ -1,0 +1,184 @@
+//! What can be typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use cluster_types::{ClusterId, KubernetesVersion};
+
+/// Confidential Kubernetes: a cluster whose every node proves what it runs before it is given a key.
+#[derive(Debug, Parser)]
+#[command(name = "constellation", disable_version_flag = true)]
+pub(crate) struct Arguments {
+    /// Folder that holds the files of the cluster.
+    #[arg(short = 'C', long, global = true, value_name = "DIR", default_value = ".")]
+    pub(crate) workspace: PathBuf,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Work with the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Make the cluster as the configuration says, or go on with making it.
+    Apply(ApplyArguments),
+    /// A small cluster on this machine.
+    #[command(subcommand)]
+    Mini(MiniCommand),
+    /// Show the machines and nodes.
+    Status,
+    /// Verify every node of the cluster.
+    Verify(VerifyArguments),
+    /// End the machines; configuration and master secret stay.
+    Terminate(Confirmation),
+    /// Work with mirrors of Kubernetes.
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
+    /// Show the version of this program.
+    Version,
+    /// Print a completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Used by this program itself.
+    #[command(subcommand, hide = true)]
+    Internal(InternalCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Write a commented configuration; one that is there is never overwritten.
+    Generate {
+        /// Where the nodes will run.
+        #[arg(value_enum)]
+        provider: Provider,
+        /// Name of the cluster.
+        #[arg(long, default_value = "mini")]
+        name: String,
+        #[command(flatten)]
+        sources: Sources,
+    },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Provider {
+    /// QEMU virtual machines on this machine.
+    Qemu,
+}
+
+/// Where image and Kubernetes come from.
+#[derive(Debug, Args)]
+pub(crate) struct Sources {
+    /// Folder with the node image [default in a new configuration: image].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image: Option<PathBuf>,
+    /// Folder or http address of a mirror of Kubernetes [default in a new configuration: mirror].
+    #[arg(long, value_name = "DIR|URL")]
+    pub(crate) mirror: Option<String>,
+    /// Kubernetes release, for instance v1.35.4 [default in a new configuration: what the mirror holds].
+    #[arg(short, long, value_name = "VERSION")]
+    pub(crate) kubernetes: Option<KubernetesVersion>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Confirmation {
+    /// Do not ask.
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArguments {
+    #[command(flatten)]
+    pub(crate) confirmation: Confirmation,
+    #[command(flatten)]
+    pub(crate) testing: Testing,
+}
+
+/// For tests only.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Testing {
+    /// Do not write guests' flushes through to the disk.
+    #[arg(long, hide = true)]
+    pub(crate) no_flushes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MiniCommand {
+    /// Make a cluster of one control plane and one worker on this machine.
+    Up {
+        #[command(flatten)]
+        sources: Sources,
+        #[command(flatten)]
+        apply: ApplyArguments,
+    },
+    /// End the cluster and remove everything `mini up` made, keys included.
+    Down(Confirmation),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArguments {
+    /// The cluster id to expect [default: that of the state file].
+    #[arg(long, value_name = "HEX", value_parser = parse_cluster_id)]
+    pub(crate) cluster_id: Option<ClusterId>,
+    /// How the verdicts are written.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub(crate) output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MirrorCommand {
+    /// Fill a folder with every file of a Kubernetes version, each checked by its SHA-256. Goes on where it stopped.
+    Create {
+        /// The folder to fill.
+        folder: PathBuf,
+        /// Another mirror: a folder or an http address.
+        #[arg(long, value_name = "DIR|URL", required_unless_present = "list")]
+        from: Option<String>,
+        /// A list in the form of components.json, whose files are fetched from their own addresses.
+        #[arg(long, value_name = "FILE")]
+        list: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum InternalCommand {
+    /// Write down who this process is, then become another program.
+    Exec {
+        record: PathBuf,
+        program: OsString,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Serve metadata and mirror of a run folder to its nodes.
+    ServeMetadata { folder: PathBuf },
+}
+
+fn parse_cluster_id(text: &str) -> Result<ClusterId, String> {
+    let mut id = [0; 32];
+    hex::decode_to_slice(text, &mut id).map_err(|_| "a cluster id has 64 hex digits".to_owned())?;
+    Ok(ClusterId::new(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,158 @@
+//! `apply`: makes the cluster as the configuration says. Each phase begins with finding out what is done already.
+//!
+//! 1. The machines are made.
+//! 2. The first node is made a cluster, over an attested session.
+//! 3. Our services are applied.
+//! 4. All nodes become ready.
+//! 5. Every node is verified.
+
+use anyhow::{Context, Result, bail};
+use atomic_file::Access;
+use cluster_config::{ClusterConfig, ClusterState, InitProgress, Workspace, names};
+use infrastructure::{Infrastructure, Provider};
+use infrastructure_qemu::QemuProvider;
+use kubernetes_components::ComponentList;
+use measurements::ReferenceValues;
+use tokio::task::block_in_place;
+
+use crate::advice::Advise;
+use crate::arguments::{ApplyArguments, Testing};
+use crate::commands::{deploy, init, nodes, verify};
+use crate::output::{confirm, say};
+use crate::progress::{Progress, Step};
+use crate::{machines, mirror};
+
+/// Everything the phases work on.
+pub(crate) struct Run<'a> {
+    pub(crate) workspace: &'a Workspace,
+    pub(crate) config: ClusterConfig,
+    pub(crate) state: ClusterState,
+    pub(crate) provider: QemuProvider,
+    pub(crate) reference_values: ReferenceValues,
+    pub(crate) components: ComponentList,
+}
+
+/// The command.
+pub(crate) async fn run(workspace: &Workspace, arguments: &ApplyArguments) -> Result<()> {
+    make(workspace, arguments.confirmation.yes, arguments.testing).await
+}
+
+/// Makes the cluster and tells how long it took.
+pub(crate) async fn make(workspace: &Workspace, yes: bool, testing: Testing) -> Result<()> {
+    let _lock = workspace.lock()?;
+    let progress = Progress::start();
+    let mut run = Run::prepare(workspace, testing).await?;
+    run.ask(yes)?;
+    let result = run.phases(&progress).await;
+    workspace.replace(names::TIMINGS, progress.timings().as_bytes(), Access::Everyone)?;
+    result?;
+    for line in progress.summary() {
+        say(&line);
+    }
+    let path = workspace.path(names::ADMIN_CONF);
+    say(&format!(
+        "The cluster is ready. To use it:\n\n  export KUBECONFIG=\"{}\"\n",
+        path.display()
+    ));
+    Ok(())
+}
+
+impl<'a> Run<'a> {
+    async fn prepare(workspace: &'a Workspace, testing: Testing) -> Result<Self> {
+        let config = workspace
+            .config()
+            .next("correct the configuration, then run the same command again")?;
+        let reference_values = load_reference_values(&config)?;
+        let components = load_components(&config).await?;
+        let state = workspace.state()?.unwrap_or_else(ClusterState::new);
+        let provider = machines::provider(workspace, &config, testing)?;
+        Ok(Self {
+            workspace,
+            config,
+            state,
+            provider,
+            reference_values,
+            components,
+        })
+    }
+
+    /// Shows what would change and asks, unless it was asked for.
+    fn ask(&self, yes: bool) -> Result<()> {
+        let plan = self.provider.plan(&machines::spec(&self.config, &self.state))?;
+        if plan.is_empty() || yes {
+            return Ok(());
+        }
+        say("These changes are needed:");
+        for change in &plan.changes {
+            say(&format!("  {change}"));
+        }
+        confirm("Do you want to make them?", yes)
+    }
+
+    async fn phases(&mut self, progress: &Progress) -> Result<()> {
+        progress
+            .step("making the machines", async |step| self.make_machines(step))
+            .await?;
+        if self.state.init != InitProgress::Done {
+            init::run(self, progress).await?;
+        }
+        progress
+            .step("applying the services", async |step| deploy::run(self, step).await)
+            .await?;
+        progress
+            .step("waiting for all nodes", async |step| nodes::wait(self, step).await)
+            .await?;
+        progress
+            .step("verifying every node", async |step| verify::all(self, step).await)
+            .await
+    }
+
+    /// A node that was asked to make a cluster and did not finish cannot be asked again: it and all others are made anew.
+    fn make_machines(&mut self, step: &Step<'_>) -> Result<()> {
+        block_in_place(|| {
+            if self.state.init == InitProgress::Started && !init::finish_interrupted(self)? {
+                step.detail("the last run ended while the first node was set up; starting with fresh machines");
+                self.provider.destroy()?;
+                self.state.infrastructure = None;
+                self.state.init = InitProgress::NotStarted;
+            }
+            // Stored before anything depends on the secret and the salt in it.
+            self.workspace.save_state(&self.state)?;
+            let spec = machines::spec(&self.config, &self.state);
+            let made = self.provider.create(&spec, &|detail| step.detail(detail));
+            self.state.infrastructure = Some(made.next("correct this, then run the same command again")?);
+            Ok(self.workspace.save_state(&self.state)?)
+        })
+    }
+
+    /// The machines, which the first phase has made.
+    pub(crate) fn infrastructure(&self) -> Result<&Infrastructure> {
+        self.state.infrastructure.as_ref().context("the machines were not made")
+    }
+}
+
+/// What the image should measure, from the file beside it.
+pub(crate) fn load_reference_values(config: &ClusterConfig) -> Result<ReferenceValues> {
+    let path = config.image.join("reference-values.json");
+    let bytes = std::fs::read(&path)
+        .with_context(|| format!("cannot read {}", path.display()))
+        .next("set `image` in constellation-conf.yaml to the folder that `cargo xtask image build` wrote")?;
+    ReferenceValues::parse(&bytes).with_context(|| format!("{} cannot be used", path.display()))
+}
+
+/// The components of the configured version.
+async fn load_components(config: &ClusterConfig) -> Result<ComponentList> {
+    let list = mirror::load_list(&config.mirror)
+        .await
+        .context("cannot read the mirror of Kubernetes")
+        .next(
+            "fill a mirror with `constellation mirror create` or `cargo xtask kubernetes`, and set `mirror` in \
+         constellation-conf.yaml to it",
+        )?;
+    if *list.kubernetes_version() != config.kubernetes_version {
+        let (found, wanted) = (list.kubernetes_version(), &config.kubernetes_version);
+        let mismatch: Result<()> = (|| bail!("the mirror holds Kubernetes {found}, kubernetesVersion is {wanted}"))();
+        mismatch.next("set kubernetesVersion to what the mirror holds, or use another mirror")?;
+    }
+    Ok(list)
+}

@@ -1,0 +1,65 @@
+//! Applies what runs inside the cluster: configuration and services, as typed objects.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use key_derivation::{Label, MasterSecret};
+use key_service_client::KeyServicePublicKey;
+use kubernetes::deployment::{Object, objects};
+use kubernetes::{Cluster, JoinConfig, components_object};
+use role_grant::OperatorKey;
+
+use crate::advice::Advise;
+use crate::commands::apply::Run;
+use crate::commands::init::component_mirror;
+use crate::progress::Step;
+use crate::{kubeconfig, machines};
+
+/// The API server of a new cluster restarts now and then.
+const LIMIT: Duration = Duration::from_secs(300);
+const INTERVAL: Duration = Duration::from_secs(2);
+/// The API server's port in the segment.
+const KUBERNETES_PORT: u16 = 6443;
+
+/// Applies everything; what is applied already stays as it is.
+pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
+    let config = join_config(run, &run.workspace.master_secret()?)?;
+    let mut wanted = vec![components_object(&run.components)];
+    wanted.extend(objects(&config));
+    let cluster = Cluster::new(kubeconfig::client(run.workspace).await?);
+    for object in &wanted {
+        step.detail(&object.title());
+        apply(run, &cluster, object).await?;
+    }
+    Ok(())
+}
+
+fn join_config(run: &Run<'_>, secret: &MasterSecret) -> Result<JoinConfig> {
+    let kek = secret.kek();
+    let endpoint = &run.infrastructure()?.in_cluster_endpoint;
+    Ok(JoinConfig {
+        reference_values: run.reference_values.clone(),
+        measurement_salt: run.state.measurement_salt,
+        operator_key: OperatorKey::from_seed(&kek.derive_array(Label::OperatorIdentity)).public(),
+        key_service_key: KeyServicePublicKey::of_seed(&kek.derive_array(Label::KeyServiceIdentity)),
+        api_server_endpoint: format!("{endpoint}:{KUBERNETES_PORT}"),
+        kubernetes_version: run.config.kubernetes_version.clone(),
+        components: run.components.config_map_name(),
+        component_mirror: component_mirror(run)?,
+    })
+}
+
+async fn apply(run: &Run<'_>, cluster: &Cluster, object: &Object) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match cluster.apply(object).await {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error)
+                    .next("look at the control plane (`constellation status`), then run the same command again");
+            }
+            Err(_) => machines::check_running(&run.provider)?,
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}

@@ -1,0 +1,305 @@
+//! Makes the first node a cluster, over an attested session.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use atomic_file::Access;
+use attestation::{Purpose, Verifiers};
+use attestation_tpm::{Membership, PcrPolicy};
+use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
+use base64::prelude::{BASE64_URL_SAFE, Engine};
+use cluster_config::{InitProgress, MirrorSource, names};
+use cluster_types::{ClusterId, NodeRole};
+use error_report::Chain;
+use grpc_api::components::Component;
+use grpc_api::init::api_client::ApiClient;
+use grpc_api::init::init_response::Kind;
+use grpc_api::init::{InitRequest, InitResponse, InitSuccessResponse};
+use infrastructure::Machine;
+use key_derivation::{MasterSecret, cluster_id};
+use tonic::Streaming;
+use tonic::transport::Channel;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::advice::{Advise, advise};
+use crate::commands::apply::Run;
+use crate::progress::{Progress, Step};
+use crate::{kubeconfig, machines};
+
+/// From power-on to a bootstrapper that answers; software emulation needs about half a minute.
+const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// From the request to a cluster.
+const INIT_LIMIT: Duration = Duration::from_secs(1800);
+/// How often something that gives no event is looked at.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// More log than this is not kept, in bytes.
+const MAX_LOG_LEN: usize = 64 << 20;
+
+const AFTER_FAILURE: &str = "correct the cause, then run the same command again: it starts with fresh machines and the \
+                             same master secret";
+
+/// 1. The master secret is stored before it is used.
+/// 2. The first node boots, proves what it is and that it belongs to no cluster.
+/// 3. That init has begun is stored before it is begun.
+/// 4. The node reports until it has a cluster or has failed.
+/// 5. The cluster must have the id that follows from our secret; then it is stored.
+pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
+    let (secret, new) = run.workspace.master_secret_or_new()?;
+    if new {
+        let path = run.workspace.path(names::MASTER_SECRET);
+        progress.line(&format!("master secret written to {}: keep it safe", path.display()));
+    }
+    let node = first_node(run)?;
+    let channel = progress
+        .step("waiting for the first node", async |step| {
+            connect(run, &node, step).await
+        })
+        .await?;
+    progress
+        .step("making the cluster", async |step| {
+            begin(run)?;
+            let success = request(run, &secret, channel, step).await?;
+            finish(run, &secret, &node, success)
+        })
+        .await
+}
+
+/// Whether a run that was interrupted after the node's success left everything that is needed.
+pub(crate) fn finish_interrupted(run: &mut Run<'_>) -> Result<bool> {
+    if !run.workspace.has(names::ADMIN_CONF) || !run.workspace.has(names::MASTER_SECRET) {
+        return Ok(false);
+    }
+    let expected = expected_id(run, &run.workspace.master_secret()?);
+    run.state.cluster_id = Some(expected);
+    run.state.init = InitProgress::Done;
+    Ok(true)
+}
+
+fn first_node(run: &Run<'_>) -> Result<Machine> {
+    let nodes = &run.infrastructure()?.nodes;
+    let first = nodes.iter().find(|node| node.role == NodeRole::ControlPlane);
+    first.cloned().context("there is no control plane")
+}
+
+/// Tries until the node answers. A node that answers but is not what it should be is not tried again.
+async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Channel> {
+    let policy = PcrPolicy::new(run.reference_values.clone(), Membership::New);
+    let verifiers = Verifiers::one(attestation_variants::qemu_vtpm::verifier(policy));
+    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
+    let address = format!("{}:{}", node.host, node.ports.bootstrapper);
+    let deadline = Instant::now() + BOOT_LIMIT;
+    step.detail(&format!("{} boots", node.name));
+    loop {
+        let error = match channel(&endpoint, Purpose::Init, &address).await {
+            Ok((channel, Some(_))) => return Ok(channel),
+            Ok((_, None)) => bail!("{} did not attest", node.name),
+            Err(error) => error,
+        };
+        machines::check_running(&run.provider)?;
+        if !is_booting(&error) {
+            return Err(error).with_context(|| format!("{} is not the node it should be", node.name)).next(
+                "compare the image's reference-values.json with the image; if both belong together, somebody changed \
+                 what the node runs",
+            );
+        }
+        if Instant::now() > deadline {
+            let context = format!("{} did not answer within {} s", node.name, BOOT_LIMIT.as_secs());
+            return Err(advise(
+                anyhow!(error).context(context),
+                console(run, node),
+                "run the same command again",
+            ));
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// QEMU accepts connections on a forwarded port before anything listens in the guest, and then resets them.
+fn is_booting(error: &HandshakeError) -> bool {
+    matches!(error, HandshakeError::Io(_) | HandshakeError::TimedOut(_))
+}
+
+fn console(run: &Run<'_>, node: &Machine) -> Vec<String> {
+    run.provider.console(&node.name)
+}
+
+/// From here on the node may have begun: its disk cannot be used for another try.
+fn begin(run: &mut Run<'_>) -> Result<()> {
+    run.workspace.remove(names::ADMIN_CONF)?;
+    run.workspace.remove(names::CLUSTER_LOG)?;
+    run.state.init = InitProgress::Started;
+    Ok(run.workspace.save_state(&run.state)?)
+}
+
+async fn request(
+    run: &Run<'_>,
+    secret: &MasterSecret,
+    channel: Channel,
+    step: &Step<'_>,
+) -> Result<InitSuccessResponse> {
+    let conversation = async {
+        let mut client = ApiClient::new(channel);
+        let responses = client.init(init_request(run, secret)?).await;
+        let mut responses = responses.context("the node refused to make a cluster")?.into_inner();
+        converse(run, &mut responses, step).await
+    };
+    tokio::select! {
+        result = conversation => result.next(AFTER_FAILURE),
+        error = until_stopped(run) => Err(error),
+        () = tokio::time::sleep(INIT_LIMIT) => {
+            Err(anyhow!("the node did not finish within {} s", INIT_LIMIT.as_secs())).next(AFTER_FAILURE)
+        }
+    }
+}
+
+async fn until_stopped(run: &Run<'_>) -> anyhow::Error {
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        if let Err(error) = machines::check_running(&run.provider) {
+            return error;
+        }
+    }
+}
+
+fn init_request(run: &Run<'_>, secret: &MasterSecret) -> Result<InitRequest> {
+    let infrastructure = run.infrastructure()?;
+    let component = |component: &kubernetes_components::Component| Component {
+        url: component.url.to_string(),
+        hash: component.hash.to_string(),
+        install_path: component.install_path.to_string(),
+        extract: component.extract,
+    };
+    Ok(InitRequest {
+        kms_uri: kms_uri(secret),
+        storage_uri: "storage://no-store".to_owned(),
+        measurement_salt: run.state.measurement_salt.as_bytes().to_vec(),
+        kubernetes_version: run.config.kubernetes_version.to_string(),
+        conformance_mode: false,
+        kubernetes_components: run.components.components().iter().map(component).collect(),
+        init_secret: run.state.init_secret.expose().to_vec(),
+        cluster_name: run.config.name.clone(),
+        apiserver_cert_sans: infrastructure.api_server_cert_sans.clone(),
+        service_cidr: run.config.service_cidr.to_string(),
+        component_mirror: component_mirror(run)?,
+        pod_cidr: run.config.pod_cidr.to_string(),
+    })
+}
+
+/// The predecessor's form: base64url with padding. It goes into one message and nowhere else.
+fn kms_uri(secret: &MasterSecret) -> String {
+    let mut key = BASE64_URL_SAFE.encode(secret.expose_key());
+    let uri = format!(
+        "kms://cluster-kms?key={key}&salt={}",
+        BASE64_URL_SAFE.encode(secret.salt())
+    );
+    key.zeroize();
+    uri
+}
+
+/// Where nodes fetch components from. This machine's loopback has another address in a guest.
+pub(crate) fn component_mirror(run: &Run<'_>) -> Result<String> {
+    Ok(match &run.config.mirror {
+        MirrorSource::Folder(_) => run
+            .infrastructure()?
+            .component_mirror
+            .clone()
+            .context("the mirror is not served")?,
+        MirrorSource::Http(base) => ["127.0.0.1", "localhost"].iter().fold(base.clone(), |base, host| {
+            base.replacen(&format!("http://{host}"), "http://10.0.2.2", 1)
+        }),
+    })
+}
+
+/// One success, or one failure and then the node's log.
+async fn converse(
+    run: &Run<'_>,
+    responses: &mut Streaming<InitResponse>,
+    step: &Step<'_>,
+) -> Result<InitSuccessResponse> {
+    while let Some(response) = responses.message().await.context("the connection to the node broke")? {
+        match response.kind {
+            Some(Kind::Progress(progress)) => step.detail(&shown(&progress.step)),
+            Some(Kind::InitSuccess(success)) => return Ok(success),
+            Some(Kind::InitFailure(failure)) => {
+                let log = save_log(run, responses).await;
+                return Err(anyhow!(
+                    "the node could not make a cluster: {} ({log})",
+                    shown(&failure.error)
+                ));
+            }
+            Some(Kind::Log(_)) | None => bail!("the node sent a message that has no meaning at this point"),
+        }
+    }
+    bail!("the node ended the conversation without an answer")
+}
+
+/// Keeps the node's log, and says where it is.
+async fn save_log(run: &Run<'_>, responses: &mut Streaming<InitResponse>) -> String {
+    let mut log = Vec::new();
+    let ended = loop {
+        match responses.message().await {
+            Ok(Some(InitResponse {
+                kind: Some(Kind::Log(part)),
+            })) => log.extend_from_slice(&part.log),
+            Ok(_) => break None,
+            Err(error) => break Some(error),
+        }
+        if log.len() > MAX_LOG_LEN {
+            break None;
+        }
+    };
+    match run.workspace.replace(names::CLUSTER_LOG, &log, Access::Owner) {
+        Ok(()) if ended.is_none() => format!("its log is in {}", names::CLUSTER_LOG),
+        Ok(()) => format!("the beginning of its log is in {}", names::CLUSTER_LOG),
+        Err(error) => format!("its log cannot be kept: {}", Chain(&error)),
+    }
+}
+
+/// Text of a peer on a terminal: one line without control characters.
+fn shown(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(2000)
+        .collect()
+}
+
+/// The kubeconfig is stored first: a state that says "done" has one.
+fn finish(run: &mut Run<'_>, secret: &MasterSecret, node: &Machine, success: InitSuccessResponse) -> Result<()> {
+    let kubeconfig = Zeroizing::new(success.kubeconfig);
+    let actual = ClusterId::try_from(success.cluster_id.as_slice()).context("the node sent no cluster id")?;
+    let expected = expected_id(run, secret);
+    if actual != expected {
+        bail!("the node says the cluster has the id {actual}, but from the master secret follows {expected}");
+    }
+    let rewritten = kubeconfig::rewrite(&kubeconfig, &node.host, node.ports.kubernetes)?;
+    run.workspace
+        .replace(names::ADMIN_CONF, rewritten.as_bytes(), Access::Owner)?;
+    run.state.cluster_id = Some(expected);
+    run.state.init = InitProgress::Done;
+    run.state.members.insert(node.name.clone());
+    Ok(run.workspace.save_state(&run.state)?)
+}
+
+fn expected_id(run: &Run<'_>, secret: &MasterSecret) -> ClusterId {
+    cluster_id(&secret.kek().measurement_secret(), &run.state.measurement_salt)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_master_secret_has_the_agreed_form() {
+        let secret = MasterSecret::new(Zeroizing::new(vec![0xfb; 32]), vec![0xff; 32]).unwrap();
+        assert_eq!(
+            kms_uri(&secret),
+            "kms://cluster-kms?key=-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_s=&salt=__________________________________________8="
+        );
+    }
+
+    #[test]
+    fn a_nodes_text_stays_on_one_line() {
+        assert_eq!(shown("a\nb\x1b[2J"), "a b [2J");
+    }
+}

@@ -1,0 +1,40 @@
+//! `mirror create`.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use kubernetes_components::ComponentList;
+
+use crate::advice::Advise;
+use crate::mirror::{fill, load_list, source};
+use crate::output::say;
+use crate::progress::Progress;
+
+/// Fills a folder from another mirror, or from the addresses of a pinned list.
+pub(crate) async fn create(folder: &Path, from: Option<&str>, list: Option<&Path>) -> Result<()> {
+    let from = from.map(source);
+    let list = match (list, &from) {
+        (Some(path), _) => {
+            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            ComponentList::from_mirror_document(&bytes)
+                .with_context(|| format!("{} is no list of components", path.display()))?
+        }
+        (None, Some(from)) => load_list(from)
+            .await
+            .context("cannot read the mirror given with --from")?,
+        (None, None) => unreachable!("clap demands one of them"),
+    };
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let progress = Progress::start();
+    let title = format!("mirroring Kubernetes {}", list.kubernetes_version());
+    progress
+        .step(&title, async |step| fill(folder, &list, from.as_ref(), step).await)
+        .await
+        .next("the same command again goes on where this one stopped")?;
+    say(&format!(
+        "Mirror of Kubernetes {} in {}",
+        list.kubernetes_version(),
+        folder.display()
+    ));
+    Ok(())
+}

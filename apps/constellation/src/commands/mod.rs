@@ -1,0 +1,66 @@
+//! One module for each command.
+
+mod apply;
+mod config;
+mod deploy;
+mod init;
+mod internal;
+mod mini;
+mod mirror;
+mod nodes;
+mod status;
+mod terminate;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::CommandFactory;
+use cluster_config::Workspace;
+
+use crate::arguments::{Arguments, Command, ConfigCommand, InternalCommand, MiniCommand, MirrorCommand};
+use crate::output::say;
+
+/// Runs what was typed.
+pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
+    let workspace = || Workspace::open(&arguments.workspace);
+    match arguments.command {
+        Command::Config(ConfigCommand::Generate {
+            provider,
+            name,
+            sources,
+        }) => config::generate(&workspace()?, provider, name, &sources).await?,
+        Command::Apply(apply) => apply::run(&workspace()?, &apply).await?,
+        Command::Mini(MiniCommand::Up { sources, apply }) => {
+            mini::up(&arguments.workspace, &sources, &apply).await?;
+        }
+        Command::Mini(MiniCommand::Down(confirmation)) => mini::down(&workspace()?, &confirmation)?,
+        Command::Status => status::run(&workspace()?).await?,
+        Command::Verify(verify) => return verify::run(&workspace()?, &verify).await,
+        Command::Terminate(confirmation) => terminate::run(&workspace()?, &confirmation)?,
+        Command::Mirror(MirrorCommand::Create { folder, from, list }) => {
+            mirror::create(&folder, from.as_deref(), list.as_deref()).await?;
+        }
+        Command::Version => version(),
+        Command::Completion { shell } => completion(shell),
+        Command::Internal(InternalCommand::Exec {
+            record,
+            program,
+            arguments,
+        }) => return Err(infrastructure_qemu::exec_recorded(&record, &program, &arguments).into()),
+        Command::Internal(InternalCommand::ServeMetadata { folder }) => internal::serve_metadata(folder).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn version() {
+    say(&format!("Version:\t{}", env!("CARGO_PKG_VERSION")));
+    say(&format!("Kubernetes:\t{}", cluster_config::DEFAULT_KUBERNETES_VERSION));
+    let (system, processor) = (std::env::consts::OS, std::env::consts::ARCH);
+    say(&format!("Platform:\t{system}/{processor}"));
+}
+
+fn completion(shell: clap_complete::Shell) {
+    let mut command = Arguments::command();
+    clap_complete::generate(shell, &mut command, "constellation", &mut std::io::stdout());
+}

@@ -1,0 +1,96 @@
+//! The nodes as Kubernetes sees them.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, Client};
+
+use crate::advice::advise;
+use crate::commands::apply::Run;
+use crate::progress::Step;
+use crate::{kubeconfig, machines};
+
+/// From the services being applied to all nodes being ready; under software emulation joining takes a minute or two.
+const LIMIT: Duration = Duration::from_secs(1800);
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// One node as Kubernetes sees it.
+pub(crate) struct Seen {
+    pub(crate) ready: bool,
+    pub(crate) version: String,
+}
+
+/// Waits until every node of the configuration is ready, and remembers which ones are part of the cluster.
+pub(crate) async fn wait(run: &mut Run<'_>, step: &Step<'_>) -> Result<()> {
+    let client = kubeconfig::client(run.workspace).await?;
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let seen = list(&client).await;
+        if let Ok(seen) = &seen {
+            remember(run, seen)?;
+        }
+        let missing = missing(run, seen.as_ref().ok());
+        if missing.is_empty() {
+            return Ok(());
+        }
+        step.detail(&format!("not ready yet: {}", missing.join(", ")));
+        machines::check_running(&run.provider)?;
+        if Instant::now() > deadline {
+            let error = anyhow!("not ready within {} s: {}", LIMIT.as_secs(), missing.join(", "));
+            let console = missing
+                .first()
+                .and_then(|name| name.parse().ok())
+                .map(|name| run.provider.console(&name));
+            return Err(advise(
+                error,
+                console.unwrap_or_default(),
+                "run the same command again to go on waiting",
+            ));
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+/// All nodes by name.
+pub(crate) async fn list(client: &Client) -> kube::Result<BTreeMap<String, Seen>> {
+    let nodes = Api::<Node>::all(client.clone())
+        .list(&kube::api::ListParams::default())
+        .await?;
+    Ok(nodes
+        .items
+        .into_iter()
+        .map(|node| (node.metadata.name.clone().unwrap_or_default(), seen(&node)))
+        .collect())
+}
+
+fn seen(node: &Node) -> Seen {
+    let status = node.status.as_ref();
+    let conditions = status
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
+    let info = status.and_then(|status| status.node_info.as_ref());
+    Seen {
+        ready: conditions
+            .iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+        version: info.map(|info| info.kubelet_version.clone()).unwrap_or_default(),
+    }
+}
+
+fn remember(run: &mut Run<'_>, seen: &BTreeMap<String, Seen>) -> Result<()> {
+    let before = run.state.members.len();
+    let names = seen.keys().filter_map(|name| name.parse().ok());
+    run.state.members.extend(names);
+    if run.state.members.len() != before {
+        run.workspace.save_state(&run.state)?;
+    }
+    Ok(())
+}
+
+fn missing(run: &Run<'_>, seen: Option<&BTreeMap<String, Seen>>) -> Vec<String> {
+    let ready = |name: &str| seen.is_some_and(|seen| seen.get(name).is_some_and(|node| node.ready));
+    let wanted = run.config.nodes().into_iter().map(|node| node.name.to_string());
+    wanted.filter(|name| !ready(name)).collect()
+}

@@ -1,0 +1,76 @@
+//! `status`: the machines, and the nodes as Kubernetes sees them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Result;
+use cluster_config::{InitProgress, Workspace, names};
+use infrastructure::{MachineStatus, Provider};
+
+use crate::commands::nodes::{self, Seen};
+use crate::output::say;
+use crate::{kubeconfig, machines};
+
+/// A cluster that does not answer must not make the command hang.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Prints what is known without changing anything.
+pub(crate) async fn run(workspace: &Workspace) -> Result<()> {
+    let Some(state) = workspace.state()? else {
+        say("There is no cluster here. Make one with `constellation mini up` or `constellation apply`.");
+        return Ok(());
+    };
+    match (state.init, state.cluster_id) {
+        (InitProgress::Done, Some(id)) => say(&format!("Cluster {id}")),
+        (InitProgress::Started, _) => say("Cluster: making it was interrupted; `constellation apply` starts anew"),
+        _ => say("Cluster: not made yet; `constellation apply` goes on"),
+    }
+    let seen = if workspace.has(names::ADMIN_CONF) {
+        seen(workspace).await
+    } else {
+        Err("there is none yet".to_owned())
+    };
+    if let Err(reason) = &seen {
+        say(&format!("Kubernetes: {reason}"));
+    }
+    let seen = seen.unwrap_or_default();
+    say(&format!(
+        "{:<20} {:<14} {:<15} {:<9} {}",
+        "NODE", "ROLE", "ADDRESS", "MACHINE", "KUBERNETES"
+    ));
+    for machine in machines::bare_provider(workspace)?.machines()? {
+        let (status, reason) = match &machine.status {
+            MachineStatus::Running => ("running", None),
+            MachineStatus::Stopped { reason, .. } => ("stopped", Some(reason)),
+            MachineStatus::Unknown => ("unknown", None),
+        };
+        let (name, role, address) = (
+            machine.name.to_string(),
+            machine.role.to_string(),
+            machine.address.to_string(),
+        );
+        let kubernetes = describe(seen.get(&name));
+        say(&format!("{name:<20} {role:<14} {address:<15} {status:<9} {kubernetes}"));
+        if let Some(reason) = reason {
+            say(&format!("  {reason}"));
+        }
+    }
+    Ok(())
+}
+
+async fn seen(workspace: &Workspace) -> Result<BTreeMap<String, Seen>, String> {
+    let client = kubeconfig::client(workspace)
+        .await
+        .map_err(|error| format!("{error:#}"))?;
+    let answer = tokio::time::timeout(LIMIT, nodes::list(&client)).await;
+    let answer = answer.map_err(|_| format!("no answer within {} s", LIMIT.as_secs()))?;
+    answer.map_err(|error| error_report::Chain(&error).to_string())
+}
+
+fn describe(node: Option<&Seen>) -> String {
+    match node {
+        Some(node) if node.ready => format!("Ready {}", node.version),
+        Some(node) => format!("not ready {}", node.version),
+        None => "-".to_owned(),
+    }
+}

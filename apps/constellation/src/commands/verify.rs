@@ -1,0 +1,237 @@
+//! `verify`: every node proves what it runs and that it is part of this cluster.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use attestation::{AttestationResult, Finding, Outcome, Purpose, TrustBasis, Verifiers};
+use attestation_tpm::{Membership, PcrPolicy};
+use attested_tls::{AttestedNode, Endpoint, HandshakeError, PeerPolicy, channel};
+use cluster_config::Workspace;
+use cluster_types::ClusterId;
+use error_report::Chain;
+use infrastructure::Machine;
+use measurements::{PcrIndex, PcrValue, ReferenceValues};
+use serde::Serialize;
+
+use crate::advice::{Advise, advise};
+use crate::arguments::{Format, VerifyArguments};
+use crate::commands::apply::{Run, load_reference_values};
+use crate::output::say;
+use crate::progress::Step;
+
+/// Said before any verdict, so that nobody takes a local cluster for more than it is.
+const WARNING: &str = "The TPM of these nodes is software of the host. Their evidence shows that every mechanism works; it \
+                       does not protect from the host.";
+
+/// All verdicts, in the form that programs read.
+#[derive(Serialize)]
+struct Report {
+    warning: &'static str,
+    protects_from_host: bool,
+    cluster_id: ClusterId,
+    verdict: &'static str,
+    nodes: Vec<Verdict>,
+}
+
+/// What one node proved.
+#[derive(Serialize)]
+struct Verdict {
+    name: String,
+    role: String,
+    endpoint: String,
+    verdict: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variant: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    pcrs: BTreeMap<u8, Register>,
+}
+
+#[derive(Serialize)]
+struct Register {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    actual: Option<PcrValue>,
+    expected: PcrValue,
+    matches: Option<bool>,
+}
+
+/// The command. Its exit code is 0 only if every node is affirming.
+pub(crate) async fn run(workspace: &Workspace, arguments: &VerifyArguments) -> Result<ExitCode> {
+    let config = workspace.config()?;
+    let reference_values = load_reference_values(&config)?;
+    let state = workspace
+        .state()?
+        .context("there is no cluster in this workspace")
+        .next("make one with `constellation mini up` or `constellation apply`")?;
+    let cluster = arguments
+        .cluster_id
+        .or(state.cluster_id)
+        .context("the cluster has no id yet")
+        .next("finish making it with `constellation apply`, or give --cluster-id")?;
+    let nodes = state.infrastructure.map(|made| made.nodes).unwrap_or_default();
+    let report = report(&nodes, &reference_values, cluster).await;
+    match arguments.output {
+        Format::Text => print(&report),
+        Format::Json => say(&serde_json::to_string_pretty(&report)?),
+    }
+    Ok(if report.is_affirming() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The last phase of `apply`.
+pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
+    let cluster = run.state.cluster_id.context("the cluster has no id")?;
+    let report = report(&run.infrastructure()?.nodes, &run.reference_values, cluster).await;
+    if report.is_affirming() {
+        step.detail(&format!("all {} nodes are affirming", report.nodes.len()));
+        return Ok(());
+    }
+    let failed = report.nodes.iter().filter(|node| node.reason.is_some());
+    let lines = failed.map(|node| {
+        format!(
+            "{}: {}: {}",
+            node.name,
+            node.verdict,
+            node.reason.as_deref().unwrap_or_default()
+        )
+    });
+    let next = "run `constellation verify` for the whole picture";
+    Err(advise(
+        anyhow!("not every node could be verified"),
+        lines.collect(),
+        next,
+    ))
+}
+
+async fn report(nodes: &[Machine], reference_values: &ReferenceValues, cluster: ClusterId) -> Report {
+    let policy = PcrPolicy::new(reference_values.clone(), Membership::Of(cluster));
+    let verifiers = Verifiers::one(attestation_variants::qemu_vtpm::verifier(policy));
+    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
+    let expected = reference_values.for_member(cluster.as_bytes());
+    let mut verdicts = Vec::new();
+    for node in nodes {
+        verdicts.push(verify(&endpoint, node, &expected).await);
+    }
+    let affirming = !verdicts.is_empty() && verdicts.iter().all(|node| node.reason.is_none());
+    Report {
+        warning: WARNING,
+        protects_from_host: false,
+        cluster_id: cluster,
+        verdict: if affirming { "affirming" } else { "not affirming" },
+        nodes: verdicts,
+    }
+}
+
+async fn verify(endpoint: &Endpoint, node: &Machine, expected: &ReferenceValues) -> Verdict {
+    let address = format!("{}:{}", node.host, node.ports.verify);
+    let outcome = channel(endpoint, Purpose::Verify, &address).await;
+    let mut verdict = Verdict {
+        name: node.name.to_string(),
+        role: node.role.to_string(),
+        endpoint: address,
+        verdict: String::new(),
+        identity: None,
+        variant: None,
+        trust: None,
+        reason: None,
+        pcrs: BTreeMap::new(),
+    };
+    match outcome {
+        Ok((_, Some(proven))) => verdict.fill(&proven, expected),
+        Ok((_, None)) => verdict.fail("unproven", "it did not attest".to_owned()),
+        Err(HandshakeError::NotAffirmed(refused)) => {
+            verdict.pcrs = registers(expected, |index| found(&refused.findings, index));
+            verdict.fail(&refused.outcome.to_string(), refused.to_string());
+        }
+        Err(error @ (HandshakeError::Io(_) | HandshakeError::TimedOut(_))) => {
+            verdict.fail("unreachable", Chain(&error).to_string());
+        }
+        Err(error) => verdict.fail("contraindicated", Chain(&error).to_string()),
+    }
+    verdict
+}
+
+impl Verdict {
+    fn fill(&mut self, proven: &AttestedNode, expected: &ReferenceValues) {
+        let result: &AttestationResult = proven.result();
+        self.verdict = result.outcome().to_string();
+        self.identity = Some(proven.identity().to_string());
+        self.variant = Some(result.variant.to_string());
+        self.trust = Some(result.trust.to_string());
+        self.pcrs = registers(expected, |index| result.pcrs.get(&index).copied());
+        // The session exists only because the result is affirming; this keeps it so if that ever changes.
+        if result.outcome() != Outcome::Affirming {
+            self.reason = Some("the verdict is not affirming".to_owned());
+        }
+        let TrustBasis::HostSoftware = result.trust;
+    }
+
+    fn fail(&mut self, verdict: &str, reason: String) {
+        verdict.clone_into(&mut self.verdict);
+        self.reason = Some(reason);
+    }
+}
+
+impl Report {
+    fn is_affirming(&self) -> bool {
+        self.verdict == "affirming"
+    }
+}
+
+fn registers(expected: &ReferenceValues, actual: impl Fn(PcrIndex) -> Option<PcrValue>) -> BTreeMap<u8, Register> {
+    let register = |index: PcrIndex, expected: PcrValue| {
+        let actual = actual(index);
+        Register {
+            actual,
+            expected,
+            matches: actual.map(|actual| actual == expected),
+        }
+    };
+    let values = expected.pcrs().iter();
+    values
+        .map(|(index, value)| (index.get(), register(*index, value.expected)))
+        .collect()
+}
+
+/// Of a node that was refused only the differences are known.
+fn found(findings: &[Finding], wanted: PcrIndex) -> Option<PcrValue> {
+    findings.iter().find_map(|finding| match finding {
+        Finding::Pcr { index, actual, .. } if *index == wanted => Some(*actual),
+        _ => None,
+    })
+}
+
+fn print(report: &Report) {
+    say(&format!("Note: {}", report.warning));
+    say(&format!("Cluster {}", report.cluster_id));
+    for node in &report.nodes {
+        say(&format!(
+            "\n{} ({}, {}): {}",
+            node.name, node.role, node.endpoint, node.verdict
+        ));
+        if let Some(reason) = &node.reason {
+            say(&format!("  {reason}"));
+        }
+        if let (Some(identity), Some(variant)) = (&node.identity, &node.variant) {
+            say(&format!("  attested identity {identity} ({variant})"));
+        }
+        for (index, register) in &node.pcrs {
+            let Some(actual) = register.actual else { continue };
+            match register.matches {
+                Some(true) => say(&format!("  PCR {index:>2}  {actual}  as expected")),
+                _ => say(&format!("  PCR {index:>2}  {actual}  expected {}", register.expected)),
+            }
+        }
+    }
+    let good = report.nodes.iter().filter(|node| node.reason.is_none()).count();
+    say(&format!("\n{good} of {} nodes are affirming", report.nodes.len()));
+}

@@ -1,0 +1,80 @@
+//! The administrator's kubeconfig.
+
+use anyhow::{Context, Result, bail};
+use cluster_config::{Workspace, names};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use zeroize::Zeroizing;
+
+/// The kubeconfig of a node, with the address at which this machine reaches the API server.
+pub(crate) fn rewrite(kubeconfig: &[u8], host: &str, port: u16) -> Result<Zeroizing<String>> {
+    let text = str::from_utf8(kubeconfig).context("the node's kubeconfig is not text")?;
+    let mut config: Kubeconfig = serde_saphyr::from_str(text).context("the node's kubeconfig cannot be read")?;
+    let [cluster] = config.clusters.as_mut_slice() else {
+        bail!(
+            "the node's kubeconfig has {} clusters, expected one",
+            config.clusters.len()
+        );
+    };
+    let cluster = cluster
+        .cluster
+        .as_mut()
+        .context("the node's kubeconfig has an empty cluster")?;
+    cluster.server = Some(format!("https://{host}:{port}"));
+    Ok(Zeroizing::new(serde_saphyr::to_string(&config)?))
+}
+
+/// A client with the rights of the workspace's kubeconfig.
+pub(crate) async fn client(workspace: &Workspace) -> Result<Client> {
+    // kube builds its own TLS configuration and asks for the process's provider.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let path = workspace.path(names::ADMIN_CONF);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let kubeconfig: Kubeconfig =
+        serde_saphyr::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: &str = "\
+apiVersion: v1
+clusters:
+- cluster:
+    certificate-authority-data: Q0E=
+    server: https://10.42.1.100:6443
+  name: kubernetes
+contexts:
+- context:
+    cluster: kubernetes
+    user: kubernetes-admin
+  name: kubernetes-admin@kubernetes
+current-context: kubernetes-admin@kubernetes
+kind: Config
+users:
+- name: kubernetes-admin
+  user:
+    client-certificate-data: Q0VSVA==
+    client-key-data: S0VZ
+";
+
+    #[test]
+    fn only_the_address_changes() {
+        let rewritten = rewrite(NODE.as_bytes(), "127.0.0.1", 16443).unwrap();
+        let value = |text: &str| serde_saphyr::from_str::<serde_json::Value>(text).unwrap();
+        let mut expected = value(NODE);
+        expected["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:16443".into();
+        assert_eq!(value(&rewritten), expected);
+    }
+
+    #[test]
+    fn another_number_of_clusters_is_refused() {
+        let none = NODE.replace("- cluster:", "- other:");
+        for bad in ["", "clusters: []", "\u{0}", &none] {
+            assert!(rewrite(bad.as_bytes(), "127.0.0.1", 1).is_err(), "{bad}");
+        }
+    }
+}

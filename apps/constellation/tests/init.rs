@@ -1,0 +1,315 @@
+//! `mini up` against a node that attests with a software TPM: what it is sent, and what of it is believed.
+
+mod support;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
+
+use attestation::Purpose;
+use attestation_tpm::{SocketTransport, Tpm};
+use attestation_variants::qemu_vtpm;
+use attested_tls::{Endpoint, PeerPolicy, incoming};
+use cluster_config::{InitProgress, Workspace};
+use cluster_types::ClusterId;
+use grpc_api::init::api_server::{Api, ApiServer};
+use grpc_api::init::init_response::Kind;
+use grpc_api::init::{
+    InitFailureResponse, InitRequest, InitResponse, InitSuccessResponse, LogResponseType, ProgressResponse,
+};
+use infrastructure::NodePorts;
+use key_derivation::cluster_id;
+use measurements::{Digest, PcrIndex};
+use support::{Host, stderr, stdout};
+use test_tpm::SoftwareTpm;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tonic::{Request, Response, Status};
+
+const BOOTS: &str = "control-plane-0 boots\n";
+
+const KUBECONFIG: &str = "\
+apiVersion: v1
+kind: Config
+clusters:
+- {name: kubernetes, cluster: {server: 'https://10.42.1.100:6443'}}
+contexts:
+- {name: admin, context: {cluster: kubernetes, user: admin}}
+current-context: admin
+users:
+- {name: admin, user: {token: t}}
+";
+
+/// How the node answers.
+#[derive(Clone)]
+enum Answer {
+    /// With a cluster of this id.
+    Success(ClusterId),
+    Failure,
+    Never,
+}
+
+#[derive(Clone)]
+struct Bootstrapper {
+    answer: Answer,
+    asked: Arc<Mutex<Vec<InitRequest>>>,
+}
+
+#[tonic::async_trait]
+impl Api for Bootstrapper {
+    type InitStream = tokio_stream::Iter<std::vec::IntoIter<Result<InitResponse, Status>>>;
+
+    async fn init(&self, request: Request<InitRequest>) -> Result<Response<Self::InitStream>, Status> {
+        self.asked.lock().unwrap().push(request.into_inner());
+        let step = "fetching components\x1b[2J".to_owned();
+        let mut kinds = vec![Kind::Progress(ProgressResponse { step })];
+        match self.answer {
+            Answer::Success(id) => kinds.push(Kind::InitSuccess(InitSuccessResponse {
+                kubeconfig: KUBECONFIG.into(),
+                owner_id: Vec::new(),
+                cluster_id: id.as_bytes().to_vec(),
+            })),
+            Answer::Failure => {
+                let error = "kubeadm init failed: no space left".to_owned();
+                kinds.push(Kind::InitFailure(InitFailureResponse { error }));
+                kinds.push(Kind::Log(LogResponseType {
+                    log: b"line 1\n".to_vec(),
+                }));
+                kinds.push(Kind::Log(LogResponseType {
+                    log: b"line 2\n".to_vec(),
+                }));
+            }
+            Answer::Never => std::future::pending().await,
+        }
+        let messages: Vec<_> = kinds
+            .into_iter()
+            .map(|kind| Ok(InitResponse { kind: Some(kind) }))
+            .collect();
+        Ok(Response::new(tokio_stream::iter(messages)))
+    }
+}
+
+/// A node's programs, as far as the CLI talks to them.
+struct Node {
+    runtime: Runtime,
+    tpm: SoftwareTpm,
+    asked: Arc<Mutex<Vec<InitRequest>>>,
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            runtime: Runtime::new().unwrap(),
+            tpm: SoftwareTpm::start().unwrap(),
+            asked: Arc::default(),
+        }
+    }
+
+    /// Listens on a port that belongs to a machine which is only a script.
+    fn serve(&self, port: u16, purpose: &'static [Purpose], answer: Answer, member_of: Option<ClusterId>) {
+        let tpm = Tpm::new(SocketTransport::connect(&self.tpm.socket()).unwrap());
+        let attester = Arc::new(qemu_vtpm::attester_on(tpm).unwrap());
+        if let Some(cluster) = member_of {
+            let extend = |tpm: &mut Tpm| tpm.extend_with_event(PcrIndex::CLUSTER_ID, cluster.as_bytes());
+            attester.with_tpm(extend).unwrap();
+        }
+        let peer = PeerPolicy::Unattested { reason: "a test" };
+        let endpoint = Arc::new(Endpoint::new(Some(attester), peer));
+        let bootstrapper = Bootstrapper {
+            answer,
+            asked: self.asked.clone(),
+        };
+        self.runtime.block_on(async {
+            let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port)))
+                .await
+                .unwrap();
+            let sessions = incoming(listener, endpoint, purpose);
+            let server = tonic::transport::Server::builder().add_service(ApiServer::new(bootstrapper));
+            tokio::spawn(server.serve_with_incoming(sessions));
+        });
+    }
+
+    fn serve_init(&self, host: &Host, answer: Answer) {
+        self.serve(ports(host).bootstrapper, &[Purpose::Init], answer, None);
+    }
+}
+
+fn workspace(host: &Host) -> Workspace {
+    Workspace::open(&host.workspace()).unwrap()
+}
+
+fn ports(host: &Host) -> NodePorts {
+    let made = workspace(host).state().unwrap().unwrap().infrastructure.unwrap();
+    made.nodes
+        .iter()
+        .find(|node| node.name.as_str() == "control-plane-0")
+        .unwrap()
+        .ports
+}
+
+fn derived_id(host: &Host) -> ClusterId {
+    let workspace = workspace(host);
+    let secret = workspace.master_secret().unwrap().kek().measurement_secret();
+    cluster_id(&secret, &workspace.state().unwrap().unwrap().measurement_salt)
+}
+
+fn configured() -> Host {
+    let host = Host::new();
+    host.configure();
+    host
+}
+
+#[test]
+fn a_good_node_becomes_a_cluster() {
+    let (host, node) = (configured(), Node::new());
+    let mut running = host.until(&["mini", "up"], BOOTS);
+    node.serve_init(&host, Answer::Success(derived_id(&host)));
+    running.until("applying the services\n");
+    assert!(running.said.contains("fetching components [2J"), "{}", running.said);
+    running.kill();
+
+    let state = workspace(&host).state().unwrap().unwrap();
+    assert_eq!(
+        (state.init, state.cluster_id),
+        (InitProgress::Done, Some(derived_id(&host)))
+    );
+    let path = host.workspace().join("constellation-admin.conf");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let server = format!("https://127.0.0.1:{}", ports(&host).kubernetes);
+    assert!(fs::read_to_string(&path).unwrap().contains(&server));
+
+    let asked = node.asked.lock().unwrap();
+    let [request] = asked.as_slice() else {
+        panic!("asked {} times", asked.len())
+    };
+    assert_eq!(Digest::of(&request.init_secret).to_string(), state.init_secret.hash());
+    assert_eq!(request.measurement_salt, state.measurement_salt.as_bytes());
+    assert!(request.kms_uri.starts_with("kms://cluster-kms?key="));
+    assert!(request.component_mirror.starts_with("http://10.0.2.2:") && request.component_mirror.ends_with("/mirror"));
+    assert_eq!(request.apiserver_cert_sans, ["127.0.0.1", "10.42.1.100"]);
+    drop(asked);
+
+    // The next run does not ask again.
+    host.until(&["mini", "up"], "applying the services\n").kill();
+    assert_eq!(node.asked.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_node_that_fails_says_why_and_the_next_run_has_fresh_machines() {
+    let (host, node) = (configured(), Node::new());
+    let running = host.until(&["mini", "up"], BOOTS);
+    node.serve_init(&host, Answer::Failure);
+    let (code, said) = running.end();
+    assert_eq!(code, Some(1));
+    for part in [
+        "kubeadm init failed: no space left",
+        "constellation-cluster.log",
+        "Next: ",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    let log = fs::read_to_string(host.workspace().join("constellation-cluster.log")).unwrap();
+    assert_eq!(log, "line 1\nline 2\n");
+    let secret = fs::read(host.workspace().join("constellation-mastersecret.json")).unwrap();
+    let running = host.until(&["mini", "up"], BOOTS);
+    assert!(running.said.contains("fresh machines"), "{}", running.said);
+    running.kill();
+    assert_eq!(
+        fs::read(host.workspace().join("constellation-mastersecret.json")).unwrap(),
+        secret
+    );
+}
+
+#[test]
+fn a_run_that_is_killed_while_the_node_works_starts_with_fresh_machines() {
+    let (host, node) = (configured(), Node::new());
+    let mut running = host.until(&["mini", "up"], BOOTS);
+    node.serve_init(&host, Answer::Never);
+    running.until("making the cluster\n");
+    while node.asked.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    running.kill();
+    let running = host.until(&["mini", "up"], BOOTS);
+    assert!(running.said.contains("fresh machines"), "{}", running.said);
+    running.kill();
+}
+
+#[test]
+fn another_image_is_given_nothing() {
+    let (host, node) = (configured(), Node::new());
+    let other = support::REFERENCE_VALUES.replacen("00000000", "11111111", 1);
+    fs::write(host.path("image/reference-values.json"), other).unwrap();
+    let running = host.until(&["mini", "up"], BOOTS);
+    node.serve_init(&host, Answer::Success(derived_id(&host)));
+    let (code, said) = running.end();
+    assert_eq!(code, Some(1));
+    for part in [
+        "is not the node it should be",
+        "contraindicated",
+        "PCR 4 is 0000",
+        "Next: ",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(node.asked.lock().unwrap().is_empty());
+}
+
+#[test]
+fn another_cluster_id_is_refused() {
+    let (host, node) = (configured(), Node::new());
+    let running = host.until(&["mini", "up"], BOOTS);
+    node.serve_init(&host, Answer::Success(ClusterId::new([9; 32])));
+    let (code, said) = running.end();
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains(&"09".repeat(32)) && said.contains(&derived_id(&host).to_string()),
+        "{said}"
+    );
+    assert!(!host.files().contains(&"constellation-admin.conf".to_owned()));
+}
+
+/// The TPM of the node measured no cluster id, so it is a new node and no member.
+#[test]
+fn verify_tells_a_node_that_is_no_member() {
+    let (host, node) = (configured(), Node::new());
+    host.until(&["mini", "up"], BOOTS).kill();
+    node.serve(ports(&host).verify, &[Purpose::Verify], Answer::Never, None);
+    let id = "ab".repeat(32);
+    let text = host.run(&["verify", "--cluster-id", &id]);
+    assert_eq!(text.status.code(), Some(1));
+    let said = stdout(&text);
+    assert!(said.starts_with("Note: The TPM of these nodes is software"), "{said}");
+    for part in [
+        "control-plane-0 (control-plane, 127.0.0.1:",
+        "contraindicated",
+        "PCR 15",
+        "worker-0",
+        "0 of 2 nodes",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    let json = host.run(&["verify", "--cluster-id", &id, "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout(&json)).unwrap();
+    assert_eq!(report["protects_from_host"], false);
+    assert_eq!(report["nodes"][0]["verdict"], "contraindicated");
+    assert_eq!(report["nodes"][0]["pcrs"]["15"]["matches"], false);
+    assert_eq!(report["nodes"][1]["verdict"], "unreachable");
+}
+
+#[test]
+fn verify_affirms_a_member() {
+    let (host, node) = (configured(), Node::new());
+    host.until(&["mini", "up"], BOOTS).kill();
+    let id = "ab".repeat(32);
+    let member_of = Some(ClusterId::new([0xab; 32]));
+    node.serve(ports(&host).verify, &[Purpose::Verify], Answer::Never, member_of);
+    let output = host.run(&["verify", "--cluster-id", &id, "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).expect(&stderr(&output));
+    assert_eq!(report["nodes"][0]["verdict"], "affirming");
+    assert_eq!(report["nodes"][0]["pcrs"]["15"]["matches"], true);
+    // The other node cannot be reached, so the cluster as a whole is not.
+    assert_eq!(report["verdict"], "not affirming");
+    assert_eq!(output.status.code(), Some(1));
+}

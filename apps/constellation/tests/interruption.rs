@@ -1,0 +1,122 @@
+//! A command that is killed at any point leaves something that `mini up` goes on with and `mini down` removes.
+
+mod support;
+
+use std::fs;
+
+use support::{Host, stderr};
+
+/// What `mini up` says, in order, until it waits for a node that never answers.
+const POINTS: [&str; 5] = [
+    "making the machines\n",
+    "start the metadata endpoint\n",
+    "create control-plane-0\n",
+    "create worker-0\n",
+    "control-plane-0 boots\n",
+];
+const LAST: &str = POINTS[POINTS.len() - 1];
+
+fn killed_at(point: &str) -> Host {
+    let host = Host::new();
+    host.configure();
+    host.until(&["mini", "up"], point).kill();
+    host
+}
+
+#[test]
+fn down_after_a_kill_leaves_nothing() {
+    for point in POINTS {
+        let host = killed_at(point);
+        let down = host.run(&["mini", "down", "--yes"]);
+        assert!(down.status.success(), "{point}: {}", stderr(&down));
+        assert_eq!(host.files(), ["constellation-conf.yaml"], "{point}");
+        assert_eq!(host.processes(), Vec::<i32>::new(), "{point}");
+    }
+}
+
+#[test]
+fn up_after_a_kill_goes_on() {
+    for point in POINTS {
+        let host = killed_at(point);
+        host.until(&["mini", "up"], LAST).kill();
+        // One metadata endpoint, and two programs for each node: nothing was started twice.
+        assert_eq!(host.processes().len(), 5, "{point}");
+        assert!(host.run(&["mini", "down", "--yes"]).status.success(), "{point}");
+        assert_eq!(host.processes(), Vec::<i32>::new(), "{point}");
+    }
+}
+
+#[test]
+fn up_again_changes_nothing_that_runs() {
+    let host = killed_at(LAST);
+    let before = (
+        host.processes(),
+        fs::read(host.workspace().join("constellation-state.yaml")).unwrap(),
+    );
+    host.until(&["mini", "up"], LAST).kill();
+    let after = (
+        host.processes(),
+        fs::read(host.workspace().join("constellation-state.yaml")).unwrap(),
+    );
+    assert_eq!(before, after);
+}
+
+#[test]
+fn a_configuration_of_our_own_is_taken_away_again() {
+    let host = Host::new();
+    let (image, mirror) = (host.path("image"), host.path("mirror"));
+    let arguments = [
+        "mini",
+        "up",
+        "--image",
+        image.to_str().unwrap(),
+        "--mirror",
+        mirror.to_str().unwrap(),
+    ];
+    // The scripts are no machines for a probe, and the real firmware may be missing: both outcomes leave files.
+    host.run(&["version"]);
+    let mut running = host.until(&arguments, "making the machines");
+    running.until("\n");
+    running.kill();
+    assert!(host.files().contains(&"constellation-conf.yaml".to_owned()));
+    assert!(host.run(&["mini", "down", "--yes"]).status.success());
+    assert_eq!(host.files(), Vec::<String>::new());
+}
+
+#[test]
+fn a_node_that_dies_is_told_with_its_reason_and_made_anew() {
+    let host = Host::new();
+    host.configure();
+    fs::write(host.path("bin/die"), "").unwrap();
+    let (code, said) = host.until(&["mini", "up"], "making the machines").end();
+    assert_eq!(code, Some(1), "{said}");
+    for part in [
+        "control-plane-0 stopped",
+        "state disk: the header is not ours",
+        "Next: ",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    fs::remove_file(host.path("bin/die")).unwrap();
+    let running = host.until(&["mini", "up"], LAST);
+    assert!(running.said.contains("replace control-plane-0"), "{}", running.said);
+    running.kill();
+}
+
+#[test]
+fn two_commands_do_not_meet() {
+    let host = Host::new();
+    host.configure();
+    let running = host.until(&["mini", "up"], LAST);
+    let error = stderr(&host.run(&["mini", "down", "--yes"]));
+    assert!(error.contains("another constellation command"), "{error}");
+    running.kill();
+}
+
+#[test]
+fn two_clusters_live_side_by_side() {
+    let (first, second) = (killed_at(LAST), killed_at(LAST));
+    assert_eq!((first.processes().len(), second.processes().len()), (5, 5));
+    assert!(first.run(&["mini", "down", "--yes"]).status.success());
+    assert_eq!((first.processes().len(), second.processes().len()), (0, 5));
+}

@@ -1,0 +1,176 @@
+//! `mirror create`: every file is checked, what is there is kept, and a folder with a list is complete.
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::{Arc, Mutex};
+
+use measurements::Digest;
+use support::{Host, stderr};
+
+const KUBELET: &[u8] = b"the kubelet, as far as a test is concerned";
+
+fn component(url: &str, content: &[u8]) -> String {
+    let hash = Digest::of(content);
+    format!(r#"{{"url":"{url}","hash":"sha256:{hash}","install_path":"/run/state/bin/{hash}"}}"#)
+}
+
+fn list(components: &[String]) -> String {
+    let components = components.join(",");
+    format!(r#"{{"version":"v1","kubernetes_version":"v1.35.4","components":[{components}]}}"#)
+}
+
+/// A mirror with one file.
+fn source(host: &Host, content: &[u8]) -> PathBuf {
+    let folder = host.path("source");
+    fs::create_dir_all(folder.join("bin")).unwrap();
+    fs::write(folder.join("bin/kubelet"), content).unwrap();
+    fs::write(
+        folder.join("components.json"),
+        list(&[component("bin/kubelet", KUBELET)]),
+    )
+    .unwrap();
+    folder
+}
+
+fn create(host: &Host, options: &[&str]) -> Output {
+    fs::create_dir_all(host.workspace()).unwrap();
+    let target = host.path("target");
+    host.run(&[&["mirror", "create", target.to_str().unwrap()], options].concat())
+}
+
+fn from(host: &Host, source: &Path) -> Output {
+    create(host, &["--from", source.to_str().unwrap()])
+}
+
+/// Serves one folder over HTTP, ranges included, and notes what was asked for.
+fn serve(folder: PathBuf) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+    let notes = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let lines: Vec<String> = BufReader::new(&stream)
+                .lines()
+                .map(Result::unwrap)
+                .take_while(|line| !line.is_empty())
+                .collect();
+            let path = lines[0].split(' ').nth(1).unwrap();
+            let range = lines
+                .iter()
+                .find_map(|line| line.strip_prefix("range: bytes=")?.strip_suffix('-'));
+            notes.lock().unwrap().push(format!("{path} {}", range.unwrap_or("all")));
+            let Ok(content) = fs::read(folder.join(&path[1..])) else {
+                write!(
+                    stream,
+                    "HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+                )
+                .unwrap();
+                continue;
+            };
+            let start: usize = range.map_or(0, |start| start.parse().unwrap());
+            let status = if start > 0 { "206 Partial Content" } else { "200 OK" };
+            let length = content.len() - start;
+            write!(
+                stream,
+                "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+            )
+            .unwrap();
+            stream.write_all(&content[start..]).unwrap();
+        }
+    });
+    (address, asked)
+}
+
+#[test]
+fn a_mirror_of_a_mirror_is_the_same() {
+    let host = Host::new();
+    let source = source(&host, KUBELET);
+    let output = from(&host, &source);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(fs::read(host.path("target/bin/kubelet")).unwrap(), KUBELET);
+    let parse = |path: PathBuf| serde_json::from_slice::<serde_json::Value>(&fs::read(path).unwrap()).unwrap();
+    assert_eq!(
+        parse(host.path("target/components.json")),
+        parse(source.join("components.json"))
+    );
+}
+
+#[test]
+fn a_file_with_another_hash_is_refused_and_not_kept() {
+    let host = Host::new();
+    let output = from(&host, &source(&host, b"something else"));
+    let error = stderr(&output);
+    assert!(!output.status.success());
+    assert!(
+        error.contains("bin/kubelet") && error.contains("expected sha256:"),
+        "{error}"
+    );
+    assert_eq!(fs::read_dir(host.path("target/bin")).unwrap().count(), 0);
+    assert!(!host.path("target/components.json").exists());
+}
+
+#[test]
+fn what_is_there_is_not_fetched_again() {
+    let host = Host::new();
+    let (address, asked) = serve(source(&host, KUBELET));
+    for _ in 0..2 {
+        assert!(create(&host, &["--from", &address]).status.success());
+    }
+    assert_eq!(
+        *asked.lock().unwrap(),
+        ["/components.json all", "/bin/kubelet all", "/components.json all"]
+    );
+}
+
+#[test]
+fn a_download_that_was_cut_goes_on() {
+    let host = Host::new();
+    let (address, asked) = serve(source(&host, KUBELET));
+    fs::create_dir_all(host.path("target/bin")).unwrap();
+    fs::write(host.path("target/bin/kubelet.part"), &KUBELET[..10]).unwrap();
+    let output = create(&host, &["--from", &address]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(fs::read(host.path("target/bin/kubelet")).unwrap(), KUBELET);
+    assert_eq!(asked.lock().unwrap()[1], "/bin/kubelet 10");
+}
+
+#[test]
+fn a_wrong_beginning_is_thrown_away() {
+    let host = Host::new();
+    let (address, _) = serve(source(&host, KUBELET));
+    fs::create_dir_all(host.path("target/bin")).unwrap();
+    fs::write(host.path("target/bin/kubelet.part"), "wrong").unwrap();
+    assert!(stderr(&create(&host, &["--from", &address])).contains("expected sha256:"));
+    assert!(create(&host, &["--from", &address]).status.success());
+}
+
+#[test]
+fn a_list_with_addresses_becomes_a_mirror_without() {
+    let host = Host::new();
+    let (address, _) = serve(source(&host, KUBELET));
+    let pinned = host.path("pinned.json");
+    fs::write(&pinned, list(&[component(&format!("{address}/bin/kubelet"), KUBELET)])).unwrap();
+    let output = create(&host, &["--list", pinned.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let written = fs::read_to_string(host.path("target/components.json")).unwrap();
+    assert!(
+        written.contains("\"files/") && !written.contains("http://"),
+        "{written}"
+    );
+}
+
+#[test]
+fn a_path_in_a_list_needs_a_mirror_to_start_from() {
+    let host = Host::new();
+    let pinned = host.path("pinned.json");
+    fs::write(&pinned, list(&[component("bin/kubelet", KUBELET)])).unwrap();
+    let error = stderr(&create(&host, &["--list", pinned.to_str().unwrap()]));
+    assert!(error.contains("bin/kubelet") && error.contains("--from"), "{error}");
+}

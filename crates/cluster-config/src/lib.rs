@@ -1,0 +1,23 @@
+//! The files of a workspace: configuration, state, master secret, kubeconfig.
+//!
+//! Configuration belongs to the user and is written once, by `config generate`; no command rewrites it. State belongs to
+//! the program. Every file is replaced as a whole or not at all, and those with secrets have mode 0600.
+//!
+//! No network, no processes, no clock.
+
+mod cidr;
+mod config;
+mod example;
+mod problems;
+mod raw;
+mod state;
+mod workspace;
+
+pub use cidr::{Cidr, ParseCidrError};
+pub use config::{
+    Acceleration, ClusterConfig, DEFAULT_KUBERNETES_VERSION, MirrorSource, NodeGroup, ParseConfigError, QemuConfig,
+};
+pub use example::{ExampleOptions, example};
+pub use problems::{ConfigProblems, Problem};
+pub use state::{ClusterState, InitProgress, InitSecret, ParseStateError};
+pub use workspace::{Workspace, WorkspaceError, WorkspaceLock, names};

@@ -1,0 +1,63 @@
+use std::fmt;
+
+/// One thing in a configuration that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key, as written in the file: `nodeGroups.worker_default.vcpus`.
+    pub path: String,
+    /// What is wrong with it and what would be right.
+    pub message: String,
+}
+
+/// Everything that is wrong with a configuration; never empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigProblems(Vec<Problem>);
+
+impl ConfigProblems {
+    /// Notes a problem.
+    pub(crate) fn add(&mut self, path: impl Into<String>, message: impl fmt::Display) {
+        self.0.push(Problem {
+            path: path.into(),
+            message: message.to_string(),
+        });
+    }
+
+    /// Keeps the value, or notes why there is none.
+    pub(crate) fn keep<T, E: fmt::Display>(&mut self, path: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.add(path, error)).ok()
+    }
+
+    /// The value, if nothing was wrong.
+    pub(crate) fn into_result<T>(self, value: Option<T>) -> Result<T, Self> {
+        match value {
+            Some(value) if self.0.is_empty() => Ok(value),
+            _ => Err(self),
+        }
+    }
+
+    /// The problems in the order of the file's documentation.
+    #[must_use]
+    pub fn all(&self) -> &[Problem] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ConfigProblems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [problem] => write!(f, "{problem}"),
+            problems => {
+                write!(f, "{} problems:", problems.len())?;
+                problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigProblems {}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)
+    }
+}

@@ -1,0 +1,316 @@
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use atomic_file::Access;
+use key_derivation::{MasterSecret, ParseMasterSecretError};
+use rustix::fs::FlockOperation;
+use zeroize::Zeroizing;
+
+use crate::{ClusterConfig, ClusterState, ParseConfigError, ParseStateError};
+
+/// The names of the files, as the predecessor's users know them.
+pub mod names {
+    /// What the user wants.
+    pub const CONFIG: &str = "constellation-conf.yaml";
+    /// What the program knows.
+    pub const STATE: &str = "constellation-state.yaml";
+    /// The root of all keys.
+    pub const MASTER_SECRET: &str = "constellation-mastersecret.json";
+    /// The administrator's kubeconfig.
+    pub const ADMIN_CONF: &str = "constellation-admin.conf";
+    /// The log of a node whose init failed.
+    pub const CLUSTER_LOG: &str = "constellation-cluster.log";
+    /// What the local provider keeps.
+    pub const QEMU: &str = "constellation-qemu";
+    /// How long each step of the last run took.
+    pub const TIMINGS: &str = "timings.json";
+}
+
+/// The folder that holds the files of one cluster.
+#[derive(Clone, Debug)]
+pub struct Workspace {
+    folder: PathBuf,
+}
+
+/// As long as it is held no other command changes the workspace.
+#[derive(Debug)]
+pub struct WorkspaceLock(#[expect(dead_code, reason = "holding it is its purpose")] File);
+
+/// A file of the workspace could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkspaceError {
+    /// The folder is not there.
+    #[error("the workspace {0} is not a folder")]
+    Folder(PathBuf),
+    /// Another command is at work.
+    #[error("another constellation command is at work in {0}")]
+    Busy(PathBuf),
+    /// A file is needed that is not there.
+    #[error("{path} does not exist: {hint}")]
+    Missing {
+        /// Which.
+        path: PathBuf,
+        /// How to get it.
+        hint: &'static str,
+    },
+    /// A file is there that would be overwritten.
+    #[error("{0} exists already and is not overwritten")]
+    Exists(PathBuf),
+    /// Reading or writing failed.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The configuration cannot be used.
+    #[error("{path} is not valid")]
+    Config {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ParseConfigError,
+    },
+    /// The state cannot be used.
+    #[error("{path} cannot be read")]
+    State {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ParseStateError,
+    },
+    /// The master secret cannot be used.
+    #[error("{path} cannot be read")]
+    MasterSecret {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ParseMasterSecretError,
+    },
+}
+
+impl Workspace {
+    /// Takes an existing folder.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn open(folder: &Path) -> Result<Self, WorkspaceError> {
+        match folder.canonicalize() {
+            Ok(folder) if folder.is_dir() => Ok(Self { folder }),
+            _ => Err(WorkspaceError::Folder(folder.to_owned())),
+        }
+    }
+
+    /// Keeps other commands out for as long as the result lives. The kernel drops it with the process.
+    ///
+    /// # Errors
+    /// When another command is at work.
+    pub fn lock(&self) -> Result<WorkspaceLock, WorkspaceError> {
+        // The folder itself is locked, so that no lock file is left behind.
+        let folder = File::open(&self.folder).map_err(|error| io_error("open", &self.folder, error))?;
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(WorkspaceLock(folder)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(WorkspaceError::Busy(self.folder.clone())),
+            Err(error) => Err(io_error("lock", &self.folder, error.into())),
+        }
+    }
+
+    /// The folder, as an absolute path.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The absolute path of one of the [`names`].
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Whether one of the [`names`] is there.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.path(name).exists()
+    }
+
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// When there is none or it is not valid.
+    pub fn config(&self) -> Result<ClusterConfig, WorkspaceError> {
+        let path = self.path(names::CONFIG);
+        let text = self.read(names::CONFIG)?.ok_or_else(|| WorkspaceError::Missing {
+            path: path.clone(),
+            hint: "write one with `constellation config generate qemu`",
+        })?;
+        ClusterConfig::parse(&text, &self.folder).map_err(|source| WorkspaceError::Config { path, source })
+    }
+
+    /// Writes a configuration where there is none.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn create_config(&self, text: &str) -> Result<PathBuf, WorkspaceError> {
+        let path = self.path(names::CONFIG);
+        if path.exists() {
+            return Err(WorkspaceError::Exists(path));
+        }
+        self.replace(names::CONFIG, text.as_bytes(), Access::Everyone)?;
+        Ok(path)
+    }
+
+    /// Reads the state, if there is any.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn state(&self) -> Result<Option<ClusterState>, WorkspaceError> {
+        let parse = |text: Zeroizing<String>| {
+            ClusterState::parse(&text).map_err(|source| WorkspaceError::State {
+                path: self.path(names::STATE),
+                source,
+            })
+        };
+        self.read(names::STATE)?.map(parse).transpose()
+    }
+
+    /// Replaces the state.
+    ///
+    /// # Errors
+    /// When the folder cannot be written to.
+    pub fn save_state(&self, state: &ClusterState) -> Result<(), WorkspaceError> {
+        self.replace(names::STATE, state.to_yaml().as_bytes(), Access::Owner)
+    }
+
+    /// Reads the master secret.
+    ///
+    /// # Errors
+    /// When there is none or it cannot be read.
+    pub fn master_secret(&self) -> Result<MasterSecret, WorkspaceError> {
+        let path = self.path(names::MASTER_SECRET);
+        let text = self
+            .read(names::MASTER_SECRET)?
+            .ok_or_else(|| WorkspaceError::Missing {
+                path: path.clone(),
+                hint: "it was written when the cluster was made; without it the cluster's keys cannot be derived",
+            })?;
+        MasterSecret::parse(text.as_bytes()).map_err(|source| WorkspaceError::MasterSecret { path, source })
+    }
+
+    /// Reads the master secret, or makes one and stores it. The second value says whether it is new.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn master_secret_or_new(&self) -> Result<(MasterSecret, bool), WorkspaceError> {
+        if self.has(names::MASTER_SECRET) {
+            return Ok((self.master_secret()?, false));
+        }
+        let secret = MasterSecret::generate();
+        self.replace(names::MASTER_SECRET, secret.to_json().as_bytes(), Access::Owner)?;
+        Ok((secret, true))
+    }
+
+    /// Replaces a file as a whole.
+    ///
+    /// # Errors
+    /// When the folder cannot be written to.
+    pub fn replace(&self, name: &str, bytes: &[u8], access: Access) -> Result<(), WorkspaceError> {
+        let path = self.path(name);
+        atomic_file::replace(&path, bytes, access).map_err(|error| io_error("write", &path, error))
+    }
+
+    /// Removes a file, if it is there.
+    ///
+    /// # Errors
+    /// When the folder cannot be written to.
+    pub fn remove(&self, name: &str) -> Result<(), WorkspaceError> {
+        let path = self.path(name);
+        atomic_file::remove(&path).map_err(|error| io_error("remove", &path, error))
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Zeroizing<String>>, WorkspaceError> {
+        let path = self.path(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(Zeroizing::new(text))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("read", &path, error)),
+        }
+    }
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> WorkspaceError {
+    WorkspaceError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn workspace() -> (tempfile::TempDir, Workspace) {
+        let folder = tempfile::tempdir().unwrap();
+        let workspace = Workspace::open(folder.path()).unwrap();
+        (folder, workspace)
+    }
+
+    #[test]
+    fn files_with_secrets_have_mode_0600() {
+        let (_folder, workspace) = workspace();
+        workspace.save_state(&ClusterState::new()).unwrap();
+        workspace.master_secret_or_new().unwrap();
+        for name in [names::STATE, names::MASTER_SECRET] {
+            let mode = fs::metadata(workspace.path(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_master_secret_is_made_once() {
+        let (_folder, workspace) = workspace();
+        let (first, new) = workspace.master_secret_or_new().unwrap();
+        let (second, new_again) = workspace.master_secret_or_new().unwrap();
+        assert!(new && !new_again);
+        assert_eq!(first.expose_key(), second.expose_key());
+    }
+
+    #[test]
+    fn a_configuration_is_never_overwritten() {
+        let (_folder, workspace) = workspace();
+        workspace.create_config("first").unwrap();
+        assert!(matches!(
+            workspace.create_config("second"),
+            Err(WorkspaceError::Exists(_))
+        ));
+    }
+
+    #[test]
+    fn one_command_at_a_time() {
+        let (_folder, workspace) = workspace();
+        let held = workspace.lock().unwrap();
+        assert!(matches!(workspace.lock(), Err(WorkspaceError::Busy(_))));
+        drop(held);
+        workspace.lock().unwrap();
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_the_next_step() {
+        let (_folder, workspace) = workspace();
+        let error = workspace.config().unwrap_err().to_string();
+        assert!(
+            error.contains(names::CONFIG) && error.contains("config generate"),
+            "{error}"
+        );
+    }
+}

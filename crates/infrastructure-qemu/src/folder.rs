@@ -1,0 +1,193 @@
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use atomic_file::Access;
+use cluster_types::NodeName;
+use infrastructure::{NodePorts, NodeSpec};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Context, ProviderError};
+use crate::process::ProcessRecord;
+
+/// Where everything of one cluster's machines is.
+#[derive(Clone, Debug)]
+pub struct RunFolder(PathBuf);
+
+/// Every choice that processes depend on. Written before the first of them is started.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClusterRecord {
+    pub(crate) uid: String,
+    pub(crate) segment_port: u16,
+    pub(crate) metadata_port: u16,
+    pub(crate) init_secret_hash: String,
+    pub(crate) mirror: Option<PathBuf>,
+    pub(crate) nodes: BTreeMap<NodeName, NodeRecord>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NodeRecord {
+    pub(crate) spec: NodeSpec,
+    pub(crate) ports: NodePorts,
+}
+
+impl RunFolder {
+    /// Takes a path; nothing needs to be there.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn node(&self, name: &NodeName) -> NodeFolder {
+        NodeFolder(self.0.join("nodes").join(name.as_str()))
+    }
+
+    pub(crate) fn metadata_record(&self) -> PathBuf {
+        self.0.join("metadata.process")
+    }
+
+    pub(crate) fn metadata_log(&self) -> PathBuf {
+        self.0.join("metadata.log")
+    }
+
+    pub(crate) fn create(&self) -> Result<(), ProviderError> {
+        let nodes = self.0.join("nodes");
+        fs::create_dir_all(&nodes).on("create", &nodes)?;
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        fs::set_permissions(&self.0, private).on("protect", &self.0)
+    }
+
+    /// Waits until no process is being started here, and keeps others from it. None if there is no folder.
+    ///
+    /// A process that is being started holds the lock until its record is written, also when the command that started it
+    /// was killed.
+    pub(crate) fn lock(&self) -> Result<Option<File>, ProviderError> {
+        let folder = match File::open(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.on("open", &self.0)?,
+        };
+        rustix::fs::flock(&folder, FlockOperation::LockExclusive).on("lock", &self.0)?;
+        Ok(Some(folder))
+    }
+
+    pub(crate) fn record(&self) -> Result<Option<ClusterRecord>, ProviderError> {
+        let path = self.record_path();
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|source| ProviderError::Record { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).on("read", path),
+        }
+    }
+
+    pub(crate) fn save(&self, record: &ClusterRecord) -> Result<(), ProviderError> {
+        let path = self.record_path();
+        let json = serde_json::to_vec_pretty(record).expect("the record has text keys only");
+        atomic_file::replace(&path, &json, Access::Owner).on("write", path)
+    }
+
+    /// Ends every recorded process below this folder, whatever the record of the cluster says, then removes it.
+    pub(crate) fn destroy(&self) -> Result<(), ProviderError> {
+        let _lock = self.lock()?;
+        stop(&self.metadata_record())?;
+        let nodes = self.0.join("nodes");
+        for entry in entries(&nodes)? {
+            NodeFolder(entry).stop()?;
+        }
+        remove_folder(&self.0)
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.0.join("cluster.json")
+    }
+}
+
+/// One node's files. Programs run in it, so that the paths of sockets stay short.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeFolder(PathBuf);
+
+impl NodeFolder {
+    pub(crate) const VARIABLES: &'static str = "vars.fd";
+    pub(crate) const STATE_DISK: &'static str = "state.img";
+    pub(crate) const CONSOLE: &'static str = "console.log";
+    pub(crate) const TPM_STATE: &'static str = "tpm";
+    pub(crate) const TPM_SOCKET: &'static str = "tpm.sock";
+    pub(crate) const QMP_SOCKET: &'static str = "qmp.sock";
+    pub(crate) const QEMU_PID: &'static str = "qemu.pid";
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub(crate) fn qemu_record(&self) -> PathBuf {
+        self.file("qemu.process")
+    }
+
+    pub(crate) fn swtpm_record(&self) -> PathBuf {
+        self.file("swtpm.process")
+    }
+
+    pub(crate) fn exists(&self) -> bool {
+        self.0.is_dir()
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        ProcessRecord::read(&self.qemu_record()).is_some_and(|process| process.is_running())
+    }
+
+    /// A folder of this name appears only once everything in it is there.
+    pub(crate) fn create(&self, state_disk_len: u64) -> Result<(), ProviderError> {
+        let new = self.0.with_extension("new");
+        remove_folder(&new)?;
+        let tpm = new.join(Self::TPM_STATE);
+        fs::create_dir_all(&tpm).on("create", &tpm)?;
+        let disk = new.join(Self::STATE_DISK);
+        File::create_new(&disk)
+            .and_then(|file| file.set_len(state_disk_len))
+            .on("create", &disk)?;
+        fs::rename(&new, &self.0).on("create", &self.0)
+    }
+
+    /// Ends the node's processes, if they run.
+    pub(crate) fn stop(&self) -> Result<(), ProviderError> {
+        stop(&self.qemu_record())?;
+        stop(&self.swtpm_record())
+    }
+
+    pub(crate) fn remove(&self) -> Result<(), ProviderError> {
+        self.stop()?;
+        remove_folder(&self.0)
+    }
+}
+
+pub(crate) fn stop(record: &Path) -> Result<(), ProviderError> {
+    ProcessRecord::read(record).map_or(Ok(()), |process| process.stop())
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, ProviderError> {
+    match fs::read_dir(folder) {
+        Ok(entries) => entries.map(|entry| Ok(entry.on("read", folder)?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).on("read", folder),
+    }
+}
+
+fn remove_folder(path: &Path) -> Result<(), ProviderError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", path),
+        _ => Ok(()),
+    }
+}

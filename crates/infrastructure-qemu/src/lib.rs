@@ -1,0 +1,35 @@
+//! The local provider: VMs, software TPMs and a network on one machine, made of plain processes.
+//!
+//! No root, no libvirt, no containers. Each node is a QEMU process with OVMF, a software TPM and a sparse state disk in a
+//! folder of its own. Nodes reach this machine through QEMU's user network and each other through a multicast segment on
+//! loopback; a metadata endpoint on loopback tells them their names.
+//!
+//! # What a crash leaves
+//! Everything is below one run folder. `cluster.json` holds every choice (ports, names) before the first process that
+//! depends on it is started. A process is started through [`exec_recorded`], which writes who it is before it becomes
+//! the program, so there is no process without a record. A node's folder gets its name only when it is complete. So
+//! [`create`](infrastructure::Provider::create) resumes and [`destroy`](infrastructure::Provider::destroy) ends whatever
+//! is there.
+//!
+//! # What it is not
+//! It gives no confidentiality: the TPM is software of the host. It shows that every mechanism works.
+
+mod accelerator;
+mod console;
+mod error;
+mod folder;
+mod machine;
+mod metadata;
+mod ports;
+mod preflight;
+mod process;
+mod provider;
+mod vm;
+
+pub use accelerator::{Accelerator, KvmProbe};
+pub use error::ProviderError;
+pub use folder::RunFolder;
+pub use metadata::{MetadataError, serve as serve_metadata};
+pub use preflight::PreflightProblem;
+pub use process::{Helper, exec_recorded};
+pub use provider::{AccelerationChoice, QemuOptions, QemuProvider};

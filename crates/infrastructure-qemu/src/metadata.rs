@@ -1,0 +1,319 @@
+//! The endpoint on loopback from which nodes learn their names, and from which they fetch components.
+//!
+//! Nothing it says is trusted by a node, and it holds no secret: of the init secret it knows the hash.
+
+use std::path::{Component, Path as FilePath, PathBuf};
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use cluster_types::{NodeName, NodeRole};
+use infrastructure::NodeSpec;
+use serde::Serialize;
+use tokio::fs::File;
+use tokio::net::TcpListener;
+use tokio_util::io::ReaderStream;
+
+use crate::ProviderError;
+use crate::folder::{ClusterRecord, RunFolder};
+
+/// The port of the API server in the segment.
+const KUBERNETES_PORT: u16 = 6443;
+/// How much of a file is read at once, in bytes.
+const CHUNK: usize = 256 * 1024;
+
+/// The endpoint cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum MetadataError {
+    /// There is nothing to tell.
+    #[error("{0} holds no cluster")]
+    NoCluster(PathBuf),
+    /// What there is to tell cannot be read.
+    #[error(transparent)]
+    Record(#[from] ProviderError),
+    /// The port cannot be listened on.
+    #[error("cannot serve on port {port} of loopback")]
+    Serve {
+        /// Which.
+        port: u16,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Serves on the recorded port of loopback until the process is ended.
+///
+/// # Errors
+/// When there is no cluster, or the port cannot be listened on.
+pub async fn serve(folder: RunFolder) -> Result<(), MetadataError> {
+    let Some(record) = folder.record()? else {
+        return Err(MetadataError::NoCluster(folder.path().to_owned()));
+    };
+    let port = record.metadata_port;
+    let failed = |source| MetadataError::Serve { port, source };
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.map_err(failed)?;
+    axum::serve(listener, router(folder)).await.map_err(failed)
+}
+
+fn router(folder: RunFolder) -> Router {
+    Router::new()
+        .route("/nodes/{name}/self", get(own))
+        .route("/nodes/{name}/peers", get(peers))
+        .route("/nodes/{name}/endpoint", get(endpoint))
+        .route("/nodes/{name}/initsecrethash", get(init_secret_hash))
+        .route("/mirror/{*path}", get(mirror))
+        .with_state(folder)
+}
+
+/// Field names of the predecessor.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Instance {
+    name: NodeName,
+    #[serde(rename = "ProviderID")]
+    provider_id: String,
+    role: NodeRole,
+    #[serde(rename = "VPCIP")]
+    address: std::net::Ipv4Addr,
+}
+
+#[derive(Serialize)]
+struct Endpoint {
+    host: std::net::Ipv4Addr,
+    port: u16,
+}
+
+impl From<&NodeSpec> for Instance {
+    fn from(spec: &NodeSpec) -> Self {
+        Self {
+            name: spec.name.clone(),
+            provider_id: format!("qemu:///{}", spec.name),
+            role: spec.role,
+            address: spec.address,
+        }
+    }
+}
+
+async fn own(State(folder): State<RunFolder>, Path(name): Path<String>) -> Result<Json<Instance>, Refusal> {
+    let (record, name) = known(&folder, &name)?;
+    Ok(Json(Instance::from(&record.nodes[&name].spec)))
+}
+
+async fn peers(State(folder): State<RunFolder>, Path(name): Path<String>) -> Result<Json<Vec<Instance>>, Refusal> {
+    let (record, _) = known(&folder, &name)?;
+    Ok(Json(
+        record.nodes.values().map(|node| Instance::from(&node.spec)).collect(),
+    ))
+}
+
+/// The first control plane: there is no load balancer on one machine.
+async fn endpoint(State(folder): State<RunFolder>, Path(name): Path<String>) -> Result<Json<Endpoint>, Refusal> {
+    let (record, _) = known(&folder, &name)?;
+    let first = record
+        .nodes
+        .values()
+        .find(|node| node.spec.role == NodeRole::ControlPlane);
+    let host = first.ok_or(Refusal::NotFound)?.spec.address;
+    Ok(Json(Endpoint {
+        host,
+        port: KUBERNETES_PORT,
+    }))
+}
+
+async fn init_secret_hash(State(folder): State<RunFolder>, Path(name): Path<String>) -> Result<String, Refusal> {
+    Ok(known(&folder, &name)?.0.init_secret_hash)
+}
+
+async fn mirror(State(folder): State<RunFolder>, Path(path): Path<String>) -> Result<Response, Refusal> {
+    let root = load(&folder)?.mirror.ok_or(Refusal::NotFound)?;
+    let file = File::open(below(&root, &path)?).await.map_err(|_| Refusal::NotFound)?;
+    let metadata = file.metadata().await.map_err(|_| Refusal::NotFound)?;
+    if !metadata.is_file() {
+        return Err(Refusal::NotFound);
+    }
+    let body = Body::from_stream(ReaderStream::with_capacity(file, CHUNK));
+    Ok(([(header::CONTENT_LENGTH, metadata.len())], body).into_response())
+}
+
+/// The file of this path, if it is inside the folder whatever links there are.
+fn below(root: &FilePath, path: &str) -> Result<PathBuf, Refusal> {
+    let path = FilePath::new(path);
+    if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Err(Refusal::NotFound);
+    }
+    let root = root.canonicalize().map_err(|_| Refusal::NotFound)?;
+    let file = root.join(path).canonicalize().map_err(|_| Refusal::NotFound)?;
+    if file.starts_with(&root) {
+        Ok(file)
+    } else {
+        Err(Refusal::NotFound)
+    }
+}
+
+/// The record as it is now: nodes may have been added since the endpoint was started.
+fn load(folder: &RunFolder) -> Result<ClusterRecord, Refusal> {
+    folder.record().ok().flatten().ok_or(Refusal::NoRecord)
+}
+
+fn known(folder: &RunFolder, name: &str) -> Result<(ClusterRecord, NodeName), Refusal> {
+    let record = load(folder)?;
+    let name: NodeName = name.parse().map_err(|_| Refusal::NotFound)?;
+    if record.nodes.contains_key(&name) {
+        Ok((record, name))
+    } else {
+        Err(Refusal::NotFound)
+    }
+}
+
+enum Refusal {
+    NotFound,
+    NoRecord,
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        match self {
+            Self::NotFound => StatusCode::NOT_FOUND.into_response(),
+            Self::NoRecord => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::net::Ipv4Addr;
+
+    use infrastructure::NodePorts;
+
+    use super::*;
+    use crate::folder::NodeRecord;
+
+    struct Server {
+        address: String,
+        folder: tempfile::TempDir,
+    }
+
+    fn node(role: NodeRole, address: Ipv4Addr) -> (NodeName, NodeRecord) {
+        let name: NodeName = format!("{role}-0").parse().unwrap();
+        let spec = NodeSpec {
+            name: name.clone(),
+            role,
+            group: String::new(),
+            vcpus: 2,
+            memory_mib: 2048,
+            state_disk_gb: 20,
+            address,
+        };
+        let ports = NodePorts {
+            bootstrapper: 1,
+            kubernetes: 2,
+            verify_http: 3,
+            verify: 4,
+            join: 5,
+        };
+        (name, NodeRecord { spec, ports })
+    }
+
+    /// Serves two nodes and a mirror on a free port.
+    async fn server() -> Server {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunFolder::new(folder.path().join("run"));
+        run.create().unwrap();
+        let mirror = folder.path().join("mirror");
+        std::fs::create_dir(&mirror).unwrap();
+        run.save(&ClusterRecord {
+            uid: "a1b2c3d4".to_owned(),
+            segment_port: 1,
+            metadata_port: 1,
+            init_secret_hash: "ab".repeat(32),
+            mirror: Some(mirror),
+            nodes: BTreeMap::from([
+                node(NodeRole::ControlPlane, Ipv4Addr::new(10, 42, 1, 100)),
+                node(NodeRole::Worker, Ipv4Addr::new(10, 42, 2, 100)),
+            ]),
+        })
+        .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router(run)).await });
+        Server { address, folder }
+    }
+
+    impl Server {
+        async fn get(&self, path: &str) -> (u16, String) {
+            let response = reqwest::get(format!("{}{path}", self.address)).await.unwrap();
+            (response.status().as_u16(), response.text().await.unwrap())
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_as_agreed() {
+        let server = server().await;
+        let worker = r#"{"Name":"worker-0","ProviderID":"qemu:///worker-0","Role":"Worker","VPCIP":"10.42.2.100"}"#;
+        for (path, answer) in [
+            ("/nodes/worker-0/self", worker.to_owned()),
+            (
+                "/nodes/worker-0/endpoint",
+                r#"{"host":"10.42.1.100","port":6443}"#.to_owned(),
+            ),
+            ("/nodes/worker-0/initsecrethash", "ab".repeat(32)),
+        ] {
+            assert_eq!(server.get(path).await, (200, answer), "{path}");
+        }
+        let (_, peers) = server.get("/nodes/worker-0/peers").await;
+        assert!(
+            peers.starts_with('[') && peers.contains(worker) && peers.contains("ControlPlane"),
+            "{peers}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_unknown_is_not_found() {
+        let server = server().await;
+        std::fs::write(server.folder.path().join("outside"), "secret").unwrap();
+        let mirror = server.folder.path().join("mirror");
+        std::os::unix::fs::symlink(server.folder.path().join("outside"), mirror.join("link")).unwrap();
+        for path in [
+            "/",
+            "/nodes/worker-1/self",
+            "/nodes/..%2f..%2fetc/self",
+            "/nodes/worker-0/other",
+            "/mirror/missing",
+            "/mirror/..%2foutside",
+            "/mirror/%2e%2e/outside",
+            "/mirror/link",
+        ] {
+            assert_eq!(server.get(path).await.0, 404, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn serves_large_files_whole() {
+        let server = server().await;
+        let content = vec![7; 10_000_000];
+        std::fs::create_dir(server.folder.path().join("mirror/bin")).unwrap();
+        std::fs::write(server.folder.path().join("mirror/bin/kubelet"), &content).unwrap();
+        let response = reqwest::get(format!("{}/mirror/bin/kubelet", server.address))
+            .await
+            .unwrap();
+        assert_eq!(response.content_length(), Some(10_000_000));
+        assert_eq!(response.bytes().await.unwrap(), content);
+    }
+
+    #[tokio::test]
+    async fn refuses_what_is_too_much_and_goes_on() {
+        let server = server().await;
+        let long = format!("/nodes/{}/self", "a".repeat(10_000_000));
+        let refused = reqwest::get(format!("{}{long}", server.address)).await;
+        assert!(refused.is_err() || refused.is_ok_and(|response| !response.status().is_success()));
+        let post = reqwest::Client::new().post(format!("{}/nodes/worker-0/self", server.address));
+        let answer = post.body(vec![0; 10_000_000]).send().await;
+        assert!(answer.is_err() || answer.is_ok_and(|response| response.status() == 405));
+        assert_eq!(server.get("/nodes/worker-0/self").await.0, 200);
+    }
+}

@@ -1,0 +1,279 @@
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use cluster_types::{NodeName, NodeRole};
+use infrastructure::{Change, ClusterSpec, Infrastructure, Machine, NodePorts, NodeSpec, Plan, Provider};
+
+use crate::accelerator::{Accelerator, KvmProbe, probe_kvm};
+use crate::error::{Context, ProviderError};
+use crate::folder::{ClusterRecord, NodeRecord, RunFolder, stop};
+use crate::machine::{Starter, console, machine, until_ready};
+use crate::ports::{free_tcp, free_udp};
+use crate::preflight::{self, Host};
+use crate::process::{Helper, ProcessRecord};
+use crate::vm::HOST_FROM_GUEST;
+
+/// The network of the segment between VMs (docs/interfaces.md).
+const NODE_CIDR: &str = "10.42.0.0/16";
+const UID_LEN: usize = 4;
+
+/// What an administrator can choose.
+#[derive(Clone, Debug)]
+pub struct QemuOptions {
+    /// Whether KVM is used.
+    pub acceleration: AccelerationChoice,
+    /// A folder with the firmware, where it is not in a usual place.
+    pub firmware: Option<PathBuf>,
+    /// Whether guests' flushes reach the disk. Off only in tests: a crash of this machine then loses state disks.
+    pub flushes: bool,
+}
+
+/// Whether KVM is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccelerationChoice {
+    /// If it works.
+    Auto,
+    /// Or nothing.
+    Kvm,
+    /// Never.
+    Software,
+}
+
+/// Runs a cluster's machines as processes of this machine.
+pub struct QemuProvider {
+    folder: RunFolder,
+    helper: Helper,
+    options: QemuOptions,
+    accelerator: OnceLock<Accelerator>,
+}
+
+impl QemuProvider {
+    /// Keeps everything below `folder` and starts processes through `helper`.
+    #[must_use]
+    pub fn new(folder: RunFolder, helper: Helper, options: QemuOptions) -> Self {
+        Self {
+            folder,
+            helper,
+            options,
+            accelerator: OnceLock::new(),
+        }
+    }
+
+    /// The last lines of a node's console.
+    #[must_use]
+    pub fn console(&self, node: &NodeName) -> Vec<String> {
+        console(&self.folder.node(node))
+    }
+
+    /// Probed once per run and not remembered: what worked yesterday may not work today.
+    fn accelerator(&self, host: &Host, progress: &dyn Fn(&str)) -> Result<Accelerator, ProviderError> {
+        if let Some(accelerator) = self.accelerator.get() {
+            return Ok(*accelerator);
+        }
+        let accelerator = match (self.options.acceleration, &host.qemu) {
+            (AccelerationChoice::Software, _) => Accelerator::Software,
+            (choice, qemu) => match probe_kvm(qemu) {
+                KvmProbe::Works => Accelerator::Kvm,
+                KvmProbe::DoesNotWork(reason) if choice == AccelerationChoice::Kvm => {
+                    return Err(ProviderError::Kvm(reason));
+                }
+                KvmProbe::DoesNotWork(reason) => {
+                    progress(&format!("KVM does not work here ({reason}); using software emulation"));
+                    Accelerator::Software
+                }
+            },
+        };
+        Ok(*self.accelerator.get_or_init(|| accelerator))
+    }
+
+    /// The record of before, or one with fresh choices.
+    fn record(&self, spec: &ClusterSpec) -> Result<ClusterRecord, ProviderError> {
+        if let Some(record) = self.folder.record()? {
+            return Ok(record);
+        }
+        let [metadata_port] = free_tcp().on("find a free port on", "127.0.0.1")?;
+        let mut uid = [0; UID_LEN];
+        fill_random(&mut uid).on("read random bytes for", self.folder.path())?;
+        Ok(ClusterRecord {
+            uid: hex::encode(uid),
+            segment_port: free_udp().on("find a free port on", "127.0.0.1")?,
+            metadata_port,
+            init_secret_hash: spec.init_secret_hash.clone(),
+            mirror: spec.mirror.clone(),
+            nodes: BTreeMap::new(),
+        })
+    }
+
+    /// Nodes that are not wanted any more are ended; those that are wanted get ports.
+    fn settle(&self, record: &mut ClusterRecord, spec: &ClusterSpec) -> Result<(), ProviderError> {
+        for name in unwanted(record, spec) {
+            self.folder.node(&name).remove()?;
+            record.nodes.remove(&name);
+            self.folder.save(record)?;
+        }
+        record.init_secret_hash.clone_from(&spec.init_secret_hash);
+        record.mirror.clone_from(&spec.mirror);
+        for wanted in &spec.nodes {
+            let ports = match record.nodes.get(&wanted.name) {
+                Some(known) => known.ports,
+                None => free_ports()?,
+            };
+            let node = NodeRecord {
+                spec: wanted.clone(),
+                ports,
+            };
+            record.nodes.insert(wanted.name.clone(), node);
+        }
+        self.folder.save(record)
+    }
+
+    fn metadata_is_running(&self) -> bool {
+        ProcessRecord::read(&self.folder.metadata_record()).is_some_and(|process| process.is_running())
+    }
+
+    fn start_metadata(&self, lock: &File, record: &ClusterRecord) -> Result<(), ProviderError> {
+        let (process, log) = (self.folder.metadata_record(), self.folder.metadata_log());
+        stop(&process)?;
+        let (program, arguments) = self.helper.metadata(self.folder.path());
+        self.helper
+            .start(lock, self.folder.path(), &process, &log, &program, &arguments)?;
+        let port = record.metadata_port;
+        until_ready(&process, &log, &program, || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        })
+    }
+}
+
+impl Provider for QemuProvider {
+    type Error = ProviderError;
+
+    fn plan(&self, spec: &ClusterSpec) -> Result<Plan, ProviderError> {
+        let record = self.folder.record()?;
+        let mut changes: Vec<Change> = record
+            .iter()
+            .flat_map(|record| unwanted(record, spec))
+            .map(Change::Remove)
+            .collect();
+        if !self.metadata_is_running() {
+            changes.push(Change::StartMetadata);
+        }
+        let known = |node: &NodeSpec| {
+            record
+                .as_ref()
+                .is_some_and(|record| record.nodes.contains_key(&node.name))
+        };
+        for node in &spec.nodes {
+            let folder = self.folder.node(&node.name);
+            if folder.is_running() && known(node) {
+                continue;
+            }
+            changes.push(match (folder.exists(), spec.members.contains(&node.name)) {
+                (false, _) => Change::Create(node.name.clone()),
+                (true, false) => Change::Replace(node.name.clone()),
+                (true, true) => Change::Restart(node.name.clone()),
+            });
+        }
+        Ok(Plan { changes })
+    }
+
+    /// 1. The plan says what is missing; nothing missing, nothing done.
+    /// 2. The machine is checked for everything nodes need.
+    /// 3. All choices are stored.
+    /// 4. The metadata endpoint is started, then the nodes.
+    fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, ProviderError> {
+        let plan = self.plan(spec)?;
+        let mut record = self.record(spec)?;
+        if !plan.is_empty() {
+            let firmware = self.options.firmware.as_deref();
+            let host = preflight::check(spec, &record, &self.folder, firmware).map_err(ProviderError::Preflight)?;
+            let accelerator = self.accelerator(&host, progress)?;
+            self.folder.create()?;
+            let lock = self.folder.lock()?.expect("the folder was just made");
+            self.settle(&mut record, spec)?;
+            let starter = Starter {
+                helper: &self.helper,
+                lock: &lock,
+                host: &host,
+                cluster: &record,
+                image: &spec.image,
+                accelerator,
+                flushes: self.options.flushes,
+            };
+            for change in &plan.changes {
+                progress(&change.to_string());
+                match change {
+                    Change::StartMetadata => self.start_metadata(&lock, &record)?,
+                    Change::Remove(_) => {}
+                    Change::Create(name) | Change::Restart(name) => {
+                        starter.start(&record.nodes[name], &self.folder.node(name))?;
+                    }
+                    Change::Replace(name) => {
+                        self.folder.node(name).remove()?;
+                        starter.start(&record.nodes[name], &self.folder.node(name))?;
+                    }
+                }
+            }
+        }
+        Ok(self.infrastructure(&record, spec))
+    }
+
+    fn destroy(&self) -> Result<(), ProviderError> {
+        self.folder.destroy()
+    }
+
+    fn machines(&self) -> Result<Vec<Machine>, ProviderError> {
+        let record = self.folder.record()?;
+        let nodes = record.iter().flat_map(|record| record.nodes.values());
+        Ok(nodes
+            .map(|node| machine(node, &self.folder.node(&node.spec.name)))
+            .collect())
+    }
+}
+
+impl QemuProvider {
+    fn infrastructure(&self, record: &ClusterRecord, spec: &ClusterSpec) -> Infrastructure {
+        let nodes = || record.nodes.values();
+        let control_planes = || nodes().filter(|node| node.spec.role == NodeRole::ControlPlane);
+        let first = control_planes().map(|node| node.spec.address.to_string()).next();
+        let addresses = control_planes().map(|node| node.spec.address.to_string());
+        Infrastructure {
+            uid: record.uid.clone(),
+            cluster_endpoint: "127.0.0.1".to_owned(),
+            in_cluster_endpoint: first.unwrap_or_default(),
+            api_server_cert_sans: std::iter::once("127.0.0.1".to_owned()).chain(addresses).collect(),
+            ip_cidr_node: NODE_CIDR.to_owned(),
+            component_mirror: spec
+                .mirror
+                .is_some()
+                .then(|| format!("http://{HOST_FROM_GUEST}:{}/mirror", record.metadata_port)),
+            nodes: nodes()
+                .map(|node| machine(node, &self.folder.node(&node.spec.name)))
+                .collect(),
+        }
+    }
+}
+
+fn unwanted(record: &ClusterRecord, spec: &ClusterSpec) -> Vec<NodeName> {
+    let wanted = |name: &NodeName| spec.nodes.iter().any(|node| node.name == *name);
+    record.nodes.keys().filter(|name| !wanted(name)).cloned().collect()
+}
+
+fn free_ports() -> Result<NodePorts, ProviderError> {
+    let [bootstrapper, kubernetes, verify_http, verify, join] = free_tcp().on("find free ports on", "127.0.0.1")?;
+    Ok(NodePorts {
+        bootstrapper,
+        kubernetes,
+        verify_http,
+        verify,
+        join,
+    })
+}
+
+/// The uid only tells clusters apart; it is no secret.
+fn fill_random(bytes: &mut [u8]) -> std::io::Result<()> {
+    use std::io::Read;
+    File::open("/dev/urandom")?.read_exact(bytes)
+}

@@ -1,0 +1,153 @@
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use cluster_types::{NodeName, NodeRole};
+use serde::{Deserialize, Serialize};
+
+use crate::ClusterSpec;
+
+/// Makes and ends the machines of one cluster. Every operation can be repeated after a crash at any point of it.
+pub trait Provider {
+    /// What can go wrong.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// What [`create`](Self::create) would change. Changes nothing.
+    ///
+    /// # Errors
+    /// When what exists cannot be read.
+    fn plan(&self, spec: &ClusterSpec) -> Result<Plan, Self::Error>;
+
+    /// Makes the machines be as wanted and running; those that are already stay untouched.
+    ///
+    /// # Errors
+    /// When a machine cannot be made. What was made stays, for another try or for [`destroy`](Self::destroy).
+    fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, Self::Error>;
+
+    /// Ends every machine and removes what belongs to it, finished or not. It is no error if there is nothing.
+    ///
+    /// # Errors
+    /// When something cannot be ended or removed.
+    fn destroy(&self) -> Result<(), Self::Error>;
+
+    /// What became of the machines.
+    ///
+    /// # Errors
+    /// When what exists cannot be read.
+    fn machines(&self) -> Result<Vec<Machine>, Self::Error>;
+}
+
+/// What would change, in the order in which it would.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Nothing, if all is as wanted.
+    pub changes: Vec<Change>,
+}
+
+/// One thing that would change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A machine is made and started.
+    Create(NodeName),
+    /// A machine that stopped is thrown away and made anew.
+    Replace(NodeName),
+    /// A machine that stopped is started with the disk it had.
+    Restart(NodeName),
+    /// A machine is ended and its disk removed.
+    Remove(NodeName),
+    /// The endpoint is started from which machines learn their names.
+    StartMetadata,
+}
+
+/// What a provider made, as the state file holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Infrastructure {
+    /// Tells clusters of one name apart.
+    pub uid: String,
+    /// Where an administrator reaches the cluster.
+    pub cluster_endpoint: String,
+    /// Where nodes reach the API server.
+    pub in_cluster_endpoint: String,
+    /// Names and addresses that the API server's certificate must hold.
+    #[serde(rename = "apiServerCertSANs")]
+    pub api_server_cert_sans: Vec<String>,
+    /// The network of the nodes.
+    pub ip_cidr_node: String,
+    /// Where nodes find the mirror of the specification, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub component_mirror: Option<String>,
+    /// The machines.
+    pub nodes: Vec<Machine>,
+}
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Machine {
+    /// Its name in Kubernetes.
+    pub name: NodeName,
+    /// What it is meant to do.
+    pub role: NodeRole,
+    /// Its address among the other nodes.
+    pub address: Ipv4Addr,
+    /// Where an administrator reaches it.
+    pub host: String,
+    /// The ports there.
+    pub ports: NodePorts,
+    /// Whether it runs; not part of any file.
+    #[serde(skip)]
+    pub status: MachineStatus,
+}
+
+/// Ports at which an administrator reaches what a node offers; on the node itself they have fixed numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct NodePorts {
+    /// 9000: the bootstrapper.
+    pub bootstrapper: u16,
+    /// 6443: the Kubernetes API.
+    pub kubernetes: u16,
+    /// 30080: the verification service, HTTP.
+    pub verify_http: u16,
+    /// 30081: the verification service, gRPC.
+    pub verify: u16,
+    /// 30090: the join service.
+    pub join: u16,
+}
+
+/// Whether a machine runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum MachineStatus {
+    /// Nobody looked.
+    #[default]
+    Unknown,
+    /// It runs.
+    Running,
+    /// It does not, and this is the last it said about why.
+    Stopped {
+        /// One line.
+        reason: String,
+        /// The end of its console.
+        console: Vec<String>,
+    },
+}
+
+impl Plan {
+    /// Whether everything is as wanted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create(node) => write!(f, "create {node}"),
+            Self::Replace(node) => write!(f, "replace {node}, which stopped"),
+            Self::Restart(node) => write!(f, "restart {node}, which stopped"),
+            Self::Remove(node) => write!(f, "remove {node} and its state disk"),
+            Self::StartMetadata => f.write_str("start the metadata endpoint"),
+        }
+    }
+}
