@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use key_derivation::{Label, MasterSecret};
 use key_service_client::KeyServicePublicKey;
-use kubernetes::deployment::{Object, objects};
+use kubernetes::deployment::{Object, PodNetwork, objects, pod_network};
 use kubernetes::{Cluster, JoinConfig, components_object};
 use role_grant::OperatorKey;
 
@@ -18,13 +18,20 @@ use crate::{kubeconfig, machines};
 /// The API server of a new cluster restarts now and then.
 const LIMIT: Duration = Duration::from_secs(300);
 const INTERVAL: Duration = Duration::from_secs(2);
+/// Matches the addresses of nodes in the segment between them (docs/interfaces.md).
+const NODE_INTERFACE: &str = r"^10\.42\.";
 /// The API server's port in the segment.
 const KUBERNETES_PORT: u16 = 6443;
 
 /// Applies everything; what is applied already stays as it is.
 pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     let config = join_config(run, &run.workspace.master_secret()?)?;
+    let network = PodNetwork {
+        pod_cidr: run.config.pod_cidr.to_string(),
+        node_interface: NODE_INTERFACE.to_owned(),
+    };
     let mut wanted = vec![components_object(&run.components)];
+    wanted.extend(pod_network(&network));
     wanted.extend(objects(&config));
     let cluster = Cluster::new(kubeconfig::client(run.workspace).await?);
     for object in &wanted {
