@@ -1,15 +1,16 @@
 //! The state disk of this node: opened by the disk-mapper under a throw-away key, re-keyed here.
 
-use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use cluster_types::DiskUuid;
-use disk_encryption::header::{ExpectedDisk, Header};
-use disk_encryption::{CryptsetupProgram, ThrowAwayKey, find_state_disk, list_block_devices, paths};
+use disk_encryption::{
+    CryptsetupProgram, FindStateDiskError, LoadNewStateDiskError, NewStateDisk, RekeyError, find_state_disk,
+    list_block_devices, paths,
+};
 use secret::StateDiskKey;
 use tokio::task::spawn_blocking;
-use zeroize::Zeroizing;
 
 use crate::lock::Locked;
 
@@ -23,16 +24,14 @@ pub(crate) trait StateDisk: Send + Sync {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateDiskError {
-    #[error("the state disk's header or key that the disk-mapper left cannot be used")]
-    HandOver(#[source] std::io::Error),
-    #[error("the state disk's header cannot be used")]
-    Header(#[from] disk_encryption::header::ReadHeaderError),
-    #[error("the throw-away key has the wrong length")]
-    ThrowAwayKey,
+    #[error("the disks of this machine cannot be listed")]
+    List(#[source] io::Error),
     #[error("the state disk cannot be found")]
-    Find(#[from] disk_encryption::FindStateDiskError),
+    Find(#[from] FindStateDiskError),
+    #[error("the state disk is not a new one that the disk-mapper opened")]
+    Load(#[from] LoadNewStateDiskError),
     #[error("the state disk cannot be re-keyed")]
-    Rekey(#[from] disk_encryption::RekeyError),
+    Rekey(#[from] RekeyError),
 }
 
 /// The disk that the disk-mapper formatted and opened in this boot.
@@ -40,28 +39,23 @@ pub(crate) struct LuksStateDisk;
 
 impl StateDisk for LuksStateDisk {
     fn uuid(&self) -> Result<DiskUuid, StateDiskError> {
-        Ok(header()?.metadata().disk())
+        Ok(load()?.disk())
     }
 
     fn rekey(&self, key: &StateDiskKey) -> Result<(), StateDiskError> {
-        let devices = list_block_devices(Path::new("/sys/block")).map_err(StateDiskError::HandOver)?;
-        let device = find_state_disk(&devices)?.path();
         let cryptsetup = CryptsetupProgram::new(Path::new(paths::CRYPTSETUP));
-        let disk = disk_encryption::StateDisk::new(&cryptsetup, &device, Path::new(paths::HEADER));
-        disk.rekey(&header()?, &throw_away_key()?, key)?;
-        fs::remove_file(paths::THROW_AWAY_KEY).map_err(StateDiskError::HandOver)
+        Ok(load()?.rekey(&cryptsetup, key)?)
     }
 }
 
-/// The checked copy in memory; the disk's own is the host's to change.
-fn header() -> Result<Header, StateDiskError> {
-    let mut file = File::open(paths::HEADER).map_err(StateDiskError::HandOver)?;
-    Ok(Header::read_from(&mut file, ExpectedDisk::FirstSeen)?)
-}
-
-fn throw_away_key() -> Result<ThrowAwayKey, StateDiskError> {
-    let bytes = Zeroizing::new(fs::read(paths::THROW_AWAY_KEY).map_err(StateDiskError::HandOver)?);
-    ThrowAwayKey::from_slice(&bytes).ok_or(StateDiskError::ThrowAwayKey)
+fn load() -> Result<NewStateDisk, StateDiskError> {
+    let devices = list_block_devices(Path::new("/sys/block")).map_err(StateDiskError::List)?;
+    let device = find_state_disk(&devices)?.path();
+    Ok(NewStateDisk::load(
+        &device,
+        Path::new(paths::HEADER),
+        Path::new(paths::THROW_AWAY_KEY),
+    )?)
 }
 
 pub(crate) async fn disk_uuid(disk: &Arc<dyn StateDisk>) -> Result<DiskUuid, StateDiskError> {
