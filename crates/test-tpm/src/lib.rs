@@ -50,7 +50,7 @@ impl SoftwareTpm {
     fn wait_for_socket(&mut self) -> Result<()> {
         let socket = self.socket();
         let started = Instant::now();
-        while !Path::exists(&socket) {
+        while !is_listening(&socket)? {
             if let Some(status) = self.process.try_wait()? {
                 bail!("swtpm ended with {status}");
             }
@@ -61,6 +61,17 @@ impl SoftwareTpm {
         }
         Ok(())
     }
+}
+
+/// Whether a connection would be accepted. The file appears a moment earlier, and trying would use up the one connection
+/// that swtpm serves. The fourth column is the socket's flags, `__SO_ACCEPTCON` is 0x10000 (Linux, `net/unix/af_unix.c`).
+fn is_listening(socket: &Path) -> Result<bool> {
+    let sockets = std::fs::read_to_string("/proc/net/unix").context("reading the list of Unix sockets")?;
+    let path = socket.display().to_string();
+    Ok(sockets
+        .lines()
+        .filter(|line| line.ends_with(&path))
+        .any(|line| line.split_whitespace().nth(3) == Some("00010000")))
 }
 
 impl Drop for SoftwareTpm {
