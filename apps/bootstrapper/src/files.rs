@@ -102,6 +102,11 @@ impl NodeFiles {
         self.root.join(absolute.trim_start_matches('/'))
     }
 
+    /// Writes a file that everyone may read.
+    pub(crate) fn replace(&self, absolute: &str, content: &[u8]) -> io::Result<()> {
+        replace_file(&self.path(absolute), content, 0o644, None)
+    }
+
     pub(crate) fn load_state(&self) -> Result<NodeState, LoadNodeStateError> {
         let path = self.root.join(NODE_STATE);
         match fs::metadata(&path) {

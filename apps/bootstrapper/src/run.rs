@@ -21,7 +21,7 @@ use crate::init::{InitialiseError, initialise};
 use crate::init_server::InitServer;
 use crate::join::{BecomeMemberError, Joined, join};
 use crate::lock::ClusterRegister;
-use crate::network::set_private_address;
+use crate::network::{NetworkError, set_up_network};
 use crate::node::{Node, start_kubelet};
 use crate::progress::Progress;
 
@@ -41,8 +41,8 @@ pub(crate) enum NodeError {
     Interrupted,
     #[error(transparent)]
     State(#[from] LoadNodeStateError),
-    #[error("the node's address cannot be set")]
-    Network(#[source] RunError),
+    #[error("the node's network cannot be set up")]
+    Network(#[from] NetworkError),
     #[error("kubelet cannot be started")]
     Kubelet(#[source] RunError),
     #[error("the init server ended")]
@@ -80,9 +80,7 @@ pub(crate) async fn resume(files: &NodeFiles, programs: &dyn Programs) -> Result
         Ok(_) | Err(LoadNodeStateError::Missing) => return Err(NodeError::Interrupted),
         Err(error) => return Err(error.into()),
     };
-    set_private_address(programs, state.address)
-        .await
-        .map_err(NodeError::Network)?;
+    set_up_network(files, programs, state.address).await?;
     start_kubelet(programs).await.map_err(NodeError::Kubelet)
 }
 
@@ -92,9 +90,7 @@ pub(crate) async fn resume(files: &NodeFiles, programs: &dyn Programs) -> Result
 /// When the node cannot be used any more and must power off.
 pub(crate) async fn bootstrap(node: Arc<Node>, listener: TcpListener) -> Result<(), NodeError> {
     let address = node.hints.this_node.address.ip();
-    set_private_address(&*node.programs, address)
-        .await
-        .map_err(NodeError::Network)?;
+    set_up_network(&node.files, &*node.programs, address).await?;
     let (server, mut jobs) = InitServer::new(node.clone());
     let peer = PeerPolicy::Unattested {
         reason: "the CLI runs on no node; it shows the init secret",

@@ -245,9 +245,12 @@ async fn a_member_that_boots_again_gets_its_address_and_its_kubelet() {
     collect(call(&node, address, message()).await.unwrap()).await;
     running.abort();
     let before = node.programs.calls().len();
+    let resolver = node.file("run/constellation/resolv.conf");
+    fs::remove_file(&resolver).unwrap();
     resume(&node.node.files, &*node.programs).await.unwrap();
     assert_eq!(
         node.programs.calls()[before..],
         ["ip address", "ip link", "systemctl start"]
     );
+    assert_eq!(fs::read_to_string(&resolver).unwrap(), "nameserver 10.0.2.3\n");
 }

@@ -95,7 +95,8 @@ impl CloudMetadata for QemuMetadata {
     }
 
     fn mirror(&self) -> String {
-        self.below("mirror").into()
+        let mirror = self.base.join("/mirror").expect("a plain path can be joined");
+        mirror.into()
     }
 }
 
@@ -156,7 +157,8 @@ mod tests {
         let (metadata, server) = service(http("200 OK", &"ab".repeat(32))).await;
         assert_eq!(metadata.init_secret_hash().await.unwrap().as_bytes(), &[0xab; 32]);
         assert!(server.await.unwrap().contains("/initsecrethash "));
-        assert!(metadata.mirror().ends_with("/nodes/worker-0/mirror"));
+        assert!(metadata.mirror().ends_with("/mirror"));
+        assert!(!metadata.mirror().contains("/nodes/"));
     }
 
     #[tokio::test]
