@@ -1,5 +1,7 @@
 //! `mini up` against a node that attests with a software TPM: what it is sent, and what of it is believed.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
 mod support;
 
 use std::fs;
@@ -21,7 +23,7 @@ use grpc_api::init::{
 use infrastructure::NodePorts;
 use key_derivation::cluster_id;
 use measurements::{Digest, PcrIndex};
-use support::{Host, stderr, stdout};
+use support::{Host, stdout};
 use test_tpm::SoftwareTpm;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -306,7 +308,7 @@ fn verify_affirms_a_member() {
     let member_of = Some(ClusterId::new([0xab; 32]));
     node.serve(ports(&host).verify, &[Purpose::Verify], Answer::Never, member_of);
     let output = host.run(&["verify", "--cluster-id", &id, "-o", "json"]);
-    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).expect(&stderr(&output));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["nodes"][0]["verdict"], "affirming");
     assert_eq!(report["nodes"][0]["pcrs"]["15"]["matches"], true);
     // The other node cannot be reached, so the cluster as a whole is not.
