@@ -1,16 +1,20 @@
 //! `mini up` against a node that attests with a software TPM: what it is sent, and what of it is believed.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
 mod support;
 
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use attestation::Purpose;
 use attestation_tpm::{SocketTransport, Tpm};
 use attestation_variants::qemu_vtpm;
 use attested_tls::{Endpoint, PeerPolicy, incoming};
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, Workspace};
 use cluster_types::ClusterId;
 use grpc_api::init::api_server::{Api, ApiServer};
@@ -21,9 +25,9 @@ use grpc_api::init::{
 use infrastructure::NodePorts;
 use key_derivation::cluster_id;
 use measurements::{Digest, PcrIndex};
-use support::{Host, stderr, stdout};
+use support::{Host, stdout};
 use test_tpm::SoftwareTpm;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tonic::{Request, Response, Status};
 
@@ -127,6 +131,21 @@ impl Node {
             let sessions = incoming(listener, endpoint, purpose);
             let server = tonic::transport::Server::builder().add_service(ApiServer::new(bootstrapper));
             tokio::spawn(server.serve_with_incoming(sessions));
+        });
+    }
+
+    /// Leads one port to another.
+    fn forward(&self, from: u16, to: u16) {
+        self.runtime.block_on(async {
+            let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], from)))
+                .await
+                .unwrap();
+            tokio::spawn(async move {
+                while let Ok((mut inward, _)) = listener.accept().await {
+                    let mut outward = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+                    tokio::spawn(async move { tokio::io::copy_bidirectional(&mut inward, &mut outward).await });
+                }
+            });
         });
     }
 
@@ -306,10 +325,80 @@ fn verify_affirms_a_member() {
     let member_of = Some(ClusterId::new([0xab; 32]));
     node.serve(ports(&host).verify, &[Purpose::Verify], Answer::Never, member_of);
     let output = host.run(&["verify", "--cluster-id", &id, "-o", "json"]);
-    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).expect(&stderr(&output));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["nodes"][0]["verdict"], "affirming");
     assert_eq!(report["nodes"][0]["pcrs"]["15"]["matches"], true);
     // The other node cannot be reached, so the cluster as a whole is not.
     assert_eq!(report["verdict"], "not affirming");
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn verify_does_not_let_one_node_answer_for_another() {
+    let (host, node) = (configured(), Node::new());
+    host.until(&["mini", "up"], BOOTS).kill();
+    let made = workspace(&host).state().unwrap().unwrap().infrastructure.unwrap();
+    let member_of = Some(ClusterId::new([0xab; 32]));
+    let ports: Vec<u16> = made.nodes.iter().map(|node| node.ports.verify).collect();
+    node.serve(ports[0], &[Purpose::Verify], Answer::Never, member_of);
+    node.forward(ports[1], ports[0]);
+    let output = host.run(&["verify", "--cluster-id", &"ab".repeat(32), "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["nodes"][0]["verdict"], "affirming");
+    assert_eq!(report["nodes"][1]["verdict"], "contraindicated");
+    assert!(
+        report["nodes"][1]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("control-plane-0")
+    );
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn no_secret_reaches_logs_arguments_environments_or_other_files() {
+    let (host, node) = (configured(), Node::new());
+    let running = host.until(&["mini", "up"], BOOTS);
+    node.serve_init(&host, Answer::Failure);
+    let (_, said) = running.end();
+    let secret = workspace(&host).master_secret().unwrap();
+    let state = workspace(&host).state().unwrap().unwrap();
+    let key = secret.expose_key();
+    let needles = [
+        BASE64_STANDARD.encode(key).into_bytes(),
+        BASE64_URL_SAFE.encode(key).into_bytes(),
+        hex::encode(key).into_bytes(),
+        key.to_vec(),
+        hex::encode(state.init_secret.expose()).into_bytes(),
+        state.init_secret.expose().to_vec(),
+    ];
+    let mut places = vec![("what was said".to_owned(), said.into_bytes())];
+    for pid in host.processes() {
+        for file in ["cmdline", "environ"] {
+            let path = format!("/proc/{pid}/{file}");
+            places.push((path.clone(), fs::read(path).unwrap()));
+        }
+    }
+    for path in files_below(&host.workspace()) {
+        let may_hold_one = ["constellation-state.yaml", "constellation-mastersecret.json"];
+        if !may_hold_one.iter().any(|name| path.ends_with(name)) && fs::metadata(&path).unwrap().len() < 1 << 20 {
+            places.push((path.display().to_string(), fs::read(&path).unwrap()));
+        }
+    }
+    assert!(places.len() > 10);
+    for (place, content) in places {
+        for needle in &needles {
+            assert!(
+                !content.windows(needle.len()).any(|window| window == needle),
+                "a secret is in {place}"
+            );
+        }
+    }
+}
+
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let deeper = folders.iter().flat_map(|folder| files_below(folder));
+    files.into_iter().filter(|path| path.is_file()).chain(deeper).collect()
 }

@@ -1,5 +1,7 @@
 //! Bad input to each command gives one clear error that names it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
 mod support;
 
 use support::{Host, stderr, stdout};

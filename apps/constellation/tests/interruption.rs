@@ -1,5 +1,7 @@
 //! A command that is killed at any point leaves something that `mini up` goes on with and `mini down` removes.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
 mod support;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! `mirror create`: every file is checked, what is there is kept, and a folder with a list is complete.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
 mod support;
 
 use std::fs;

@@ -97,6 +97,9 @@ async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Chann
             Err(error) => error,
         };
         machines::check_running(&run.provider)?;
+        if let Some(line) = last_words(run, node) {
+            step.detail(&line);
+        }
         if !is_booting(&error) {
             return Err(error).with_context(|| format!("{} is not the node it should be", node.name)).next(
                 "compare the image's reference-values.json with the image; if both belong together, somebody changed \
@@ -118,6 +121,13 @@ async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Chann
 /// QEMU accepts connections on a forwarded port before anything listens in the guest, and then resets them.
 fn is_booting(error: &HandshakeError) -> bool {
     matches!(error, HandshakeError::Io(_) | HandshakeError::TimedOut(_))
+}
+
+/// The last thing a program of ours said on the node's console.
+fn last_words(run: &Run<'_>, node: &Machine) -> Option<String> {
+    let lines = console(run, node);
+    let words = lines.iter().rev().find_map(|line| line.split_once("constellation: "));
+    words.map(|(_, words)| format!("{}: {words}", node.name))
 }
 
 fn console(run: &Run<'_>, node: &Machine) -> Vec<String> {

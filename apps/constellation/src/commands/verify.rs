@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use attestation::{AttestationResult, Finding, Outcome, Purpose, TrustBasis, Verifiers};
@@ -18,12 +19,19 @@ use serde::Serialize;
 use crate::advice::{Advise, advise};
 use crate::arguments::{Format, VerifyArguments};
 use crate::commands::apply::{Run, load_reference_values};
+use crate::machines;
 use crate::output::say;
 use crate::progress::Step;
 
 /// Said before any verdict, so that nobody takes a local cluster for more than it is.
 const WARNING: &str = "The TPM of these nodes is software of the host. Their evidence shows that every mechanism works; it \
                        does not protect from the host.";
+
+/// The verdict over a node that did not answer.
+const UNREACHABLE: &str = "unreachable";
+/// How long nodes of a new cluster may take until they can be verified.
+const REACH_LIMIT: Duration = Duration::from_secs(300);
+const INTERVAL: Duration = Duration::from_secs(2);
 
 /// All verdicts, in the form that programs read.
 #[derive(Serialize)]
@@ -87,23 +95,28 @@ pub(crate) async fn run(workspace: &Workspace, arguments: &VerifyArguments) -> R
     })
 }
 
-/// The last phase of `apply`.
+/// The last phase of `apply`. A node is ready before its verification service listens, so who cannot be reached is asked
+/// again for a while; who answers wrongly is not.
 pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     let cluster = run.state.cluster_id.context("the cluster has no id")?;
-    let report = report(&run.infrastructure()?.nodes, &run.reference_values, cluster).await;
+    let deadline = Instant::now() + REACH_LIMIT;
+    let report = loop {
+        let report = report(&run.infrastructure()?.nodes, &run.reference_values, cluster).await;
+        if !report.nodes.iter().any(|node| node.verdict == UNREACHABLE) || Instant::now() > deadline {
+            break report;
+        }
+        machines::check_running(&run.provider)?;
+        tokio::time::sleep(INTERVAL).await;
+    };
     if report.is_affirming() {
         step.detail(&format!("all {} nodes are affirming", report.nodes.len()));
         return Ok(());
     }
-    let failed = report.nodes.iter().filter(|node| node.reason.is_some());
-    let lines = failed.map(|node| {
-        format!(
-            "{}: {}: {}",
-            node.name,
-            node.verdict,
-            node.reason.as_deref().unwrap_or_default()
-        )
-    });
+    let failed = report
+        .nodes
+        .iter()
+        .filter_map(|node| Some((node, node.reason.as_deref()?)));
+    let lines = failed.map(|(node, reason)| format!("{}: {}: {reason}", node.name, node.verdict));
     let next = "run `constellation verify` for the whole picture";
     Err(advise(
         anyhow!("not every node could be verified"),
@@ -121,6 +134,7 @@ async fn report(nodes: &[Machine], reference_values: &ReferenceValues, cluster: 
     for node in nodes {
         verdicts.push(verify(&endpoint, node, &expected).await);
     }
+    refuse_doubles(&mut verdicts);
     let affirming = !verdicts.is_empty() && verdicts.iter().all(|node| node.reason.is_none());
     Report {
         warning: WARNING,
@@ -128,6 +142,22 @@ async fn report(nodes: &[Machine], reference_values: &ReferenceValues, cluster: 
         cluster_id: cluster,
         verdict: if affirming { "affirming" } else { "not affirming" },
         nodes: verdicts,
+    }
+}
+
+/// Every node must be a machine of its own: otherwise one good node could answer for a bad one.
+fn refuse_doubles(verdicts: &mut [Verdict]) {
+    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    for verdict in verdicts {
+        let Some(identity) = verdict.identity.clone() else {
+            continue;
+        };
+        if let Some(first) = seen.get(&identity) {
+            let reason = format!("the machine that answered is {first}, by its attested identity");
+            verdict.fail("contraindicated", reason);
+        } else {
+            seen.insert(identity, verdict.name.clone());
+        }
     }
 }
 
@@ -153,7 +183,7 @@ async fn verify(endpoint: &Endpoint, node: &Machine, expected: &ReferenceValues)
             verdict.fail(&refused.outcome.to_string(), refused.to_string());
         }
         Err(error @ (HandshakeError::Io(_) | HandshakeError::TimedOut(_))) => {
-            verdict.fail("unreachable", Chain(&error).to_string());
+            verdict.fail(UNREACHABLE, Chain(&error).to_string());
         }
         Err(error) => verdict.fail("contraindicated", Chain(&error).to_string()),
     }
