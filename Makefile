@@ -3,9 +3,12 @@
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/constellation
 TEST_BINARIES := $(CACHE)/test-binaries
 CARGO_DENY := 0.20.2
+MIRROR := $(CACHE)/mirror
+IMAGE := $(CACHE)/node-image
+CONSTELLATION := cargo run --quiet --locked -p constellation -- --workspace local
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help setup check test bench
+.PHONY: help setup check test up down bench
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +29,17 @@ test: check ## All of check, then unit and integration tests
 	cargo xtask kubernetes --only kube-apiserver,etcd --out $(TEST_BINARIES)
 	cargo build --workspace --locked
 	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) cargo test --workspace --locked
+
+up: setup ## A cluster on this machine, from the current code, in the folder local/
+	cargo xtask kubernetes --out $(MIRROR)
+	cargo xtask image build --out $(IMAGE)
+	$(CONSTELLATION) mini up --image $(IMAGE) --mirror $(MIRROR)
+	$(CONSTELLATION) verify
+	$(MIRROR)/bin/kubectl --kubeconfig local/constellation-admin.conf get nodes -o wide
+	$(MIRROR)/bin/kubectl --kubeconfig local/constellation-admin.conf get pods -A
+
+down: ## End that cluster and remove what it left
+	$(CONSTELLATION) mini down --yes
 
 bench: ## Figures, as ratios measured in one run
 	cargo bench --locked -p attested-tls --bench handshake
