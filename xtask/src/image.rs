@@ -25,6 +25,11 @@ pub(crate) enum ImageCommand {
     Build(BuildArgs),
     /// Build the image twice, the second time without any cache, and compare.
     Reproduce(BuildArgs),
+    /// Print the folder with the unpacked Debian packages of an image, unpacking them if need be.
+    Unpacked {
+        /// `node` or `tools`, which has the kernel too.
+        purpose: OsString,
+    },
     /// Choose the newest Debian packages and write images/packages.lock.
     Lock,
     /// Compute the reference values of a unified kernel image.
@@ -59,6 +64,7 @@ pub(crate) fn run(command: &ImageCommand) -> Result<()> {
     match command {
         ImageCommand::Build(args) => build(args, &args.out, args.cache.as_deref()),
         ImageCommand::Reproduce(args) => reproduce(args),
+        ImageCommand::Unpacked { purpose } => image_builder(["unpacked".into(), purpose.clone()]),
         ImageCommand::Lock => image_builder(["lock".into()]),
         ImageCommand::Measure { uki } => image_builder(["measure".into(), uki.into()]),
     }

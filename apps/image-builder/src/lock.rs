@@ -10,9 +10,11 @@ use std::str::FromStr;
 use measurements::Digest;
 
 /// What the packages are for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Purpose {
+    /// The root file system of a node.
     Node,
+    /// Building an image: tools and the kernel.
     Tools,
 }
 

@@ -38,6 +38,16 @@ enum Command {
         #[arg(long, default_value = "unnamed")]
         image: String,
     },
+    /// Print the folder with the unpacked Debian packages of the lock, unpacking them if need be.
+    Unpacked {
+        /// What the packages are for.
+        purpose: lock::Purpose,
+        /// The folder that describes the image.
+        #[arg(long, default_value = "images")]
+        definition: PathBuf,
+        #[command(flatten)]
+        cache: cache::CacheArgs,
+    },
     /// Choose the newest versions of the Debian packages and write them to packages.lock.
     Lock {
         /// The folder that describes the image.
@@ -52,6 +62,11 @@ fn main() -> Result<()> {
     match Command::parse() {
         Command::Build(build) => pipeline::build(&build),
         Command::Measure { uki, image } => pipeline::measure(&uki, &image),
+        Command::Unpacked {
+            purpose,
+            definition,
+            cache,
+        } => pipeline::unpacked_folder(purpose, &definition, &cache),
         Command::Lock { definition, cache } => pipeline::lock(&definition, &cache),
     }
 }

@@ -1,7 +1,7 @@
 //! The steps from Debian packages to a measured disk image.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -109,7 +109,17 @@ pub(crate) fn build(build: &Build) -> Result<()> {
 pub(crate) fn measure(uki: &Path, image: &str) -> Result<()> {
     let file = fs::read(uki).with_context(|| format!("cannot read {}", uki.display()))?;
     let values = prediction::reference_values(image, &file)?;
-    io::Write::write_all(&mut io::stdout(), values.to_json().as_bytes())?;
+    io::stdout().write_all(values.to_json().as_bytes())?;
+    Ok(())
+}
+
+/// Writes the folder with the unpacked packages of one purpose to standard output.
+pub(crate) fn unpacked_folder(purpose: Purpose, definition: &Path, cache: &CacheArgs) -> Result<()> {
+    let progress = Progress::start();
+    let cache = cache.open()?;
+    let lock = fetch_packages(&Definition::load(definition)?, false, &cache, &progress)?;
+    let folder = unpacked(&lock, purpose, &cache, &progress)?;
+    writeln!(io::stdout(), "{}", folder.display())?;
     Ok(())
 }
 

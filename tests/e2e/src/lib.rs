@@ -1,0 +1,19 @@
+//! The node image in real VMs, and what a host can do to them.
+//!
+//! A [`Machine`] says how a VM looks, including what a hostile host adds to it; [`Machine::run`] boots it and hands a running
+//! [`Vm`] to the checks. When one fails, the console and what else is known is printed. [`attest`] opens a session to the
+//! bootstrapper in it, as the CLI does.
+//!
+//! `make e2e` runs the tests one after another: they share two cores with the machines they boot.
+
+mod image;
+mod metadata;
+mod monitor;
+mod planted;
+mod session;
+mod vm;
+
+pub use image::Image;
+pub use planted::{null_cipher_header, partitions};
+pub use session::{CANARY, Verdict, attest, init_with_wrong_secret};
+pub use vm::{Machine, StateDisk, Vm};

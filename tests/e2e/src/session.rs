@@ -1,0 +1,142 @@
+//! Attested sessions with the bootstrapper of a VM, opened as the CLI opens them.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use attestation::{Finding, NotAffirmed, Purpose, Verifiers};
+use attestation_tpm::{Membership, PcrPolicy};
+use attestation_variants::qemu_vtpm;
+use attested_tls::{AttestedNode, Endpoint, HandshakeError, PeerPolicy, channel};
+use error_report::Chain;
+use grpc_api::init::InitRequest;
+use grpc_api::init::api_client::ApiClient;
+use measurements::ReferenceValues;
+use tokio::runtime;
+use tokio::time::sleep;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::Vm;
+
+/// Part of every secret that a test plants. It must appear on no console.
+pub const CANARY: &str = "canary-6b1f0d9e";
+
+/// The bootstrapper opens its port soon after it has its metadata.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two attempts to connect.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// What an appraisal said about a node.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The session is open.
+    Affirming,
+    /// The node is not what it should be.
+    NotAffirmed(NotAffirmed),
+}
+
+impl Verdict {
+    /// # Errors
+    /// When the verdict was another.
+    pub fn must_be_affirming(self) -> Result<()> {
+        match self {
+            Self::Affirming => Ok(()),
+            Self::NotAffirmed(refusal) => Err(anyhow!(refusal)),
+        }
+    }
+
+    /// # Errors
+    /// When the node was not refused, or not for exactly these registers.
+    pub fn must_name_registers(self, expected: &[u8]) -> Result<()> {
+        let Self::NotAffirmed(refusal) = self else {
+            bail!("the session was opened, expected a refusal that names PCR {expected:?}");
+        };
+        let named: BTreeSet<u8> = refusal.findings.iter().filter_map(required_register).collect();
+        ensure!(
+            named == expected.iter().copied().collect(),
+            "expected a refusal that names PCR {expected:?}, but {refusal}"
+        );
+        Ok(())
+    }
+}
+
+fn required_register(finding: &Finding) -> Option<u8> {
+    match finding {
+        Finding::Pcr {
+            index, required: true, ..
+        } => Some(index.get()),
+        _ => None,
+    }
+}
+
+/// Waits for the bootstrapper and appraises it: the node must have booted this image and be in no cluster.
+///
+/// # Errors
+/// When the machine ends, or there is no verdict for another reason.
+pub fn attest(vm: &mut Vm, image: &ReferenceValues) -> Result<Verdict> {
+    let verdict = match blocking(open(vm, image))?? {
+        Ok(_) => Verdict::Affirming,
+        Err(refusal) => Verdict::NotAffirmed(refusal),
+    };
+    match &verdict {
+        Verdict::Affirming => vm.say("attestation is affirming"),
+        Verdict::NotAffirmed(refusal) => vm.say(&refusal.to_string()),
+    }
+    Ok(verdict)
+}
+
+/// Asks the node to start a cluster, with secrets that are none, and gives the refusal.
+///
+/// # Errors
+/// When there is no session, or the node does not refuse.
+pub fn init_with_wrong_secret(vm: &mut Vm, image: &ReferenceValues) -> Result<Status> {
+    let request = InitRequest {
+        kms_uri: format!("kms://cluster-kms?key={CANARY}&salt={CANARY}"),
+        init_secret: CANARY.into(),
+        measurement_salt: CANARY.into(),
+        cluster_name: CANARY.into(),
+        ..InitRequest::default()
+    };
+    blocking(async {
+        let (channel, _) = open(vm, image).await??;
+        match ApiClient::new(channel).init(request).await {
+            Ok(_) => bail!("the node took a wrong init secret"),
+            Err(status) => {
+                ensure!(status.code() != Code::Unavailable, "the session broke: {status}");
+                Ok(status)
+            }
+        }
+    })?
+}
+
+type Opened = (Channel, Option<AttestedNode>);
+
+async fn open(vm: &mut Vm, image: &ReferenceValues) -> Result<Result<Opened, NotAffirmed>> {
+    vm.wait_for_bootstrapper()?;
+    let verifier = qemu_vtpm::verifier(PcrPolicy::new(image.clone(), Membership::New));
+    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(Verifiers::one(verifier))));
+    let start = Instant::now();
+    loop {
+        match channel(&endpoint, Purpose::Init, &vm.bootstrapper().to_string()).await {
+            Ok(session) => {
+                ensure!(session.1.is_some(), "the node did not attest");
+                return Ok(Ok(session));
+            }
+            Err(HandshakeError::NotAffirmed(refusal)) => return Ok(Err(refusal)),
+            // The port is not open yet: QEMU takes the connection and drops it.
+            Err(error @ HandshakeError::Io(_)) if start.elapsed() > PATIENCE => {
+                return Err(error).context("no session with the bootstrapper");
+            }
+            Err(HandshakeError::Io(_)) => sleep(INTERVAL).await,
+            Err(error) => bail!("no session with the bootstrapper: {}", Chain(&error)),
+        }
+        vm.must_be_running()?;
+    }
+}
+
+fn blocking<T>(work: impl Future<Output = T>) -> Result<T> {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(work))
+}

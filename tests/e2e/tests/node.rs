@@ -1,0 +1,183 @@
+//! A node boots, is attested, and refuses what its host tries. Each test boots its own machines.
+
+use std::io::Write;
+
+use anyhow::{Context, Result, ensure};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use e2e::{CANARY, Image, Machine, StateDisk, attest, init_with_wrong_secret, null_cipher_header, partitions};
+use tonic::Code;
+
+/// A unit that says on the console that it ran.
+const UNIT: &str = "\
+[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+StandardOutput=tty
+ExecStart=/usr/bin/systemctl --version
+";
+/// How its output begins.
+const UNIT_RAN: &str = "systemd 257";
+
+#[test]
+fn a_real_boot_has_the_computed_values_and_those_of_no_other_image() -> Result<()> {
+    let (image, other) = (Image::built()?, another_image()?);
+    Machine::new("real boot", image.disk()).run(|vm| {
+        attest(vm, image.values())?.must_be_affirming()?;
+        attest(vm, other.values())?.must_name_registers(&[4, 9, 11])?;
+        let refusal = init_with_wrong_secret(vm, image.values())?;
+        ensure!(refusal.code() == Code::PermissionDenied, "{refusal}");
+        // A refused caller changes nothing.
+        attest(vm, image.values())?.must_be_affirming()
+    })
+}
+
+#[test]
+fn a_changed_kernel_command_line_is_refused() -> Result<()> {
+    let (image, changed) = (Image::built()?, another_image()?);
+    Machine::new("changed command line", changed.disk()).run(|vm| {
+        attest(vm, image.values())?.must_name_registers(&[4, 9, 11])?;
+        // What was computed for the changed image is what it measures.
+        attest(vm, changed.values())?.must_be_affirming()
+    })
+}
+
+#[test]
+fn an_extra_command_line_over_smbios_is_refused() -> Result<()> {
+    let image = Image::built()?;
+    let extra = "io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell init=/bin/sh";
+    Machine::new("extra command line", image.disk())
+        .with_oem_string(extra)
+        .run(|vm| attest(vm, image.values())?.must_name_registers(&[9, 12]))
+}
+
+#[test]
+fn another_root_hash_over_smbios_stops_the_boot() -> Result<()> {
+    let image = Image::built()?;
+    let extra = format!("io.systemd.stub.kernel-cmdline-extra=roothash={}", "00".repeat(32));
+    refuses_to_boot(
+        Machine::new("another root hash", image.disk()).with_oem_string(&extra),
+        &["boot failed:", "roothash"],
+    )
+}
+
+#[test]
+fn an_add_on_beside_the_kernel_image_is_refused() -> Result<()> {
+    let image = Image::built()?;
+    let changed = image.with_add_on("systemd.debug_shell=1")?;
+    Machine::new("add-on", changed.disk()).run(|vm| attest(vm, image.values())?.must_name_registers(&[4, 9, 12]))
+}
+
+/// Credentials, partitions that systemd would mount by itself, and somebody at the console, all at once: nothing of it is measured,
+/// so nothing of it may have an effect.
+#[test]
+fn credentials_partitions_and_console_input_have_no_effect() -> Result<()> {
+    let image = Image::built()?;
+    let folder = tempfile::tempdir()?;
+    let planted = partitions(folder.path(), UNIT)?;
+    let wants = "[Unit]\nWants=planted.service\nAfter=planted.service\n";
+    let credential = |name: &str, content: &str| {
+        let content = BASE64_STANDARD.encode(content);
+        format!("io.systemd.credential.binary:{name}={content}")
+    };
+    let drive = format!("if=none,id=planted,format=raw,file={}", planted.display());
+    Machine::new("side doors", image.disk())
+        .with_oem_string(&credential("systemd.extra-unit.planted.service", UNIT))
+        .with_oem_string(&credential("systemd.unit-dropin.multi-user.target", wants))
+        .with_oem_string(&format!("io.systemd.credential:passwd.hashed-password.root={CANARY}"))
+        .with(
+            "-fw_cfg",
+            "name=opt/io.systemd.credentials/systemd.debug_shell,string=ttyS0",
+        )
+        .with(
+            "-fw_cfg",
+            format!("name=opt/io.systemd.credentials/network.network.planted,string={CANARY}"),
+        )
+        .with("-drive", drive)
+        .with("-device", "virtio-blk-pci,drive=planted")
+        .run(|vm| {
+            let mut keyboard = vm.keyboard()?;
+            vm.wait_until("node-init", |vm| Ok(vm.console()?.contains("starting the disk-mapper")))?;
+            type_everything(vm, &mut keyboard)?;
+            vm.wait_until("systemd", |vm| Ok(vm.console()?.contains("starting systemd")))?;
+            type_everything(vm, &mut keyboard)?;
+            vm.wait_for_bootstrapper()?;
+            type_everything(vm, &mut keyboard)?;
+            attest(vm, image.values())?.must_be_affirming()?;
+            type_everything(vm, &mut keyboard)?;
+            attest(vm, image.values())?.must_be_affirming()?;
+
+            let console = vm.console()?;
+            for answer in [UNIT_RAN, "3042", "sysrq:", "login:", "assword", "emergency mode"] {
+                ensure!(!console.contains(answer), "the console says {answer:?}");
+            }
+            let (read, written) = vm.disk_traffic("planted")?;
+            vm.say(&format!("host-made disk: {read} bytes read, {written} written"));
+            ensure!(written == 0, "{written} bytes were written to the host's disk");
+            Ok(())
+        })
+}
+
+#[test]
+fn a_flipped_bit_in_the_root_file_system_ends_the_machine() -> Result<()> {
+    let changed = Image::built()?.with_a_flipped_bit_in_the_root()?;
+    let console = Machine::new("flipped bit", changed.disk()).run(e2e::Vm::wait_for_end)?;
+    ensure!(console.contains("dm-verity device corrupted"), "{console}");
+    Ok(())
+}
+
+#[test]
+fn a_node_without_state_disk_says_so_and_powers_off() -> Result<()> {
+    let image = Image::built()?;
+    refuses_to_boot(
+        Machine::new("no state disk", image.disk()).with_state_disk(StateDisk::Missing),
+        &["no state disk", "boot failed:", "disk-mapper failed"],
+    )
+}
+
+#[test]
+fn a_state_disk_of_somebody_else_is_left_alone() -> Result<()> {
+    let image = Image::built()?;
+    let noise = (0..1_u32 << 16).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8);
+    refuses_to_boot(
+        Machine::new("foreign state disk", image.disk()).with_state_disk(StateDisk::StartsWith(noise.collect())),
+        &["primary header does not start with the LUKS2 magic", "boot failed:"],
+    )
+}
+
+#[test]
+fn a_state_disk_without_encryption_is_refused() -> Result<()> {
+    let image = Image::built()?;
+    refuses_to_boot(
+        Machine::new("null cipher", image.disk()).with_state_disk(StateDisk::StartsWith(null_cipher_header()?)),
+        &[
+            "segment has cipher 'cipher_null-ecb', expected aes-xts-plain64",
+            "boot failed:",
+        ],
+    )
+}
+
+/// The image of a careless release: the kernel listens to SysRq.
+fn another_image() -> Result<Image> {
+    Image::built()?.with_command_line("sysctl.kernel.sysrq=0", "sysctl.kernel.sysrq=1")
+}
+
+fn refuses_to_boot(machine: Machine, reasons: &[&str]) -> Result<()> {
+    machine.run(|vm| {
+        let console = vm.wait_for_end()?;
+        for reason in reasons {
+            ensure!(console.contains(reason), "the console does not say {reason:?}");
+        }
+        Ok(())
+    })
+}
+
+/// What somebody at the console would try: a login, a command (whose result is not what was typed), SysRq.
+fn type_everything(vm: &e2e::Vm, keyboard: &mut impl Write) -> Result<()> {
+    keyboard
+        .write_all(b"\r\nroot\r\necho $((3000+42))\r\n\x03\x04")
+        .context("typing on the console")?;
+    // Help, which prints something, and an instant restart, which would end the machine.
+    vm.press_sysrq(keyboard, 'h')?;
+    vm.press_sysrq(keyboard, 'b')
+}
