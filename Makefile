@@ -2,13 +2,15 @@
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/constellation
 TEST_BINARIES := $(CACHE)/test-binaries
+E2E := $(CACHE)/e2e
+TARGET = $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 CARGO_DENY := 0.20.2
 MIRROR := $(CACHE)/mirror
 IMAGE := $(CACHE)/node-image
 CONSTELLATION := cargo run --quiet --locked -p constellation -- --workspace local
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help setup check test up down bench
+.PHONY: help setup check test e2e up down bench
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,7 +30,15 @@ check: setup ## Formatting, lints, documentation, dependencies
 test: check ## All of check, then unit and integration tests
 	cargo xtask kubernetes --only kube-apiserver,etcd --out $(TEST_BINARIES)
 	cargo build --workspace --locked
-	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) cargo test --workspace --locked
+	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) cargo test --workspace --exclude e2e --locked
+
+e2e: setup ## The node image and its state disks in VMs, and a host that attacks them
+	cargo xtask image build --out $(E2E)/image
+	cargo build --quiet --locked --release --target x86_64-unknown-linux-musl -p disk-mapper -p test-disk-vm
+	cargo build --quiet --locked -p test-disk-vm
+	$(TARGET)/debug/test-disk-vm --work $(E2E)/disks --programs $(TARGET)/x86_64-unknown-linux-musl/release \
+		--root "$$(cargo xtask image unpacked node)" --kernel-root "$$(cargo xtask image unpacked tools)"
+	CONSTELLATION_E2E_IMAGE=$(E2E)/image cargo test --locked -p e2e -- --test-threads=1 --nocapture
 
 up: setup ## A cluster on this machine, from the current code, in the folder local/
 	cargo xtask kubernetes --out $(MIRROR)
