@@ -34,9 +34,10 @@ test: check ## All of check, then unit and integration tests
 
 e2e: setup ## The node image and its state disks in VMs, and a host that attacks them
 	cargo xtask image build --out $(E2E)/image
-	cargo build --quiet --locked --release --target x86_64-unknown-linux-musl -p disk-mapper -p test-disk-vm
-	cargo build --quiet --locked -p test-disk-vm
-	$(TARGET)/debug/test-disk-vm --work $(E2E)/disks --programs $(TARGET)/x86_64-unknown-linux-musl/release \
+	cargo build --quiet --locked --release --target x86_64-unknown-linux-musl -p disk-mapper -p test-disk-vm \
+		--bin disk-mapper --bin disk-vm-guest
+	cargo run --quiet --locked -p test-disk-vm --bin test-disk-vm -- --work $(E2E)/disks \
+		--programs $(TARGET)/x86_64-unknown-linux-musl/release \
 		--root "$$(cargo xtask image unpacked node)" --kernel-root "$$(cargo xtask image unpacked tools)"
 	CONSTELLATION_E2E_IMAGE=$(E2E)/image cargo test --locked -p e2e -- --test-threads=1 --nocapture
 
