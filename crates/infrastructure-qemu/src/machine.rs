@@ -125,7 +125,10 @@ fn status(folder: &NodeFolder) -> MachineStatus {
         return MachineStatus::Running;
     }
     let path = folder.file(NodeFolder::CONSOLE);
-    let said = reason(&path).or_else(|| reason(&folder.file("qemu.log")));
+    // Who ended QEMU is a better reason than what the node said before; a warning of QEMU is not.
+    let qemu = reason(&folder.file("qemu.log"));
+    let killed = qemu.clone().filter(|line| line.contains("terminating on signal"));
+    let said = killed.or_else(|| reason(&path)).or(qemu);
     MachineStatus::Stopped {
         reason: said.unwrap_or_else(|| "it said nothing".to_owned()),
         console: console(folder),

@@ -155,7 +155,14 @@ async fn request(
         converse(run, &mut responses, step).await
     };
     tokio::select! {
-        result = conversation => result.next(AFTER_FAILURE),
+        result = conversation => {
+            if result.is_err() {
+                // A machine that stops breaks the connection first; its console tells more.
+                tokio::time::sleep(INTERVAL).await;
+                machines::check_running(&run.provider)?;
+            }
+            result.next(AFTER_FAILURE)
+        }
         error = until_stopped(run) => Err(error),
         () = tokio::time::sleep(INIT_LIMIT) => {
             Err(anyhow!("the node did not finish within {} s", INIT_LIMIT.as_secs())).next(AFTER_FAILURE)
