@@ -131,7 +131,8 @@ async fn attested_handshakes() -> Vec<Duration> {
         let (near, far) = duplex(64 * 1024);
         let purposes = [Purpose::Join];
         let (near, far) = tokio::join!(client.connect(Purpose::Join, near), server.accept(&purposes, far));
-        (near.expect("the client attests"), far.expect("the server attests"));
+        near.expect("the client attests");
+        far.expect("the server attests");
     })
     .await
 }
@@ -143,7 +144,8 @@ async fn plain_handshakes() -> Vec<Duration> {
         let name = ServerName::try_from("peer").expect("a DNS name");
         let connect = TlsConnector::from(client.clone()).connect(name, near);
         let (near, far) = tokio::join!(connect, TlsAcceptor::from(server.clone()).accept(far));
-        (near.expect("the client connects"), far.expect("the server accepts"));
+        near.expect("the client connects");
+        far.expect("the server accepts");
     })
     .await
 }
