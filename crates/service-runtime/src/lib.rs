@@ -1,6 +1,6 @@
 //! What every service needs around its own work: logs, metrics, health, drain.
 //!
-//! A service's `main` reads: parse arguments, [`start`], build, [`Runtime::ready`], serve until [`Runtime::drained`].
+//! A service's `main` reads: parse arguments, [`start`], build, [`Runtime::ready`], serve until [`Runtime::draining`] ends.
 //! Health and metrics have ports of their own without TLS, because the kubelet and Prometheus speak nothing else; they
 //! give away no secret and change nothing.
 
