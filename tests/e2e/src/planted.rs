@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
@@ -31,11 +31,12 @@ const GOOD_HEADER: &[u8] = include_bytes!("../../../crates/disk-encryption/testd
 const COPY_LEN: usize = 16 * 1024;
 const BINARY_LEN: usize = 4096;
 
-/// Writes a disk with a partition of each kind that systemd would use by itself, all of them with valid content.
+/// Writes a disk with a partition of each kind that systemd would use by itself, all of them with valid content. Gives the
+/// value of QEMU's `-drive` for it; reading any of the contents fails, so that it is counted.
 ///
 /// # Errors
 /// When the image builder's tools fail.
-pub fn partitions(folder: &Path, unit: &str) -> Result<PathBuf> {
+pub fn partitions(folder: &Path, unit: &str) -> Result<String> {
     let tools = Tools::find()?;
     let tree = folder.join("tree");
     let units = tree.join("etc/systemd/system/multi-user.target.wants");
@@ -59,9 +60,14 @@ pub fn partitions(folder: &Path, unit: &str) -> Result<PathBuf> {
     let disk = File::create(&path)?;
     disk.set_len((TYPES.len() as u64 + 2) * PARTITION)?;
     let mut script = "label: gpt\nunit: sectors\n".to_owned();
+    let path_option = path.display().to_string().replace(',', ",,");
+    let mut drive = format!("driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename={path_option}");
     for (number, kind) in TYPES.into_iter().enumerate() {
         let start = MIB + number as u64 * PARTITION;
         script += &format!("start={}, size={}, type={kind}\n", start / 512, PARTITION / 512);
+        // Whoever looks for a file system or for swap space reads the first page.
+        let trap = format!("file.inject-error.{number}");
+        drive += &format!(",{trap}.event=none,{trap}.sector={}", start / 512 + 2);
         if kind == SWAP {
             disk.write_all_at(&swap(), start)?;
         } else {
@@ -79,7 +85,7 @@ pub fn partitions(folder: &Path, unit: &str) -> Result<PathBuf> {
         .context("sfdisk takes no input")?
         .write_all(script.as_bytes())?;
     ensure!(sfdisk.wait()?.success(), "sfdisk failed");
-    Ok(path)
+    Ok(drive)
 }
 
 /// The first page of swap space (mkswap(8); `union swap_header` of the kernel's include/linux/swap.h).

@@ -312,7 +312,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Bytes that the guest read from and wrote to a disk of this name.
+    /// How often the guest tried in vain to read from a disk of this name, and how many bytes it wrote to it.
     ///
     /// # Errors
     /// When there is no such disk.
@@ -323,8 +323,8 @@ impl Vm {
             .iter()
             .find(|disk| disk["device"] == drive)
             .with_context(|| format!("no disk {drive}"))?;
-        let bytes = |field: &str| disk["stats"][field].as_u64().context("no number of bytes");
-        Ok((bytes("rd_bytes")?, bytes("wr_bytes")?))
+        let number = |field: &str| disk["stats"][field].as_u64().with_context(|| format!("no {field}"));
+        Ok((number("failed_rd_operations")?, number("wr_bytes")?))
     }
 
     /// Writes a line to the log of the run.

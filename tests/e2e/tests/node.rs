@@ -16,8 +16,8 @@ Type=oneshot
 StandardOutput=tty
 ExecStart=/usr/bin/systemctl --version
 ";
-/// How its output begins.
-const UNIT_RAN: &str = "systemd 257";
+/// In its output, whatever the version.
+const UNIT_RAN: &str = "+APPARMOR";
 
 #[test]
 fn a_real_boot_has_the_computed_values_and_those_of_no_other_image() -> Result<()> {
@@ -80,7 +80,6 @@ fn credentials_partitions_and_console_input_have_no_effect() -> Result<()> {
         let content = BASE64_STANDARD.encode(content);
         format!("io.systemd.credential.binary:{name}={content}")
     };
-    let drive = format!("if=none,id=planted,format=raw,file={}", planted.display());
     Machine::new("side doors", image.disk())
         .with_oem_string(&credential("systemd.extra-unit.planted.service", UNIT))
         .with_oem_string(&credential("systemd.unit-dropin.multi-user.target", wants))
@@ -93,7 +92,7 @@ fn credentials_partitions_and_console_input_have_no_effect() -> Result<()> {
             "-fw_cfg",
             format!("name=opt/io.systemd.credentials/network.network.planted,string={CANARY}"),
         )
-        .with("-drive", drive)
+        .with("-drive", format!("if=none,id=planted,{planted}"))
         .with("-device", "virtio-blk-pci,drive=planted")
         .run(|vm| {
             let mut keyboard = vm.keyboard()?;
@@ -111,9 +110,11 @@ fn credentials_partitions_and_console_input_have_no_effect() -> Result<()> {
             for answer in [UNIT_RAN, "3042", "sysrq:", "login:", "assword", "emergency mode"] {
                 ensure!(!console.contains(answer), "the console says {answer:?}");
             }
-            let (read, written) = vm.disk_traffic("planted")?;
-            vm.say(&format!("host-made disk: {read} bytes read, {written} written"));
-            ensure!(written == 0, "{written} bytes were written to the host's disk");
+            let (looks, written) = vm.disk_traffic("planted")?;
+            ensure!(
+                (looks, written) == (0, 0),
+                "the node looked {looks} times into the host's partitions and wrote {written} bytes"
+            );
             Ok(())
         })
 }
