@@ -16,7 +16,7 @@ use crate::state_disk::{RekeyError, StateDisk};
 /// ```no_run
 /// # use std::path::Path;
 /// # use disk_encryption::{CryptsetupProgram, NewStateDisk, find_state_disk, list_block_devices, paths};
-/// # fn join(disk: cluster_types::DiskUuid) -> secret::StateDiskKey { unimplemented!() }
+/// # fn join(_: cluster_types::DiskUuid) -> secret::StateDiskKey { secret::StateDiskKey::from_bytes([0; 32]) }
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let device = find_state_disk(&list_block_devices(Path::new("/sys/block"))?)?.path();
 /// let new_disk = NewStateDisk::load(&device, Path::new(paths::HEADER), Path::new(paths::THROW_AWAY_KEY))?;
