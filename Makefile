@@ -5,6 +5,8 @@ TEST_BINARIES := $(CACHE)/test-binaries
 E2E := $(CACHE)/e2e
 TARGET = $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 CARGO_DENY := 0.20.2
+# What runs in nodes and pods is static.
+GUEST := x86_64-unknown-linux-musl
 MIRROR := $(CACHE)/mirror
 IMAGE := $(CACHE)/node-image
 CONSTELLATION := cargo run --quiet --locked -p constellation -- --workspace local
@@ -32,14 +34,18 @@ test: check ## All of check, then unit and integration tests
 	cargo build --workspace --locked
 	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) cargo test --workspace --exclude e2e --locked
 
-e2e: setup ## The node image and its state disks in VMs, and a host that attacks them
+e2e: setup ## The node image, its state disks and a cluster in VMs, and a host that attacks them
+	cargo xtask kubernetes --out $(MIRROR)
 	cargo xtask image build --out $(E2E)/image
-	cargo build --quiet --locked --release --target x86_64-unknown-linux-musl -p disk-mapper -p test-disk-vm \
-		--bin disk-mapper --bin disk-vm-guest
+	cargo build --quiet --locked --release --target $(GUEST) -p disk-mapper -p test-disk-vm -p probe \
+		--bin disk-mapper --bin disk-vm-guest --bin probe
+	cargo build --quiet --locked -p constellation
 	cargo run --quiet --locked -p test-disk-vm --bin test-disk-vm -- --work $(E2E)/disks \
-		--programs $(TARGET)/x86_64-unknown-linux-musl/release \
+		--programs $(TARGET)/$(GUEST)/release \
 		--root "$$(cargo xtask image unpacked node)" --kernel-root "$$(cargo xtask image unpacked tools)"
-	CONSTELLATION_E2E_IMAGE=$(E2E)/image cargo test --locked -p e2e -- --test-threads=1 --nocapture
+	CONSTELLATION_E2E_IMAGE=$(E2E)/image CONSTELLATION_E2E_MIRROR=$(MIRROR) \
+		CONSTELLATION_E2E_PROBE=$(TARGET)/$(GUEST)/release/probe \
+		cargo test --locked -p e2e -- --test-threads=1 --nocapture
 
 up: setup ## A cluster on this machine, from the current code, in the folder local/
 	cargo xtask kubernetes --out $(MIRROR)

@@ -1,7 +1,9 @@
-//! A software TPM per test.
+//! A software TPM per test, and one that lies.
 //!
-//! [`SoftwareTpm::start`] runs swtpm with a state folder of its own on a Unix socket and ends it on drop. Nothing a
-//! release contains depends on this crate; `xtask tidy` checks that.
+//! [`SoftwareTpm::start`] runs swtpm with a state folder of its own on a Unix socket and ends it on drop. [`ForgedTpm`] signs
+//! any register values. Nothing a release contains depends on this crate; `xtask tidy` checks that.
+
+mod forged;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+
+pub use forged::ForgedTpm;
 
 /// How long swtpm may take to make its socket.
 const START_TIMEOUT: Duration = Duration::from_secs(30);

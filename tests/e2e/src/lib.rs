@@ -6,6 +6,7 @@
 //!
 //! `make e2e` runs the tests one after another: they share two cores with the machines they boot.
 
+mod cluster;
 mod image;
 mod metadata;
 mod monitor;
@@ -13,7 +14,9 @@ mod planted;
 mod session;
 mod vm;
 
+pub use cluster::{Capture, Cluster, Forward, Mirror, PROBE_IMAGE, Packet, segment_port};
 pub use image::Image;
+pub use metadata::Answer;
 pub use planted::{null_cipher_header, partitions};
 pub use session::{CANARY, Verdict, attest, init_with_wrong_secret};
 pub use vm::{Machine, StateDisk, Vm};

@@ -1,6 +1,6 @@
-//! The metadata of one node, as docs/interfaces.md describes it.
+//! The metadata of one node, as docs/interfaces.md describes it, or as a host would like it to be.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,30 @@ const ENDPOINT: &str = r#"{"host":"10.42.1.100","port":6443}"#;
 /// The longest a client may take for its request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// An answer of the metadata service.
+pub enum Answer {
+    /// This text.
+    Text(String),
+    /// Nothing, for as long as the node waits.
+    Silence,
+    /// There is no such thing.
+    NotFound,
+}
+
+/// What is answered to a request of this name, when it was asked that often before.
+pub(crate) type Answers = Box<dyn Fn(&str, usize) -> Answer + Send + Sync>;
+
+/// The truth about a node that is the first of its cluster.
+pub(crate) fn honest(name: &str, _: usize) -> Answer {
+    match name {
+        "self" => Answer::Text(NODE.to_owned()),
+        "peers" => Answer::Text(format!("[{NODE}]")),
+        "endpoint" => Answer::Text(ENDPOINT.to_owned()),
+        "initsecrethash" => Answer::Text("5a".repeat(32)),
+        _ => Answer::NotFound,
+    }
+}
+
 /// A metadata service on loopback, until it is dropped.
 pub(crate) struct Metadata {
     address: SocketAddr,
@@ -21,17 +45,21 @@ pub(crate) struct Metadata {
     server: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Shared {
-    asked: Mutex<BTreeSet<String>>,
+    answers: Answers,
+    asked: Mutex<BTreeMap<String, usize>>,
     stop: AtomicBool,
 }
 
 impl Metadata {
-    pub(crate) fn start() -> io::Result<Self> {
+    pub(crate) fn start(answers: Answers) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            answers,
+            asked: Mutex::default(),
+            stop: AtomicBool::new(false),
+        });
         let server = thread::spawn({
             let shared = shared.clone();
             move || {
@@ -57,11 +85,11 @@ impl Metadata {
 
     /// Whether the node asked for this.
     pub(crate) fn was_asked_for(&self, name: &str) -> bool {
-        self.asked().contains(name)
+        self.asked().contains_key(name)
     }
 
-    /// Everything the node asked for.
-    pub(crate) fn asked(&self) -> BTreeSet<String> {
+    /// Everything the node asked for, and how often.
+    pub(crate) fn asked(&self) -> BTreeMap<String, usize> {
         self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -78,20 +106,34 @@ impl Shared {
         }
         let path = first.split(' ').nth(1).unwrap_or_default();
         let name = path.rsplit('/').next().unwrap_or_default().to_owned();
-        let (status, body) = match name.as_str() {
-            "self" => ("200 OK", NODE.to_owned()),
-            "peers" => ("200 OK", format!("[{NODE}]")),
-            "endpoint" => ("200 OK", ENDPOINT.to_owned()),
-            "initsecrethash" => ("200 OK", "5a".repeat(32)),
-            _ => ("404 Not Found", String::new()),
+        let (status, body) = match (self.answers)(&name, self.count(name.clone())) {
+            Answer::Text(body) => ("200 OK", body),
+            Answer::NotFound => ("404 Not Found", String::new()),
+            Answer::Silence => return keep_waiting(stream),
         };
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
         write!(
             stream,
             "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
             body.len()
         )
     }
+}
+
+impl Shared {
+    /// Counts a request, and gives how many there were before.
+    fn count(&self, name: String) -> usize {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = asked.entry(name).or_default();
+        *before += 1;
+        *before - 1
+    }
+}
+
+/// The connection ends when the node loses patience, or the test ends.
+fn keep_waiting(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(None)?;
+    thread::spawn(move || io::copy(&mut stream, &mut io::sink()));
+    Ok(())
 }
 
 impl Drop for Metadata {

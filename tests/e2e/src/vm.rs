@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::metadata::Metadata;
+use crate::metadata::{self, Answer, Answers, Metadata};
 use crate::monitor::Monitor;
 use crate::session::CANARY;
 
@@ -44,6 +44,8 @@ pub struct Machine {
     name: &'static str,
     system_disk: PathBuf,
     state_disk: StateDisk,
+    answers: Answers,
+    segment: Option<u16>,
     additions: Vec<String>,
 }
 
@@ -66,6 +68,8 @@ impl Machine {
             name,
             system_disk: system_disk.to_owned(),
             state_disk: StateDisk::Blank,
+            answers: Box::new(metadata::honest),
+            segment: None,
             additions: Vec::new(),
         }
     }
@@ -74,6 +78,20 @@ impl Machine {
     #[must_use]
     pub fn with_state_disk(mut self, disk: StateDisk) -> Self {
         self.state_disk = disk;
+        self
+    }
+
+    /// Lets its metadata say something else. The function gets the name of the request and how often it came before.
+    #[must_use]
+    pub fn with_metadata(mut self, answers: impl Fn(&str, usize) -> Answer + Send + Sync + 'static) -> Self {
+        self.answers = Box::new(answers);
+        self
+    }
+
+    /// Connects it to the segment of a cluster instead of to one of its own.
+    #[must_use]
+    pub fn on_segment(mut self, port: u16) -> Self {
+        self.segment = Some(port);
         self
     }
 
@@ -109,13 +127,14 @@ impl Machine {
         result.with_context(|| format!("machine {name}"))
     }
 
-    fn start(self) -> Result<Vm> {
+    fn start(mut self) -> Result<Vm> {
+        let answers = std::mem::replace(&mut self.answers, Box::new(metadata::honest));
+        let metadata = Metadata::start(answers).context("serving metadata")?;
         let folder = TempDir::with_prefix("e2e-").context("making a folder for the machine")?;
         let path = folder.path();
         fs::copy(VARIABLES, path.join("vars.fd")).context("copying the firmware's variables (Debian package ovmf)")?;
         fs::create_dir(path.join("tpm"))?;
         self.make_state_disk(&path.join("state.img"))?;
-        let metadata = Metadata::start().context("serving metadata")?;
         let port = free_tcp_port()?;
 
         let mut swtpm = start_swtpm(path)?;
@@ -164,7 +183,7 @@ impl Machine {
     /// console takes input.
     fn arguments(&self, port: u16, metadata: u16) -> Result<Vec<String>> {
         let system_disk = self.system_disk.to_str().context("path of the image is no text")?;
-        let segment = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let segment = self.segment.map_or_else(free_udp_port, Ok)?;
         let mut line: Vec<String> = [
             "-machine q35,smm=off,vmport=off,hpet=off",
             "-accel tcg,thread=multi,tb-size=2048",
@@ -184,7 +203,7 @@ impl Machine {
             &format!("-netdev user,id=uplink,hostfwd=tcp:127.0.0.1:{port}-:9000"),
             "-device virtio-net-pci,netdev=uplink,romfile=,addr=0x3,mac=52:54:00:aa:00:01",
             &format!("-netdev socket,id=private,mcast=230.0.0.77:{segment},localaddr=127.0.0.1"),
-            "-device virtio-net-pci,netdev=private,romfile=,addr=0x4,mac=52:54:00:bb:00:01",
+            "-device virtio-net-pci,netdev=private,romfile=,addr=0x4,mac=52:54:00:bb:ff:01",
             "-device virtio-rng-pci,addr=0x5",
             &format!("-smbios type=1,serial=http://10.0.2.2:{metadata}/nodes/control-plane-0"),
             "-chardev socket,id=console,path=console.sock,server=on,wait=off,logfile=console.log",
@@ -399,6 +418,10 @@ fn end(process: &mut Child) {
     // It may have ended by itself; either way it must be reaped.
     let _ = process.kill();
     let _ = process.wait();
+}
+
+fn free_udp_port() -> io::Result<u16> {
+    Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// A port that was free a moment ago.

@@ -1,0 +1,331 @@
+//! A whole cluster of VMs, made, used and ended by the programs an administrator uses: the CLI and kubectl.
+
+mod mirror;
+mod segment;
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use cluster_config::{ClusterState, Workspace, names};
+use infrastructure::Machine;
+use key_derivation::MasterSecret;
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub use mirror::{Mirror, PROBE_IMAGE};
+pub use segment::{Capture, Packet, segment_port};
+
+use crate::image::output;
+
+/// Names the folder with the mirror of Kubernetes; `make e2e` sets it.
+const MIRROR: &str = "CONSTELLATION_E2E_MIRROR";
+/// The longest a condition inside the cluster may take; two busy cores must not fail a test.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Between two looks at a condition.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// A cluster of one control plane and one worker. Dropping it ends everything.
+pub struct Cluster {
+    started: Instant,
+    folder: TempDir,
+    image: PathBuf,
+    mirror: Mirror,
+}
+
+impl Cluster {
+    /// A workspace in which nothing was made yet, and a mirror that is this test's own.
+    ///
+    /// # Errors
+    /// When image, mirror or programs are missing.
+    pub fn prepare(image: &Path) -> Result<Self> {
+        let source = env::var_os(MIRROR).with_context(|| format!("{MIRROR} is not set: use `make e2e`"))?;
+        let folder = TempDir::with_prefix("e2e-cluster-").context("making a folder for the cluster")?;
+        let mirror = Mirror::with_probe(Path::new(&source), &folder.path().join("mirror"))?;
+        fs::create_dir(folder.path().join("cluster"))?;
+        let image = image.parent().context("the image is in a folder")?.to_owned();
+        Ok(Self {
+            started: Instant::now(),
+            folder,
+            image,
+            mirror,
+        })
+    }
+
+    /// The mirror the nodes are filled from.
+    #[must_use]
+    pub fn mirror(&self) -> &Mirror {
+        &self.mirror
+    }
+
+    /// The folder with the cluster's files.
+    #[must_use]
+    pub fn workspace(&self) -> PathBuf {
+        self.folder.path().join("cluster")
+    }
+
+    /// `mini up`.
+    ///
+    /// # Errors
+    /// When the command fails; its last lines are in the error.
+    pub fn up(&self) -> Result<()> {
+        let (image, mirror) = (
+            self.image.display().to_string(),
+            self.mirror.folder().display().to_string(),
+        );
+        self.constellation(["mini", "up", "--no-flushes", "--image", &image, "--mirror", &mirror])
+            .map(drop)
+    }
+
+    /// Runs the CLI in the workspace and gives what it prints. How it went is kept in `cli.log` beside the workspace.
+    ///
+    /// # Errors
+    /// When it fails; its last lines are in the error.
+    pub fn constellation<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+        let log = self.folder.path().join("cli.log");
+        let mut command = self.command()?;
+        let start = fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        let errors = File::options().create(true).append(true).open(&log)?;
+        let result = command.args(arguments).stderr(errors).output()?;
+        let said = fs::read(&log)?.split_off(usize::try_from(start)?);
+        let said = String::from_utf8_lossy(&said).into_owned();
+        ensure!(
+            result.status.success(),
+            "{command:?} failed ({}):\n{said}",
+            result.status
+        );
+        Ok(String::from_utf8(result.stdout)?)
+    }
+
+    /// The CLI, built beside this test.
+    fn command(&self) -> Result<Command> {
+        let here = env::current_exe()?;
+        let program = here
+            .ancestors()
+            .nth(2)
+            .context("tests are two folders below the programs")?;
+        let mut command = Command::new(program.join("constellation"));
+        command.arg("--workspace").arg(self.workspace()).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// kubectl with the administrator's access.
+    #[must_use]
+    pub fn kubectl_command(&self) -> Command {
+        let mut command = Command::new(self.mirror.folder().join("bin/kubectl"));
+        command
+            .arg("--kubeconfig")
+            .arg(self.workspace().join(names::ADMIN_CONF))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// What kubectl prints.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn kubectl<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+        Ok(String::from_utf8(self.kubectl_bytes(arguments)?)?)
+    }
+
+    /// What kubectl prints, when that may be no text.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn kubectl_bytes<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<Vec<u8>> {
+        output(self.kubectl_command().args(arguments))
+    }
+
+    /// Creates an object.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn create(&self, object: &Value) -> Result<()> {
+        let mut kubectl = self
+            .kubectl_command()
+            .args(["create", "--filename", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        kubectl
+            .stdin
+            .take()
+            .context("no input")?
+            .write_all(object.to_string().as_bytes())?;
+        let Output { status, stderr, .. } = kubectl.wait_with_output()?;
+        ensure!(
+            status.success(),
+            "{object} was refused: {}",
+            String::from_utf8_lossy(&stderr)
+        );
+        Ok(())
+    }
+
+    /// Runs the probe in a pod of the default namespace and gives what it prints.
+    ///
+    /// # Errors
+    /// When the probe fails.
+    pub fn probe(&self, pod: &str, arguments: &[&str]) -> Result<String> {
+        self.kubectl(["exec", pod, "--", "/probe"].iter().chain(arguments))
+    }
+
+    /// A server of the key service that is reached from here, until it is dropped.
+    ///
+    /// # Errors
+    /// When kubectl does not forward.
+    pub fn forward(&self, namespace: &str, target: &str, port: u16) -> Result<Forward> {
+        Forward::start(self, namespace, target, port)
+    }
+
+    /// Waits for a condition.
+    ///
+    /// # Errors
+    /// When patience ends; the condition's last error is the cause.
+    pub fn wait_until(&self, what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let error = match condition() {
+                Ok(true) => return Ok(()),
+                Ok(false) => anyhow!("it is not so"),
+                Err(error) => error,
+            };
+            if start.elapsed() > PATIENCE {
+                return Err(error.context(format!("{what}: not within {PATIENCE:?}")));
+            }
+            thread::sleep(INTERVAL);
+        }
+    }
+
+    /// What the CLI remembers.
+    ///
+    /// # Errors
+    /// When there is no state.
+    pub fn state(&self) -> Result<ClusterState> {
+        Workspace::open(&self.workspace())?
+            .state()?
+            .context("there is no state")
+    }
+
+    /// The secret that everything follows from.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn master_secret(&self) -> Result<MasterSecret> {
+        Ok(Workspace::open(&self.workspace())?.master_secret()?)
+    }
+
+    /// A machine by the name of its node.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn machine(&self, name: &str) -> Result<Machine> {
+        let machines = self.state()?.infrastructure.context("no machines")?.nodes;
+        let machine = machines.into_iter().find(|machine| machine.name.as_str() == name);
+        machine.with_context(|| format!("no machine {name}"))
+    }
+
+    /// Every file of this machine in which something could have been written about the cluster.
+    ///
+    /// # Errors
+    /// When a folder cannot be read.
+    pub fn logs(&self) -> Result<Vec<PathBuf>> {
+        let run = self.workspace().join(names::QEMU);
+        let mut logs = vec![self.folder.path().join("cli.log"), run.join("metadata.log")];
+        for node in fs::read_dir(run.join("nodes"))? {
+            let files = fs::read_dir(node?.path())?.collect::<io::Result<Vec<_>>>()?;
+            let is_log = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "log");
+            logs.extend(files.into_iter().map(|file| file.path()).filter(is_log));
+        }
+        Ok(logs.into_iter().filter(|log| log.exists()).collect())
+    }
+
+    /// Writes a line to the log of the run.
+    pub fn say(&self, what: &str) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let _ = writeln!(io::stderr(), "[{seconds:6.1} s] cluster: {what}");
+    }
+
+    /// Prints what is known about the cluster.
+    pub fn report(&self) {
+        let queries: [&[&str]; 3] = [
+            &["get", "nodes,pods", "--all-namespaces", "--output", "wide"],
+            &["get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"],
+            &[
+                "logs",
+                "--namespace",
+                "kube-system",
+                "daemonset/join-service",
+                "--tail=40",
+            ],
+        ];
+        for query in queries {
+            self.say(&self.kubectl(query).unwrap_or_else(|error| format!("{error:#}")));
+        }
+        for log in self.logs().unwrap_or_default() {
+            let text = fs::read(&log).unwrap_or_default();
+            let end = &text[text.len().saturating_sub(8192)..];
+            self.say(&format!("---- {}\n{}", log.display(), String::from_utf8_lossy(end)));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Err(error) = self.constellation(["mini", "down", "--yes"]) {
+            self.say(&format!("{error:#}"));
+        }
+    }
+}
+
+/// A port of a pod that is reached from here, until it is dropped.
+pub struct Forward {
+    process: Child,
+    address: String,
+}
+
+impl Forward {
+    fn start(cluster: &Cluster, namespace: &str, target: &str, port: u16) -> Result<Self> {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+        let local = listener.local_addr()?.port();
+        drop(listener);
+        let process = cluster
+            .kubectl_command()
+            .args(["port-forward", "--namespace", namespace, target])
+            .arg(format!("{local}:{port}"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let mut forward = Self {
+            process,
+            address: format!("127.0.0.1:{local}"),
+        };
+        cluster.wait_until("kubectl to forward a port", || {
+            if let Some(status) = forward.process.try_wait()? {
+                bail!("kubectl port-forward ended: {status}");
+            }
+            Ok(std::net::TcpStream::connect(&forward.address).is_ok())
+        })?;
+        Ok(forward)
+    }
+
+    /// `host:port`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        // It may have ended by itself; either way it must be reaped.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,121 @@
+//! The segment between the VMs, as their host sees it: every frame is a datagram of a multicast group on loopback.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// The group that the local provider's VMs share.
+const GROUP: Ipv4Addr = Ipv4Addr::new(230, 0, 0, 77);
+/// Larger than any frame in bytes.
+const MAX_FRAME: usize = 1 << 16;
+/// Enough for bursts while this thread does not run, in bytes.
+const RECEIVE_BUFFER: usize = 64 << 20;
+/// How soon the thread notices that it is to stop.
+const TICK: Duration = Duration::from_millis(100);
+/// `WireGuard`'s port as flannel chooses it.
+const WIREGUARD: u16 = 51820;
+
+/// Everything that crosses the segment, until it is stopped.
+pub struct Capture {
+    stop: Arc<AtomicBool>,
+    listener: JoinHandle<io::Result<Vec<Packet>>>,
+}
+
+/// A frame of the segment.
+pub struct Packet(Vec<u8>);
+
+/// The port of a cluster's segment.
+///
+/// # Errors
+/// When the cluster's machines were not made.
+pub fn segment_port(run_folder: &Path) -> Result<u16> {
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(run_folder.join("cluster.json"))?)?;
+    let port = record["segment_port"].as_u64().context("no segment_port")?;
+    Ok(port.try_into()?)
+}
+
+impl Capture {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// When the group cannot be joined.
+    pub fn start(port: u16) -> Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket.bind(&SocketAddr::from((GROUP, port)).into())?;
+        let socket = UdpSocket::from(socket);
+        socket.join_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST)?;
+        socket.set_read_timeout(Some(TICK))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let listener = thread::spawn({
+            let stop = stop.clone();
+            move || listen(&socket, &stop)
+        });
+        Ok(Self { stop, listener })
+    }
+
+    /// Stops, and gives what was there.
+    ///
+    /// # Errors
+    /// When listening failed.
+    ///
+    /// # Panics
+    /// When the listener panicked.
+    pub fn stop(self) -> Result<Vec<Packet>> {
+        self.stop.store(true, Ordering::Relaxed);
+        Ok(self.listener.join().expect("the listener does not panic")?)
+    }
+}
+
+fn listen(socket: &UdpSocket, stop: &AtomicBool) -> io::Result<Vec<Packet>> {
+    let mut packets = Vec::new();
+    let mut frame = vec![0; MAX_FRAME];
+    while !stop.load(Ordering::Relaxed) {
+        match socket.recv(&mut frame) {
+            Ok(length) => packets.push(Packet(frame[..length].to_vec())),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(packets)
+}
+
+impl Packet {
+    /// The whole frame.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether it carries `WireGuard`.
+    #[must_use]
+    pub fn is_wireguard(&self) -> bool {
+        self.udp_port() == Some(WIREGUARD)
+    }
+
+    /// Source and destination, if it is IPv4 (RFC 894, RFC 791 section 3.1).
+    #[must_use]
+    pub fn addresses(&self) -> Option<[Ipv4Addr; 2]> {
+        let address = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(self.0.get(at..at + 4)?).ok()?));
+        (self.0.get(12..14)? == [0x08, 0x00]).then_some(())?;
+        Some([address(26)?, address(30)?])
+    }
+
+    /// Where a UDP datagram goes to (RFC 768).
+    fn udp_port(&self) -> Option<u16> {
+        self.addresses()?;
+        let header = 14 + usize::from(self.0.get(14)? & 0x0f) * 4;
+        (*self.0.get(23)? == 17).then_some(())?;
+        let port = self.0.get(header + 2..header + 4)?;
+        Some(u16::from_be_bytes(port.try_into().ok()?))
+    }
+}

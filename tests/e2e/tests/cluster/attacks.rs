@@ -1,0 +1,252 @@
+//! What the host, a machine of its own, or a pod tries against the services of a running cluster.
+
+use std::io::Write;
+
+use anyhow::{Context, Result, bail, ensure};
+use attestation::Purpose;
+use attestation_tpm::NotAuthentic;
+use attested_tls::{HandshakeError, channel};
+use cluster_config::names;
+use e2e::{Answer, Cluster, Image, Machine, segment_port};
+use grpc_api::join::IssueJoinTicketRequest;
+use key_derivation::Label;
+use key_service_client::{AUDIENCE, KeyServiceClient, KeyServiceError, KeyServicePublicKey};
+use tempfile::NamedTempFile;
+use tokio::runtime::Runtime;
+use tonic::{Code, Status};
+
+use crate::{relay, rogue};
+
+const WORKER: &str = "worker-0";
+/// The node whose metadata lies.
+const LIAR: &str = "control-plane-7";
+const NEW_DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
+
+pub(crate) fn replayed_evidence_is_refused(cluster: &Cluster, image: &Image) -> Result<()> {
+    let service = join_service(cluster)?;
+    let recorder = rogue::Recorder::of(rogue::forged(image.values()));
+    in_the_log(
+        cluster,
+        "join-service",
+        &["handshake failed", "bound to something else"],
+        async {
+            // A session that the service opens, so that the Evidence is good.
+            channel(&rogue::careless(recorder.clone()), Purpose::Join, &service).await?;
+            let replay = rogue::Replay(recorder.said()?);
+            rogue::must_be_refused(&rogue::careless(std::sync::Arc::new(replay)), &service).await
+        },
+    )
+}
+
+/// Both ends notice: a node that attested in a relayed session is refused by the service, and an honest node does not even
+/// get that far.
+pub(crate) fn a_relayed_session_is_refused(cluster: &Cluster, image: &Image) -> Result<()> {
+    let service = join_service(cluster)?;
+    let node = rogue::forged(image.values());
+    in_the_log(
+        cluster,
+        "join-service",
+        &["handshake failed", "bound to something else"],
+        async {
+            let relayed = relay::start(service.clone()).await?;
+            rogue::must_be_refused(&rogue::careless(node.clone()), &relayed).await
+        },
+    )?;
+    blocking(async {
+        let relayed = relay::start(service).await?;
+        let Err(HandshakeError::Appraisal(error)) =
+            channel(&rogue::honest(node, image.values()), Purpose::Join, &relayed).await
+        else {
+            bail!("the node did not refuse the relayed join service")
+        };
+        let reason = std::error::Error::source(&error).and_then(|source| source.downcast_ref());
+        ensure!(matches!(reason, Some(NotAuthentic::Binding { .. })), "{error:?}");
+        Ok(())
+    })
+}
+
+pub(crate) fn reflected_evidence_is_refused(cluster: &Cluster, image: &Image) -> Result<()> {
+    let service = join_service(cluster)?;
+    in_the_log(
+        cluster,
+        "join-service",
+        &["handshake failed", "bound to something else"],
+        async { rogue::must_be_refused(&rogue::reflecting(image.values()), &service).await },
+    )
+}
+
+/// What another image would measure differs in these registers, and the log names them.
+pub(crate) fn a_node_with_another_image_is_refused(cluster: &Cluster, image: &Image) -> Result<()> {
+    let other = image.with_command_line("sysctl.kernel.sysrq=0", "sysctl.kernel.sysrq=1")?;
+    let service = join_service(cluster)?;
+    let named = [
+        "handshake failed",
+        "contraindicated",
+        "PCR 4 is",
+        "PCR 9 is",
+        "PCR 11 is",
+    ];
+    in_the_log(cluster, "join-service", &named, async {
+        rogue::must_be_refused(&rogue::careless(rogue::forged(other.values())), &service).await
+    })
+}
+
+pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Cluster, image: &Image) -> Result<()> {
+    let service = join_service(cluster)?;
+    let node = rogue::careless(rogue::forged(image.values()));
+    in_the_log(
+        cluster,
+        "join-service",
+        &["ticket refused", "role_grant is refused"],
+        async {
+            let request = IssueJoinTicketRequest {
+                is_control_plane: true,
+                ..rogue::request("worker-7", NEW_DISK)?
+            };
+            must_be_denied(rogue::join(&node, &service, request).await?, "role_grant is refused")
+        },
+    )
+}
+
+/// Neither as a new node that names the worker's disk, nor as a node that comes back with it.
+pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Image) -> Result<()> {
+    let service = join_service(cluster)?;
+    let disk = disk_of_the_worker(cluster)?;
+    let node = rogue::careless(rogue::forged(image.values()));
+    let refusal = "the node asks for what is another's";
+    in_the_log(
+        cluster,
+        "join-service",
+        &["ticket refused", "belongs to machine"],
+        async {
+            let request = rogue::request("worker-7", &disk)?;
+            must_be_denied(rogue::join(&node, &service, request).await?, refusal)?;
+            let request = rogue::request(WORKER, NEW_DISK)?;
+            must_be_denied(rogue::join(&node, &service, request).await?, refusal)?;
+            must_be_denied(rogue::rejoin(&node, &service, &disk).await?, refusal)
+        },
+    )
+}
+
+/// Without credentials, with those of another pod, and with a token that is good for something else.
+pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &Image) -> Result<()> {
+    let disk = disk_of_the_worker(cluster)?;
+    let forward = cluster.forward("kube-system", "daemonset/key-service", 9000)?;
+    let seed = cluster.master_secret()?.kek().derive_array(Label::KeyServiceIdentity);
+    let token = |account: &str, audience: &[&str]| {
+        let command = ["create", "token", "--namespace", "kube-system", account];
+        cluster.kubectl(command.iter().chain(audience))
+    };
+    let for_the_service = [&format!("--audience={AUDIENCE}")[..]];
+    let strangers = [
+        (String::new(), Code::Unauthenticated),
+        (token("default", &for_the_service)?, Code::PermissionDenied),
+        (token("join-service", &[])?, Code::Unauthenticated),
+    ];
+    for (token, expected) in strangers {
+        let mut file = NamedTempFile::new()?;
+        file.write_all(token.as_bytes())?;
+        let key = KeyServicePublicKey::of_seed(&seed);
+        let client = blocking(async { Ok(KeyServiceClient::new(forward.address(), key, file.path().to_owned())?) });
+        in_the_log(cluster, "key-service", &["refused"], async {
+            match client?.data_key(&disk).await {
+                Err(KeyServiceError::Refused(status)) if status.code() == expected => Ok(()),
+                Err(error) => Err(error).context("refused, but for another reason"),
+                Ok(_) => bail!("the key service gave a key"),
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// A real node on the cluster's segment whose metadata lies in every way, and in the end says that it is a control plane.
+/// The node goes on asking, says why, and is never let in.
+pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image) -> Result<()> {
+    let segment = segment_port(&cluster.workspace().join(names::QEMU))?;
+    Machine::new("lying metadata", image.disk())
+        .with_metadata(lie)
+        .on_segment(segment)
+        .run(|vm| {
+            for reason in [
+                "not in the documented form",
+                "is longer than 65536 bytes",
+                "192.0.2.1 is no node's address",
+                "within 30s",
+                "the join service refused: role_grant is refused",
+            ] {
+                vm.wait_until(reason, |vm| Ok(vm.console()?.contains(reason)))?;
+            }
+            let node = cluster.kubectl(["get", "node", LIAR]);
+            ensure!(node.is_err(), "the node was let in");
+            Ok(())
+        })
+}
+
+fn lie(request: &str, before: usize) -> Answer {
+    let instance = |role: &str, address: &str| {
+        format!(r#"{{"Name":"{LIAR}","ProviderID":"qemu:///{LIAR}","Role":"{role}","VPCIP":"{address}"}}"#)
+    };
+    Answer::Text(match (request, before) {
+        ("self", 0) => String::new(),
+        ("self", 1) => "x".repeat(10 << 20),
+        ("self", 2) => instance("Worker", "192.0.2.1"),
+        ("self", 3) => return Answer::Silence,
+        // The role that gets the cluster's keys.
+        ("self", _) => instance("ControlPlane", "10.42.1.150"),
+        ("peers", _) => format!("[{}]", instance("ControlPlane", "10.42.1.100")),
+        // Nobody is there.
+        ("endpoint", _) => r#"{"host":"10.42.1.151","port":6443}"#.to_owned(),
+        ("initsecrethash", _) => "5a".repeat(32),
+        _ => return Answer::NotFound,
+    })
+}
+
+fn join_service(cluster: &Cluster) -> Result<String> {
+    let control_plane = cluster.machine("control-plane-0")?;
+    Ok(format!("{}:{}", control_plane.host, control_plane.ports.join))
+}
+
+/// By the record that the join service made when the worker joined.
+fn disk_of_the_worker(cluster: &Cluster) -> Result<String> {
+    let records = cluster.kubectl([
+        "get",
+        "configmaps",
+        "--namespace",
+        "constellation-nodes",
+        "--output",
+        "name",
+    ])?;
+    let disk = records
+        .lines()
+        .find_map(|record| record.strip_prefix("configmap/disk-"));
+    Ok(disk.context("no record of a disk")?.to_owned())
+}
+
+fn must_be_denied<T>(answer: Result<T, Status>, reason: &str) -> Result<()> {
+    let refusal = answer.err().context("a ticket was issued")?;
+    let as_expected = refusal.code() == Code::PermissionDenied && refusal.message() == reason;
+    ensure!(as_expected, "expected {reason:?}, got {refusal}");
+    Ok(())
+}
+
+/// Runs an attack, and waits until a service has written a line with all of this.
+fn in_the_log(
+    cluster: &Cluster,
+    service: &str,
+    expected: &[&str],
+    attack: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let target = format!("daemonset/{service}");
+    let log = || cluster.kubectl(["logs", "--namespace", "kube-system", &target]);
+    let before = log()?.len();
+    blocking(attack)?;
+    cluster.wait_until("the reason in the log", || {
+        let log = log()?;
+        let new = log.get(before..).unwrap_or_default();
+        Ok(new.lines().any(|line| expected.iter().all(|part| line.contains(part))))
+    })
+}
+
+fn blocking<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    Runtime::new()?.block_on(future)
+}

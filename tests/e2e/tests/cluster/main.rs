@@ -1,0 +1,108 @@
+//! One command makes a cluster; it is used as its users would, and attacked as its host would.
+//!
+//! A cluster takes minutes, so there is one for all checks. They run in their order, each whatever became of the others.
+
+mod attacks;
+mod relay;
+mod rogue;
+mod secrets;
+mod workload;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use cluster_config::names;
+use e2e::{Cluster, Image};
+use serde_json::Value;
+
+type Check = fn(&Cluster, &Image) -> Result<()>;
+
+macro_rules! checks {
+    ($($module:ident::$name:ident),* $(,)?) => {
+        [$((stringify!($name), $module::$name as Check)),*]
+    };
+}
+
+#[test]
+fn a_cluster_is_made_used_attacked_and_ended() -> Result<()> {
+    let image = Image::built()?;
+    let cluster = Cluster::prepare(image.disk())?;
+    let result = a_wrong_hash_stops_it(&cluster)
+        .and_then(|()| up(&cluster))
+        .and_then(|()| run_checks(&cluster, &image));
+    if let Err(error) = &result {
+        cluster.say(&format!("FAILED: {error:#}"));
+        cluster.report();
+    }
+    result.and_then(|()| down(&cluster))
+}
+
+fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
+    let checks = checks![
+        workload::every_node_is_ready_and_every_pod_runs,
+        workload::every_node_is_verified,
+        workload::a_service_answers_from_both_nodes_by_its_name,
+        workload::pod_traffic_between_nodes_is_encrypted,
+        attacks::replayed_evidence_is_refused,
+        attacks::a_relayed_session_is_refused,
+        attacks::reflected_evidence_is_refused,
+        attacks::a_node_with_another_image_is_refused,
+        attacks::a_worker_gets_no_control_plane_role_without_a_grant,
+        attacks::a_node_gets_no_disk_key_of_another,
+        attacks::the_key_service_gives_nothing_to_strangers,
+        attacks::metadata_that_lies_lets_nobody_in,
+        secrets::no_secret_is_in_a_log_or_an_object,
+        workload::with_the_tunnel_down_nothing_leaks,
+    ];
+    let mut failed = Vec::new();
+    for (name, check) in checks {
+        match check(cluster, image) {
+            Ok(()) => cluster.say(&format!("{name}: as expected")),
+            Err(error) => {
+                cluster.say(&format!("{name}: FAILED: {error:#}"));
+                failed.push(name);
+            }
+        }
+    }
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
+}
+
+/// The node says which component is refused, installs nothing and ends; the next run starts afresh.
+fn a_wrong_hash_stops_it(cluster: &Cluster) -> Result<()> {
+    let kubelet = "bin/kubelet";
+    let refusal = cluster.mirror().with_a_flipped_bit(kubelet, || cluster.up())?;
+    let refusal = refusal.err().context("a changed kubelet was installed")?.to_string();
+    for part in ["bin/kubelet is refused", "expected sha256:", names::CLUSTER_LOG] {
+        ensure!(refusal.contains(part), "{part:?} is not in: {refusal}");
+    }
+    let log = fs::read_to_string(cluster.workspace().join(names::CLUSTER_LOG))?;
+    ensure!(log.contains("initialising"), "the node's log does not say what it did");
+    cluster.say("a component with a wrong hash is refused: as expected");
+    Ok(())
+}
+
+fn up(cluster: &Cluster) -> Result<()> {
+    cluster.up()?;
+    let timings = fs::read(cluster.workspace().join(names::TIMINGS)).context("no timings")?;
+    let timings: Value = serde_json::from_slice(&timings)?;
+    cluster.say(&format!("made: {timings}"));
+    Ok(())
+}
+
+/// `mini down` leaves neither files nor processes.
+fn down(cluster: &Cluster) -> Result<()> {
+    cluster.constellation(["mini", "down", "--yes"])?;
+    let left: Vec<_> = fs::read_dir(cluster.workspace())?.collect();
+    ensure!(left.is_empty(), "mini down left {left:?}");
+    ensure!(!is_in_a_command_line(&cluster.workspace())?, "mini down left processes");
+    Ok(())
+}
+
+fn is_in_a_command_line(path: &Path) -> Result<bool> {
+    let processes = Command::new("ps").args(["-e", "-o", "args"]).output()?;
+    let processes = String::from_utf8_lossy(&processes.stdout).into_owned();
+    Ok(processes.contains(path.to_str().context("the path is no text")?))
+}

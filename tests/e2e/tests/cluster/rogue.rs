@@ -1,0 +1,178 @@
+//! Machines that are none: programs of the host that talk to the cluster's join service and lie.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use attestation::{
+    AppraisalError, AttestError, AttestationResult, Attester, Evidence, Purpose, ReportBinding, Verifier, Verifiers,
+};
+use attestation_tpm::{Membership, PcrPolicy};
+use attestation_variants::qemu_vtpm;
+use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
+use cluster_types::Variant;
+use grpc_api::join::api_client::ApiClient;
+use grpc_api::join::{IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest};
+use measurements::{PcrIndex, PcrValue, PcrValues, ReferenceValues};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+use test_tpm::ForgedTpm;
+use tonic::Status;
+
+/// A machine whose TPM says what a node of this image would say.
+pub(crate) fn forged(image: &ReferenceValues) -> Arc<ForgedTpm> {
+    let expected = image.pcrs().iter().map(|(index, value)| (*index, value.expected));
+    let mut pcrs: PcrValues = (0..16).map(|index| (PcrIndex::new(index), PcrValue::ZERO)).collect();
+    pcrs.extend(expected);
+    Arc::new(ForgedTpm::new(pcrs))
+}
+
+/// The session of somebody who does not care who is at the other end.
+pub(crate) fn careless(attester: Arc<dyn Attester>) -> Endpoint {
+    let reason = "it wants tickets, whoever issues them";
+    Endpoint::new(Some(attester), PeerPolicy::Unattested { reason })
+}
+
+/// The session of a node, which accepts members of clusters of its own image only.
+pub(crate) fn honest(attester: Arc<dyn Attester>, image: &ReferenceValues) -> Endpoint {
+    Endpoint::new(Some(attester), members(qemu_vtpm::verifier(any_member(image))))
+}
+
+/// Answers every question with the same old Evidence.
+pub(crate) struct Replay(pub(crate) Evidence);
+
+impl Attester for Replay {
+    fn variant(&self) -> Variant {
+        self.0.variant
+    }
+
+    fn attest(&self, _: &ReportBinding) -> Result<Evidence, AttestError> {
+        Ok(self.0.clone())
+    }
+}
+
+/// Keeps what an attester says.
+pub(crate) struct Recorder {
+    attester: Arc<dyn Attester>,
+    said: Mutex<Option<Evidence>>,
+}
+
+impl Recorder {
+    pub(crate) fn of(attester: Arc<dyn Attester>) -> Arc<Self> {
+        Arc::new(Self {
+            attester,
+            said: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn said(&self) -> Result<Evidence> {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.clone().context("nothing was recorded")
+    }
+}
+
+impl Attester for Recorder {
+    fn variant(&self) -> Variant {
+        self.attester.variant()
+    }
+
+    fn attest(&self, binding: &ReportBinding) -> Result<Evidence, AttestError> {
+        let evidence = self.attester.attest(binding)?;
+        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = Some(evidence.clone());
+        Ok(evidence)
+    }
+}
+
+/// Answers a verifier with the verifier's own Evidence of the same session.
+struct Mirror(Arc<Mutex<Option<Evidence>>>);
+
+/// Takes the peer's Evidence and appraises it, as somebody would who wants to get on.
+struct Taking {
+    taken: Arc<Mutex<Option<Evidence>>>,
+    policy: PcrPolicy,
+}
+
+impl Attester for Mirror {
+    fn variant(&self) -> Variant {
+        Variant::QemuVtpm
+    }
+
+    fn attest(&self, _: &ReportBinding) -> Result<Evidence, AttestError> {
+        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        taken.ok_or_else(|| AttestError {
+            variant: Variant::QemuVtpm,
+            source: "the service sent no evidence".into(),
+        })
+    }
+}
+
+impl Verifier for Taking {
+    fn variant(&self) -> Variant {
+        Variant::QemuVtpm
+    }
+
+    fn appraise(&self, evidence: &Evidence, binding: &ReportBinding) -> Result<AttestationResult, AppraisalError> {
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(evidence.clone());
+        qemu_vtpm::verifier(self.policy.clone()).appraise(evidence, binding)
+    }
+}
+
+/// The session of somebody without a TPM, who sends the other side's Evidence back.
+pub(crate) fn reflecting(image: &ReferenceValues) -> Endpoint {
+    let taken = Arc::new(Mutex::default());
+    let verifier = Taking {
+        taken: taken.clone(),
+        policy: any_member(image),
+    };
+    Endpoint::new(Some(Arc::new(Mirror(taken))), members(verifier))
+}
+
+fn any_member(image: &ReferenceValues) -> PcrPolicy {
+    PcrPolicy::new(image.clone(), Membership::Any)
+}
+
+fn members(verifier: impl Verifier + 'static) -> PeerPolicy {
+    PeerPolicy::Attested(Arc::new(Verifiers::one(verifier)))
+}
+
+/// What a worker of this name with this disk asks for.
+pub(crate) fn request(name: &str, disk: &str) -> Result<IssueJoinTicketRequest> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+    let common_name = format!("system:node:{name}");
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    let key = KeyPair::generate()?;
+    Ok(IssueJoinTicketRequest {
+        disk_uuid: disk.to_owned(),
+        certificate_request: params.serialize_request(&key)?.der().to_vec(),
+        ..IssueJoinTicketRequest::default()
+    })
+}
+
+/// Asks for a ticket over a session that is expected to come about.
+pub(crate) async fn join(
+    endpoint: &Endpoint,
+    address: &str,
+    request: IssueJoinTicketRequest,
+) -> Result<Result<IssueJoinTicketResponse, Status>> {
+    let (channel, _) = channel(endpoint, Purpose::Join, address).await?;
+    let ticket = ApiClient::new(channel).issue_join_ticket(request).await;
+    Ok(ticket.map(tonic::Response::into_inner))
+}
+
+/// Asks for the key of a disk, as its node would after a reboot.
+pub(crate) async fn rejoin(endpoint: &Endpoint, address: &str, disk: &str) -> Result<Result<(), Status>> {
+    let (channel, _) = channel(endpoint, Purpose::Rejoin, address).await?;
+    let request = IssueRejoinTicketRequest {
+        disk_uuid: disk.to_owned(),
+    };
+    Ok(ApiClient::new(channel).issue_rejoin_ticket(request).await.map(drop))
+}
+
+/// Opens a session that the service must refuse.
+pub(crate) async fn must_be_refused(endpoint: &Endpoint, address: &str) -> Result<()> {
+    match channel(endpoint, Purpose::Join, address).await {
+        Err(HandshakeError::RefusedByPeer(category)) if category == "attestation failed" => Ok(()),
+        Err(error) => Err(error).context("refused, but for another reason"),
+        Ok(_) => bail!("the session was opened"),
+    }
+}

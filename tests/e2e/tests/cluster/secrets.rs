@@ -1,0 +1,164 @@
+//! The secrets of the cluster are searched for everywhere they must not be.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD, Engine};
+use e2e::{Cluster, Image};
+
+/// A secret and how it could be written down.
+struct Secret {
+    title: &'static str,
+    forms: Vec<Vec<u8>>,
+}
+
+/// What somebody could read.
+struct Text {
+    place: String,
+    bytes: Vec<u8>,
+}
+
+impl Secret {
+    fn new(title: &'static str, bytes: &[u8]) -> Self {
+        let forms = [
+            hex(bytes),
+            BASE64_STANDARD_NO_PAD.encode(bytes),
+            BASE64_URL_SAFE_NO_PAD.encode(bytes),
+            format!("{bytes:?}"),
+        ];
+        Self {
+            title,
+            forms: forms
+                .into_iter()
+                .map(String::into_bytes)
+                .chain([bytes.to_vec()])
+                .collect(),
+        }
+    }
+
+    fn is_in(&self, text: &[u8]) -> bool {
+        self.forms.iter().any(|form| contains(text, form))
+    }
+}
+
+/// Every file of this machine about the cluster, every log of a pod, the journals and audit logs of both nodes, and every
+/// object of the cluster. What is found where it may be shows that the search finds things.
+pub(crate) fn no_secret_is_in_a_log_or_an_object(cluster: &Cluster, _: &Image) -> Result<()> {
+    let secrets = secrets(cluster)?;
+    let texts = texts(cluster)?;
+    cluster.say(&format!("searching {} logs and lists of objects", texts.len()));
+    for text in &texts {
+        for secret in &secrets {
+            ensure!(!secret.is_in(&text.bytes), "{} is in {}", secret.title, text.place);
+        }
+    }
+    let joined = texts
+        .iter()
+        .any(|text| text.place.contains("journal") && contains(&text.bytes, b"joining"));
+    ensure!(
+        joined,
+        "no journal tells of the join: the search looks in the wrong place"
+    );
+    Ok(())
+}
+
+fn secrets(cluster: &Cluster) -> Result<Vec<Secret>> {
+    let master_secret = cluster.master_secret()?;
+    let kek = master_secret.kek();
+    let state = cluster.state()?;
+    let mut secrets = vec![
+        Secret::new("the master secret", master_secret.expose_key()),
+        Secret::new("the measurement secret", kek.measurement_secret().expose()),
+        Secret::new("the init secret", state.init_secret.expose()),
+    ];
+    for record in cluster
+        .kubectl([
+            "get",
+            "configmaps",
+            "--namespace",
+            "constellation-nodes",
+            "--output",
+            "name",
+        ])?
+        .lines()
+    {
+        if let Some(disk) = record.strip_prefix("configmap/disk-") {
+            secrets.push(Secret::new(
+                "the key of a state disk",
+                kek.state_disk_key(disk.parse()?).expose(),
+            ));
+        }
+    }
+    ensure!(secrets.len() > 3, "no disk is recorded");
+    Ok(secrets)
+}
+
+fn texts(cluster: &Cluster) -> Result<Vec<Text>> {
+    let mut texts = Vec::new();
+    for log in cluster.logs()? {
+        texts.push(Text {
+            bytes: fs::read(&log)?,
+            place: log.display().to_string(),
+        });
+    }
+    let mut query = |arguments: &[&str]| -> Result<()> {
+        texts.push(Text {
+            place: arguments.join(" "),
+            bytes: cluster.kubectl_bytes(arguments)?,
+        });
+        Ok(())
+    };
+    query(&[
+        "get",
+        "secrets,configmaps,pods,events,nodes",
+        "--all-namespaces",
+        "--output",
+        "json",
+    ])?;
+    for pod in cluster
+        .kubectl(["get", "pods", "--namespace", "kube-system", "--output", "name"])?
+        .lines()
+    {
+        query(&["logs", "--namespace", "kube-system", "--all-containers", pod])?;
+    }
+    for node in ["control-plane-0", "worker-0"] {
+        for log in node_logs(cluster, node)? {
+            query(&["get", "--raw", &log])?;
+        }
+    }
+    Ok(texts)
+}
+
+/// The addresses of a node's journal files and, on a control plane, of its audit logs. kubelet serves `/var/log`.
+fn node_logs(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
+    let root = format!("/api/v1/nodes/{node}/proxy/logs/");
+    let mut logs = Vec::new();
+    for folder in links(cluster, &format!("{root}journal/"))? {
+        let folder = format!("{root}journal/{folder}");
+        logs.extend(
+            links(cluster, &folder)?
+                .into_iter()
+                .map(|file| format!("{folder}{file}")),
+        );
+    }
+    if node.starts_with("control-plane") {
+        logs.push(format!("{root}kubernetes/audit/audit.log"));
+    }
+    ensure!(!logs.is_empty(), "{node} has no journal");
+    Ok(logs)
+}
+
+/// The entries of a folder that kubelet serves as a page of links.
+fn links(cluster: &Cluster, folder: &str) -> Result<Vec<String>> {
+    let page = cluster.kubectl(["get", "--raw", folder])?;
+    let links = page.split("href=\"").skip(1).filter_map(|rest| rest.split('"').next());
+    Ok(links.map(str::to_owned).collect())
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    memchr::memmem::find(text, part).is_some()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

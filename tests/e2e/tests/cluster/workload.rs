@@ -1,0 +1,219 @@
+//! What users do with a cluster, and what its host sees of it.
+
+use anyhow::{Context, Result, ensure};
+use cluster_config::names;
+use e2e::{Capture, Cluster, Image, PROBE_IMAGE, Packet, segment_port};
+use serde_json::{Value, json};
+
+/// Nobody else says this.
+const MARKER: &str = "plaintext-of-a-pod-0d5f1c";
+const WORKER: &str = "worker-0";
+const CONTROL_PLANE: &str = "control-plane-0";
+/// Addresses of pods.
+const PODS: [u8; 2] = [10, 244];
+
+pub(crate) fn every_node_is_ready_and_every_pod_runs(cluster: &Cluster, _: &Image) -> Result<()> {
+    let nodes = list(cluster, &["nodes"])?;
+    ensure!(nodes.len() == 2, "{} nodes", nodes.len());
+    cluster.wait_until("every pod to run", || {
+        let pods = list(cluster, &["pods", "--all-namespaces"])?;
+        let waiting: Vec<_> = pods.iter().filter(|pod| !is_ready(pod)).map(name).collect();
+        ensure!(waiting.is_empty(), "not ready: {}", waiting.join(", "));
+        Ok(true)
+    })
+}
+
+pub(crate) fn every_node_is_verified(cluster: &Cluster, _: &Image) -> Result<()> {
+    let text = cluster.constellation(["verify"])?;
+    let first = text.lines().next().unwrap_or_default();
+    ensure!(first.contains("software TPM"), "the first line is {first:?}");
+    let report: Value = serde_json::from_str(&cluster.constellation(["verify", "--output", "json"])?)?;
+    let nodes = report["nodes"].as_array().context("no nodes")?;
+    ensure!(
+        nodes.len() == 2 && nodes.iter().all(|node| node["verdict"] == "affirming"),
+        "{report}"
+    );
+    let status = cluster.constellation(["status"])?;
+    ensure!(status.matches("Ready v1.").count() == 2, "{status}");
+    Ok(())
+}
+
+/// Two replicas on two nodes behind a Service, asked by name from a third pod until both have answered.
+pub(crate) fn a_service_answers_from_both_nodes_by_its_name(cluster: &Cluster, _: &Image) -> Result<()> {
+    cluster.create(&deployment())?;
+    cluster.create(&service())?;
+    cluster.create(&pod("client", WORKER, &["serve", "--text", "client"]))?;
+    cluster.wait_until("the replicas and the client", || {
+        let pods = list(cluster, &["pods"])?;
+        Ok(pods.len() == 3 && pods.iter().all(is_ready))
+    })?;
+    let (mut here, mut there) = (false, false);
+    cluster.wait_until("answers from both nodes", || {
+        let answer = cluster.probe("client", &["fetch", "http://web.default.svc.cluster.local/"])?;
+        here |= answer.contains(WORKER);
+        there |= answer.contains(CONTROL_PLANE);
+        Ok(here && there)
+    })
+}
+
+pub(crate) fn pod_traffic_between_nodes_is_encrypted(cluster: &Cluster, _: &Image) -> Result<()> {
+    let capture = capture(cluster)?;
+    let load = cluster.probe("client", &["fetch", &load_of_the_other_node(cluster)?])?;
+    let packets = capture.stop()?;
+    ensure!(load.contains(MARKER), "the transfer did not work");
+    must_hold_no_plaintext(&packets)?;
+    let encrypted: usize = packets
+        .iter()
+        .filter(|packet| packet.is_wireguard())
+        .map(|packet| packet.bytes().len())
+        .sum();
+    ensure!(
+        encrypted > load.len(),
+        "{} bytes were transferred, {encrypted} bytes of WireGuard seen",
+        load.len()
+    );
+    Ok(())
+}
+
+/// The tunnel's device of the worker is switched off by a pod that may do everything. Last, because what it breaks is mended
+/// only by starting flannel again.
+pub(crate) fn with_the_tunnel_down_nothing_leaks(cluster: &Cluster, _: &Image) -> Result<()> {
+    let url = load_of_the_other_node(cluster)?;
+    cluster.create(&breaker())?;
+    cluster.wait_until("the breaker", || Ok(is_ready(&get(cluster, &["pod", "breaker"])?)))?;
+    set_tunnel(cluster, "0x90")?;
+    let capture = capture(cluster)?;
+    let transfer = cluster.probe("client", &["fetch", &url]);
+    let packets = capture.stop()?;
+    ensure!(transfer.is_err(), "the transfer went on");
+    must_hold_no_plaintext(&packets)?;
+    ensure!(!packets.is_empty(), "the capture saw nothing at all");
+
+    set_tunnel(cluster, "0x91")?;
+    let on_worker = format!("--field-selector=spec.nodeName={WORKER}");
+    cluster.kubectl([
+        "delete",
+        "pod",
+        "--namespace",
+        "kube-system",
+        "--selector",
+        "k8s-app=flannel",
+        &on_worker,
+    ])?;
+    cluster.wait_until("the tunnel to come back", || {
+        Ok(cluster.probe("client", &["fetch", &url])?.contains(MARKER))
+    })
+}
+
+fn set_tunnel(cluster: &Cluster, flags: &str) -> Result<()> {
+    cluster
+        .probe("breaker", &["write", "/sys/class/net/flannel-wg/flags", flags])
+        .map(drop)
+}
+
+fn capture(cluster: &Cluster) -> Result<Capture> {
+    Capture::start(segment_port(&cluster.workspace().join(names::QEMU))?)
+}
+
+fn must_hold_no_plaintext(packets: &[Packet]) -> Result<()> {
+    for packet in packets {
+        let marked = memchr::memmem::find(packet.bytes(), MARKER.as_bytes()).is_some();
+        ensure!(
+            !marked,
+            "a packet between {:?} holds the pod's text",
+            packet.addresses()
+        );
+        let addresses = packet.addresses().into_iter().flatten();
+        let pods: Vec<_> = addresses.filter(|address| address.octets()[..2] == PODS).collect();
+        ensure!(pods.is_empty(), "a packet outside the tunnel is from or for {pods:?}");
+    }
+    Ok(())
+}
+
+/// Where the replica on the control plane serves its long answer. The client is on the worker.
+fn load_of_the_other_node(cluster: &Cluster) -> Result<String> {
+    let on_control_plane = format!("--field-selector=spec.nodeName={CONTROL_PLANE}");
+    let pods = list(cluster, &["pods", "--selector", "app=web", &on_control_plane])?;
+    let pod = pods.first().context("no replica on the control plane")?;
+    let address = pod["status"]["podIP"].as_str().context("it has no address")?;
+    Ok(format!("http://{address}:8080/load"))
+}
+
+fn list(cluster: &Cluster, what: &[&str]) -> Result<Vec<Value>> {
+    Ok(get(cluster, what)?["items"].as_array().cloned().unwrap_or_default())
+}
+
+fn get(cluster: &Cluster, what: &[&str]) -> Result<Value> {
+    let json = cluster.kubectl(["get", "--output", "json"].iter().chain(what))?;
+    Ok(serde_json::from_str(&json)?)
+}
+
+fn name(object: &Value) -> String {
+    object["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+}
+
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array();
+    let is_ready = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+    pod["status"]["phase"] == "Running" && conditions.is_some_and(|conditions| conditions.iter().any(is_ready))
+}
+
+fn container(arguments: &[&str]) -> Value {
+    json!({ "name": "probe", "image": PROBE_IMAGE, "imagePullPolicy": "Never", "args": arguments })
+}
+
+fn deployment() -> Value {
+    let labels = json!({ "app": "web" });
+    let mut server = container(&["serve", "--text", &format!("$(NODE) {MARKER}")]);
+    server["env"] = json!([{ "name": "NODE", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } }]);
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": { "name": "web" },
+        "spec": {
+            "replicas": 2,
+            "selector": { "matchLabels": labels },
+            "template": {
+                "metadata": { "labels": labels },
+                "spec": {
+                    "containers": [server],
+                    "tolerations": [{ "operator": "Exists" }],
+                    "topologySpreadConstraints": [{
+                        "maxSkew": 1,
+                        "topologyKey": "kubernetes.io/hostname",
+                        "whenUnsatisfiable": "DoNotSchedule",
+                        "labelSelector": { "matchLabels": labels },
+                        // Both nodes count, the tainted control plane too.
+                        "nodeTaintsPolicy": "Ignore",
+                    }],
+                },
+            },
+        },
+    })
+}
+
+fn service() -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "name": "web" },
+        "spec": { "selector": { "app": "web" }, "ports": [{ "port": 80, "targetPort": 8080 }] },
+    })
+}
+
+fn pod(name: &str, node: &str, arguments: &[&str]) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "name": name },
+        "spec": { "nodeName": node, "containers": [container(arguments)] },
+    })
+}
+
+/// May do everything on the worker, in its own network.
+fn breaker() -> Value {
+    let mut pod = pod("breaker", WORKER, &["serve", "--text", "breaker", "--port", "18080"]);
+    pod["spec"]["hostNetwork"] = json!(true);
+    pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
+    pod
+}

@@ -1,0 +1,69 @@
+//! What the pods of the VM suite run: a server, a client, and something that breaks its node's network.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::routing::get;
+use clap::Parser;
+use tokio::net::TcpListener;
+
+/// Kept short, so that whoever asks can tell a slow answer from none.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One action of a test pod.
+#[derive(Parser)]
+enum Action {
+    /// Answer `/` with a text, and `/load` with that text many times over.
+    Serve {
+        /// The port, on all addresses.
+        #[arg(long, default_value_t = 8080)]
+        port: u16,
+        /// The text.
+        #[arg(long)]
+        text: String,
+    },
+    /// Print what an address answers, or fail.
+    Fetch {
+        /// The address.
+        url: String,
+    },
+    /// Write a text into a file, for instance a setting of the kernel.
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The text.
+        text: String,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    match Action::parse() {
+        Action::Serve { port, text } => serve(port, text).await,
+        Action::Fetch { url } => fetch(&url).await,
+        Action::Write { path, text } => fs::write(&path, text).with_context(|| format!("writing {}", path.display())),
+    }
+}
+
+async fn serve(port: u16, text: String) -> Result<()> {
+    /// More than one packet, and more than one copy in each.
+    const COPIES: usize = 1000;
+    let load = format!("{text}\n").repeat(COPIES);
+    let router = Router::new()
+        .route("/", get(async move || text))
+        .route("/load", get(async move || load));
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
+    Ok(axum::serve(listener, router).await?)
+}
+
+#[expect(clippy::print_stdout, reason = "the answer is the result")]
+async fn fetch(url: &str) -> Result<()> {
+    let client = reqwest::Client::builder().timeout(TIMEOUT).build()?;
+    let response = client.get(url).send().await?.error_for_status()?;
+    println!("{}", response.text().await?);
+    Ok(())
+}
