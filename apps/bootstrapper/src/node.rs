@@ -34,6 +34,8 @@ const CONTROL_PLANE_IMAGES: [&str; 4] = [
     "/run/state/images/kube-controller-manager.oci.tar",
     "/run/state/images/kube-scheduler.oci.tar",
 ];
+/// For administrators, who find it in the mirror. On a node there is nobody who could run it.
+const KUBECTL: &str = "/run/state/bin/kubectl";
 const STAGING: &str = "/run/state/components";
 
 /// The registers that say which image runs: boot loader and UKI, kernel and initramfs, UKI sections, additions to the
@@ -168,10 +170,11 @@ impl Node {
     }
 }
 
-/// The list without the images that run on control planes only: half of a worker's download and import.
+/// The list without kubectl, and on workers without the images that run on control planes only: half of the download and import.
 fn needed_by(role: NodeRole, list: &ComponentList) -> ComponentList {
     let is_needed = |component: &&Component| {
-        role == NodeRole::ControlPlane || !CONTROL_PLANE_IMAGES.contains(&component.install_path.as_str())
+        let path = component.install_path.as_str();
+        path != KUBECTL && (role == NodeRole::ControlPlane || !CONTROL_PLANE_IMAGES.contains(&path))
     };
     let needed = list.components().iter().filter(is_needed).cloned().collect();
     ComponentList::new(list.kubernetes_version().clone(), needed).expect("a part of a valid list is valid")
@@ -218,8 +221,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workers_do_without_the_images_of_control_planes() {
-        let paths = ["/run/state/images/etcd.oci.tar", "/run/state/images/kube-proxy.oci.tar"];
+    fn nodes_do_without_what_they_do_not_run() {
+        let paths = [KUBECTL, CONTROL_PLANE_IMAGES[0], "/run/state/images/kube-proxy.oci.tar"];
         let component = |path: &str| Component {
             url: "x".parse().unwrap(),
             hash: [0; 32].into(),
@@ -227,7 +230,11 @@ mod tests {
             extract: false,
         };
         let list = ComponentList::new("v1.35.4".parse().unwrap(), paths.map(component).to_vec()).unwrap();
-        assert_eq!(needed_by(NodeRole::ControlPlane, &list), list);
-        assert_eq!(needed_by(NodeRole::Worker, &list).components(), [component(paths[1])]);
+        let on_control_planes = needed_by(NodeRole::ControlPlane, &list);
+        assert_eq!(
+            on_control_planes.components(),
+            [component(paths[1]), component(paths[2])]
+        );
+        assert_eq!(needed_by(NodeRole::Worker, &list).components(), [component(paths[2])]);
     }
 }

@@ -160,18 +160,24 @@ fn cluster_configuration(cluster: &ClusterSettings, node: &NodeSettings) -> Clus
         },
         api_server: api_server(cluster, node),
         controller_manager: Component {
-            extra_args: vec![
+            extra_args: [
                 argument("flex-volume-plugin-dir", VOLUME_PLUGINS),
                 argument("profiling", "false"),
                 argument("terminated-pod-gc-threshold", "1000"),
                 argument("tls-min-version", "VersionTLS13"),
-            ],
+            ]
+            .into_iter()
+            .chain(patient_leader())
+            .collect(),
         },
         scheduler: Component {
-            extra_args: vec![
+            extra_args: [
                 argument("profiling", "false"),
                 argument("tls-min-version", "VersionTLS13"),
-            ],
+            ]
+            .into_iter()
+            .chain(patient_leader())
+            .collect(),
         },
         etcd: Etcd {
             local: Component {
@@ -179,6 +185,16 @@ fn cluster_configuration(cluster: &ClusterSettings, node: &NodeSettings) -> Clus
             },
         },
     }
+}
+
+/// With the default of 15 seconds a slow machine's controllers end themselves because they could not renew in time, and what
+/// they then do to start again makes it slower. The price is up to a minute without them when a control plane is lost.
+fn patient_leader() -> [Argument; 3] {
+    [
+        argument("leader-elect-lease-duration", "60s"),
+        argument("leader-elect-renew-deadline", "40s"),
+        argument("leader-elect-retry-period", "5s"),
+    ]
 }
 
 fn api_server(cluster: &ClusterSettings, node: &NodeSettings) -> ApiServer {

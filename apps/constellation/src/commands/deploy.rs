@@ -1,8 +1,9 @@
 //! Applies what runs inside the cluster: configuration and services, as typed objects.
 
+use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use key_derivation::{Label, MasterSecret};
 use key_service_client::KeyServicePublicKey;
 use kubernetes::deployment::{Object, PodNetwork, objects, pod_network};
@@ -29,6 +30,7 @@ pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     let network = PodNetwork {
         pod_cidr: run.config.pod_cidr.to_string(),
         node_interface: NODE_INTERFACE.to_owned(),
+        api_server: api_server(run)?,
     };
     let mut wanted = vec![components_object(&run.components)];
     wanted.extend(pod_network(&network));
@@ -43,17 +45,25 @@ pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
 
 fn join_config(run: &Run<'_>, secret: &MasterSecret) -> Result<JoinConfig> {
     let kek = secret.kek();
-    let endpoint = &run.infrastructure()?.in_cluster_endpoint;
     Ok(JoinConfig {
         reference_values: run.reference_values.clone(),
         measurement_salt: run.state.measurement_salt,
         operator_key: OperatorKey::from_seed(&kek.derive_array(Label::OperatorIdentity)).public(),
         key_service_key: KeyServicePublicKey::of_seed(&kek.derive_array(Label::KeyServiceIdentity)),
-        api_server_endpoint: format!("{endpoint}:{KUBERNETES_PORT}"),
+        api_server_endpoint: api_server(run)?.to_string(),
         kubernetes_version: run.config.kubernetes_version.clone(),
         components: run.components.config_map_name(),
         component_mirror: component_mirror(run)?,
     })
+}
+
+/// Where nodes reach it.
+fn api_server(run: &Run<'_>) -> Result<SocketAddrV4> {
+    let host = &run.infrastructure()?.in_cluster_endpoint;
+    let address = host
+        .parse()
+        .with_context(|| format!("{host:?} is no address of a control plane"))?;
+    Ok(SocketAddrV4::new(address, KUBERNETES_PORT))
 }
 
 async fn apply(run: &Run<'_>, cluster: &Cluster, object: &Object) -> Result<()> {

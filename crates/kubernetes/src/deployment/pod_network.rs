@@ -2,6 +2,7 @@
 //! plaintext. The image comes from the mirror, pinned by hash like every component.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
@@ -28,6 +29,8 @@ pub struct PodNetwork {
     pub pod_cidr: String,
     /// A regular expression for the address of the interface that leads to the other nodes.
     pub node_interface: String,
+    /// Where nodes reach the API server. flanneld uses it directly: the Service's address works only once kube-proxy does.
+    pub api_server: SocketAddrV4,
 }
 
 /// Everything the pod network needs, in the order in which it is applied.
@@ -165,6 +168,8 @@ fn container(network: &PodNetwork) -> Container {
         env: Some(vec![
             from_field("POD_NAME", "metadata.name"),
             from_field("POD_NAMESPACE", "metadata.namespace"),
+            variable("KUBERNETES_SERVICE_HOST", network.api_server.ip()),
+            variable("KUBERNETES_SERVICE_PORT", network.api_server.port()),
         ]),
         // It makes interfaces, routes and packet filter rules of the host.
         security_context: Some(SecurityContext {
@@ -188,6 +193,14 @@ fn named(name: &str) -> ObjectMeta {
         name: Some(name.into()),
         namespace: Some(NAMESPACE.into()),
         ..ObjectMeta::default()
+    }
+}
+
+fn variable(name: &str, value: impl ToString) -> EnvVar {
+    EnvVar {
+        name: name.into(),
+        value: Some(value.to_string()),
+        ..EnvVar::default()
     }
 }
 
