@@ -55,11 +55,11 @@ down: ## End that cluster and remove what it left
 
 bench: setup ## Figures with their aims, as medians and ratios of one run
 	cargo xtask kubernetes --only kube-apiserver,etcd --out $(TEST_BINARIES)
-	cargo xtask image build --out $(IMAGE)
+	cargo xtask image build --out $(E2E)/image
 	@mkdir -p $(BENCH)
 	cargo bench --locked -p attested-tls --bench handshake > $(BENCH)/1-handshakes
 	cargo bench --locked -p attestation-tpm --bench appraisal > $(BENCH)/2-appraisal
 	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) CONSTELLATION_PROGRAMS=$(TARGET)/service-programs \
-		CONSTELLATION_E2E_IMAGE=$(IMAGE) CONSTELLATION_WORKSPACE=$(CURDIR)/local \
+		CONSTELLATION_E2E_IMAGE=$(E2E)/image CONSTELLATION_WORKSPACE=$(CURDIR)/local \
 		cargo bench --locked -p e2e --bench system > $(BENCH)/3-system
 	@cat $(BENCH)/1-handshakes $(BENCH)/2-appraisal $(BENCH)/3-system

@@ -39,18 +39,19 @@ struct Step {
     succeeded: bool,
 }
 
-pub(crate) fn times(workspace: &Path) -> Result<Table> {
+pub(crate) fn times(workspace: &Path) -> Table {
     let mut table = Table::new("Local cluster, last `make up`", &["time"]);
-    match load(&workspace.join("timings.json"))? {
-        None => table.note("No cluster was made yet: `make up` makes one and records its times."),
-        Some(timings) => {
+    match load(&workspace.join("timings.json")) {
+        Err(error) => table.note(format!("{error:#}: `make up` records them anew")),
+        Ok(None) => table.note("No cluster was made yet: `make up` makes one and records its times."),
+        Ok(Some(timings)) => {
             for (name, steps) in PARTS {
                 table.row(name, [timings.of(steps)]);
             }
             table.row("altogether", [seconds(timings.total_seconds)]);
         }
     }
-    Ok(table)
+    table
 }
 
 /// What the bootstrappers of the nodes needed, by the names of the nodes, as far as they came to their end.
@@ -76,7 +77,7 @@ fn load(path: &Path) -> Result<Option<Timings>> {
     match fs::read(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         bytes => serde_json::from_slice(&bytes?)
-            .with_context(|| format!("{} is no list of times", path.display()))
+            .with_context(|| format!("{} has no times that this version knows", path.display()))
             .map(Some),
     }
 }

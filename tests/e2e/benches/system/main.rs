@@ -18,7 +18,7 @@ mod node;
 mod services;
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use service_runtime::Memory;
@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     print!("{}", services.requests);
     print!("{}", memory(services.memory, &node, &workspace)?);
     print!("{}", node.table());
-    print!("{}", cluster::times(&workspace)?);
+    print!("{}", cluster::times(&workspace));
     Ok(())
 }
 
@@ -46,11 +46,7 @@ fn folder(variable: &str) -> Result<PathBuf> {
     Ok(folder.into())
 }
 
-fn memory(
-    mut processes: Vec<(&'static str, Memory)>,
-    node: &node::Figures,
-    workspace: &std::path::Path,
-) -> Result<Table> {
+fn memory(mut processes: Vec<(&'static str, Memory)>, node: &node::Figures, workspace: &Path) -> Result<Table> {
     processes.push(("bootstrapper, in a VM that waits", node.bootstrapper));
     let mut table = Table::new("Memory of processes", &["resident", "peak"]);
     for (name, memory) in &processes {
