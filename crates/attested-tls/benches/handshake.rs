@@ -175,10 +175,13 @@ fn client_config(certificate: &CertificateDer<'static>, key: PrivateKeyDer<'stat
 fn server_config(certificate: &CertificateDer<'static>, key: PrivateKeyDer<'static>) -> Result<ServerConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let clients = WebPkiClientVerifier::builder_with_provider(roots(certificate)?, provider.clone()).build()?;
-    Ok(ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(clients)
-        .with_single_cert(vec![certificate.clone()], key)?)
+        .with_single_cert(vec![certificate.clone()], key)?;
+    // As in attested sessions: none is ever resumed.
+    config.send_tls13_tickets = 0;
+    Ok(config)
 }
 
 fn roots(certificate: &CertificateDer<'static>) -> Result<Arc<RootCertStore>> {
