@@ -3,6 +3,7 @@
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/constellation
 TEST_BINARIES := $(CACHE)/test-binaries
 E2E := $(CACHE)/e2e
+BENCH := $(CACHE)/bench
 TARGET = $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 CARGO_DENY := 0.20.2
 # What runs in nodes and pods is static.
@@ -58,5 +59,13 @@ up: setup ## A cluster on this machine, from the current code, in the folder loc
 down: ## End that cluster and remove what it left
 	$(CONSTELLATION) mini down --yes
 
-bench: ## Figures, as ratios measured in one run
-	cargo bench --locked -p attested-tls --bench handshake
+bench: setup ## Figures with their aims, as medians and ratios of one run
+	cargo xtask kubernetes --only kube-apiserver,etcd --out $(TEST_BINARIES)
+	cargo xtask image build --out $(E2E)/image
+	@mkdir -p $(BENCH)
+	cargo bench --locked -p attested-tls --bench handshake > $(BENCH)/1-handshakes
+	cargo bench --locked -p attestation-tpm --bench appraisal > $(BENCH)/2-appraisal
+	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) CONSTELLATION_PROGRAMS=$(TARGET)/service-programs \
+		CONSTELLATION_E2E_IMAGE=$(E2E)/image CONSTELLATION_WORKSPACE=$(CURDIR)/local \
+		cargo bench --locked -p e2e --bench system > $(BENCH)/3-system
+	@cat $(BENCH)/1-handshakes $(BENCH)/2-appraisal $(BENCH)/3-system

@@ -11,6 +11,7 @@ use error_report::Chain;
 use grpc_api::init::api_server::ApiServer;
 use measurements::PcrValue;
 use programs::{Programs, RunError};
+use service_runtime::Memory;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Server;
@@ -102,6 +103,7 @@ pub(crate) async fn bootstrap(node: Arc<Node>, listener: TcpListener) -> Result<
         .add_service(ApiServer::new(server))
         .serve_with_incoming(sessions);
     tokio::pin!(server);
+    report("node waits to become part of a cluster");
 
     let become_part = async {
         tokio::select! {
@@ -109,6 +111,9 @@ pub(crate) async fn bootstrap(node: Arc<Node>, listener: TcpListener) -> Result<
             Some(job) = jobs.recv() => {
                 let progress = job.progress.clone();
                 let result = initialise(&node, job).await;
+                if result.is_ok() {
+                    report("node is the first of a cluster");
+                }
                 keep_available(&progress, result.is_ok()).await;
                 result.map_err(NodeError::from)
             }
@@ -142,10 +147,17 @@ async fn keep_available(progress: &Progress, succeeded: bool) {
 async fn join_unless_initialised(node: &Node) -> Result<(), NodeError> {
     match join(node).await? {
         Joined::Member => {
-            info!("node is a member");
+            report("node is a member");
             Ok(())
         }
         // The other branch goes on.
         Joined::InitTookOver => std::future::pending().await,
     }
+}
+
+/// Says what the node is now and what this program needed for it so far: it runs before anything that could measure it.
+fn report(state: &str) {
+    let memory = Memory::of_this_process().ok();
+    let (resident, peak) = (memory.map(|memory| memory.resident), memory.map(|memory| memory.peak));
+    info!(resident_kib = resident, peak_kib = peak, "{state}");
 }

@@ -29,6 +29,7 @@ pub(crate) struct Step<'a> {
 struct Finished {
     step: String,
     seconds: f64,
+    succeeded: bool,
 }
 
 #[derive(Serialize)]
@@ -134,6 +135,7 @@ impl Step<'_> {
         self.progress.finished().push(Finished {
             step: self.title.clone(),
             seconds: rounded(elapsed),
+            succeeded: good,
         });
     }
 }
@@ -163,8 +165,8 @@ mod tests {
             .as_array()
             .unwrap()
             .iter()
-            .map(|step| &step["step"])
+            .map(|step| (step["step"].as_str().unwrap(), step["succeeded"].as_bool().unwrap()))
             .collect();
-        assert_eq!(steps, ["first", "second"]);
+        assert_eq!(steps, [("first", true), ("second", false)]);
     }
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 
 use attestation::{Evidence, Nonce, Outcome, Purpose, ReportBinding, Verifier, Verifiers};
@@ -14,59 +14,19 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, Engine};
 use grpc_api::verify::GetAttestationRequest;
 use grpc_api::verify::api_client::ApiClient;
 use measurements::{PcrIndex, PcrValue, ReferenceValues};
-use test_cluster::free_address;
-use test_tpm::SoftwareTpm;
+use test_services::VerificationService;
 use tonic::Code;
 
-struct VerificationService {
-    process: Child,
-    address: String,
-    http_address: String,
-    _tpm: SoftwareTpm,
+async fn start() -> VerificationService {
+    let program = Path::new(env!("CARGO_BIN_EXE_verification-service"));
+    VerificationService::start(program.parent().unwrap()).await.unwrap()
 }
 
-impl VerificationService {
-    async fn start() -> Self {
-        let tpm = SoftwareTpm::start().unwrap();
-        let (address, http_address) = (free_address().unwrap(), free_address().unwrap());
-        let process = Command::new(env!("CARGO_BIN_EXE_verification-service"))
-            .args(["--address", &address, "--http-address", &http_address])
-            .args(["--health-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"])
-            .arg("--tpm-socket")
-            .arg(tpm.socket())
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut service = Self {
-            process,
-            address,
-            http_address,
-            _tpm: tpm,
-        };
-        while tokio::net::TcpStream::connect(&service.address).await.is_err() {
-            assert!(
-                service.process.try_wait().unwrap().is_none(),
-                "the verification service ended"
-            );
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-        service
-    }
-
-    async fn get(&self, query: &str) -> (u16, String) {
-        let response = reqwest::get(format!("http://{}/{query}", self.http_address))
-            .await
-            .unwrap();
-        (response.status().as_u16(), response.text().await.unwrap())
-    }
-}
-
-impl Drop for VerificationService {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+async fn get(service: &VerificationService, query: &str) -> (u16, String) {
+    let response = reqwest::get(format!("http://{}/{query}", service.http_address()))
+        .await
+        .unwrap();
+    (response.status().as_u16(), response.text().await.unwrap())
 }
 
 /// PCR 11 of a software TPM that booted nothing is zero.
@@ -81,8 +41,8 @@ fn endpoint(pcr_11: PcrValue) -> Endpoint {
 
 #[tokio::test]
 async fn opening_a_session_verifies_the_node() {
-    let service = VerificationService::start().await;
-    let (grpc, node) = channel(&endpoint(PcrValue::ZERO), Purpose::Verify, &service.address)
+    let service = start().await;
+    let (grpc, node) = channel(&endpoint(PcrValue::ZERO), Purpose::Verify, service.address())
         .await
         .unwrap();
     assert!(node.is_some());
@@ -112,16 +72,16 @@ async fn opening_a_session_verifies_the_node() {
 
 #[tokio::test]
 async fn a_node_of_another_image_is_found_out() {
-    let service = VerificationService::start().await;
-    let result = channel(&endpoint(PcrValue::new([1; 32])), Purpose::Verify, &service.address).await;
+    let service = start().await;
+    let result = channel(&endpoint(PcrValue::new([1; 32])), Purpose::Verify, service.address()).await;
     assert!(matches!(result, Err(HandshakeError::NotAffirmed(_))));
 }
 
 #[tokio::test]
 async fn sessions_for_other_purposes_are_refused() {
-    let service = VerificationService::start().await;
+    let service = start().await;
     assert!(
-        channel(&endpoint(PcrValue::ZERO), Purpose::Join, &service.address)
+        channel(&endpoint(PcrValue::ZERO), Purpose::Join, service.address())
             .await
             .is_err()
     );
@@ -129,11 +89,10 @@ async fn sessions_for_other_purposes_are_refused() {
 
 #[tokio::test]
 async fn http_gives_evidence_over_a_nonce() {
-    let service = VerificationService::start().await;
+    let service = start().await;
     let nonce = Nonce::generate();
-    let (status, body) = service
-        .get(&format!("?nonce={}", BASE64_URL_SAFE.encode(nonce.as_bytes())))
-        .await;
+    let query = format!("?nonce={}", BASE64_URL_SAFE.encode(nonce.as_bytes()));
+    let (status, body) = get(&service, &query).await;
     assert_eq!(status, 200, "{body}");
     let document: serde_json::Value = serde_json::from_str(&body).unwrap();
     let evidence = BASE64_STANDARD.decode(document["data"].as_str().unwrap()).unwrap();
@@ -149,7 +108,7 @@ async fn http_gives_evidence_over_a_nonce() {
 
 #[tokio::test]
 async fn http_names_what_is_wrong_with_a_request() {
-    let service = VerificationService::start().await;
+    let service = start().await;
     for query in [
         "",
         "?nonce=",
@@ -158,10 +117,10 @@ async fn http_names_what_is_wrong_with_a_request() {
         "?nonce=%2B%2F8%3D",
         "?nonce=bm9uY2U=",
     ] {
-        let (status, body) = service.get(query).await;
+        let (status, body) = get(&service, query).await;
         assert_eq!(status, 400, "{query}");
         assert!(body.contains("nonce"), "{query}: {body}");
     }
     let good = BASE64_URL_SAFE.encode([0; 32]);
-    assert_eq!(service.get(&format!("?nonce={good}&nonce={good}")).await.0, 400);
+    assert_eq!(get(&service, &format!("?nonce={good}&nonce={good}")).await.0, 400);
 }

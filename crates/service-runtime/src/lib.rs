@@ -6,6 +6,7 @@
 
 mod health;
 mod logs;
+mod memory;
 mod metrics;
 
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 pub use logs::start_logging;
+pub use memory::Memory;
 
 /// Addresses that every service listens on besides its own.
 #[derive(Clone, Copy, Debug, clap::Args)]

@@ -12,17 +12,15 @@ use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
 use cluster_types::Variant;
 use grpc_api::join::api_client::ApiClient;
 use grpc_api::join::{IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest};
-use measurements::{PcrIndex, PcrValue, PcrValues, ReferenceValues};
+use measurements::ReferenceValues;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
-use test_tpm::ForgedTpm;
+use test_tpm::InProcessAttester;
 use tonic::Status;
 
 /// A machine whose TPM says what a node of this image would say.
-pub(crate) fn forged(image: &ReferenceValues) -> Arc<ForgedTpm> {
+pub(crate) fn forged(image: &ReferenceValues) -> Arc<InProcessAttester> {
     let expected = image.pcrs().iter().map(|(index, value)| (*index, value.expected));
-    let mut pcrs: PcrValues = (0..16).map(|index| (PcrIndex::new(index), PcrValue::ZERO)).collect();
-    pcrs.extend(expected);
-    Arc::new(ForgedTpm::new(pcrs))
+    Arc::new(InProcessAttester::claiming(&expected.collect()))
 }
 
 /// The session of somebody who does not care who is at the other end.

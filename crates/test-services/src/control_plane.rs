@@ -1,0 +1,232 @@
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use attestation::Purpose;
+use attested_tls::{AttestedNode, HandshakeError, channel};
+use cluster_types::{ClusterId, MeasurementSalt, NodeRole, Service};
+use grpc_api::join::IssueJoinTicketRequest;
+use grpc_api::join::IssueJoinTicketResponse;
+use grpc_api::join::api_client::ApiClient;
+use key_derivation::{Label, MasterSecret, cluster_id};
+use key_service_client::AUDIENCE;
+use kubernetes::{Cluster, JoinConfig, components_object, deployment};
+use kubernetes_components::ComponentList;
+use measurements::PcrIndex;
+use role_grant::{OperatorKey, RoleGrant};
+use tempfile::TempDir;
+use test_cluster::free_address;
+use test_tpm::SoftwareTpm;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::node::{Node, attester, image};
+use crate::process::command;
+use crate::{KeyService, ServiceProcess};
+
+const SALT: MeasurementSalt = MeasurementSalt::new([5; 32]);
+
+/// A control plane: API server, key service, join service and the TPM of the machine they run on.
+pub struct ControlPlane {
+    join_service: ServiceProcess,
+    address: String,
+    key_service: KeyService,
+    _folder: TempDir,
+    _tpm: SoftwareTpm,
+}
+
+impl ControlPlane {
+    /// Starts everything on a machine that has measured its cluster id.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub async fn start(programs: &Path) -> Result<Self> {
+        let key_service = KeyService::start(programs, MasterSecret::generate()).await?;
+        let (tpm, folder) = (SoftwareTpm::start()?, TempDir::with_prefix("join-service-")?);
+        measure_cluster_id(&tpm, cluster_id_of(key_service.master_secret()))?;
+        write_config(&folder.path().join("config"), &join_config(&key_service)?)?;
+        write_pki(&folder.path().join("pki"), &key_service)?;
+        apply(&key_service).await?;
+        let address = free_address()?;
+        Ok(Self {
+            join_service: start_join_service(programs, folder.path(), &key_service, &tpm, &address).await?,
+            address,
+            key_service,
+            _folder: folder,
+            _tpm: tpm,
+        })
+    }
+
+    /// The running join service.
+    #[must_use]
+    pub fn join_service(&self) -> &ServiceProcess {
+        &self.join_service
+    }
+
+    /// The key service beside it.
+    #[must_use]
+    pub fn key_service(&self) -> &KeyService {
+        &self.key_service
+    }
+
+    /// `host:port` of the join service.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// What its keys are derived from.
+    #[must_use]
+    pub fn master_secret(&self) -> &MasterSecret {
+        self.key_service.master_secret()
+    }
+
+    /// The cluster it is the control plane of.
+    #[must_use]
+    pub fn cluster_id(&self) -> ClusterId {
+        cluster_id_of(self.master_secret())
+    }
+
+    /// A session of a node with the join service.
+    ///
+    /// # Errors
+    /// When one refuses the other.
+    pub async fn session(
+        &self,
+        node: &Node,
+        purpose: Purpose,
+    ) -> Result<(ApiClient<Channel>, Option<AttestedNode>), HandshakeError> {
+        let (channel, peer) = channel(&node.endpoint(), purpose, &self.address).await?;
+        Ok((ApiClient::new(channel), peer))
+    }
+
+    /// Opens a session and asks for a ticket.
+    ///
+    /// # Errors
+    /// When there is no ticket.
+    pub async fn join(&self, node: &Node, request: IssueJoinTicketRequest) -> Result<IssueJoinTicketResponse, Status> {
+        let session = self.session(node, Purpose::Join).await;
+        let (mut client, _) = session.map_err(|error| Status::from_error(error.into()))?;
+        client.issue_join_ticket(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// The operator's word that this machine may be a control plane.
+    #[must_use]
+    pub fn grant(&self, node: &Node) -> Vec<u8> {
+        operator(self.master_secret()).sign(&RoleGrant {
+            cluster: self.cluster_id(),
+            machine: node.attester().identity(),
+            role: NodeRole::ControlPlane,
+            not_after: u64::MAX,
+        })
+    }
+
+    /// Everything both services logged so far.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        self.key_service.log() + &self.join_service.log()
+    }
+}
+
+fn cluster_id_of(master_secret: &MasterSecret) -> ClusterId {
+    cluster_id(&master_secret.kek().measurement_secret(), &SALT)
+}
+
+/// What the bootstrapper does on the first node.
+fn measure_cluster_id(tpm: &SoftwareTpm, id: ClusterId) -> Result<()> {
+    attester(tpm)?.with_tpm(|tpm| tpm.extend_with_event(PcrIndex::CLUSTER_ID, id.as_bytes()))?;
+    Ok(())
+}
+
+fn operator(master_secret: &MasterSecret) -> OperatorKey {
+    OperatorKey::from_seed(&master_secret.kek().derive_array(Label::OperatorIdentity))
+}
+
+fn components() -> Result<ComponentList> {
+    Ok(ComponentList::new("v1.35.4".parse()?, Vec::new())?)
+}
+
+fn join_config(key_service: &KeyService) -> Result<JoinConfig> {
+    Ok(JoinConfig {
+        reference_values: image(),
+        measurement_salt: SALT,
+        operator_key: operator(key_service.master_secret()).public(),
+        key_service_key: key_service.public_key(),
+        api_server_endpoint: "10.42.1.100:6443".into(),
+        kubernetes_version: "v1.35.4".parse()?,
+        components: components()?.config_map_name(),
+        component_mirror: "http://10.0.2.2:1/mirror".into(),
+    })
+}
+
+/// As the kubelet mounts it.
+fn write_config(folder: &Path, config: &JoinConfig) -> Result<()> {
+    let object = config.to_config_map();
+    for (key, value) in object.data.unwrap_or_default() {
+        write(&folder.join(key), value.as_bytes())?;
+    }
+    for (key, value) in object.binary_data.unwrap_or_default() {
+        write(&folder.join(key), &value.0)?;
+    }
+    Ok(())
+}
+
+/// The cluster's own authority; of what only is handed on, the names.
+fn write_pki(folder: &Path, key_service: &KeyService) -> Result<()> {
+    let authority = key_service.cluster().pki();
+    write(&folder.join("ca.crt"), authority.ca_certificate().as_bytes())?;
+    write(&folder.join("ca.key"), authority.ca_key().as_bytes())?;
+    for name in [
+        "sa.key",
+        "sa.pub",
+        "front-proxy-ca.crt",
+        "front-proxy-ca.key",
+        "etcd/ca.crt",
+        "etcd/ca.key",
+    ] {
+        write(&folder.join(name), name.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::create_dir_all(path.parent().context("a file in no folder")?)?;
+    Ok(fs::write(path, bytes)?)
+}
+
+/// The rights that the CLI applies, and nothing more.
+async fn apply(key_service: &KeyService) -> Result<()> {
+    let cluster = key_service.cluster();
+    let admin = Cluster::new(cluster.admin()?);
+    admin.apply(&deployment::namespace()).await?;
+    admin.apply(&components_object(&components()?)).await?;
+    for object in deployment::rights(Service::Join) {
+        admin.apply(&object).await?;
+    }
+    let account = Service::Join.name();
+    cluster.wait_until_allowed(account, "create", "", "secrets").await
+}
+
+async fn start_join_service(
+    programs: &Path,
+    folder: &Path,
+    key_service: &KeyService,
+    tpm: &SoftwareTpm,
+    address: &str,
+) -> Result<ServiceProcess> {
+    let (cluster, name) = (key_service.cluster(), Service::Join.name());
+    let token = cluster.token(name, Some(AUDIENCE)).await?;
+    let mut command = command(programs, name);
+    command
+        .env("KUBECONFIG", cluster.kubeconfig(name).await?)
+        .args(["--key-service", key_service.address()])
+        .arg("--key-service-token")
+        .arg(key_service.token_file(&token)?)
+        .arg("--config")
+        .arg(folder.join("config"))
+        .arg("--pki")
+        .arg(folder.join("pki"))
+        .arg("--tpm-socket")
+        .arg(tpm.socket());
+    ServiceProcess::start(command, address, folder.join("log")).await
+}

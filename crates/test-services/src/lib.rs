@@ -1,0 +1,17 @@
+//! Our services as processes, with a real API server and software TPMs.
+//!
+//! Each is started from a folder of programs: a test has the one that cargo built it with, a bench the static ones of the node
+//! image. [`ControlPlane`] holds a join service with all it needs, and [`Node`] is a machine that wants to join. Nothing a
+//! release contains depends on this crate; `xtask tidy` checks that.
+
+mod control_plane;
+mod key_service;
+mod node;
+mod process;
+mod verification_service;
+
+pub use control_plane::ControlPlane;
+pub use key_service::KeyService;
+pub use node::{Node, image, join_request};
+pub use process::ServiceProcess;
+pub use verification_service::VerificationService;

@@ -1,0 +1,69 @@
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::net::TcpStream;
+
+/// A running service. Dropping it ends it.
+pub struct ServiceProcess {
+    child: Child,
+    log: PathBuf,
+}
+
+impl ServiceProcess {
+    /// Starts a service with what all of them need, and waits until it listens.
+    pub(crate) async fn start(mut command: Command, address: &str, log: PathBuf) -> Result<Self> {
+        command
+            .args(["--address", address])
+            .args(["--health-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .stderr(File::create(&log)?);
+        let child = command.spawn().with_context(|| {
+            format!("{command:?}: is it built? `make test` and `make bench` build all programs first")
+        })?;
+        let mut process = Self { child, log };
+        process.wait_until_listening(address).await?;
+        Ok(process)
+    }
+
+    async fn wait_until_listening(&mut self, address: &str) -> Result<()> {
+        while TcpStream::connect(address).await.is_err() {
+            let status = self.child.try_wait()?;
+            ensure!(status.is_none(), "the service ended, its log:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything it logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub(crate) fn terminate(&mut self) -> Result<ExitStatus> {
+        let asked = Command::new("kill").args(["-TERM", &self.id().to_string()]).status()?;
+        ensure!(asked.success(), "the service cannot be told to end: {asked}");
+        Ok(self.child.wait()?)
+    }
+}
+
+impl Drop for ServiceProcess {
+    fn drop(&mut self) {
+        // It may have ended by itself; either way it must be reaped.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn command(programs: &Path, name: &str) -> Command {
+    Command::new(programs.join(name))
+}

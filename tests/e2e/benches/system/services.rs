@@ -1,0 +1,80 @@
+//! The three services under load.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use attestation::{Nonce, Purpose, Verifiers};
+use attested_tls::{Endpoint, PeerPolicy, channel};
+use grpc_api::verify::GetAttestationRequest;
+use grpc_api::verify::api_client::ApiClient;
+use service_runtime::Memory;
+use test_figures::{Clock, Samples, Table, WARM_UP};
+use test_services::{ControlPlane, ServiceProcess, VerificationService};
+use test_tpm::verifier;
+
+use crate::load::{Load, Meter};
+use crate::{joins, keys, say};
+
+const ROUNDS: usize = 200;
+
+/// What was measured.
+pub(crate) struct Figures {
+    pub(crate) requests: Table,
+    /// After all requests.
+    pub(crate) memory: Vec<(&'static str, Memory)>,
+}
+
+pub(crate) fn measure(programs: &Path) -> Result<Figures> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(load(programs))
+}
+
+async fn load(programs: &Path) -> Result<Figures> {
+    say("starting etcd, kube-apiserver and the services");
+    let control_plane = Arc::new(ControlPlane::start(programs).await?);
+    let verification = VerificationService::start(programs).await?;
+    let mut requests = Table::new("Requests to services", &Load::COLUMNS);
+    keys::measure(control_plane.key_service())
+        .await?
+        .write("GetDataKey", &mut requests);
+    joins::measure(control_plane.clone(), &mut requests).await?;
+    verifications(&verification)
+        .await?
+        .write("session and GetAttestation", &mut requests);
+    requests.note("Per s, 8: eight callers or nodes at once. Callers, API server and TPMs share the machine's cores.");
+    let memory = [
+        ("key-service", control_plane.key_service().process()),
+        ("join-service", control_plane.join_service()),
+        ("verification-service", verification.process()),
+    ];
+    let memory = memory.map(|(name, process)| memory_of(name, process));
+    Ok(Figures {
+        requests,
+        memory: memory.into_iter().collect::<Result<_>>()?,
+    })
+}
+
+fn memory_of(name: &'static str, process: &ServiceProcess) -> Result<(&'static str, Memory)> {
+    Ok((name, Memory::of(process.id())?))
+}
+
+/// Anyone verifies a node: a session in which it attests, and once more over a nonce.
+async fn verifications(service: &VerificationService) -> Result<Load> {
+    say("verifying a node");
+    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(Verifiers::one(verifier()))));
+    let meter = Meter::start(service.process().id())?;
+    let alone = Samples::take_async(Clock::Wall, ROUNDS, async || {
+        let (channel, _) = channel(&endpoint, Purpose::Verify, service.address()).await?;
+        let nonce = Nonce::generate().as_bytes().to_vec();
+        ApiClient::new(channel)
+            .get_attestation(GetAttestationRequest { nonce })
+            .await?;
+        Ok(())
+    });
+    Ok(Load {
+        alone: alone.await?,
+        together: None,
+        each: Some(meter.each(WARM_UP + ROUNDS)?),
+    })
+}
