@@ -101,7 +101,8 @@ struct Admission {
 
 /// Joins the cluster that the metadata leads to and the join service proves.
 ///
-/// 1. A join service of an accepted image that belongs to a cluster issues a ticket.
+/// 1. A join service of an accepted image that belongs to a cluster issues a ticket. Meanwhile a worker fetches what it will
+///    probably need.
 /// 2. The node lock is taken, unless the init server has it.
 /// 3. The node becomes a member.
 ///
@@ -112,7 +113,10 @@ struct Admission {
 /// Until the lock is taken, dropping the future leaves at most a ticket that expires.
 pub(crate) async fn join(node: &Node) -> Result<Joined, BecomeMemberError> {
     let endpoint = endpoint_for_members(node)?;
-    let admission = wait_for_ticket(node, &endpoint).await;
+    let admission = tokio::select! {
+        admission = wait_for_ticket(node, &endpoint) => admission,
+        never = fetch_in_advance(node) => never,
+    };
     let Ok(claim) = node.lock.claim(Owner::Join) else {
         return Ok(Joined::InitTookOver);
     };
@@ -128,6 +132,16 @@ fn endpoint_for_members(node: &Node) -> Result<Endpoint, TpmError> {
         ..Limits::default()
     };
     Ok(node.endpoint(PeerPolicy::Attested(Arc::new(accepted)), limits))
+}
+
+/// Only workers: a control plane may be about to be made the first one.
+async fn fetch_in_advance<T>(node: &Node) -> T {
+    if node.hints.this_node.role == NodeRole::Worker
+        && let Err(error) = node.prefetch().await
+    {
+        info!(error = %Chain(&error), "components cannot be fetched in advance");
+    }
+    std::future::pending().await
 }
 
 async fn wait_for_ticket(node: &Node, endpoint: &Endpoint) -> Admission {

@@ -10,7 +10,7 @@ use attested_tls::{Endpoint, Limits, PeerPolicy};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use cloud_metadata::{ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError};
 use cluster_types::NodeRole;
-use component_installer::{ImportError, InstallError, Installer, Mirror, import_images};
+use component_installer::{ImportError, InstallError, Installer, Mirror, PrefetchError, import_images};
 use error_report::Chain;
 use kubeadm::{Folders, Kubeadm, NodeSettings, ProxyMode};
 use kubernetes_components::{Component, ComponentList};
@@ -48,7 +48,7 @@ const IMAGE: [PcrIndex; 5] = [
     PcrIndex::new(13),
 ];
 
-const LONGEST_DELAY: Duration = Duration::from_secs(10);
+const LONGEST_DELAY: Duration = Duration::from_secs(4);
 
 /// Everything both ways of becoming part of a cluster need.
 pub(crate) struct Node {
@@ -152,11 +152,20 @@ impl Node {
     ) -> Result<(), PrepareError> {
         let components = &needed_by(role, components);
         let mirror = mirror.cloned().unwrap_or_else(|| self.platform_mirror());
-        let installer = Installer::new(self.files.root(), self.files.path(STAGING));
-        installer.install(components, &mirror).await?;
+        self.installer().install(components, &mirror).await?;
         import_images(&self.programs, &self.files.path(KUBERNETES_IMAGES)).await?;
         self.import_own_images().await?;
         Ok(())
+    }
+
+    fn installer(&self) -> Installer {
+        Installer::new(self.files.root(), self.files.path(STAGING))
+    }
+
+    /// Fetches what the platform's mirror says a worker needs. A ticket will say what of it is wanted.
+    pub(crate) async fn prefetch(&self) -> Result<(), PrefetchError> {
+        let needed = |list: &ComponentList| needed_by(NodeRole::Worker, list);
+        self.installer().prefetch(&self.platform_mirror(), needed).await
     }
 
     /// The images of our services are in the measured root, so they can be imported before anybody asks. Whoever calls
@@ -200,7 +209,7 @@ pub(crate) fn members_of_own_image(attester: &TpmAttester) -> Result<PcrPolicy, 
     Ok(PcrPolicy::new(own_image(attester)?, attestation_tpm::Membership::Any))
 }
 
-/// From a quarter of a second to ten, without an end.
+/// From a quarter of a second to four, without an end.
 pub(crate) fn delays() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(250))

@@ -8,7 +8,7 @@ use backon::{ExponentialBuilder, Retryable};
 use error_report::Chain;
 use kubernetes_components::ComponentHash;
 use reqwest::redirect::Policy;
-use reqwest::{Client, StatusCode, Url};
+use reqwest::{Client, Response, StatusCode, Url};
 use tempfile::NamedTempFile;
 use tokio::time::timeout;
 use tracing::info;
@@ -40,8 +40,8 @@ pub enum FetchError {
     #[error("the server did not deliver within {0:?}")]
     TimedOut(Duration),
     /// More than any component.
-    #[error("it is longer than {MAX_LEN} bytes")]
-    TooLong,
+    #[error("it is longer than {0} bytes")]
+    TooLong(u64),
     /// Something else than what was pinned.
     #[error("its hash is {actual}, expected {expected}")]
     Hash {
@@ -62,7 +62,7 @@ impl FetchError {
             // RFC 9110 section 15: request timeout, too early, too many requests, and what gateways say.
             Self::Status(status) => matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504),
             Self::Unreachable(_) | Self::TimedOut(_) => true,
-            Self::TooLong | Self::Hash { .. } | Self::File(_) => false,
+            Self::TooLong(_) | Self::Hash { .. } | Self::File(_) => false,
         }
     }
 }
@@ -121,14 +121,39 @@ async fn fetch_once(
 }
 
 async fn download(client: &Client, url: Url, file: &mut HashedFile) -> Result<(), FetchError> {
-    let mut response = client.get(url).send().await.map_err(FetchError::Unreachable)?;
-    if response.status() != StatusCode::OK {
-        return Err(FetchError::Status(response.status().as_u16()));
-    }
+    let mut response = get(client, url).await?;
     while let Some(chunk) = response.chunk().await.map_err(FetchError::Unreachable)? {
         file.append(&chunk)?;
     }
     Ok(())
+}
+
+/// A short document, whose content is not pinned.
+pub(crate) async fn fetch_small(client: &Client, from: &Location, max_len: usize) -> Result<Vec<u8>, FetchError> {
+    let mut document = Vec::new();
+    match from {
+        Location::Address(url) => {
+            let mut response = get(client, url.clone()).await?;
+            while let Some(chunk) = response.chunk().await.map_err(FetchError::Unreachable)? {
+                document.extend_from_slice(&chunk);
+                if document.len() > max_len {
+                    return Err(FetchError::TooLong(max_len as u64));
+                }
+            }
+        }
+        Location::File(path) => {
+            File::open(path)?.take(max_len as u64).read_to_end(&mut document)?;
+        }
+    }
+    Ok(document)
+}
+
+async fn get(client: &Client, url: Url) -> Result<Response, FetchError> {
+    let response = client.get(url).send().await.map_err(FetchError::Unreachable)?;
+    match response.status() {
+        StatusCode::OK => Ok(response),
+        status => Err(FetchError::Status(status.as_u16())),
+    }
 }
 
 async fn copy_file(from: std::path::PathBuf, mut file: HashedFile) -> Result<HashedFile, FetchError> {
@@ -189,7 +214,7 @@ impl HashedFile {
     fn append(&mut self, chunk: &[u8]) -> Result<(), FetchError> {
         self.length += chunk.len() as u64;
         if self.length > MAX_LEN {
-            return Err(FetchError::TooLong);
+            return Err(FetchError::TooLong(MAX_LEN));
         }
         self.context.update(chunk);
         self.file.write_all(chunk)?;

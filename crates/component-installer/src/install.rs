@@ -78,6 +78,7 @@ impl Installer {
     /// 1. What is installed with the right hash is left alone.
     /// 2. The others are fetched side by side; each must have its hash.
     /// 3. They are put to their places, one after the other.
+    /// 4. What was fetched in advance and is not in the list is removed.
     ///
     /// # Errors
     /// When a component cannot be fetched, has another hash, or cannot be put to its place.
@@ -93,6 +94,7 @@ impl Installer {
         spawn_blocking(move || missing.iter().try_for_each(|component| installer.place(component)))
             .await
             .expect("installing does not panic")?;
+        fs::remove_dir_all(&self.staging).map_err(InstallError::Staging)?;
         info!(
             installed = count,
             present = list.components().len() - count,
@@ -102,7 +104,7 @@ impl Installer {
     }
 
     /// Attempts that ended without warning left their unfinished files.
-    fn make_staging(&self) -> Result<(), InstallError> {
+    pub(crate) fn make_staging(&self) -> Result<(), InstallError> {
         let clean = || {
             fs::create_dir_all(&self.staging)?;
             for entry in fs::read_dir(&self.staging)? {
@@ -116,7 +118,7 @@ impl Installer {
         clean().map_err(InstallError::Staging)
     }
 
-    async fn missing(&self, list: &ComponentList) -> Vec<Component> {
+    pub(crate) async fn missing(&self, list: &ComponentList) -> Vec<Component> {
         let installer = self.clone();
         let components = list.components().to_vec();
         let is_missing = move |component: &Component| {
@@ -127,7 +129,7 @@ impl Installer {
             .expect("hashing does not panic")
     }
 
-    async fn fetch_all(&self, components: &[Component], mirror: &Mirror) -> Result<(), InstallError> {
+    pub(crate) async fn fetch_all(&self, components: &[Component], mirror: &Mirror) -> Result<(), InstallError> {
         let client = client().map_err(|source| InstallError::Fetch {
             url: "(none)".into(),
             source,

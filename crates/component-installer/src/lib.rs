@@ -14,11 +14,13 @@ mod fetch;
 mod images;
 mod install;
 mod place;
+mod prefetch;
 mod source;
 mod unpack;
 
 pub use fetch::FetchError;
 pub use images::{ImportError, import_images};
 pub use install::{InstallError, Installer};
+pub use prefetch::PrefetchError;
 pub use source::{Mirror, ParseMirrorAddressError};
 pub use unpack::UnpackError;

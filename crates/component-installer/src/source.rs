@@ -43,6 +43,14 @@ impl FromStr for Mirror {
 }
 
 impl Mirror {
+    /// The place of a document at its root.
+    pub(crate) fn document(&self, name: &str) -> Location {
+        match self {
+            Self::Address(base) => Location::Address(base.join(name).expect("documents have plain names")),
+            Self::Folder(folder) => Location::File(folder.join(name)),
+        }
+    }
+
     /// The component's own address, or its place in this mirror. None for what is no address at all.
     pub(crate) fn locate(&self, component: &ComponentUrl) -> Option<Location> {
         match (component.relative(), self) {

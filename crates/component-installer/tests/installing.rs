@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use component_installer::{FetchError, InstallError, Installer, Mirror};
+use component_installer::{FetchError, InstallError, Installer, Mirror, PrefetchError};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use kubernetes_components::{Component, ComponentList};
+use kubernetes_components::{Component, ComponentList, MIRROR_DOCUMENT};
 use tempfile::TempDir;
 
 struct Node {
@@ -40,6 +40,16 @@ impl Node {
         let path = self.path("mirror").join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
+    }
+
+    /// What the mirror says it has.
+    fn offer(&self, components: Vec<Component>) {
+        let list = ComponentList::new("v1.35.4".parse().unwrap(), components).unwrap();
+        self.publish(MIRROR_DOCUMENT, &list.to_mirror_document());
+    }
+
+    async fn prefetch(&self) -> Result<(), PrefetchError> {
+        self.installer().prefetch(&self.mirror(), ComponentList::clone).await
     }
 
     fn installer(&self) -> Installer {
@@ -176,6 +186,44 @@ async fn a_crash_leaves_what_was_fetched_and_no_partial_files() {
     node.publish("two", b"two");
     node.check(vec![one(), two()], &node.mirror()).await.unwrap();
     assert!(is_empty(&node.path("root/run/state/components")));
+}
+
+#[tokio::test]
+async fn what_was_fetched_in_advance_is_not_fetched_again() {
+    let node = Node::new();
+    node.publish("kubelet", b"kubelet");
+    let kubelet = component("kubelet", b"kubelet", "/run/state/bin/kubelet");
+    node.offer(vec![kubelet.clone()]);
+    node.prefetch().await.unwrap();
+    fs::remove_dir_all(node.path("mirror")).unwrap();
+    node.check(vec![kubelet], &node.mirror()).await.unwrap();
+    assert_eq!(fs::read(node.path("root/run/state/bin/kubelet")).unwrap(), b"kubelet");
+}
+
+/// The mirror's own list is nobody's word: what it lies about is fetched, never installed, and gone afterwards.
+#[tokio::test]
+async fn a_mirror_that_lies_about_what_it_has_gets_nothing_installed() {
+    let node = Node::new();
+    node.publish("kubelet", b"evil");
+    node.offer(vec![component("kubelet", b"evil", "/run/state/bin/kubelet")]);
+    node.prefetch().await.unwrap();
+    assert!(is_empty(&node.path("root/run/state/bin")));
+
+    let kubelet = component("kubelet", b"kubelet", "/run/state/bin/kubelet");
+    assert!(node.check(vec![kubelet.clone()], &node.mirror()).await.is_err());
+    node.publish("kubelet", b"kubelet");
+    node.check(vec![kubelet], &node.mirror()).await.unwrap();
+    assert_eq!(fs::read(node.path("root/run/state/bin/kubelet")).unwrap(), b"kubelet");
+    assert!(is_empty(&node.path("root/run/state/components")));
+}
+
+#[tokio::test]
+async fn a_list_that_is_none_or_too_long_is_refused() {
+    for list in [&b""[..], b"{}", &vec![b' '; 2 << 20]] {
+        let node = Node::new();
+        node.publish(MIRROR_DOCUMENT, list);
+        assert!(matches!(node.prefetch().await, Err(PrefetchError::List(_))));
+    }
 }
 
 #[tokio::test]

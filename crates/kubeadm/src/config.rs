@@ -159,6 +159,7 @@ pub(crate) struct KubeletConfiguration {
     pub(crate) authentication: Authentication,
     pub(crate) authorization: Authorization,
     pub(crate) cgroup_driver: &'static str,
+    pub(crate) config_map_and_secret_change_detection_strategy: &'static str,
     #[serde(rename = "eventRecordQPS")]
     pub(crate) event_record_qps: u32,
     pub(crate) eviction_hard: BTreeMap<&'static str, &'static str>,

@@ -96,6 +96,7 @@ async fn every_object_is_taken_and_can_be_applied_again() {
         let network = PodNetwork {
             pod_cidr: "10.244.0.0/16".into(),
             node_interface: "^10\\.42\\.".into(),
+            api_server: "10.42.1.100:6443".parse().unwrap(),
         };
         for object in deployment::objects(&example())
             .into_iter()

@@ -1,15 +1,17 @@
 //! `apply`: makes the cluster as the configuration says. Each phase begins with finding out what is done already.
 //!
-//! 1. The machines are made.
+//! 1. The machines of control planes are made.
 //! 2. The first node is made a cluster, over an attested session.
-//! 3. Our services are applied.
-//! 4. All nodes become ready.
-//! 5. Every node is verified.
+//! 3. The other machines are made.
+//! 4. Our services are applied.
+//! 5. All nodes become ready.
+//! 6. Every node is verified.
 
 use anyhow::{Context, Result, bail};
 use atomic_file::Access;
 use cluster_config::{ClusterConfig, ClusterState, InitProgress, Workspace, names};
-use infrastructure::{Infrastructure, Provider};
+use cluster_types::NodeRole;
+use infrastructure::{ClusterSpec, Infrastructure, Provider};
 use infrastructure_qemu::QemuProvider;
 use kubernetes_components::ComponentList;
 use measurements::ReferenceValues;
@@ -90,12 +92,18 @@ impl<'a> Run<'a> {
     }
 
     async fn phases(&mut self, progress: &Progress) -> Result<()> {
+        let first = "making the machines of control planes";
         progress
-            .step("making the machines", async |step| self.make_machines(step))
+            .step(first, async |step| self.make_first_machines(step))
             .await?;
         if self.state.init != InitProgress::Done {
             init::run(self, progress).await?;
         }
+        progress
+            .step("making the other machines", async |step| {
+                self.make_machines(machines::spec(&self.config, &self.state), step)
+            })
+            .await?;
         progress
             .step("applying the services", async |step| deploy::run(self, step).await)
             .await?;
@@ -108,7 +116,8 @@ impl<'a> Run<'a> {
     }
 
     /// A node that was asked to make a cluster and did not finish cannot be asked again: it and all others are made anew.
-    fn make_machines(&mut self, step: &Step<'_>) -> Result<()> {
+    /// Workers have nothing to do until there is a cluster, and would only take the processor from its first node.
+    fn make_first_machines(&mut self, step: &Step<'_>) -> Result<()> {
         block_in_place(|| {
             if self.state.init == InitProgress::Started && !init::finish_interrupted(self)? {
                 step.detail("the last run ended while the first node was set up; starting with fresh machines");
@@ -117,8 +126,17 @@ impl<'a> Run<'a> {
                 self.state.init = InitProgress::NotStarted;
             }
             // Stored before anything depends on the secret and the salt in it.
-            self.workspace.save_state(&self.state)?;
-            let spec = machines::spec(&self.config, &self.state);
+            anyhow::Ok(self.workspace.save_state(&self.state)?)
+        })?;
+        let mut spec = machines::spec(&self.config, &self.state);
+        if self.state.init != InitProgress::Done {
+            spec.nodes.retain(|node| node.role == NodeRole::ControlPlane);
+        }
+        self.make_machines(spec, step)
+    }
+
+    fn make_machines(&mut self, spec: ClusterSpec, step: &Step<'_>) -> Result<()> {
+        block_in_place(|| {
             let made = self.provider.create(&spec, &|detail| step.detail(detail));
             self.state.infrastructure = Some(made.next("correct this, then run the same command again")?);
             Ok(self.workspace.save_state(&self.state)?)
