@@ -6,6 +6,7 @@
 
 mod audit;
 mod policy;
+mod request;
 mod server;
 mod service;
 
