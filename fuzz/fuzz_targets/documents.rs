@@ -13,6 +13,9 @@ use role_grant::OperatorKey;
 fuzz_target!(|bytes: &[u8]| {
     let _ = ReferenceValues::parse(bytes);
     let _ = MasterSecret::parse(bytes);
+    if let Ok(list) = ComponentList::from_mirror_document(bytes) {
+        assert_eq!(ComponentList::from_mirror_document(&list.to_mirror_document()).ok(), Some(list));
+    }
     let operator = OperatorKey::from_seed(&[1; 32]).public();
     let machine = AttestedIdentity::new(Digest::new([2; 32]));
     assert!(operator.check(bytes, ClusterId::new([3; 32]), machine, NodeRole::ControlPlane, 0).is_err());

@@ -18,7 +18,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::progress::Progress;
@@ -76,14 +76,16 @@ struct Build {
 
 impl Build {
     fn programs_to(&self, names: &[String], out: &Path) -> Result<PathBuf> {
-        fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
         let modules = self.recipe.modules();
         let known = || modules.iter().flat_map(Module::names).collect::<Vec<_>>().join(", ");
-        for name in names {
+        let find = |name: &String| {
             let module = modules.iter().find(|module| module.names().any(|known| known == name));
-            let Some(module) = module else {
-                bail!("no program is named {name:?}; there are: {}", known())
-            };
+            module.with_context(|| format!("--only: no program is named {name:?}; there are: {}", known()))
+        };
+        // All are known before the first is built, which takes minutes.
+        let found = names.iter().map(find).collect::<Result<Vec<_>>>()?;
+        fs::create_dir_all(out).with_context(|| format!("creating {}", out.display()))?;
+        for (name, module) in names.iter().zip(found) {
             let folder = self.module(&module.only(names))?;
             mirror::copy_file(&folder.join(name), &out.join(name))?;
         }

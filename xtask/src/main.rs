@@ -28,3 +28,56 @@ fn main() -> Result<()> {
         Command::Tidy => tidy::run(),
     }
 }
+
+#[cfg(test)]
+mod input {
+    use super::*;
+
+    fn parse(arguments: &str) -> Result<Command, clap::Error> {
+        Command::try_parse_from(std::iter::once("xtask").chain(arguments.split_whitespace()))
+    }
+
+    #[test]
+    fn bad_input_to_each_flag_gives_one_error_that_names_it() {
+        for (arguments, named) in [
+            ("", "Usage"),
+            ("clean", "clean"),
+            ("tidy now", "now"),
+            ("image", "Usage"),
+            ("image build", "--out <DIR>"),
+            ("image build --out=", "--out <DIR>"),
+            ("image build --out x --programs=", "--programs <DIR>"),
+            ("image build --out x --container-images=", "--container-images <DIR>"),
+            ("image build --out x --cache=", "--cache <DIR>"),
+            ("image build --out x --locked=yes", "--locked"),
+            ("image reproduce", "--out <DIR>"),
+            ("image unpacked", "<PURPOSE>"),
+            ("image lock now", "now"),
+            ("image measure", "<UKI>"),
+            ("kubernetes --version 1.35", "--version <VERSION>"),
+            ("kubernetes --out=", "--out <DIR>"),
+            ("kubernetes --only etcd", "--out <DIR>"),
+            ("kubernetes --cache=", "--cache <DIR>"),
+            ("kubernetes --packages=", "--packages <TAR>"),
+            ("kubernetes now", "now"),
+        ] {
+            let error = parse(arguments).err().unwrap().to_string();
+            assert!(error.contains(named), "{arguments}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_is_not_built_here_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().display();
+        let arguments = format!("kubernetes --only etcd,docker --out {folder}/out --cache {folder}/cache");
+        let Ok(Command::Kubernetes(arguments)) = parse(&arguments) else {
+            panic!("{arguments}")
+        };
+        let error = kubernetes::run(&arguments).unwrap_err().to_string();
+        assert!(
+            error.starts_with("--only: no program is named \"docker\"; there are: "),
+            "{error}"
+        );
+    }
+}

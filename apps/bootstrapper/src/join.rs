@@ -14,7 +14,7 @@ use attestation::{Purpose, Verifiers};
 use attestation_tpm::TpmError;
 use attestation_variants::qemu_vtpm;
 use attested_tls::{AttestedNode, Endpoint, HandshakeError, Limits, PeerPolicy, channel};
-use cloud_metadata::MetadataError;
+use cloud_metadata::{Instance, MetadataError};
 use cluster_types::{DiskUuid, NodeRole};
 use error_report::Chain;
 use grpc_api::join::IssueJoinTicketRequest;
@@ -192,7 +192,7 @@ async fn ask(node: &Node, endpoint: &Endpoint, disk: DiskUuid, address: SocketAd
         disk_uuid: disk.to_string(),
         certificate_request: pending.request,
         is_control_plane: this_node.role == NodeRole::ControlPlane,
-        role_grant: this_node.role_grant.clone().unwrap_or_default(),
+        role_grant: role_grant(this_node),
     };
     let mut client = ApiClient::new(channel);
     let response = timeout(TICKET_LIMIT, client.issue_join_ticket(request))
@@ -206,6 +206,14 @@ async fn ask(node: &Node, endpoint: &Endpoint, disk: DiskUuid, address: SocketAd
         ticket,
         kubelet_key: pending.key,
     })
+}
+
+/// A grant is for control planes; the platform may offer one to a worker, and a join service would take that for a mistake.
+fn role_grant(this_node: &Instance) -> Vec<u8> {
+    match this_node.role {
+        NodeRole::ControlPlane => this_node.role_grant.clone().unwrap_or_default(),
+        NodeRole::Worker => Vec::new(),
+    }
 }
 
 /// 1. The cluster id is measured: from here on this node belongs to this cluster or to none.

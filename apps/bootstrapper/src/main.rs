@@ -96,7 +96,7 @@ async fn start(arguments: &Arguments) -> Result<()> {
         own_images: OnceCell::new(),
         reach: Box::new(SocketAddr::V4),
     });
-    let listener = service_runtime::listen(arguments.address).await?;
+    let listener = service_runtime::listen("--address", arguments.address).await?;
     bootstrap(node, listener).await?;
     Ok(())
 }
@@ -105,5 +105,28 @@ async fn start(arguments: &Arguments) -> Result<()> {
 async fn power_off() {
     if let Err(failure) = HostPrograms.run(&Call::new("systemctl").arg("poweroff")).await {
         error!(error = %Chain(&failure), "powering off failed");
+    }
+}
+
+#[cfg(test)]
+mod input {
+    use super::*;
+
+    #[test]
+    fn bad_input_to_each_flag_gives_one_error_that_names_it() {
+        for (arguments, flag, reason) in [
+            (&["--address", "9000"][..], "--address", "socket address"),
+            (&["--address", "node:9000"], "--address", "socket address"),
+            (&["--metadata", ""], "--metadata", "value is required"),
+            (&["--metadata"], "--metadata", "value is required"),
+            (&["--verbose"], "--verbose", "unexpected"),
+            (&["now"], "now", "unexpected"),
+        ] {
+            let error = Arguments::try_parse_from([&["bootstrapper"], arguments].concat())
+                .err()
+                .unwrap()
+                .to_string();
+            assert!(error.contains(flag) && error.contains(reason), "{error}");
+        }
     }
 }

@@ -74,6 +74,13 @@ impl InitRequest {
             "service_cidr",
             parse_network(&message.service_cidr, Ipv4Network::SERVICES),
         );
+        problems.take("pod_cidr", check_apart(pods, "the nodes", Some(Ipv4Network::NODES)));
+        problems.take(
+            "service_cidr",
+            check_apart(services, "the nodes", Some(Ipv4Network::NODES)),
+        );
+        problems.take("service_cidr", check_apart(services, "pod_cidr", pods));
+        problems.take("conformance_mode", check_conformance_mode(message.conformance_mode));
         let request = || {
             let (master_secret, measurement_salt) = (master_secret?, measurement_salt?);
             Some(Self {
@@ -165,6 +172,21 @@ fn parse_cert_sans(texts: &[String]) -> Result<Vec<CertSan>, String> {
     texts.iter().map(parse).collect()
 }
 
+/// Networks that were parsed must not have an address in common.
+fn check_apart(network: Option<Ipv4Network>, whose: &str, other: Option<Ipv4Network>) -> Result<(), String> {
+    match (network, other) {
+        (Some(network), Some(other)) if network.overlaps(other) => {
+            Err(format!("{network} overlaps {other}, the network of {whose}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Left out rather than ignored: who asks for it relies on it.
+fn check_conformance_mode(wanted: bool) -> Result<(), &'static str> {
+    if wanted { Err("is not supported") } else { Ok(()) }
+}
+
 fn parse_network(text: &str, default: Ipv4Network) -> Result<Ipv4Network, kubeadm::ParseNameError> {
     optional(text).map_or(Ok(default), str::parse)
 }
@@ -210,46 +232,137 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn every_bad_field_is_named() {
+    fn bad_input_to_each_field_gives_one_error_that_names_it() {
         type Change = fn(&mut InitMessage);
-        let cases: [(Change, &str); 14] = [
+        let cases: [(Change, &str); 35] = [
+            (|m| m.kms_uri.clear(), "kms_uri: expected kms://cluster-kms?key="),
             (
                 |m| m.kms_uri = "kms://aws?".into(),
-                "kms_uri: expected kms://cluster-kms",
+                "kms_uri: expected kms://cluster-kms?key=",
             ),
             (
                 |m| m.kms_uri = "kms://cluster-kms?key=&salt=".into(),
                 "kms_uri: key of the master secret has 0 bytes",
             ),
+            (
+                |m| m.kms_uri = m.kms_uri.split('&').next().unwrap().into(),
+                "kms_uri: expected kms://cluster-kms?key=",
+            ),
+            (|m| m.kms_uri = m.kms_uri.replace("key=", "key=?"), "kms_uri: expected"),
+            (
+                |m| m.kms_uri = m.kms_uri.replace("salt=", "pepper="),
+                "kms_uri: expected",
+            ),
             (|m| m.kms_uri.push_str("&more=1"), "kms_uri: expected"),
             (|m| m.storage_uri.clear(), "storage_uri: expected storage://no-store"),
-            (|m| m.measurement_salt.clear(), "measurement_salt: "),
-            (|m| m.kubernetes_version = "1.35".into(), "kubernetes_version: "),
+            (
+                |m| m.storage_uri = "storage://s3".into(),
+                "storage_uri: expected storage://no-store",
+            ),
+            (
+                |m| m.measurement_salt.clear(),
+                "measurement_salt: MeasurementSalt has 0 bytes, expected 32",
+            ),
+            (
+                |m| m.measurement_salt.push(0),
+                "measurement_salt: MeasurementSalt has 33 bytes, expected 32",
+            ),
+            (|m| m.kubernetes_version.clear(), "kubernetes_version: \"\" is not"),
+            (
+                |m| m.kubernetes_version = "1.35".into(),
+                "kubernetes_version: \"1.35\" is not a Kubernetes release",
+            ),
+            (|m| m.conformance_mode = true, "conformance_mode: is not supported"),
             (
                 |m| m.kubernetes_components.clear(),
                 "kubernetes_components: there are none",
             ),
             (
+                |m| m.kubernetes_components.push(m.kubernetes_components[0].clone()),
+                "kubernetes_components: two components have the install path",
+            ),
+            (
+                |m| m.kubernetes_components = many_components(),
+                "kubernetes_components: 257 components, at most 256",
+            ),
+            (
                 |m| m.kubernetes_components[0].hash.clear(),
-                "kubernetes_components[0].hash: ",
+                "kubernetes_components[0].hash: \"\" is not \"sha256:\"",
+            ),
+            (
+                |m| m.kubernetes_components[0].hash = "sha1:00".into(),
+                "kubernetes_components[0].hash: \"sha1:00\" is not \"sha256:\"",
+            ),
+            (
+                |m| m.kubernetes_components[0].url.clear(),
+                "kubernetes_components[0].url: \"\" is neither",
             ),
             (
                 |m| m.kubernetes_components[0].url = "../x".into(),
-                "kubernetes_components[0].url: ",
+                "kubernetes_components[0].url: \"../x\" is neither",
             ),
             (
                 |m| m.kubernetes_components[0].install_path = "x".into(),
-                "kubernetes_components[0].install_path: ",
+                "kubernetes_components[0].install_path: \"x\" is not an absolute path",
             ),
-            (|m| m.component_mirror = "file:///".into(), "component_mirror: "),
-            (|m| m.cluster_name = "a b".into(), "cluster_name: "),
-            (|m| m.apiserver_cert_sans = vec!["a b".into()], "apiserver_cert_sans: "),
-            (|m| m.pod_cidr = "10.0.0.1/8".into(), "pod_cidr: "),
+            (
+                |m| m.kubernetes_components[0].install_path = "/a/../b".into(),
+                "kubernetes_components[0].install_path: \"/a/../b\" is not an absolute path",
+            ),
+            (
+                |m| m.component_mirror = "file:///".into(),
+                "component_mirror: \"file:///\" is no address of a mirror",
+            ),
+            (
+                |m| m.component_mirror = "http://x/?y".into(),
+                "component_mirror: \"http://x/?y\" is no address of a mirror",
+            ),
+            (|m| m.cluster_name = "a b".into(), "cluster_name: \"a b\" is not"),
+            (|m| m.cluster_name = "A".into(), "cluster_name: \"A\" is not"),
+            (
+                |m| m.apiserver_cert_sans = vec!["127.0.0.1".into(), "a b".into()],
+                "apiserver_cert_sans: \"a b\" is not an IP address or a DNS name",
+            ),
+            (
+                |m| m.apiserver_cert_sans = vec![String::new()],
+                "apiserver_cert_sans: \"\" is not an IP address or a DNS name",
+            ),
+            (
+                |m| m.apiserver_cert_sans = vec!["127.0.0.1".into(); 65],
+                "apiserver_cert_sans: 65 names, at most 64",
+            ),
+            (|m| m.pod_cidr = "10.0.0.1/8".into(), "pod_cidr: \"10.0.0.1/8\" is not"),
+            (
+                |m| m.pod_cidr = "10.42.0.0/24".into(),
+                "pod_cidr: 10.42.0.0/24 overlaps 10.42.0.0/16, the network of the nodes",
+            ),
+            (
+                |m| m.service_cidr = "fd00::/8".into(),
+                "service_cidr: \"fd00::/8\" is not",
+            ),
+            (
+                |m| m.service_cidr = "10.40.0.0/13".into(),
+                "service_cidr: 10.40.0.0/13 overlaps 10.42.0.0/16, the network of the nodes",
+            ),
+            (
+                |m| m.service_cidr = "10.244.8.0/24".into(),
+                "service_cidr: 10.244.8.0/24 overlaps 10.244.0.0/16, the network of pod_cidr",
+            ),
         ];
         for (change, expected) in cases {
             let problems = check(change);
-            assert!(problems.contains(expected), "{problems}");
+            assert!(problems.starts_with(expected), "{problems}");
+            assert!(!problems.contains("; "), "one mistake, several problems: {problems}");
+            assert_eq!(problems.lines().count(), 1, "{problems}");
         }
+    }
+
+    fn many_components() -> Vec<ComponentMessage> {
+        let component = |number| ComponentMessage {
+            install_path: format!("/run/state/{number}"),
+            ..message().kubernetes_components[0].clone()
+        };
+        (0..257).map(component).collect()
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use cluster_config::{ClusterNameError, MirrorSource, check_cluster_name};
 use cluster_types::{ClusterId, KubernetesVersion};
 
 /// Confidential Kubernetes: a cluster whose every node proves what it runs before it is given a key.
@@ -56,7 +57,7 @@ pub(crate) enum ConfigCommand {
         #[arg(value_enum)]
         provider: Provider,
         /// Name of the cluster.
-        #[arg(long, default_value = "mini")]
+        #[arg(long, default_value = "mini", value_parser = parse_cluster_name)]
         name: String,
         #[command(flatten)]
         sources: Sources,
@@ -77,7 +78,7 @@ pub(crate) struct Sources {
     pub(crate) image: Option<PathBuf>,
     /// Folder or http address of a mirror of Kubernetes [default in a new configuration: mirror].
     #[arg(long, value_name = "DIR|URL")]
-    pub(crate) mirror: Option<String>,
+    pub(crate) mirror: Option<MirrorSource>,
     /// Kubernetes release, for instance v1.35.4 [default in a new configuration: what the mirror holds].
     #[arg(short, long, value_name = "VERSION")]
     pub(crate) kubernetes: Option<KubernetesVersion>,
@@ -145,7 +146,7 @@ pub(crate) enum MirrorCommand {
         folder: PathBuf,
         /// Another mirror: a folder or an http address.
         #[arg(long, value_name = "DIR|URL", required_unless_present = "list")]
-        from: Option<String>,
+        from: Option<MirrorSource>,
         /// A list in the form of components.json, whose files are fetched from their own addresses.
         #[arg(long, value_name = "FILE")]
         list: Option<PathBuf>,
@@ -163,6 +164,10 @@ pub(crate) enum InternalCommand {
     },
     /// Serve metadata and mirror of a run folder to its nodes.
     ServeMetadata { folder: PathBuf },
+}
+
+fn parse_cluster_name(text: &str) -> Result<String, ClusterNameError> {
+    check_cluster_name(text.to_owned())
 }
 
 fn parse_cluster_id(text: &str) -> Result<ClusterId, String> {

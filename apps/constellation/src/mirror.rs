@@ -17,15 +17,6 @@ use crate::progress::Step;
 /// No component is larger.
 const MAX_FILE_LEN: u64 = 4 << 30;
 
-/// Parses what can be typed: a folder or an http address.
-pub(crate) fn source(text: &str) -> MirrorSource {
-    if text.starts_with("http://") || text.starts_with("https://") {
-        MirrorSource::Http(text.trim_end_matches('/').to_owned())
-    } else {
-        MirrorSource::Folder(text.into())
-    }
-}
-
 /// The list at the root of a mirror.
 pub(crate) async fn load_list(source: &MirrorSource) -> Result<ComponentList> {
     let (bytes, place) = match source {

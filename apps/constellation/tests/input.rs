@@ -4,63 +4,244 @@
 
 mod support;
 
-use support::{Host, stderr, stdout};
+use std::process::Output;
 
-/// What is typed wrongly, and what the error must name.
+use support::{COMPONENTS, Host, stderr, stdout};
+
+/// What is typed, and what its usage must begin with.
+const INCOMPLETE: &[(&[&str], &str)] = &[
+    (&[], "Usage: constellation"),
+    (&["config"], "Usage: constellation config"),
+    (&["mini"], "Usage: constellation mini"),
+    (&["mirror"], "Usage: constellation mirror"),
+    (&["internal"], "Usage: constellation internal"),
+];
+
+/// What is typed wrongly, and what the error must say: which argument, and what would be right.
 const BAD: &[(&[&str], &[&str])] = &[
-    (&[], &["Usage: constellation"]),
     (&["launch"], &["launch"]),
-    (&["--workspace"], &["--workspace"]),
-    (&["config"], &["Usage: constellation config"]),
+    (&["--workspace"], &["--workspace", "value is required"]),
     (&["config", "generate"], &["<PROVIDER>"]),
-    (&["config", "generate", "aws"], &["aws", "qemu"]),
+    (&["config", "generate", "aws"], &["<PROVIDER>", "aws", "qemu"]),
+    (&["config", "generate", "qemu", "more"], &["more"]),
     (
-        &["config", "generate", "qemu", "--kubernetes", "1.35"],
-        &["--kubernetes", "v1.35.4"],
+        &["config", "generate", "qemu", "--name", "A"],
+        &["--name", "lower-case"],
     ),
-    (&["config", "generate", "qemu", "--name", "A"], &["name", "lower-case"]),
-    (&["config", "generate", "qemu", "--image", ""], &["--image"]),
+    (
+        &["config", "generate", "qemu", "--name", "a.b"],
+        &["--name", "lower-case"],
+    ),
+    (&["config", "generate", "qemu", "--name", ""], &["--name", "1 to 37"]),
+    (
+        &["config", "generate", "qemu", "--name", "a", "--name", "b"],
+        &["--name", "multiple times"],
+    ),
+    (
+        &["config", "generate", "qemu", "--image", ""],
+        &["--image", "value is required"],
+    ),
+    (&["config", "generate", "qemu", "--mirror", ""], &["--mirror", "folder"]),
     (
         &["config", "generate", "qemu", "--mirror", "ftp://x"],
-        &["mirror", "http"],
+        &["--mirror", "http"],
+    ),
+    (
+        &["config", "generate", "qemu", "--mirror", "http://x:y"],
+        &["--mirror", "<port>"],
+    ),
+    (
+        &["config", "generate", "qemu", "--kubernetes", ""],
+        &["--kubernetes", "v1.35.4"],
+    ),
+    (
+        &["config", "generate", "qemu", "-k", "1.35"],
+        &["--kubernetes", "v1.35.4"],
     ),
     (&["config", "generate", "qemu", "--zone", "x"], &["--zone"]),
     (&["apply", "--yess"], &["--yess", "--yes"]),
+    (&["apply", "--yes=no"], &["--yes", "'no'"]),
+    (&["apply", "--no-flushes=1"], &["--no-flushes", "'1'"]),
     (&["apply", "now"], &["now"]),
-    (&["mini"], &["Usage: constellation mini"]),
     (&["mini", "sideways"], &["sideways"]),
-    (&["mini", "up", "--kubernetes", "v1.35.4-rc.1"], &["--kubernetes"]),
-    (&["mini", "up", "--mirror", "ftp://x"], &["mirror", "http"]),
+    (&["mini", "up", "--image", ""], &["--image", "value is required"]),
+    (&["mini", "up", "--mirror", "ftp://x"], &["--mirror", "http"]),
+    (
+        &["mini", "up", "--kubernetes", "v1.35.4-rc.1"],
+        &["--kubernetes", "v1.35.4"],
+    ),
+    (&["mini", "up", "--yes=no"], &["--yes", "'no'"]),
+    (&["mini", "up", "--no-flushes=1"], &["--no-flushes", "'1'"]),
+    (&["mini", "up", "--name", "x"], &["--name"]),
     (&["mini", "down", "--force"], &["--force"]),
+    (&["mini", "down", "--yes=no"], &["--yes", "'no'"]),
     (&["status", "--output", "json"], &["--output"]),
+    (&["status", "worker-0"], &["worker-0"]),
     (&["verify", "--output", "xml"], &["--output", "text", "json"]),
+    (&["verify", "--output", ""], &["--output", "text", "json"]),
+    (&["verify", "--cluster-id", ""], &["--cluster-id", "64 hex digits"]),
     (&["verify", "--cluster-id", "12"], &["--cluster-id", "64 hex digits"]),
+    (&["verify", "worker-0"], &["worker-0"]),
     (&["terminate", "all"], &["all"]),
+    (&["terminate", "--yes=no"], &["--yes", "'no'"]),
     (&["mirror", "create"], &["<FOLDER>"]),
+    (
+        &["mirror", "create", "", "--from", "x"],
+        &["<FOLDER>", "value is required"],
+    ),
     (&["mirror", "create", "somewhere"], &["--from"]),
+    (&["mirror", "create", "somewhere", "--from", ""], &["--from", "folder"]),
+    (
+        &["mirror", "create", "somewhere", "--from", "ftp://x"],
+        &["--from", "http"],
+    ),
     (
         &["mirror", "create", "somewhere", "--from", "/nonexistent"],
-        &["/nonexistent/components.json"],
+        &["--from", "/nonexistent/components.json"],
+    ),
+    (
+        &["mirror", "create", "somewhere", "--list", ""],
+        &["--list", "value is required"],
     ),
     (
         &["mirror", "create", "somewhere", "--list", "/nonexistent"],
-        &["/nonexistent"],
+        &["--list", "/nonexistent"],
     ),
     (&["version", "--short"], &["--short"]),
-    (&["completion", "tcsh"], &["tcsh", "bash"]),
+    (&["completion"], &["<SHELL>"]),
+    (&["completion", "tcsh"], &["<SHELL>", "tcsh", "bash"]),
+    (&["internal", "exec"], &["<RECORD>", "<PROGRAM>"]),
+    (&["internal", "serve-metadata"], &["<FOLDER>"]),
+    (
+        &["internal", "serve-metadata", "/nonexistent"],
+        &["/nonexistent holds no cluster"],
+    ),
 ];
+
+/// One error, which says all of this, and no more than that.
+fn check(output: &Output, named: &[&str], what: &str) {
+    let error = stderr(output);
+    assert!(!output.status.success(), "{what} was taken");
+    assert!(named.iter().all(|name| error.contains(name)), "{what}: {error}");
+    let errors = error.lines().filter(|line| line.to_lowercase().starts_with("error:"));
+    assert_eq!(errors.count(), 1, "{what}: {error}");
+    assert!(!error.contains("panicked"), "{what}: {error}");
+    assert_eq!(stdout(output), "", "{what}");
+}
 
 #[test]
 fn bad_input_to_each_flag_gives_one_error_that_names_it() {
     let host = Host::new();
     std::fs::create_dir(host.workspace()).unwrap();
     for (arguments, named) in BAD {
-        let output = host.run(arguments);
-        let error = stderr(&output);
-        assert!(!output.status.success(), "{arguments:?} was taken");
-        assert!(named.iter().all(|name| error.contains(name)), "{arguments:?}: {error}");
-        assert!(!error.contains("panicked"), "{arguments:?}: {error}");
+        check(&host.run(arguments), named, &format!("{arguments:?}"));
         assert_eq!(host.files(), Vec::<String>::new(), "{arguments:?} left something");
+    }
+}
+
+#[test]
+fn an_incomplete_command_shows_its_usage() {
+    let host = Host::new();
+    for (arguments, usage) in INCOMPLETE {
+        let output = host.run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(stderr(&output).contains(usage), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_workspace_that_is_none_is_named() {
+    let host = Host::new();
+    for (workspace, command, named) in [
+        ("", "status", &["--workspace", "value is required"][..]),
+        ("nowhere", "status", &["workspace nowhere", "is not a folder"]),
+        (
+            "image/node.img",
+            "status",
+            &["workspace image/node.img", "is not a folder"],
+        ),
+        ("image/node.img", "mini up", &["cannot create image/node.img"]),
+        (
+            "image/node.img/below",
+            "mini up",
+            &["cannot create image/node.img/below"],
+        ),
+    ] {
+        let mut program = host.bare_command();
+        program.current_dir(host.path(""));
+        program.args(["--workspace", workspace]).args(command.split(' '));
+        check(
+            &program.output().unwrap(),
+            named,
+            &format!("{command} in {workspace:?}"),
+        );
+    }
+}
+
+#[test]
+fn a_list_that_is_none_is_named() {
+    let host = Host::new();
+    let list = host.path("list.json");
+    let component = r#"{"url":"a","hash":"sha256:00","install_path":"/a"}"#;
+    for (content, reason) in [
+        (String::new(), "EOF"),
+        ("{}".to_owned(), "version"),
+        (COMPONENTS.replace("\"v1\"", "\"v2\""), "v2"),
+        (COMPONENTS.replace("v1.35.4", "1.35"), "Kubernetes release"),
+        (COMPONENTS.replace("[]", &format!("[{component}]")), "sha256:"),
+        (COMPONENTS.replace("[]", "[], \"more\": 1"), "more"),
+    ] {
+        std::fs::write(&list, &content).unwrap();
+        let output = host.run(&["mirror", "create", "somewhere", "--list", list.to_str().unwrap()]);
+        check(&output, &["--list", "list.json", reason], &content);
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_named() {
+    for (file, content, command, named) in [
+        (
+            "image/reference-values.json",
+            "{}",
+            "apply -y",
+            &["reference-values.json", "version"][..],
+        ),
+        (
+            "image/reference-values.json",
+            "",
+            "verify",
+            &["reference-values.json", "EOF"],
+        ),
+        (
+            "mirror/components.json",
+            "{}",
+            "apply -y",
+            &["components.json", "version"],
+        ),
+        (
+            "workspace/constellation-conf.yaml",
+            "version: v4",
+            "verify",
+            &["constellation-conf.yaml", "version"],
+        ),
+        (
+            "workspace/constellation-state.yaml",
+            "version: v1",
+            "status",
+            &["constellation-state.yaml", "version"],
+        ),
+        (
+            "workspace/constellation-state.yaml",
+            "",
+            "apply -y",
+            &["constellation-state.yaml", "version"],
+        ),
+    ] {
+        let host = Host::new();
+        host.configure();
+        std::fs::write(host.path(file), content).unwrap();
+        let arguments: Vec<_> = command.split(' ').collect();
+        check(&host.run(&arguments), named, &format!("{file}: {content:?}"));
     }
 }
 

@@ -35,7 +35,7 @@ enum Command {
         /// The unified kernel image.
         uki: PathBuf,
         /// Name and version to write into the document.
-        #[arg(long, default_value = "unnamed")]
+        #[arg(long, default_value = "unnamed", value_parser = pipeline::parse_image_name)]
         image: String,
     },
     /// Print the folder with the unpacked Debian packages of the lock, unpacking them if need be.
@@ -59,7 +59,11 @@ enum Command {
 }
 
 fn main() -> Result<()> {
-    match Command::parse() {
+    run(Command::parse())
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Build(build) => pipeline::build(&build),
         Command::Measure { uki, image } => pipeline::measure(&uki, &image),
         Command::Unpacked {
@@ -68,5 +72,75 @@ fn main() -> Result<()> {
             cache,
         } => pipeline::unpacked_folder(purpose, &definition, &cache),
         Command::Lock { definition, cache } => pipeline::lock(&definition, &cache),
+    }
+}
+
+#[cfg(test)]
+mod input {
+    use super::*;
+
+    #[test]
+    fn bad_input_to_each_flag_gives_one_error_that_names_it() {
+        for (arguments, named) in [
+            ("", "Usage"),
+            ("bake", "bake"),
+            ("build", "--out <OUT>"),
+            ("build --out x", "--programs <PROGRAMS>"),
+            ("build --out= --programs x", "--out <OUT>"),
+            ("build --out x --programs=", "--programs <PROGRAMS>"),
+            (
+                "build --out x --programs x --container-images=",
+                "--container-images <CONTAINER_IMAGES>",
+            ),
+            ("build --out x --programs x --definition=", "--definition <DEFINITION>"),
+            ("build --out x --programs x --image", "--image <IMAGE>"),
+            ("build --out x --programs x --image=", "--image <IMAGE>"),
+            ("build --out x --programs x --image=a\"b", "--image <IMAGE>"),
+            ("build --out x --programs x --cache=", "--cache <CACHE>"),
+            ("build --out x --programs x --locked=yes", "--locked"),
+            ("build --out x --programs x more", "more"),
+            ("measure", "<UKI>"),
+            ("measure x --image", "--image <IMAGE>"),
+            ("measure x --image=$a", "--image <IMAGE>"),
+            ("unpacked", "<PURPOSE>"),
+            ("unpacked kitchen", "<PURPOSE>"),
+            ("unpacked node --definition=", "--definition <DEFINITION>"),
+            ("unpacked node --cache=", "--cache <CACHE>"),
+            ("lock --definition=", "--definition <DEFINITION>"),
+            ("lock --cache=", "--cache <CACHE>"),
+            ("lock now", "now"),
+        ] {
+            let words = std::iter::once("image-builder").chain(arguments.split_whitespace());
+            let error = Command::try_parse_from(words).err().unwrap().to_string();
+            assert!(error.contains(named), "{arguments}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_folder_or_file_that_is_missing_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("node-init"), "").unwrap();
+        let build = format!("build --out /nonexistent/out --programs {}", folder.path().display());
+        for (arguments, expected) in [
+            (
+                "build --out x --programs /nonexistent",
+                "--programs: /nonexistent/node-init is missing",
+            ),
+            (
+                &format!("{build} --container-images /nonexistent"),
+                "--container-images: /nonexistent is not a folder",
+            ),
+            (
+                &format!("{build} --definition /nonexistent"),
+                "cannot read /nonexistent",
+            ),
+            ("measure /nonexistent", "cannot read /nonexistent"),
+            ("unpacked node --definition /nonexistent", "cannot read /nonexistent"),
+            ("lock --definition /nonexistent", "cannot read /nonexistent"),
+        ] {
+            let words = std::iter::once("image-builder").chain(arguments.split_whitespace());
+            let error = run(Command::try_parse_from(words).unwrap()).unwrap_err();
+            assert!(error.to_string().starts_with(expected), "{arguments}: {error:#}");
+        }
     }
 }

@@ -48,7 +48,7 @@ pub(crate) struct Build {
     #[arg(long, default_value = "images")]
     definition: PathBuf,
     /// Name and version of the image
-    #[arg(long, default_value = concat!("constellation-node v", env!("CARGO_PKG_VERSION")))]
+    #[arg(long, default_value = concat!("constellation-node v", env!("CARGO_PKG_VERSION")), value_parser = parse_image_name)]
     image: String,
     /// Fail if a locked Debian package cannot be had any more, instead of choosing newer ones
     #[arg(long)]
@@ -67,8 +67,9 @@ pub(crate) struct Build {
 /// 6. Write the disk.
 /// 7. Compute the reference values.
 pub(crate) fn build(build: &Build) -> Result<()> {
-    let progress = Progress::start();
+    check_folders(build)?;
     let definition = Definition::load(&build.definition)?;
+    let progress = Progress::start();
     let cache = build.cache.open()?;
     let lock = fetch_packages(&definition, build.locked, &cache, &progress)?;
 
@@ -105,6 +106,30 @@ pub(crate) fn build(build: &Build) -> Result<()> {
     Ok(())
 }
 
+/// What would otherwise be noticed after minutes of work.
+fn check_folders(build: &Build) -> Result<()> {
+    let node_init = build.programs.join(NODE_INIT);
+    ensure!(node_init.is_file(), "--programs: {} is missing", node_init.display());
+    if let Some(images) = &build.container_images {
+        ensure!(
+            images.is_dir(),
+            "--container-images: {} is not a folder",
+            images.display()
+        );
+    }
+    Ok(())
+}
+
+/// The name goes between quotes into a file that shells read (os-release(5)).
+pub(crate) fn parse_image_name(text: &str) -> Result<String, &'static str> {
+    let plain = |c: u8| c == b' ' || c.is_ascii_graphic() && !b"\"'\\$`".contains(&c);
+    if (1..=128).contains(&text.len()) && text.bytes().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected 1 to 128 letters, digits, spaces and signs that need no quoting")
+    }
+}
+
 /// Computes the reference values of a unified kernel image and writes them to standard output.
 pub(crate) fn measure(uki: &Path, image: &str) -> Result<()> {
     let file = fs::read(uki).with_context(|| format!("cannot read {}", uki.display()))?;
@@ -115,9 +140,10 @@ pub(crate) fn measure(uki: &Path, image: &str) -> Result<()> {
 
 /// Writes the folder with the unpacked packages of one purpose to standard output.
 pub(crate) fn unpacked_folder(purpose: Purpose, definition: &Path, cache: &CacheArgs) -> Result<()> {
+    let definition = Definition::load(definition)?;
     let progress = Progress::start();
     let cache = cache.open()?;
-    let lock = fetch_packages(&Definition::load(definition)?, false, &cache, &progress)?;
+    let lock = fetch_packages(&definition, false, &cache, &progress)?;
     let folder = unpacked(&lock, purpose, &cache, &progress)?;
     writeln!(io::stdout(), "{}", folder.display())?;
     Ok(())
@@ -272,7 +298,6 @@ fn join_certificates(root: &Path) -> Result<()> {
 fn build_uki(inputs: &Inputs<'_>, root: &Root, tools: &Tools, work: &Path, progress: &Progress) -> Result<PathBuf> {
     progress.say("unified kernel image");
     let node_init = inputs.build.programs.join(NODE_INIT);
-    ensure!(node_init.is_file(), "{} is missing", node_init.display());
     let initramfs = work.join("initramfs.zst");
     initramfs::build(
         inputs.definition,

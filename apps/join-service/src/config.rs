@@ -25,7 +25,8 @@ pub(crate) struct Config {
 
 impl Config {
     pub(crate) fn load(folder: PathBuf) -> Result<Self> {
-        let config = JoinConfig::load(&folder).with_context(|| format!("the join configuration in {folder:?}"))?;
+        let config =
+            JoinConfig::load(&folder).with_context(|| format!("--config: {} cannot be used", folder.display()))?;
         Ok(Self {
             folder,
             current: Arc::new(RwLock::new(Arc::new(config))),

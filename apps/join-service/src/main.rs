@@ -51,7 +51,7 @@ struct Args {
     #[arg(long, default_value = "/etc/kubernetes/pki")]
     pki: PathBuf,
     /// host:port of the key service.
-    #[arg(long, default_value = "key-service.kube-system:9000")]
+    #[arg(long, default_value = "key-service.kube-system:9000", value_parser = parse_host_and_port)]
     key_service: String,
     /// A service-account token for audience key-service, renewed by the kubelet.
     #[arg(long, default_value = "/var/run/secrets/key-service/token")]
@@ -74,8 +74,9 @@ async fn main() -> Result<()> {
         config.current().key_service_key,
         args.key_service_token,
     )
-    .context("--key-service is no host:port")?;
-    let office = TicketOffice::new(Cluster::connect().await?, keys, Pki::new(args.pki), config.clone());
+    .context("--key-service")?;
+    let pki = Pki::open(args.pki).context("--pki")?;
+    let office = TicketOffice::new(Cluster::connect().await?, keys, pki, config.clone());
     let service = JoinService::new(office, &mut metrics);
     let peer = PeerPolicy::Attested(Arc::new(Verifiers::one(ConfiguredVerifier::new(config.clone()))));
     let attester: Arc<dyn Attester> = Arc::new(attester(args.tpm_socket)?);
@@ -83,7 +84,7 @@ async fn main() -> Result<()> {
 
     let runtime = start(args.runtime, metrics).await?;
     let reloading = tokio::spawn(config.reload_on_change());
-    let sessions = incoming(listen(args.address).await?, endpoint, PURPOSES);
+    let sessions = incoming(listen("--address", args.address).await?, endpoint, PURPOSES);
     runtime.ready().await;
     info!(address = %args.address, "join service ready");
     Server::builder()
@@ -95,11 +96,22 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
+fn parse_host_and_port(text: &str) -> Result<String, &'static str> {
+    let is_host =
+        |host: &str| !host.is_empty() && host.bytes().all(|c| c.is_ascii_alphanumeric() || b".-[]".contains(&c));
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
+    match text.rsplit_once(':') {
+        Some((host, port)) if is_host(host) && is_port(port) => Ok(text.to_owned()),
+        _ => Err("expected <host>:<port>"),
+    }
+}
+
 fn attester(tpm_socket: Option<PathBuf>) -> Result<TpmAttester> {
     match tpm_socket {
         None => qemu_vtpm::attester().context("setting up attestation with this machine's TPM"),
         Some(socket) => {
-            let transport = SocketTransport::connect(&socket).with_context(|| format!("connecting to {socket:?}"))?;
+            let transport = SocketTransport::connect(&socket)
+                .with_context(|| format!("--tpm-socket: cannot connect to {}", socket.display()))?;
             qemu_vtpm::attester_on(Tpm::new(transport)).context("setting up attestation with a software TPM")
         }
     }

@@ -34,8 +34,12 @@ pub(crate) enum ReadPkiError {
 }
 
 impl Pki {
-    pub(crate) fn new(folder: PathBuf) -> Self {
-        Self(folder)
+    /// Finds out at the start, and not with the first node, that nothing can be signed.
+    pub(crate) fn open(folder: PathBuf) -> Result<Self, ReadPkiError> {
+        let pki = Self(folder);
+        pki.ca_pin()?;
+        pki.control_plane_files()?;
+        Ok(pki)
     }
 
     pub(crate) fn ca_certificate(&self) -> Result<String, ReadPkiError> {
@@ -85,14 +89,29 @@ mod tests {
         std::fs::write(folder.path().join("ca.crt"), certificate.pem()).unwrap();
         let expected = hex::encode(digest(&SHA256, &rcgen::PublicKeyData::subject_public_key_info(&key)));
         assert_eq!(
-            Pki::new(folder.path().into()).ca_pin().unwrap(),
+            Pki(folder.path().into()).ca_pin().unwrap(),
             format!("sha256:{expected}")
         );
     }
 
     #[test]
-    fn a_missing_file_is_named() {
-        let error = Pki::new("/nonexistent".into()).ca_key().unwrap_err();
-        assert!(error.to_string().contains("ca.key"));
+    fn each_file_that_is_missing_or_broken_is_named() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("etcd")).unwrap();
+        for name in CONTROL_PLANE_FILES {
+            std::fs::write(folder.path().join(name), certificate.pem()).unwrap();
+        }
+        Pki::open(folder.path().into()).unwrap();
+        for name in CONTROL_PLANE_FILES {
+            std::fs::remove_file(folder.path().join(name)).unwrap();
+            let error = Pki::open(folder.path().into()).err().unwrap();
+            assert_eq!(error.to_string(), format!("{name} of the cluster's PKI cannot be read"));
+            std::fs::write(folder.path().join(name), certificate.pem()).unwrap();
+        }
+        std::fs::write(folder.path().join("ca.crt"), "nonsense").unwrap();
+        let error = Pki::open(folder.path().into()).err().unwrap();
+        assert_eq!(error.to_string(), "ca.crt of the cluster's PKI is no PEM certificate");
     }
 }

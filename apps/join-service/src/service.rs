@@ -42,7 +42,7 @@ impl JoinService {
         service
     }
 
-    /// Logs everything, and tells the node a category.
+    /// Logs everything, and tells the node what is wrong with its request, or a category.
     fn report<T>(
         &self,
         node: &impl std::fmt::Display,
@@ -54,16 +54,18 @@ impl JoinService {
                 info!(%node, "ticket issued");
                 Ok(Response::new(ticket))
             }
-            Err(error) if error.is_refusal() => {
-                self.refused.inc();
-                warn!(%node, error = %Chain(&error), "ticket refused");
-                Err(Status::permission_denied(error.to_string()))
-            }
-            Err(error) => {
-                self.failed.inc();
-                error!(%node, error = %Chain(&error), "ticket could not be made");
-                Err(Status::unavailable("the ticket could not be made; try again"))
-            }
+            Err(error) => Err(match error.refusal() {
+                Some(refusal) => {
+                    self.refused.inc();
+                    warn!(%node, error = %Chain(&error), "ticket refused");
+                    refusal
+                }
+                None => {
+                    self.failed.inc();
+                    error!(%node, error = %Chain(&error), "ticket could not be made");
+                    Status::unavailable("the ticket could not be made; try again")
+                }
+            }),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What a node must show for a ticket, and what is in it.
 
+use std::error::Error;
+
 use attested_tls::AttestedNode;
-use cluster_types::{ClusterId, DiskUuid, NodeRole, ParseDiskUuidError};
+use cluster_types::{ClusterId, DiskUuid, NodeName, NodeRole, ParseDiskUuidError};
 use grpc_api::join::{
     ControlPlaneCertOrKey, IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketResponse, MasterSecret,
 };
@@ -11,6 +13,7 @@ use key_service_client::{KeyServiceClient, KeyServiceError};
 use kubernetes::{Cluster, CreateBootstrapTokenError, JoinConfig, NodeRecordError, ReadComponentsError};
 use role_grant::RoleGrantError;
 use secret::MeasurementSecret;
+use tonic::Status;
 
 use crate::certificate::{CertificateRequestError, KubeletRequest, SignError};
 use crate::config::Config;
@@ -33,8 +36,12 @@ pub(crate) enum IssueTicketError {
     Certificate(#[from] CertificateRequestError),
     #[error("role_grant is refused")]
     RoleGrant(#[from] RoleGrantError),
-    #[error("the node asks for what is another's")]
-    Record(#[from] NodeRecordError),
+    #[error("role_grant is refused: it is there, but is_control_plane is not set")]
+    NoRoleToGrant,
+    #[error("disk_uuid is not a disk of this machine")]
+    DiskRecord(#[source] NodeRecordError),
+    #[error("certificate_request is not for a node name of this machine")]
+    NameRecord(#[source] NodeRecordError),
     #[error(transparent)]
     Key(#[from] KeyServiceError),
     #[error(transparent)]
@@ -48,12 +55,25 @@ pub(crate) enum IssueTicketError {
 }
 
 impl IssueTicketError {
-    /// Whose fault it is: the node's, or ours.
-    pub(crate) fn is_refusal(&self) -> bool {
+    /// What the node is told if the fault is in its request: which field and why. None if the fault is ours.
+    ///
+    /// # Security
+    /// The node is attested, and everything it is told about is its own. Whose a disk or a name is instead is not.
+    pub(crate) fn refusal(&self) -> Option<Status> {
         match self {
-            Self::Disk(_) | Self::Certificate(_) | Self::RoleGrant(_) => true,
-            Self::Record(error) => !matches!(error, NodeRecordError::Api { .. }),
-            Self::Key(_) | Self::Token(_) | Self::Components(_) | Self::Pki(_) | Self::Sign(_) => false,
+            Self::Disk(_) | Self::Certificate(_) => Some(Status::invalid_argument(self.with_reason())),
+            Self::RoleGrant(_) | Self::NoRoleToGrant => Some(Status::permission_denied(self.with_reason())),
+            Self::DiskRecord(NodeRecordError::Api { .. }) | Self::NameRecord(NodeRecordError::Api { .. }) => None,
+            Self::DiskRecord(_) | Self::NameRecord(_) => Some(Status::permission_denied(self.to_string())),
+            Self::Key(_) | Self::Token(_) | Self::Components(_) | Self::Pki(_) | Self::Sign(_) => None,
+        }
+    }
+
+    /// The field and what is wrong with it, but not the whole chain.
+    fn with_reason(&self) -> String {
+        match self.source() {
+            Some(reason) => format!("{self}: {reason}"),
+            None => self.to_string(),
         }
     }
 }
@@ -88,13 +108,15 @@ impl TicketOffice {
         let config = self.config.current();
         let disk: DiskUuid = request.disk_uuid.parse()?;
         let kubelet = KubeletRequest::parse(&request.certificate_request)?;
+        if !request.is_control_plane && !request.role_grant.is_empty() {
+            return Err(IssueTicketError::NoRoleToGrant);
+        }
         let measurement_secret = self.measurement_secret().await?;
         if request.is_control_plane {
             let cluster = cluster_id(&measurement_secret, &config.measurement_salt);
             check_grant(&config, cluster, node, &request.role_grant)?;
         }
-        self.cluster.claim_disk(disk, node.identity()).await?;
-        self.cluster.claim_name(&kubelet.node, node.identity()).await?;
+        self.claim(disk, &kubelet.node, node).await?;
         let state_disk_key = self.keys.data_key(&disk.to_string()).await?;
         let mut ticket = IssueJoinTicketResponse {
             state_disk_key: state_disk_key.to_vec(),
@@ -116,11 +138,19 @@ impl TicketOffice {
         disk_uuid: &str,
     ) -> Result<IssueRejoinTicketResponse, IssueTicketError> {
         let disk: DiskUuid = disk_uuid.parse()?;
-        self.cluster.check_disk(disk, node.identity()).await?;
+        let checked = self.cluster.check_disk(disk, node.identity()).await;
+        checked.map_err(IssueTicketError::DiskRecord)?;
         Ok(IssueRejoinTicketResponse {
             state_disk_key: self.keys.data_key(&disk.to_string()).await?.to_vec(),
             measurement_secret: self.measurement_secret().await?.expose().to_vec(),
         })
+    }
+
+    async fn claim(&self, disk: DiskUuid, name: &NodeName, node: &AttestedNode) -> Result<(), IssueTicketError> {
+        let claimed = self.cluster.claim_disk(disk, node.identity()).await;
+        claimed.map_err(IssueTicketError::DiskRecord)?;
+        let claimed = self.cluster.claim_name(name, node.identity()).await;
+        claimed.map_err(IssueTicketError::NameRecord)
     }
 
     async fn kubernetes_part(

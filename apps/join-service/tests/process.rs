@@ -23,7 +23,24 @@ fn request(name: &str, disk: &str) -> IssueJoinTicketRequest {
     join_request(name, disk).unwrap()
 }
 
-fn check_refused<T: std::fmt::Debug>(result: Result<T, Status>, what: &str) {
+fn rejoin(disk: &str) -> IssueRejoinTicketRequest {
+    IssueRejoinTicketRequest { disk_uuid: disk.into() }
+}
+
+/// The refusal is of this kind, names the field and says why.
+fn check_refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, what: &str) {
+    let status = result.unwrap_err();
+    assert_eq!(status.code(), code, "{}", status.message());
+    assert!(status.message().starts_with(what), "{}", status.message());
+    assert_eq!(status.message().lines().count(), 1, "{}", status.message());
+}
+
+fn check_denied<T: std::fmt::Debug>(result: Result<T, Status>, what: &str) {
+    check_refused(result, Code::PermissionDenied, what);
+}
+
+/// The refusal names the field and nothing of whoever the disk or the name belongs to.
+fn check_not_owner<T: std::fmt::Debug>(result: Result<T, Status>, what: &str) {
     let status = result.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, what));
 }
@@ -53,26 +70,32 @@ async fn nodes_get_what_is_theirs_and_nothing_else() {
 
     // A ticket can be asked for again by the same machine.
     control_plane.join(&worker, request("worker-0", DISK)).await.unwrap();
-    // Another machine gets neither its disk key nor its name.
+    // Another machine gets neither its disk key nor its name, and does not learn whose they are.
     let thief = Node::boot().unwrap();
-    let another = "the node asks for what is another's";
-    check_refused(control_plane.join(&thief, request("worker-1", DISK)).await, another);
-    check_refused(
+    let disk_of_another = "disk_uuid is not a disk of this machine";
+    let name_of_another = "certificate_request is not for a node name of this machine";
+    check_not_owner(
+        control_plane.join(&thief, request("worker-1", DISK)).await,
+        disk_of_another,
+    );
+    check_not_owner(
         control_plane.join(&thief, request("worker-0", OTHER_DISK)).await,
-        another,
+        name_of_another,
     );
 
     // A control plane needs the operator's grant for this very machine.
-    let refused = "role_grant is refused";
     let wish = |grant| IssueJoinTicketRequest {
         is_control_plane: true,
         role_grant: grant,
         ..request("worker-0", DISK)
     };
-    check_refused(control_plane.join(&worker, wish(Vec::new())).await, refused);
-    check_refused(
+    check_denied(
+        control_plane.join(&worker, wish(Vec::new())).await,
+        "role_grant is refused: a control-plane needs a role grant",
+    );
+    check_denied(
         control_plane.join(&worker, wish(control_plane.grant(&thief))).await,
-        refused,
+        "role_grant is refused: the role grant is for machine",
     );
     let ticket = control_plane
         .join(&worker, wish(control_plane.grant(&worker)))
@@ -85,26 +108,21 @@ async fn nodes_get_what_is_theirs_and_nothing_else() {
     );
 
     // After a reboot the machine gets its disk key again; another one does not.
-    let rejoin = |disk: &str| IssueRejoinTicketRequest { disk_uuid: disk.into() };
     let (mut client, _) = control_plane.session(&worker, Purpose::Rejoin).await.unwrap();
     let ticket = client.issue_rejoin_ticket(rejoin(DISK)).await.unwrap().into_inner();
     assert_eq!(
         ticket.state_disk_key,
         kek.state_disk_key(DISK.parse().unwrap()).expose()
     );
-    check_refused(
-        client
-            .issue_rejoin_ticket(rejoin("3f2504e0-4f89-11d3-9a0c-0305e82c33ff"))
-            .await,
-        another,
-    );
+    let unknown = rejoin("3f2504e0-4f89-11d3-9a0c-0305e82c33ff");
+    check_not_owner(client.issue_rejoin_ticket(unknown).await, disk_of_another);
     let (mut client, _) = control_plane.session(&thief, Purpose::Rejoin).await.unwrap();
-    check_refused(client.issue_rejoin_ticket(rejoin(DISK)).await, another);
+    check_not_owner(client.issue_rejoin_ticket(rejoin(DISK)).await, disk_of_another);
     // A session for one purpose does not serve the other.
-    let wrong_purpose = "the session is not attested for this purpose";
     check_refused(
         client.issue_join_ticket(request("worker-2", OTHER_DISK)).await,
-        wrong_purpose,
+        Code::PermissionDenied,
+        "the session is not attested for this purpose",
     );
 
     let logs = control_plane.logs();
@@ -117,42 +135,80 @@ async fn nodes_get_what_is_theirs_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn bad_requests_are_named() {
+async fn bad_input_to_each_field_gives_one_error_that_names_it() {
+    type Change = fn(&mut IssueJoinTicketRequest);
     let control_plane = start().await;
     let node = Node::boot().unwrap();
-    for (change, what) in [
+    let cases: [(Change, Code, &str); 11] = [
         (
-            IssueJoinTicketRequest {
-                disk_uuid: "measurementSecret".into(),
-                ..request("n", DISK)
-            },
-            "disk_uuid is invalid",
+            |m| m.disk_uuid.clear(),
+            Code::InvalidArgument,
+            "disk_uuid is invalid: \"\" is not a UUID",
         ),
         (
-            IssueJoinTicketRequest {
-                disk_uuid: DISK.to_uppercase(),
-                ..request("n", DISK)
-            },
-            "disk_uuid is invalid",
-        ),
-        (request("../n", DISK), "certificate_request is refused"),
-        (
-            IssueJoinTicketRequest {
-                certificate_request: vec![1],
-                ..request("n", DISK)
-            },
-            "certificate_request is refused",
+            |m| m.disk_uuid = "measurementSecret".into(),
+            Code::InvalidArgument,
+            "disk_uuid is invalid: \"measurementSecret\" is not a UUID",
         ),
         (
-            IssueJoinTicketRequest {
-                is_control_plane: true,
-                role_grant: vec![1],
-                ..request("n", DISK)
-            },
-            "role_grant is refused",
+            |m| m.disk_uuid = DISK.to_uppercase(),
+            Code::InvalidArgument,
+            "disk_uuid is invalid: \"3F2504E0",
         ),
-    ] {
-        check_refused(control_plane.join(&node, change).await, what);
+        (
+            |m| m.disk_uuid.push('\n'),
+            Code::InvalidArgument,
+            "disk_uuid is invalid: \"3f2504e0",
+        ),
+        (
+            |m| m.certificate_request.clear(),
+            Code::InvalidArgument,
+            "certificate_request is refused: the certificate request cannot be read",
+        ),
+        (
+            |m| m.certificate_request.truncate(64),
+            Code::InvalidArgument,
+            "certificate_request is refused: the certificate request cannot be read",
+        ),
+        (
+            |m| m.certificate_request = request("../n", DISK).certificate_request,
+            Code::InvalidArgument,
+            "certificate_request is refused: the certificate request names no valid node",
+        ),
+        (
+            |m| m.is_control_plane = true,
+            Code::PermissionDenied,
+            "role_grant is refused: a control-plane needs a role grant",
+        ),
+        (
+            |m| (m.is_control_plane, m.role_grant) = (true, vec![1]),
+            Code::PermissionDenied,
+            "role_grant is refused: the role grant is malformed",
+        ),
+        (
+            |m| (m.is_control_plane, m.role_grant) = (true, vec![0; 1025]),
+            Code::PermissionDenied,
+            "role_grant is refused: the role grant is malformed",
+        ),
+        (
+            |m| m.role_grant = vec![1],
+            Code::PermissionDenied,
+            "role_grant is refused: it is there, but is_control_plane is not set",
+        ),
+    ];
+    for (change, code, what) in cases {
+        let mut message = request("n", DISK);
+        change(&mut message);
+        check_refused(control_plane.join(&node, message).await, code, what);
+    }
+    let (mut client, _) = control_plane.session(&node, Purpose::Rejoin).await.unwrap();
+    for bad in ["", "measurementSecret", &DISK.to_uppercase()] {
+        let refused = client.issue_rejoin_ticket(rejoin(bad)).await;
+        check_refused(
+            refused,
+            Code::InvalidArgument,
+            &format!("disk_uuid is invalid: {bad:?}"),
+        );
     }
 }
 

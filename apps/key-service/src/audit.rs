@@ -48,7 +48,7 @@ impl AuditLog {
             .create(true)
             .mode(0o600)
             .open(path)
-            .with_context(|| format!("opening the audit log {}", path.display()))?;
+            .with_context(|| format!("--audit-log: cannot open {}", path.display()))?;
         Ok(Self(Arc::new(Mutex::new(file))))
     }
 

@@ -6,11 +6,12 @@
 
 mod audit;
 mod policy;
+mod request;
 mod server;
 mod service;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -46,17 +47,19 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     let mut metrics = Registry::default();
     let master_secret = load_master_secret(&args.master_secret)?;
+    let audit = AuditLog::open(&args.audit_log)?;
     let cluster = Cluster::connect().await?;
-    let service = KeyService::new(master_secret, cluster, AuditLog::open(&args.audit_log)?, &mut metrics);
+    let service = KeyService::new(master_secret, cluster, audit, &mut metrics);
     let identity = service.identity_seed();
     let runtime = start(args.runtime, metrics).await?;
-    let listener = listen(args.address).await?;
+    let listener = listen("--address", args.address).await?;
     runtime.ready().await;
     info!(address = %args.address, "key service ready");
     server::serve(service, listener, &identity, runtime.draining()).await
 }
 
-fn load_master_secret(path: &PathBuf) -> Result<MasterSecret> {
-    let json = Zeroizing::new(std::fs::read(path).with_context(|| format!("reading the master secret {path:?}"))?);
-    MasterSecret::parse(&json).with_context(|| format!("the master secret {path:?} cannot be used"))
+fn load_master_secret(path: &Path) -> Result<MasterSecret> {
+    let name = path.display();
+    let json = Zeroizing::new(std::fs::read(path).with_context(|| format!("--master-secret: cannot read {name}"))?);
+    MasterSecret::parse(&json).with_context(|| format!("--master-secret: {name} cannot be used"))
 }

@@ -3,7 +3,7 @@ use grpc_api::kms::api_server::Api;
 use grpc_api::kms::{GetDataKeyRequest, GetDataKeyResponse, GetMasterSecretRequest, GetMasterSecretResponse};
 use jiff::Timestamp;
 use key_derivation::{Epoch, Label, MasterSecret};
-use key_service_client::{AUDIENCE, MAX_KEY_LEN};
+use key_service_client::AUDIENCE;
 use kubernetes::{Caller, Cluster, ReviewTokenError};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -13,12 +13,10 @@ use zeroize::Zeroizing;
 
 use crate::audit::{AuditLog, Decision, Record};
 use crate::policy::Access;
+use crate::request::{DataKey, InvalidRequest, Recipient, Wanted};
 
 /// Longer tokens are not looked at; real ones have about 1 KiB.
 const MAX_TOKEN_LEN: usize = 16 * 1024;
-/// An attested identity in hex.
-const RECIPIENT_LEN: usize = 64;
-
 /// The implementation of `kms.API`.
 pub(crate) struct KeyService {
     master_secret: MasterSecret,
@@ -48,18 +46,34 @@ impl KeyService {
     }
 
     /// 1. Authenticate the caller by its token.
-    /// 2. Authorise it for this key.
-    /// 3. Record the decision; without a record nothing leaves.
-    async fn admit<T>(&self, request: &Request<T>, access: Access, recipient: Option<String>) -> Result<(), Status> {
+    /// 2. Parse the request: only who is known here is told what is wrong with it.
+    /// 3. Authorise the caller for this key.
+    /// 4. Record the decision; without a record nothing leaves.
+    async fn admit<M, W: Wanted>(
+        &self,
+        request: &Request<M>,
+        parse: impl FnOnce(&M) -> Result<W, InvalidRequest>,
+    ) -> Result<W, Status> {
         let caller = self.authenticate(request).await.inspect_err(|_| {
             self.denied.inc();
         })?;
+        let wanted = parse(request.get_ref()).map_err(|invalid| {
+            self.denied.inc();
+            warn!(caller = caller.username, error = %invalid, "invalid request");
+            Status::invalid_argument(invalid.to_string())
+        })?;
+        self.authorise(&caller, wanted.access(), wanted.recipient()).await?;
+        Ok(wanted)
+    }
+
+    /// Decides, and ends when the decision is recorded.
+    async fn authorise(&self, caller: &Caller, access: Access, recipient: Option<&str>) -> Result<(), Status> {
         let decision = if access.is_allowed_to(&caller.username) {
             Decision::Granted
         } else {
             Decision::Denied
         };
-        self.record(&caller, access, recipient, decision).await?;
+        self.record(caller, access, recipient, decision).await?;
         match decision {
             Decision::Granted => {
                 self.granted.inc();
@@ -95,7 +109,7 @@ impl KeyService {
         &self,
         caller: &Caller,
         access: Access,
-        recipient: Option<String>,
+        recipient: Option<&str>,
         decision: Decision,
     ) -> Result<(), Status> {
         let record = Record {
@@ -103,7 +117,7 @@ impl KeyService {
             caller: caller.username.clone(),
             pod: caller.pod.clone(),
             key: access.to_string(),
-            recipient,
+            recipient: recipient.map(str::to_owned),
             decision,
         };
         self.audit.write(record).await.map_err(|error| {
@@ -126,21 +140,9 @@ fn bearer_token<T>(request: &Request<T>) -> Result<&str, Status> {
 #[tonic::async_trait]
 impl Api for KeyService {
     async fn get_data_key(&self, request: Request<GetDataKeyRequest>) -> Result<Response<GetDataKeyResponse>, Status> {
-        let GetDataKeyRequest { data_key_id, length } = request.get_ref();
-        if !(1..=MAX_KEY_LEN).contains(length) {
-            return Err(Status::invalid_argument(format!(
-                "length is {length}, expected 1 to {MAX_KEY_LEN}"
-            )));
-        }
-        let length = usize::try_from(*length).map_err(|_| Status::invalid_argument("length"))?;
-        let label = Label::from_key_id(data_key_id)
-            .map_err(|error| Status::invalid_argument(format!("data_key_id: {error}")))?;
-        self.admit(&request, Access::DataKey(label), None).await?;
-        let key = self
-            .master_secret
-            .kek()
-            .derive(label, Epoch(0), length)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let DataKey { label, length } = self.admit(&request, DataKey::parse).await?;
+        let key = self.master_secret.kek().derive(label, Epoch(0), length);
+        let key = key.map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(GetDataKeyResponse { data_key: key.to_vec() }))
     }
 
@@ -148,14 +150,7 @@ impl Api for KeyService {
         &self,
         request: Request<GetMasterSecretRequest>,
     ) -> Result<Response<GetMasterSecretResponse>, Status> {
-        let recipient = &request.get_ref().recipient;
-        if recipient.len() != RECIPIENT_LEN || hex::decode(recipient).is_err() {
-            return Err(Status::invalid_argument(
-                "recipient: expected an attested identity of 64 hex digits",
-            ));
-        }
-        self.admit(&request, Access::MasterSecret, Some(recipient.clone()))
-            .await?;
+        self.admit(&request, Recipient::parse).await?;
         Ok(Response::new(GetMasterSecretResponse {
             key: self.master_secret.expose_key().to_vec(),
             salt: self.master_secret.salt().to_vec(),

@@ -37,6 +37,15 @@ async fn refusal(client: &KeyServiceClient, id: &str) -> Code {
     }
 }
 
+/// The error names the field and says why.
+fn check_invalid<T>(result: Result<T, KeyServiceError>, what: &str) {
+    let Err(KeyServiceError::Refused(status)) = result else {
+        panic!("not refused: {what}")
+    };
+    assert_eq!(status.code(), Code::InvalidArgument, "{what}");
+    assert!(status.message().starts_with(what), "{}", status.message());
+}
+
 #[tokio::test]
 async fn callers_get_what_they_may_have_and_every_request_is_recorded() {
     let service = start().await;
@@ -76,6 +85,11 @@ async fn callers_get_what_they_may_have_and_every_request_is_recorded() {
         refusal(&service.client_with_token("a.b.c").unwrap(), DISK).await,
         Code::Unauthenticated
     );
+    // Who is not authenticated is not told what is wrong with the request either.
+    assert_eq!(
+        refusal(&service.client_with_token("a.b.c"), "nonsense").await,
+        Code::Unauthenticated
+    );
     // Keys that are nobody's, and nonsense.
     for id in [
         "keyServiceIdentity",
@@ -84,7 +98,15 @@ async fn callers_get_what_they_may_have_and_every_request_is_recorded() {
         "../etc/passwd",
         &DISK.to_uppercase(),
     ] {
-        assert_eq!(refusal(&join_service, id).await, Code::InvalidArgument, "{id}");
+        let refused = join_service.data_key(id).await;
+        check_invalid(refused, &format!("data_key_id: {id:?} is not a key id"));
+    }
+    for recipient in ["", "control-plane-0", &"AB".repeat(32)] {
+        let refused = join_service.master_secret(recipient.to_owned()).await;
+        check_invalid(
+            refused,
+            &format!("recipient: {recipient:?} is not an attested identity"),
+        );
     }
 
     let audit: Vec<serde_json::Value> = service

@@ -82,26 +82,37 @@ mod tests {
     }
 
     #[test]
-    fn second_root_hash_is_refused() {
-        let rest = format!("constellation.root-blocks=77 roothash={SALT}");
-        assert_eq!(check(HASH, &rest), Err(ParseRootError::Twice("roothash")));
-    }
-
-    #[test]
-    fn missing_block_count_is_refused() {
-        let missing = ParseRootError::Missing("constellation.root-blocks");
-        assert_eq!(check(HASH, "constellation.root-blocks.x=1"), Err(missing));
-    }
-
-    #[test]
-    fn zero_blocks_are_refused() {
-        let zero = ParseRootError::NotANumber("constellation.root-blocks");
-        assert_eq!(check(HASH, "constellation.root-blocks=0"), Err(zero));
-    }
-
-    #[test]
-    fn short_root_hash_is_refused() {
-        let short = ParseRootError::NotADigest("roothash");
-        assert_eq!(check("01", "constellation.root-blocks=1"), Err(short));
+    fn bad_input_to_each_option_gives_one_error_that_names_it() {
+        use ParseRootError as No;
+        let (hash, salt, blocks) = ("roothash", "constellation.root-salt", "constellation.root-blocks");
+        let good = format!("roothash={HASH} constellation.root-salt={SALT} constellation.root-blocks=77");
+        assert!(Root::parse(&good).is_ok());
+        for (from, to, expected) in [
+            (format!("roothash={HASH}"), String::new(), No::Missing(hash)),
+            (
+                format!("roothash={HASH}"),
+                format!("x.roothash={HASH}"),
+                No::Missing(hash),
+            ),
+            (HASH.into(), String::new(), No::NotADigest(hash)),
+            (HASH.into(), "01".into(), No::NotADigest(hash)),
+            (HASH.into(), format!("{HASH}01"), No::NotADigest(hash)),
+            (HASH.into(), HASH.replace('1', "x"), No::NotADigest(hash)),
+            (HASH.into(), format!("{HASH} roothash={SALT}"), No::Twice(hash)),
+            (HASH.into(), format!("{HASH} roothash={HASH}"), No::Twice(hash)),
+            (format!("{salt}={SALT}"), String::new(), No::Missing(salt)),
+            (SALT.into(), "02".into(), No::NotADigest(salt)),
+            (SALT.into(), format!("{SALT} {salt}={HASH}"), No::Twice(salt)),
+            (format!("{blocks}=77"), String::new(), No::Missing(blocks)),
+            (format!("{blocks}=77"), format!("{blocks}.x=77"), No::Missing(blocks)),
+            ("77".into(), String::new(), No::NotANumber(blocks)),
+            ("77".into(), "0".into(), No::NotANumber(blocks)),
+            ("77".into(), "-1".into(), No::NotANumber(blocks)),
+            ("77".into(), "18446744073709551616".into(), No::NotANumber(blocks)),
+            ("77".into(), format!("77 {blocks}=78"), No::Twice(blocks)),
+        ] {
+            let bad = good.replace(&from, &to);
+            assert_eq!(Root::parse(&bad), Err(expected), "{bad}");
+        }
     }
 }

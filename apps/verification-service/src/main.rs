@@ -58,8 +58,12 @@ async fn main() -> Result<()> {
     let endpoint = Arc::new(Endpoint::new(Some(attester), peer));
 
     let runtime = start(args.runtime, metrics).await?;
-    let http = http::serve(listen(args.http_address).await?, quoting.clone(), runtime.draining());
-    let sessions = incoming(listen(args.address).await?, endpoint, &[Purpose::Verify]);
+    let http = http::serve(
+        listen("--http-address", args.http_address).await?,
+        quoting.clone(),
+        runtime.draining(),
+    );
+    let sessions = incoming(listen("--address", args.address).await?, endpoint, &[Purpose::Verify]);
     runtime.ready().await;
     info!(address = %args.address, http_address = %args.http_address, "verification service ready");
     let grpc = Server::builder()
@@ -76,7 +80,8 @@ fn attester(tpm_socket: Option<PathBuf>) -> Result<TpmAttester> {
     match tpm_socket {
         None => qemu_vtpm::attester().context("setting up attestation with this machine's TPM"),
         Some(socket) => {
-            let transport = SocketTransport::connect(&socket).with_context(|| format!("connecting to {socket:?}"))?;
+            let transport = SocketTransport::connect(&socket)
+                .with_context(|| format!("--tpm-socket: cannot connect to {}", socket.display()))?;
             qemu_vtpm::attester_on(Tpm::new(transport)).context("setting up attestation with a software TPM")
         }
     }

@@ -61,12 +61,19 @@ async fn opening_a_session_verifies_the_node() {
         .appraise(&evidence, &ReportBinding::standalone(&nonce))
         .unwrap();
     assert_eq!(result.outcome(), Outcome::Affirming);
+}
 
+#[tokio::test]
+async fn grpc_names_what_is_wrong_with_a_request() {
+    let service = start().await;
+    let (grpc, _) = channel(&endpoint(PcrValue::ZERO), Purpose::Verify, &service.address)
+        .await
+        .unwrap();
     for length in [0, 31, 33] {
         let request = GetAttestationRequest { nonce: vec![0; length] };
         let status = ApiClient::new(grpc.clone()).get_attestation(request).await.unwrap_err();
-        assert_eq!(status.code(), Code::InvalidArgument);
-        assert!(status.message().contains("nonce"));
+        let expected = format!("nonce: the nonce has {length} bytes, expected 32 random ones");
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, &*expected));
     }
 }
 
@@ -109,18 +116,30 @@ async fn http_gives_evidence_over_a_nonce() {
 #[tokio::test]
 async fn http_names_what_is_wrong_with_a_request() {
     let service = start().await;
-    for query in [
-        "",
-        "?nonce=",
-        "?nonce=not-base-64",
-        "?nonce=bm9uY2U",
-        "?nonce=%2B%2F8%3D",
-        "?nonce=bm9uY2U=",
-    ] {
-        let (status, body) = get(&service, query).await;
-        assert_eq!(status, 400, "{query}");
-        assert!(body.contains("nonce"), "{query}: {body}");
-    }
     let good = BASE64_URL_SAFE.encode([0; 32]);
-    assert_eq!(get(&service, &format!("?nonce={good}&nonce={good}")).await.0, 400);
+    let short = BASE64_URL_SAFE.encode([0; 31]);
+    let long = BASE64_URL_SAFE.encode([0; 33]);
+    for (query, reason) in [
+        (String::new(), "missing field `nonce`"),
+        ("?".into(), "missing field `nonce`"),
+        ("?nonce=".into(), "nonce: the nonce has 0 bytes, expected 32"),
+        ("?nonce=not-base-64".into(), "nonce: expected base64url with padding"),
+        ("?nonce=bm9uY2U".into(), "nonce: expected base64url with padding"),
+        ("?nonce=%2B%2F8%3D".into(), "nonce: expected base64url with padding"),
+        ("?nonce=%FF".into(), "nonce: expected base64url with padding"),
+        ("?nonce=bm9uY2U=".into(), "nonce: the nonce has 5 bytes, expected 32"),
+        (format!("?nonce={short}"), "nonce: the nonce has 31 bytes, expected 32"),
+        (format!("?nonce={long}"), "nonce: the nonce has 33 bytes, expected 32"),
+        (format!("?nonce={good}&nonce={good}"), "duplicate field `nonce`"),
+        (
+            format!("?nonce={good}&format=json"),
+            "unknown field `format`, expected `nonce`",
+        ),
+    ] {
+        let (status, body) = get(&service, &query).await;
+        assert_eq!(status, 400, "{query}");
+        assert!(body.contains(reason), "{query}: {body}");
+        assert_eq!(body.lines().count(), 1, "{query}: {body}");
+    }
+    assert_eq!(get(&service, &format!("other?nonce={good}")).await.0, 404);
 }

@@ -93,6 +93,13 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_are_no_message_are_refused() {
+        for garbage in [&[0xff][..], &[0x0a, 5, b'x']] {
+            assert!(matches!(Evidence::parse(garbage), Err(ParseEvidenceError::Encoding(_))));
+        }
+    }
+
+    #[test]
     fn long_evidence_is_refused_unread() {
         let error = Evidence::parse(&vec![0; MAX_EVIDENCE_LEN + 1]).unwrap_err();
         assert!(matches!(error, ParseEvidenceError::TooLong { .. }));

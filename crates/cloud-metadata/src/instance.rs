@@ -3,6 +3,7 @@ use std::net::Ipv4Addr;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use cluster_types::{NodeName, NodeRole, ParseNodeNameError, ParseNodeRoleError};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::{ApiEndpoint, NotPrivate, PrivateAddress};
 
@@ -48,26 +49,44 @@ impl InitSecretHash {
 #[derive(Debug, thiserror::Error)]
 pub enum ParseMetadataError {
     /// Not JSON of the documented form.
-    #[error("not in the documented form")]
-    Json(#[from] serde_json::Error),
+    #[error("{key} is not in the documented form")]
+    Json {
+        /// What: a key, or the whole.
+        key: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
     /// No name for a node.
-    #[error(transparent)]
+    #[error("Name is unusable")]
     Name(#[from] ParseNodeNameError),
     /// No role.
-    #[error(transparent)]
+    #[error("Role is unusable")]
     Role(#[from] ParseNodeRoleError),
-    /// Outside the private segment.
-    #[error(transparent)]
-    Address(#[from] NotPrivate),
+    /// A node outside the private segment.
+    #[error("VPCIP is unusable")]
+    Address(#[source] NotPrivate),
+    /// An API server outside the private segment.
+    #[error("host is unusable")]
+    Host(#[source] NotPrivate),
     /// Not what a provider id looks like.
-    #[error("provider id is empty, longer than {MAX_PROVIDER_ID_LEN} bytes or not printable")]
+    #[error("ProviderID is empty, longer than {MAX_PROVIDER_ID_LEN} bytes or not printable")]
     ProviderId,
     /// Not base64.
-    #[error("role grant is not base64")]
+    #[error("RoleGrant is not base64")]
     RoleGrant,
-    /// No address of an API server has port 0.
-    #[error("port of the API server is 0")]
+    /// No API server has it.
+    #[error("port is 0")]
     Port,
+    /// One of several nodes.
+    #[error("peer {index} is unusable")]
+    Peer {
+        /// Which, from 0.
+        index: usize,
+        /// Why.
+        #[source]
+        source: Box<Self>,
+    },
     /// Too many nodes.
     #[error("{0} peers, at most {MAX_PEERS} are read")]
     Peers(usize),
@@ -108,7 +127,7 @@ impl TryFrom<RawInstance> for Instance {
             name: NodeName::from_machine_name(&raw.name)?,
             provider_id: parse_provider_id(raw.provider_id)?,
             role: raw.role.parse()?,
-            address: raw.address.try_into()?,
+            address: raw.address.try_into().map_err(ParseMetadataError::Address)?,
             role_grant: (!role_grant.is_empty()).then_some(role_grant),
         })
     }
@@ -123,25 +142,45 @@ fn parse_provider_id(text: String) -> Result<String, ParseMetadataError> {
     }
 }
 
+fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, ParseMetadataError> {
+    let refuse = |path: &str, source: serde_json::Error| {
+        // Where the syntax is wrong nobody knows in which key.
+        let whole = path == "." || !source.is_data();
+        let key = if whole { "the answer" } else { path }.to_owned();
+        ParseMetadataError::Json { key, source }
+    };
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let value = serde_path_to_error::deserialize(&mut deserializer)
+        .map_err(|error| refuse(&error.path().to_string(), error.into_inner()))?;
+    deserializer.end().map_err(|error| refuse(".", error))?;
+    Ok(value)
+}
+
 pub(crate) fn parse_instance(json: &[u8]) -> Result<Instance, ParseMetadataError> {
-    serde_json::from_slice::<RawInstance>(json)?.try_into()
+    from_json::<RawInstance>(json)?.try_into()
 }
 
 pub(crate) fn parse_peers(json: &[u8]) -> Result<Vec<Instance>, ParseMetadataError> {
-    let raw: Vec<RawInstance> = serde_json::from_slice(json)?;
+    let raw: Vec<RawInstance> = from_json(json)?;
     if raw.len() > MAX_PEERS {
         return Err(ParseMetadataError::Peers(raw.len()));
     }
-    raw.into_iter().map(Instance::try_from).collect()
+    let parse = |(index, raw)| {
+        Instance::try_from(raw).map_err(|source| ParseMetadataError::Peer {
+            index,
+            source: Box::new(source),
+        })
+    };
+    raw.into_iter().enumerate().map(parse).collect()
 }
 
 pub(crate) fn parse_endpoint(json: &[u8]) -> Result<ApiEndpoint, ParseMetadataError> {
-    let raw: RawEndpoint = serde_json::from_slice(json)?;
+    let raw: RawEndpoint = from_json(json)?;
     if raw.port == 0 {
         return Err(ParseMetadataError::Port);
     }
     Ok(ApiEndpoint {
-        host: raw.host.try_into()?,
+        host: raw.host.try_into().map_err(ParseMetadataError::Host)?,
         port: raw.port,
     })
 }
@@ -154,16 +193,26 @@ pub(crate) fn parse_init_secret_hash(text: &[u8]) -> Result<InitSecretHash, Pars
 
 #[cfg(test)]
 mod tests {
+    use error_report::Chain;
+
     use super::*;
 
     fn instance() -> serde_json::Value {
         serde_json::json!({"Name": "worker_0", "ProviderID": "qemu:///worker-0", "Role": "Worker", "VPCIP": "10.42.2.100"})
     }
 
-    fn check(key: &str, value: &str) -> Result<Instance, ParseMetadataError> {
+    fn check(key: &str, value: impl Into<serde_json::Value>) -> Result<Instance, ParseMetadataError> {
         let mut json = instance();
         json[key] = value.into();
         parse_instance(json.to_string().as_bytes())
+    }
+
+    /// One error, which begins with the key and ends with the reason.
+    fn check_refused<T: std::fmt::Debug>(result: Result<T, ParseMetadataError>, key: &str, reason: &str) {
+        let error = Chain(&result.unwrap_err()).to_string();
+        assert!(error.starts_with(key), "{error}");
+        assert!(error.contains(reason), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
     }
 
     #[test]
@@ -180,57 +229,98 @@ mod tests {
     }
 
     #[test]
-    fn each_bad_field_is_named() {
-        assert!(matches!(check("Name", ""), Err(ParseMetadataError::Name(_))));
-        assert!(matches!(check("Name", "../etc"), Err(ParseMetadataError::Name(_))));
-        assert!(matches!(check("Role", "Unknown"), Err(ParseMetadataError::Role(_))));
-        assert!(matches!(check("VPCIP", "8.8.8.8"), Err(ParseMetadataError::Address(_))));
-        assert!(matches!(check("VPCIP", "metadata"), Err(ParseMetadataError::Json(_))));
-        assert!(matches!(check("ProviderID", ""), Err(ParseMetadataError::ProviderId)));
-        assert!(matches!(
-            check("ProviderID", "a\nb"),
-            Err(ParseMetadataError::ProviderId)
-        ));
-        assert!(matches!(check("RoleGrant", "?"), Err(ParseMetadataError::RoleGrant)));
+    fn bad_input_to_each_key_of_an_instance_names_it() {
+        for (key, value, reason) in [
+            ("Name", "".into(), "\"\" is not a node name"),
+            ("Name", "../etc".into(), "\"../etc\" is not a node name"),
+            ("Name", 5.into(), "expected a string"),
+            ("ProviderID", "".into(), "is empty"),
+            ("ProviderID", "a\nb".into(), "not printable"),
+            (
+                "ProviderID",
+                "a".repeat(MAX_PROVIDER_ID_LEN + 1).into(),
+                "longer than 512",
+            ),
+            ("ProviderID", serde_json::Value::Null, "expected a string"),
+            ("Role", "Unknown".into(), "control-plane or worker"),
+            ("Role", true.into(), "expected a string"),
+            ("VPCIP", "8.8.8.8".into(), "8.8.8.8 is no node's address"),
+            ("VPCIP", "10.42.0.0".into(), "10.42.0.0 is no node's address"),
+            ("VPCIP", "metadata".into(), "invalid IP"),
+            ("VPCIP", "::1".into(), "invalid IP"),
+            ("RoleGrant", "?".into(), "is not base64"),
+            ("RoleGrant", vec![1].into(), "expected a string"),
+        ] {
+            check_refused(check(key, value), key, reason);
+        }
+        for key in ["Name", "ProviderID", "Role", "VPCIP"] {
+            let mut json = instance();
+            json.as_object_mut().unwrap().remove(key);
+            let parsed = parse_instance(json.to_string().as_bytes());
+            check_refused(parsed, "the answer is not", &format!("missing field `{key}`"));
+        }
+        for nonsense in ["", "{", "[]", "null", &format!("{} x", instance())] {
+            check_refused(parse_instance(nonsense.as_bytes()), "the answer is not", "");
+        }
     }
 
     #[test]
     fn one_bad_peer_spoils_the_answer() {
-        let json = serde_json::json!([instance(), {"Name": "x"}]);
-        assert!(parse_peers(json.to_string().as_bytes()).is_err());
+        let check =
+            |second: serde_json::Value| parse_peers(serde_json::json!([instance(), second]).to_string().as_bytes());
+        assert_eq!(check(instance()).unwrap().len(), 2);
+        let with = |key: &str, value: &str| {
+            let mut json = instance();
+            json[key] = value.into();
+            json
+        };
+        check_refused(
+            check(with("Role", "x")),
+            "peer 1 is unusable: Role",
+            "control-plane or worker",
+        );
+        check_refused(check(with("VPCIP", "x")), "[1].VPCIP is not", "invalid IP");
+        check_refused(
+            check(serde_json::json!({"Name": "x"})),
+            "[1] is not",
+            "missing field `ProviderID`",
+        );
+        check_refused(parse_peers(b"{}"), "the answer is not", "expected a sequence");
         let many = serde_json::Value::Array(vec![instance(); MAX_PEERS + 1]);
-        assert!(matches!(
-            parse_peers(many.to_string().as_bytes()),
-            Err(ParseMetadataError::Peers(_))
-        ));
+        check_refused(parse_peers(many.to_string().as_bytes()), "1001 peers", "at most 1000");
     }
 
     #[test]
-    fn endpoints_are_on_the_private_segment() {
+    fn bad_input_to_each_key_of_an_endpoint_names_it() {
         let check = |json: &str| parse_endpoint(json.as_bytes());
         assert_eq!(
             check(r#"{"host":"10.42.1.100","port":6443}"#).unwrap().to_string(),
             "10.42.1.100:6443"
         );
-        assert!(matches!(
-            check(r#"{"host":"203.0.113.1","port":6443}"#),
-            Err(ParseMetadataError::Address(_))
-        ));
-        assert!(matches!(
-            check(r#"{"host":"10.42.1.100","port":0}"#),
-            Err(ParseMetadataError::Port)
-        ));
-        assert!(matches!(
-            check(r#"{"host":"","port":1}"#),
-            Err(ParseMetadataError::Json(_))
-        ));
+        for (json, key, reason) in [
+            (
+                r#"{"host":"203.0.113.1","port":6443}"#,
+                "host",
+                "203.0.113.1 is no node's address",
+            ),
+            (r#"{"host":"","port":1}"#, "host", "invalid IP"),
+            (r#"{"host":1,"port":1}"#, "host", "expected"),
+            (r#"{"port":1}"#, "the answer is not", "missing field `host`"),
+            (r#"{"host":"10.42.1.100","port":0}"#, "port is 0", ""),
+            (r#"{"host":"10.42.1.100","port":65536}"#, "port is not", "expected u16"),
+            (r#"{"host":"10.42.1.100","port":"1"}"#, "port is not", "expected u16"),
+            (r#"{"host":"10.42.1.100"}"#, "the answer is not", "missing field `port`"),
+        ] {
+            check_refused(check(json), key, reason);
+        }
     }
 
     #[test]
     fn a_hash_has_64_digits() {
         assert!(parse_init_secret_hash(format!("{}\n", "0f".repeat(32)).as_bytes()).is_ok());
         for bad in ["", "00", &"0g".repeat(32), &"00".repeat(33)] {
-            assert!(parse_init_secret_hash(bad.as_bytes()).is_err(), "{bad}");
+            let parsed = parse_init_secret_hash(bad.as_bytes());
+            check_refused(parsed, "hash of the init secret", "64 hex digits");
         }
     }
 }

@@ -5,19 +5,21 @@
 //!
 //! No network, no processes, no clock.
 
+mod check;
 mod cidr;
 mod config;
 mod example;
+mod mirror;
 mod problems;
 mod raw;
 mod state;
 mod workspace;
 
+pub use check::{ClusterNameError, check_cluster_name};
 pub use cidr::{Cidr, ParseCidrError};
-pub use config::{
-    Acceleration, ClusterConfig, DEFAULT_KUBERNETES_VERSION, MirrorSource, NodeGroup, ParseConfigError, QemuConfig,
-};
+pub use config::{Acceleration, ClusterConfig, DEFAULT_KUBERNETES_VERSION, NodeGroup, ParseConfigError, QemuConfig};
 pub use example::{ExampleOptions, example};
+pub use mirror::{MirrorSource, ParseMirrorSourceError};
 pub use problems::{ConfigProblems, Problem};
 pub use state::{ClusterState, InitProgress, InitSecret, ParseStateError};
 pub use workspace::{Workspace, WorkspaceError, WorkspaceLock, names};

@@ -1,5 +1,7 @@
 use std::fmt;
 
+use crate::raw::{Given, Kind, Unknown};
+
 /// One thing in a configuration that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -27,6 +29,47 @@ impl ConfigProblems {
         result.map_err(|error| self.add(path, error)).ok()
     }
 
+    /// What a key that must be there holds, if it passes the check.
+    pub(crate) fn required<T: Kind, U, E: fmt::Display>(
+        &mut self,
+        path: &str,
+        given: Given<T>,
+        check: impl FnOnce(T) -> Result<U, E>,
+    ) -> Option<U> {
+        match given {
+            Given::Value(value) => self.keep(path, check(value)),
+            Given::Other(problem) => self.keep(path, Err(problem)),
+            Given::Nothing => self.keep(path, Err(format!("is missing, expected {}", T::EXPECTED))),
+        }
+    }
+
+    /// What a key holds, or its default, if that passes the check.
+    pub(crate) fn optional<T: Kind, U, E: fmt::Display>(
+        &mut self,
+        path: &str,
+        given: Given<T>,
+        default: impl Into<T>,
+        check: impl FnOnce(T) -> Result<U, E>,
+    ) -> Option<U> {
+        match given {
+            Given::Nothing => self.required(path, Given::Value(default.into()), check),
+            given => self.required(path, given, check),
+        }
+    }
+
+    /// Notes the keys of a section that have no meaning.
+    pub(crate) fn refuse(&mut self, section: &str, unknown: &Unknown, known: &str) {
+        for key in unknown.keys() {
+            let key = shown(key);
+            let path = if section.is_empty() {
+                key
+            } else {
+                format!("{section}.{key}")
+            };
+            self.add(path, format!("is unknown here, expected {known}"));
+        }
+    }
+
     /// The value, if nothing was wrong.
     pub(crate) fn into_result<T>(self, value: Option<T>) -> Result<T, Self> {
         match value {
@@ -40,6 +83,11 @@ impl ConfigProblems {
     pub fn all(&self) -> &[Problem] {
         &self.0
     }
+}
+
+/// A key that the file made up, on one line.
+pub(crate) fn shown(key: &str) -> String {
+    key.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
 impl fmt::Display for ConfigProblems {

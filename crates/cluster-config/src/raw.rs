@@ -1,9 +1,10 @@
-//! The configuration as serde sees it: the right shape, the values not yet checked.
+//! The configuration as serde sees it: what each key holds, right or wrong, so that all mistakes can be told at once.
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// The one version that is read.
 pub(crate) const VERSION: &str = "v5";
@@ -14,45 +15,130 @@ pub(crate) struct Versioned {
     pub(crate) version: Option<String>,
 }
 
+/// What a key holds.
+#[derive(Default)]
+pub(crate) enum Given<T> {
+    /// Nothing: the key is not there.
+    #[default]
+    Nothing,
+    /// Something else than expected, and what.
+    Other(String),
+    /// A value of the right kind.
+    Value(T),
+}
+
+/// A kind of value, with the words for it.
+pub(crate) trait Kind: DeserializeOwned {
+    const EXPECTED: &'static str;
+}
+
+/// Keys that have no meaning.
+pub(crate) type Unknown = BTreeMap<String, IgnoredAny>;
+
 /// Version 5. Version 4 was the predecessor's.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct V5 {
     #[serde(rename = "version")]
-    pub(crate) _version: String,
-    pub(crate) name: String,
-    pub(crate) image: String,
-    pub(crate) kubernetes_version: String,
-    pub(crate) mirror: String,
-    #[serde(rename = "serviceCIDR")]
-    pub(crate) service_cidr: Option<String>,
-    pub(crate) node_groups: BTreeMap<String, Group>,
-    pub(crate) provider: Provider,
+    pub(crate) _version: IgnoredAny,
+    #[serde(default)]
+    pub(crate) name: Given<String>,
+    #[serde(default)]
+    pub(crate) image: Given<String>,
+    #[serde(default)]
+    pub(crate) kubernetes_version: Given<String>,
+    #[serde(default)]
+    pub(crate) mirror: Given<String>,
+    #[serde(default, rename = "serviceCIDR")]
+    pub(crate) service_cidr: Given<String>,
+    #[serde(default)]
+    pub(crate) node_groups: Given<Groups>,
+    #[serde(default)]
+    pub(crate) provider: Given<Provider>,
+    #[serde(flatten)]
+    pub(crate) unknown: Unknown,
 }
 
+pub(crate) type Groups = BTreeMap<String, Given<Group>>;
+
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct Group {
-    pub(crate) role: String,
-    pub(crate) initial_count: u32,
-    pub(crate) vcpus: Option<u32>,
-    #[serde(rename = "memoryMiB")]
-    pub(crate) memory_mib: Option<u32>,
-    #[serde(rename = "stateDiskSizeGB")]
-    pub(crate) state_disk_gb: Option<u32>,
+    #[serde(default)]
+    pub(crate) role: Given<String>,
+    #[serde(default)]
+    pub(crate) initial_count: Given<u64>,
+    #[serde(default)]
+    pub(crate) vcpus: Given<u64>,
+    #[serde(default, rename = "memoryMiB")]
+    pub(crate) memory_mib: Given<u64>,
+    #[serde(default, rename = "stateDiskSizeGB")]
+    pub(crate) state_disk_gb: Given<u64>,
+    #[serde(flatten)]
+    pub(crate) unknown: Unknown,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Provider {
-    pub(crate) qemu: Option<Qemu>,
+    #[serde(default)]
+    pub(crate) qemu: Given<Qemu>,
+    #[serde(flatten)]
+    pub(crate) unknown: Unknown,
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Qemu {
-    pub(crate) acceleration: Option<String>,
-    pub(crate) firmware: Option<String>,
+    #[serde(default)]
+    pub(crate) acceleration: Given<String>,
+    #[serde(default)]
+    pub(crate) firmware: Given<String>,
+    #[serde(flatten)]
+    pub(crate) unknown: Unknown,
+}
+
+impl Kind for String {
+    const EXPECTED: &'static str = "a text (numbers and truth values in quotes)";
+}
+
+impl Kind for u64 {
+    const EXPECTED: &'static str = "a whole number without sign or unit";
+}
+
+impl Kind for Groups {
+    const EXPECTED: &'static str = "groups of nodes by name";
+}
+
+impl Kind for Group {
+    const EXPECTED: &'static str = "the keys of a group: role, initialCount and others";
+}
+
+impl Kind for Provider {
+    const EXPECTED: &'static str = "the section of one provider; known is qemu";
+}
+
+impl Kind for Qemu {
+    const EXPECTED: &'static str = "the keys of this provider, or {} for the defaults";
+}
+
+impl<'de, T: Kind> Deserialize<'de> for Given<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        // The words of serde's error are those of a programmer, so they are not used.
+        Ok(match T::deserialize(&value) {
+            Ok(value) => Self::Value(value),
+            Err(_) => Self::Other(format!("is {}, expected {}", describe(&value), T::EXPECTED)),
+        })
+    }
+}
+
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "empty".to_owned(),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "a section".to_owned(),
+        // As JSON it is on one line.
+        scalar => scalar.to_string().chars().take(64).collect(),
+    }
 }
 
 /// A document of the wrong shape: where, and what is wrong there.

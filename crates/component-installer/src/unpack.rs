@@ -151,6 +151,22 @@ mod tests {
     }
 
     #[test]
+    fn an_archive_of_too_many_entries_is_refused() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("many.tgz");
+        let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(EntryType::Directory);
+        header.set_size(0);
+        for _ in 0..=MAX_ENTRIES {
+            tar.append_data(&mut header, "folder", io::empty()).unwrap();
+        }
+        fs::write(&path, tar.into_inner().unwrap().finish().unwrap()).unwrap();
+        let result = unpack(&path, &folder.path().join("inside"));
+        assert!(matches!(result, Err(UnpackError::TooMany)));
+    }
+
+    #[test]
     fn garbage_is_refused() {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("garbage.tgz");

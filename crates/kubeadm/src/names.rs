@@ -60,6 +60,11 @@ pub struct Ipv4Network {
 }
 
 impl Ipv4Network {
+    /// The segment between the nodes (docs/interfaces.md).
+    pub const NODES: Self = Self {
+        address: Ipv4Addr::new(10, 42, 0, 0),
+        prefix_len: 16,
+    };
     /// What pods get unless somebody chose otherwise (docs/interfaces.md).
     pub const PODS: Self = Self {
         address: Ipv4Addr::new(10, 244, 0, 0),
@@ -70,6 +75,14 @@ impl Ipv4Network {
         address: Ipv4Addr::new(10, 96, 0, 0),
         prefix_len: 12,
     };
+
+    /// Whether any address is in both.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        let common = self.prefix_len.min(other.prefix_len);
+        let different = self.address.to_bits() ^ other.address.to_bits();
+        different.leading_zeros() >= common.into()
+    }
 }
 
 impl FromStr for Ipv4Network {
@@ -128,6 +141,17 @@ mod tests {
         ] {
             assert!(bad.parse::<Ipv4Network>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn overlap_is_symmetric() {
+        let network = |text: &str| text.parse::<Ipv4Network>().unwrap();
+        let check = |a, b| network(a).overlaps(network(b)) && network(b).overlaps(network(a));
+        assert!(check("10.96.0.0/12", "10.100.0.0/16"));
+        assert!(check("10.96.0.0/12", "10.96.0.0/12"));
+        assert!(!check("10.96.0.0/12", "10.112.0.0/16"));
+        assert!(!Ipv4Network::PODS.overlaps(Ipv4Network::SERVICES));
+        assert!(!Ipv4Network::PODS.overlaps(Ipv4Network::NODES));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 
-use cluster_types::{KubernetesVersion, MeasurementSalt};
+use cluster_types::{KubernetesVersion, MeasurementSalt, NodeName};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use key_service_client::KeyServicePublicKey;
@@ -65,6 +66,8 @@ const API_SERVER_ENDPOINT: &str = "apiServerEndpoint";
 const KUBERNETES_VERSION: &str = "kubernetesVersion";
 const COMPONENTS: &str = "components";
 const COMPONENT_MIRROR: &str = "componentMirror";
+/// Followed by the hash of the list.
+const COMPONENTS_PREFIX: &str = "k8s-components-";
 
 impl JoinConfig {
     /// The ConfigMap.
@@ -112,14 +115,46 @@ impl JoinConfig {
                 .trim()
                 .parse()
                 .map_err(|error| invalid(KEY_SERVICE_KEY, error))?,
-            api_server_endpoint: text(API_SERVER_ENDPOINT)?,
+            api_server_endpoint: check_endpoint(text(API_SERVER_ENDPOINT)?)?,
             kubernetes_version: text(KUBERNETES_VERSION)?
                 .trim()
                 .parse()
                 .map_err(|error| invalid(KUBERNETES_VERSION, error))?,
-            components: text(COMPONENTS)?,
-            component_mirror: text(COMPONENT_MIRROR)?,
+            components: check_components(text(COMPONENTS)?)?,
+            component_mirror: check_mirror(text(COMPONENT_MIRROR)?)?,
         })
+    }
+}
+
+/// Goes into every ticket; a wrong one would be noticed only by nodes, after they have attested.
+fn check_endpoint(text: String) -> Result<String, LoadJoinConfigError> {
+    let is_host = |host: &str| host.parse::<IpAddr>().is_ok() || host.parse::<NodeName>().is_ok();
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
+    match text.rsplit_once(':') {
+        Some((host, port)) if is_host(host) && is_port(port) => Ok(text),
+        _ => Err(invalid(API_SERVER_ENDPOINT, "expected <host>:<port>")),
+    }
+}
+
+fn check_components(text: String) -> Result<String, LoadJoinConfigError> {
+    let is_plain = |hash: &str| !hash.is_empty() && hash.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
+    if text.strip_prefix(COMPONENTS_PREFIX).is_some_and(is_plain) {
+        Ok(text)
+    } else {
+        Err(invalid(
+            COMPONENTS,
+            format!("expected the name of a ConfigMap that starts with {COMPONENTS_PREFIX}"),
+        ))
+    }
+}
+
+fn check_mirror(text: String) -> Result<String, LoadJoinConfigError> {
+    let is_http = text.starts_with("http://") || text.starts_with("https://");
+    let plain = |c: u8| c.is_ascii_graphic() && !b"?#".contains(&c);
+    if text.is_empty() || is_http && text.bytes().all(plain) {
+        Ok(text)
+    } else {
+        Err(invalid(COMPONENT_MIRROR, "expected an http address, or nothing"))
     }
 }
 
@@ -178,7 +213,10 @@ mod tests {
             MEASUREMENT_SALT,
             OPERATOR_KEY,
             KEY_SERVICE_KEY,
+            API_SERVER_ENDPOINT,
             KUBERNETES_VERSION,
+            COMPONENTS,
+            COMPONENT_MIRROR,
         ] {
             let path = folder.path().join(key);
             let good = std::fs::read(&path).unwrap();

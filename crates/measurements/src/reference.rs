@@ -250,6 +250,17 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_id_register_that_is_not_zero_or_only_warns_is_refused() {
+        check_refused(|json| json["pcrs"]["15"]["expected"] = "01".repeat(32).into(), "PCR 15");
+        check_refused(|json| json["pcrs"]["15"]["enforcement"] = "warn".into(), "PCR 15");
+    }
+
+    #[test]
+    fn a_register_that_no_tpm_has_is_refused() {
+        check_refused(|json| json["pcrs"]["24"] = json["pcrs"]["4"].clone(), "24");
+    }
+
+    #[test]
     fn a_digest_of_another_length_is_refused() {
         check_refused(|json| json["pcrs"]["4"]["expected"] = "00".repeat(48).into(), "");
     }

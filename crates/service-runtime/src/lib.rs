@@ -45,8 +45,12 @@ pub struct Runtime {
 pub async fn start(args: RuntimeArgs, metrics: Registry) -> Result<Runtime> {
     forbid_core_dumps()?;
     let stop = CancellationToken::new();
-    let health = health::serve(listen(args.health_address).await?, stop.clone());
-    metrics::serve(listen(args.metrics_address).await?, metrics, stop.clone());
+    let health = health::serve(listen("--health-address", args.health_address).await?, stop.clone());
+    metrics::serve(
+        listen("--metrics-address", args.metrics_address).await?,
+        metrics,
+        stop.clone(),
+    );
     let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
     let stopper = stop.clone();
@@ -76,14 +80,14 @@ impl Runtime {
     }
 }
 
-/// Opens a port.
+/// Opens the port of the address that this flag gave.
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
+pub async fn listen(flag: &str, address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address)
         .await
-        .with_context(|| format!("listening on {address}"))
+        .with_context(|| format!("{flag}: cannot listen on {address}"))
 }
 
 /// Keeps keys out of core dumps and this process out of other processes' reach. [`start`] does it too.
@@ -93,4 +97,35 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
 pub fn forbid_core_dumps() -> Result<()> {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
     set_dumpable_behavior(DumpableBehavior::NotDumpable).context("switching core dumps off")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_cannot_be_listened_on_is_named_with_its_flag() {
+        let taken = listen("--address", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = listen("--address", address).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("--address: cannot listen on {address}"));
+    }
+
+    #[tokio::test]
+    async fn each_address_of_the_runtime_has_its_flag() {
+        let free = "127.0.0.1:0".parse().unwrap();
+        let listener = listen("--address", free).await.unwrap();
+        let taken = listener.local_addr().unwrap();
+        for (health_address, metrics_address, flag) in [
+            (taken, free, "--health-address: "),
+            (free, taken, "--metrics-address: "),
+        ] {
+            let args = RuntimeArgs {
+                health_address,
+                metrics_address,
+            };
+            let error = start(args, Registry::default()).await.err().unwrap().to_string();
+            assert!(error.starts_with(flag), "{error}");
+        }
+    }
 }

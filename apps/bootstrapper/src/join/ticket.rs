@@ -318,41 +318,100 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn each_bad_part_has_its_reason() {
-        use InvalidTicket as No;
-        assert!(matches!(
-            check(|t| t.state_disk_key = vec![1; 31]),
-            Err(No::StateDiskKey(31))
-        ));
-        assert!(matches!(
-            check(|t| t.measurement_secret.clear()),
-            Err(No::MeasurementSecret(0))
-        ));
-        assert!(matches!(
-            check(|t| t.measurement_salt.clear()),
-            Err(No::MeasurementSalt(_))
-        ));
-        assert!(matches!(
-            check(|t| t.kubelet_cert.clear()),
-            Err(No::NoKubeletCertificate)
-        ));
-        assert!(matches!(check(|t| t.token.clear()), Err(No::Token(_))));
-        assert!(matches!(
-            check(|t| t.discovery_token_ca_cert_hash.clear()),
-            Err(No::CaHash(_))
-        ));
-        assert!(matches!(
-            check(|t| t.kubernetes_components.clear()),
-            Err(No::Components(_))
-        ));
-        assert!(matches!(check(|t| t.master_secret = None), Err(No::NoMasterSecret)));
-        assert!(matches!(
-            check(|t| t.component_mirror = "file:///".into()),
-            Err(No::Mirror(_))
-        ));
-        for endpoint in ["", "host", "host:0", "a b:1", "host:1\nx: y"] {
-            let result = check(|t| t.api_server_endpoint = endpoint.into());
-            assert!(matches!(result, Err(No::Endpoint)), "{endpoint}");
+    fn bad_input_to_each_field_gives_one_error_that_names_it() {
+        type Change = fn(&mut IssueJoinTicketResponse);
+        let cases: [(Change, &str); 26] = [
+            (
+                |t| t.state_disk_key.clear(),
+                "the state disk key has 0 bytes, expected 32",
+            ),
+            (
+                |t| t.state_disk_key.push(1),
+                "the state disk key has 33 bytes, expected 32",
+            ),
+            (
+                |t| t.measurement_secret.clear(),
+                "the measurement secret has 0 bytes, expected 32",
+            ),
+            (
+                |t| t.measurement_salt.clear(),
+                "MeasurementSalt has 0 bytes, expected 32",
+            ),
+            (|t| t.kubelet_cert.clear(), "the ticket has no kubelet certificate"),
+            (|t| t.token.clear(), "the bootstrap token is malformed"),
+            (|t| t.token.push('\n'), "the bootstrap token is malformed"),
+            (|t| t.api_server_endpoint.clear(), "the address of the API server"),
+            (
+                |t| t.api_server_endpoint = "host".into(),
+                "the address of the API server",
+            ),
+            (
+                |t| t.api_server_endpoint = "host:0".into(),
+                "the address of the API server",
+            ),
+            (
+                |t| t.api_server_endpoint = "*.host:1".into(),
+                "the address of the API server",
+            ),
+            (
+                |t| t.api_server_endpoint = "a b:1".into(),
+                "the address of the API server",
+            ),
+            (
+                |t| t.api_server_endpoint = "host:1\nx: y".into(),
+                "the address of the API server",
+            ),
+            (
+                |t| t.discovery_token_ca_cert_hash.clear(),
+                "the hash of the cluster CA is malformed",
+            ),
+            (
+                |t| t.kubernetes_version = "1.35".into(),
+                "the list of components is malformed: kubernetes_version: \"1.35\"",
+            ),
+            (
+                |t| t.kubernetes_components.clear(),
+                "the list of components is malformed: kubernetes_components: there are none",
+            ),
+            (
+                |t| t.kubernetes_components[0].url = "../x".into(),
+                "the list of components is malformed: kubernetes_components[0].url: \"../x\"",
+            ),
+            (
+                |t| t.kubernetes_components[0].hash.clear(),
+                "the list of components is malformed: kubernetes_components[0].hash: \"\"",
+            ),
+            (
+                |t| t.kubernetes_components[0].install_path.clear(),
+                "the list of components is malformed: kubernetes_components[0].install_path: \"\"",
+            ),
+            (
+                |t| t.component_mirror = "file:///".into(),
+                "the address of the mirror is malformed: \"file:///\"",
+            ),
+            (|t| t.master_secret = None, "the ticket has no master secret"),
+            (
+                |t| t.master_secret.as_mut().unwrap().key.clear(),
+                "the master secret is malformed: key of the master secret has 0 bytes",
+            ),
+            (
+                |t| t.master_secret.as_mut().unwrap().salt.clear(),
+                "the master secret is malformed: salt of the master secret has 0 bytes",
+            ),
+            (
+                |t| t.master_secret.as_mut().unwrap().salt = vec![7; 32],
+                "the master secret belongs to another cluster",
+            ),
+            (
+                |t| t.control_plane_files[0].name = "../../shadow".into(),
+                "the ticket has [\"../../shadow\",",
+            ),
+            (|t| t.control_plane_files.clear(), "the ticket has [] among the files"),
+        ];
+        for (change, expected) in cases {
+            let error = error_report::Chain(&check(change).unwrap_err()).to_string();
+            assert!(error.starts_with(expected), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
         }
     }
 

@@ -26,30 +26,33 @@ pub(crate) async fn generate(workspace: &Workspace, provider: Provider, name: St
 pub(crate) async fn text(workspace: &Workspace, name: String, sources: &Sources) -> Result<String> {
     let defaults = ExampleOptions::default();
     let image = sources.image.as_deref().map(absolute).transpose()?;
-    let mirror = sources.mirror.as_deref().map(absolute_mirror).transpose()?;
-    let mut options = ExampleOptions {
+    let mirror = match &sources.mirror {
+        Some(MirrorSource::Folder(folder)) => MirrorSource::Folder(absolute(folder)?),
+        Some(http) => http.clone(),
+        None => defaults.mirror.parse()?,
+    };
+    let kubernetes_version = match &sources.kubernetes {
+        Some(version) => version.to_string(),
+        None => version_of(workspace, &mirror)
+            .await
+            .unwrap_or(defaults.kubernetes_version),
+    };
+    let text = example(&ExampleOptions {
         name,
         image: image.map_or(defaults.image, |path| path.display().to_string()),
-        mirror: mirror.unwrap_or(defaults.mirror),
-        kubernetes_version: defaults.kubernetes_version,
-    };
-    options.kubernetes_version = match &sources.kubernetes {
-        Some(version) => version.to_string(),
-        None => version_of(workspace, &options)
-            .await
-            .unwrap_or(options.kubernetes_version),
-    };
-    let text = example(&options);
+        mirror: mirror.to_string(),
+        kubernetes_version,
+    });
     // What was typed goes through the same checks as what is edited.
     ClusterConfig::parse(&text, workspace.folder())?;
     Ok(text)
 }
 
 /// What the mirror holds, if it is there already.
-async fn version_of(workspace: &Workspace, options: &ExampleOptions) -> Option<String> {
-    let source = match mirror::source(&options.mirror) {
+async fn version_of(workspace: &Workspace, mirror: &MirrorSource) -> Option<String> {
+    let source = match mirror {
         MirrorSource::Folder(folder) => MirrorSource::Folder(workspace.folder().join(folder)),
-        http => http,
+        http => http.clone(),
     };
     let list = mirror::load_list(&source).await.ok()?;
     Some(list.kubernetes_version().to_string())
@@ -58,13 +61,4 @@ async fn version_of(workspace: &Workspace, options: &ExampleOptions) -> Option<S
 /// What is typed starts at the current folder, what is written at the workspace.
 fn absolute(path: &Path) -> Result<PathBuf> {
     Ok(std::path::absolute(path)?)
-}
-
-fn absolute_mirror(text: &str) -> Result<String> {
-    match mirror::source(text) {
-        MirrorSource::Folder(folder) if !text.is_empty() && !text.contains("://") => {
-            Ok(absolute(&folder)?.display().to_string())
-        }
-        _ => Ok(text.to_owned()),
-    }
 }

@@ -3,22 +3,18 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use cluster_config::MirrorSource;
 use kubernetes_components::ComponentList;
 
 use crate::advice::Advise;
-use crate::mirror::{fill, load_list, source};
+use crate::mirror::{fill, load_list};
 use crate::output::say;
 use crate::progress::Progress;
 
 /// Fills a folder from another mirror, or from the addresses of a pinned list.
-pub(crate) async fn create(folder: &Path, from: Option<&str>, list: Option<&Path>) -> Result<()> {
-    let from = from.map(source);
-    let list = match (list, &from) {
-        (Some(path), _) => {
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            ComponentList::from_mirror_document(&bytes)
-                .with_context(|| format!("{} is no list of components", path.display()))?
-        }
+pub(crate) async fn create(folder: &Path, from: Option<&MirrorSource>, list: Option<&Path>) -> Result<()> {
+    let list = match (list, from) {
+        (Some(path), _) => parse_list(path).context("cannot read the list given with --list")?,
         (None, Some(from)) => load_list(from)
             .await
             .context("cannot read the mirror given with --from")?,
@@ -28,7 +24,7 @@ pub(crate) async fn create(folder: &Path, from: Option<&str>, list: Option<&Path
     let progress = Progress::start();
     let title = format!("mirroring Kubernetes {}", list.kubernetes_version());
     progress
-        .step(&title, async |step| fill(folder, &list, from.as_ref(), step).await)
+        .step(&title, async |step| fill(folder, &list, from, step).await)
         .await
         .next("the same command again goes on where this one stopped")?;
     say(&format!(
@@ -37,4 +33,9 @@ pub(crate) async fn create(folder: &Path, from: Option<&str>, list: Option<&Path
         folder.display()
     ));
     Ok(())
+}
+
+fn parse_list(path: &Path) -> Result<ComponentList> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    ComponentList::from_mirror_document(&bytes).with_context(|| format!("{} is no list of components", path.display()))
 }

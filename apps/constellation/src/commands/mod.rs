@@ -39,7 +39,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Verify(verify) => return verify::run(&workspace()?, &verify).await,
         Command::Terminate(confirmation) => terminate::run(&workspace()?, &confirmation)?,
         Command::Mirror(MirrorCommand::Create { folder, from, list }) => {
-            mirror::create(&folder, from.as_deref(), list.as_deref()).await?;
+            mirror::create(&folder, from.as_ref(), list.as_deref()).await?;
         }
         Command::Version => version(),
         Command::Completion { shell } => completion(shell),

@@ -33,7 +33,7 @@ pub(crate) const REFERENCE_VALUES: &str = r#"{"version":1,"image":"test","pcrs":
 "4":{"expected":"0000000000000000000000000000000000000000000000000000000000000000","enforcement":"required"},
 "15":{"expected":"0000000000000000000000000000000000000000000000000000000000000000","enforcement":"required"}}}"#;
 
-const COMPONENTS: &str = r#"{"version":"v1","kubernetes_version":"v1.35.4","components":[]}"#;
+pub(crate) const COMPONENTS: &str = r#"{"version":"v1","kubernetes_version":"v1.35.4","components":[]}"#;
 
 pub(crate) struct Host {
     folder: TempDir,
@@ -101,15 +101,17 @@ impl Host {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.bare_command();
+        command.arg("--workspace").arg(self.workspace()).args(arguments);
+        command
+    }
+
+    /// The program without arguments.
+    pub(crate) fn bare_command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_constellation"));
         let mut path = OsString::from(self.path("bin"));
         path.push(":/usr/bin:/bin");
-        command
-            .arg("--workspace")
-            .arg(self.workspace())
-            .args(arguments)
-            .env("PATH", path)
-            .stdin(Stdio::null());
+        command.env("PATH", path).stdin(Stdio::null());
         command
     }
 

@@ -103,7 +103,8 @@ pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Clus
                 is_control_plane: true,
                 ..rogue::request("worker-7", NEW_DISK)?
             };
-            must_be_denied(rogue::join(&node, &service, request).await?, "role_grant is refused")
+            let refusal = "role_grant is refused: a control-plane needs a role grant";
+            must_be_denied(rogue::join(&node, &service, request).await?, refusal)
         },
     )
 }
@@ -113,7 +114,10 @@ pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Imag
     let service = join_service(cluster)?;
     let disk = disk_of_the_worker(cluster)?;
     let node = rogue::careless(rogue::forged(image.values()));
-    let refusal = "the node asks for what is another's";
+    let (not_its_disk, not_its_name) = (
+        "disk_uuid is not a disk of this machine",
+        "certificate_request is not for a node name of this machine",
+    );
     in_the_log(
         cluster,
         "join-service",

@@ -1,0 +1,128 @@
+//! Bad input to each flag and to each key of the configuration gives one error that names it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use cluster_types::MeasurementSalt;
+use key_service_client::KeyServicePublicKey;
+use kubernetes::JoinConfig;
+use measurements::{PcrIndex, PcrValue, ReferenceValues};
+use role_grant::OperatorKey;
+use tempfile::TempDir;
+
+const BAD: &[(&[&str], &[&str])] = &[
+    (&["--address", "9090"], &["--address", "socket address"]),
+    (&["--address", "somewhere:1"], &["--address", "socket address"]),
+    (&["--health-address", ""], &["--health-address", "socket address"]),
+    (&["--metrics-address", "x"], &["--metrics-address", "socket address"]),
+    (&["--config", ""], &["--config", "value is required"]),
+    (&["--pki", ""], &["--pki", "value is required"]),
+    (&["--key-service", ""], &["--key-service", "<host>:<port>"]),
+    (&["--key-service", "host"], &["--key-service", "<host>:<port>"]),
+    (&["--key-service", "host:0"], &["--key-service", "<host>:<port>"]),
+    (&["--key-service", "http://host:1"], &["--key-service", "<host>:<port>"]),
+    (
+        &["--key-service-token", ""],
+        &["--key-service-token", "value is required"],
+    ),
+    (&["--tpm-socket", ""], &["--tpm-socket", "value is required"]),
+    (&["--verbose"], &["--verbose"]),
+    (&["now"], &["now"]),
+    (
+        &["--config", "/nonexistent"],
+        &["--config: /nonexistent", "cannot be read"],
+    ),
+];
+
+/// Runs the service, which must end at once.
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_join-service"));
+    command.args(arguments).env_remove("KUBECONFIG").output().unwrap()
+}
+
+fn check(output: &Output, named: &[&str]) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{named:?}");
+    assert!(named.iter().all(|name| error.contains(name)), "{named:?}: {error}");
+    let errors = error.lines().filter(|line| line.to_lowercase().starts_with("error:"));
+    assert_eq!(errors.count(), 1, "{error}");
+}
+
+#[test]
+fn bad_input_to_each_flag_gives_one_error_that_names_it() {
+    for (arguments, named) in BAD {
+        check(&run(arguments), named);
+    }
+}
+
+#[test]
+fn a_pki_that_cannot_be_used_is_named() {
+    let config = config();
+    let arguments = ["--config", config.path().to_str().unwrap(), "--pki", "/nonexistent"];
+    check(
+        &run(&arguments),
+        &["--pki", "ca.crt of the cluster's PKI cannot be read"],
+    );
+}
+
+#[test]
+fn bad_input_to_each_key_of_the_configuration_names_it() {
+    let config = config();
+    for (key, bad) in [
+        ("referenceValues", "{}"),
+        ("measurementSalt", "short"),
+        ("operatorPublicKey", "00"),
+        ("keyServicePublicKey", "00"),
+        ("apiServerEndpoint", "10.42.1.100"),
+        ("apiServerEndpoint", "a b:1"),
+        ("kubernetesVersion", "1.35"),
+        ("components", ""),
+        ("components", "../secrets"),
+        ("componentMirror", "ftp://host"),
+    ] {
+        let path = config.path().join(key);
+        let good = std::fs::read(&path).unwrap();
+        std::fs::write(&path, bad).unwrap();
+        let output = run(&["--config", config.path().to_str().unwrap()]);
+        check(
+            &output,
+            &["--config", &format!("{key} of the join configuration is invalid")],
+        );
+        std::fs::remove_file(&path).unwrap();
+        let output = run(&["--config", config.path().to_str().unwrap()]);
+        check(
+            &output,
+            &["--config", &format!("{key} of the join configuration cannot be read")],
+        );
+        std::fs::write(&path, good).unwrap();
+    }
+}
+
+/// A folder with a good configuration, as the kubelet mounts it.
+fn config() -> TempDir {
+    let config = JoinConfig {
+        reference_values: ReferenceValues::new("image", BTreeMap::from([(PcrIndex::new(11), PcrValue::ZERO)])),
+        measurement_salt: MeasurementSalt::new([5; 32]),
+        operator_key: OperatorKey::from_seed(&[6; 32]).public(),
+        key_service_key: KeyServicePublicKey::of_seed(&[7; 32]),
+        api_server_endpoint: "10.42.1.100:6443".into(),
+        kubernetes_version: "v1.35.4".parse().unwrap(),
+        components: format!("k8s-components-sha256-{}", "ab".repeat(32)),
+        component_mirror: String::new(),
+    };
+    let folder = TempDir::new().unwrap();
+    let write = |key: &str, value: &[u8]| std::fs::write(Path::new(folder.path()).join(key), value).unwrap();
+    let map = config.to_config_map();
+    map.data
+        .iter()
+        .flatten()
+        .for_each(|(key, value)| write(key, value.as_bytes()));
+    map.binary_data
+        .iter()
+        .flatten()
+        .for_each(|(key, value)| write(key, &value.0));
+    folder
+}

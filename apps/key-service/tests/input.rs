@@ -1,0 +1,71 @@
+//! Bad input to each flag gives one error that names it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
+use std::process::{Command, Output};
+
+use key_derivation::MasterSecret;
+
+const BAD: &[(&[&str], &[&str])] = &[
+    (&["--address", "9000"], &["--address", "socket address"]),
+    (&["--health-address", ""], &["--health-address", "socket address"]),
+    (&["--metrics-address", "x"], &["--metrics-address", "socket address"]),
+    (&["--master-secret", ""], &["--master-secret", "value is required"]),
+    (&["--audit-log", ""], &["--audit-log", "value is required"]),
+    (&["--verbose"], &["--verbose"]),
+    (&["now"], &["now"]),
+    (
+        &["--master-secret", "/nonexistent"],
+        &["--master-secret: cannot read /nonexistent", "No such file"],
+    ),
+    (
+        &["--master-secret", "/dev/null"],
+        &["--master-secret: /dev/null cannot be used"],
+    ),
+];
+
+/// Runs the service, which must end at once.
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_key-service"));
+    command.args(arguments).env_remove("KUBECONFIG").output().unwrap()
+}
+
+fn check(output: &Output, named: &[&str]) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{named:?}");
+    assert!(named.iter().all(|name| error.contains(name)), "{named:?}: {error}");
+    let errors = error.lines().filter(|line| line.to_lowercase().starts_with("error:"));
+    assert_eq!(errors.count(), 1, "{error}");
+}
+
+#[test]
+fn bad_input_to_each_flag_gives_one_error_that_names_it() {
+    for (arguments, named) in BAD {
+        check(&run(arguments), named);
+    }
+}
+
+#[test]
+fn an_audit_log_that_cannot_be_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, MasterSecret::generate().to_json().as_bytes()).unwrap();
+    let secret = secret.to_str().unwrap();
+    let output = run(&["--master-secret", secret, "--audit-log", "/nonexistent/log"]);
+    check(&output, &["--audit-log: cannot open /nonexistent/log", "No such file"]);
+}
+
+#[test]
+fn a_master_secret_that_cannot_be_used_is_not_repeated() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    for bad in ["canary", r#"{"canary": 1}"#, r#"{"key": "canary", "salt": "canary"}"#] {
+        std::fs::write(&path, bad).unwrap();
+        let output = run(&["--master-secret", path.to_str().unwrap()]);
+        check(&output, &["--master-secret", "cannot be used"]);
+        assert!(
+            !String::from_utf8_lossy(&output.stderr).contains("canary"),
+            "{bad}: {output:?}"
+        );
+    }
+}

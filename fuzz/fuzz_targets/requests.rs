@@ -1,0 +1,30 @@
+//! Requests of gRPC callers: `init.API` on a new node, `kms.API` of the key service.
+
+#![no_main]
+
+#[allow(dead_code, reason = "a module of a program, which is no library")]
+#[path = "../../apps/bootstrapper/src/request.rs"]
+mod init;
+#[allow(dead_code, reason = "a module of a program, which is no library")]
+#[path = "../../apps/key-service/src/request.rs"]
+mod keys;
+#[allow(dead_code, reason = "a module of a program, which is no library")]
+#[path = "../../apps/key-service/src/policy.rs"]
+mod policy;
+
+use grpc_api::init::InitRequest;
+use grpc_api::kms::{GetDataKeyRequest, GetMasterSecretRequest};
+use libfuzzer_sys::fuzz_target;
+use prost::Message;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok(message) = InitRequest::decode(bytes) {
+        let _ = init::InitRequest::parse(message);
+    }
+    if let Ok(message) = GetDataKeyRequest::decode(bytes) {
+        let _ = keys::DataKey::parse(&message);
+    }
+    if let Ok(message) = GetMasterSecretRequest::decode(bytes) {
+        let _ = keys::Recipient::parse(&message);
+    }
+});
