@@ -22,6 +22,8 @@ const MAX_NODES_OF_A_ROLE: u32 = 100;
 const PODS: Cidr = Cidr::new(Ipv4Addr::new(10, 244, 0, 0), 16);
 /// Networks that no Service can be in, and whose they are: ours, then those of IANA's special-purpose registry that are
 /// never routed.
+/// Packets to these never leave a node as they are (images/root/usr/share/constellation/pod-network.nft).
+const SERVICES: Cidr = Cidr::new(Ipv4Addr::new(10, 96, 0, 0), 12);
 const TAKEN: [(Cidr, &str); 7] = [
     (Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16), "nodes"),
     (PODS, "pods"),
@@ -131,6 +133,10 @@ fn check_service_cidr(text: String) -> Result<Cidr, String> {
     }
     match TAKEN.iter().find(|(taken, _)| taken.overlaps(cidr)) {
         Some((taken, whose)) => Err(format!("{cidr} overlaps {taken}, the network of {whose}")),
+        // Not shorter than this one, so it is inside or apart.
+        None if !SERVICES.overlaps(cidr) => Err(format!(
+            "{cidr} is outside {SERVICES}: only these addresses the node image keeps off the host's wires"
+        )),
         None => Ok(cidr),
     }
 }

@@ -74,6 +74,7 @@ fn values_that_cannot_be() {
         ("10.96.0.0/12", "127.16.0.0/12", "serviceCIDR", "machine itself"),
         ("10.96.0.0/12", "169.254.0.0/16", "serviceCIDR", "link"),
         ("10.96.0.0/12", "240.0.0.0/12", "serviceCIDR", "multicast"),
+        ("10.96.0.0/12", "10.128.0.0/16", "serviceCIDR", "outside 10.96.0.0/12"),
         (
             "acceleration: auto",
             "acceleration: turbo",

@@ -124,10 +124,10 @@ pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Imag
         &["ticket refused", "belongs to machine"],
         async {
             let request = rogue::request("worker-7", &disk)?;
-            must_be_denied(rogue::join(&node, &service, request).await?, refusal)?;
+            must_be_denied(rogue::join(&node, &service, request).await?, not_its_disk)?;
             let request = rogue::request(WORKER, NEW_DISK)?;
-            must_be_denied(rogue::join(&node, &service, request).await?, refusal)?;
-            must_be_denied(rogue::rejoin(&node, &service, &disk).await?, refusal)
+            must_be_denied(rogue::join(&node, &service, request).await?, not_its_name)?;
+            must_be_denied(rogue::rejoin(&node, &service, &disk).await?, not_its_disk)
         },
     )
 }
@@ -143,16 +143,16 @@ pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &
     };
     let for_the_service = [&format!("--audience={AUDIENCE}")[..]];
     let strangers = [
-        (String::new(), Code::Unauthenticated),
-        (token("default", &for_the_service)?, Code::PermissionDenied),
-        (token("join-service", &[])?, Code::Unauthenticated),
+        (String::new(), Code::Unauthenticated, "caller not authenticated"),
+        (token("default", &for_the_service)?, Code::PermissionDenied, "key denied"),
+        (token("join-service", &[])?, Code::Unauthenticated, "caller not authenticated"),
     ];
-    for (token, expected) in strangers {
+    for (token, expected, reason) in strangers {
         let mut file = NamedTempFile::new()?;
         file.write_all(token.as_bytes())?;
         let key = KeyServicePublicKey::of_seed(&seed);
         let client = blocking(async { Ok(KeyServiceClient::new(forward.address(), key, file.path().to_owned())?) });
-        in_the_log(cluster, "key-service", &["refused"], async {
+        in_the_log(cluster, "key-service", &[reason], async {
             match client?.data_key(&disk).await {
                 Err(KeyServiceError::Refused(status)) if status.code() == expected => Ok(()),
                 Err(error) => Err(error).context("refused, but for another reason"),
