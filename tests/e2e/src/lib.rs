@@ -7,13 +7,17 @@
 //! `make e2e` runs the tests one after another: they share two cores with the machines they boot.
 
 mod image;
+mod machine;
 mod metadata;
 mod monitor;
+mod observed;
 mod planted;
+mod process;
 mod session;
 mod vm;
 
 pub use image::Image;
+pub use machine::{Machine, StateDisk};
 pub use planted::{null_cipher_header, partitions};
 pub use session::{CANARY, Verdict, attest, init_with_wrong_secret};
-pub use vm::{Machine, StateDisk, Vm};
+pub use vm::Vm;
