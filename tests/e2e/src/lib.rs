@@ -14,10 +14,12 @@ mod observed;
 mod planted;
 mod process;
 mod session;
+mod variables;
 mod vm;
 
 pub use image::Image;
 pub use machine::{Machine, StateDisk};
 pub use planted::{null_cipher_header, partitions};
 pub use session::{CANARY, Verdict, attest, init_with_wrong_secret};
+pub use variables::Variable;
 pub use vm::Vm;

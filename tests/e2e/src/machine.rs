@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use crate::metadata::Metadata;
 use crate::process::{Process, start_swtpm};
 use crate::session::CANARY;
+use crate::variables::{self, Variable};
 use crate::vm::Vm;
 
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
@@ -36,6 +37,7 @@ pub struct Machine {
     name: &'static str,
     system_disk: PathBuf,
     state_disk: StateDisk,
+    variables: Vec<Variable>,
     additions: Vec<String>,
 }
 
@@ -47,6 +49,7 @@ impl Machine {
             name,
             system_disk: system_disk.to_owned(),
             state_disk: StateDisk::Blank,
+            variables: Vec::new(),
             additions: Vec::new(),
         }
     }
@@ -69,6 +72,13 @@ impl Machine {
     #[must_use]
     pub fn with_oem_string(self, text: &str) -> Self {
         self.with("-smbios", format!("type=11,value={}", text.replace(',', ",,")))
+    }
+
+    /// Writes variables into the firmware's store.
+    #[must_use]
+    pub fn with_variables(mut self, variables: impl IntoIterator<Item = Variable>) -> Self {
+        self.variables.extend(variables);
+        self
     }
 
     /// Boots the machine, checks it and ends it. Whatever the check is, no console may show what the host planted.
@@ -108,6 +118,7 @@ impl Machine {
         let folder = TempDir::with_prefix("e2e-").context("making a folder for the machine")?;
         let path = folder.path();
         fs::copy(VARIABLES, path.join("vars.fd")).context("copying the firmware's variables (Debian package ovmf)")?;
+        variables::plant(&path.join("vars.fd"), &self.variables)?;
         fs::create_dir(path.join("tpm"))?;
         self.make_state_disk(&path.join("state.img"))?;
         let metadata = Metadata::start().context("serving metadata")?;

@@ -1,8 +1,9 @@
-//! What the host sees of a running machine from outside.
+//! What the host sees of a running machine from outside: its disks and variables.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::variables::{self, Variable};
 use crate::vm::Vm;
 
 impl Vm {
@@ -15,6 +16,14 @@ impl Vm {
         let disk = named(&disks, "device", drive)?;
         let number = |field: &str| disk["stats"][field].as_u64().with_context(|| format!("no {field}"));
         Ok((number("failed_rd_operations")?, number("wr_bytes")?))
+    }
+
+    /// The firmware's variables, in the order in which they were written.
+    ///
+    /// # Errors
+    /// When the store has another form.
+    pub fn variables(&self) -> Result<Vec<Variable>> {
+        variables::read(&self.file("vars.fd")).context("reading the firmware's variables")
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine};
-use e2e::{CANARY, Image, Machine, Vm, attest, partitions};
+use e2e::{CANARY, Image, Machine, Variable, Vm, attest, partitions};
 
 /// A unit that says on the console that it ran.
 const UNIT: &str = "\
@@ -42,6 +42,44 @@ fn an_add_on_beside_the_kernel_image_is_refused() -> Result<()> {
     let image = Image::built()?;
     let changed = image.with_add_on("systemd.debug_shell=1")?;
     Machine::new("add-on", changed.disk()).run(|vm| attest(vm, image.values())?.must_name_registers(&[4, 9, 12]))
+}
+
+/// The firmware starts the image with a command line of the host, which takes the place of the one in it.
+#[test]
+fn a_boot_entry_with_a_command_line_is_refused() -> Result<()> {
+    let image = Image::built()?;
+    let options = format!("{} systemd.debug_shell=1", image.command_line()?);
+    Machine::new("boot entry", image.disk())
+        .with_variables(Variable::boot_next(r"\EFI\BOOT\BOOTX64.EFI", &options))
+        .run(|vm| {
+            attest(vm, image.values())?.must_name_registers(&[9, 12])?;
+            ensure!(
+                vm.variables()?.iter().all(|variable| variable.name() != "BootNext"),
+                "the firmware did not read what was planted"
+            );
+            Ok(())
+        })
+}
+
+#[test]
+fn credentials_and_extensions_beside_the_kernel_image_are_refused() -> Result<()> {
+    let image = Image::built()?;
+    let files = [
+        ("systemd.extra-unit.planted.service.cred", UNIT.as_bytes()),
+        ("planted.sysext.raw", b"whatever"),
+    ];
+    let changed = image.with_files("EFI/BOOT/BOOTX64.EFI.extra.d", &files)?;
+    Machine::new("files beside the image", changed.disk())
+        .run(|vm| attest(vm, image.values())?.must_name_registers(&[9, 12, 13]))
+}
+
+#[test]
+fn credentials_of_the_boot_loader_are_refused() -> Result<()> {
+    let image = Image::built()?;
+    let files = [("systemd.extra-unit.planted.service.cred", UNIT.as_bytes())];
+    let changed = image.with_files("loader/credentials", &files)?;
+    Machine::new("files of the boot loader", changed.disk())
+        .run(|vm| attest(vm, image.values())?.must_name_registers(&[9, 12]))
 }
 
 /// Credentials, partitions that systemd would mount by itself, and somebody at the console, all at once: nothing of it is measured,
