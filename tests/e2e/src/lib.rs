@@ -6,6 +6,7 @@
 //!
 //! `make e2e` runs the tests one after another: they share two cores with the machines they boot.
 
+mod acpi;
 mod image;
 mod machine;
 mod metadata;
@@ -17,6 +18,7 @@ mod session;
 mod variables;
 mod vm;
 
+pub use acpi::table_that_writes;
 pub use image::Image;
 pub use machine::{Machine, StateDisk};
 pub use planted::{null_cipher_header, partitions};

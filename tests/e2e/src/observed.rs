@@ -1,4 +1,6 @@
-//! What the host sees of a running machine from outside: its disks and variables.
+//! What the host sees of a running machine from outside: its disks, variables and memory.
+
+use std::fs;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -24,6 +26,19 @@ impl Vm {
     /// When the store has another form.
     pub fn variables(&self) -> Result<Vec<Variable>> {
         variables::read(&self.file("vars.fd")).context("reading the firmware's variables")
+    }
+
+    /// Some of the guest's memory.
+    ///
+    /// # Errors
+    /// When QEMU refuses.
+    pub fn memory(&self, address: u64, len: u64) -> Result<Vec<u8>> {
+        let file = self.file("memory");
+        let arguments = json!({"val": address, "size": len, "filename": file});
+        self.monitor()?.execute("pmemsave", arguments)?;
+        let memory = fs::read(&file)?;
+        fs::remove_file(&file)?;
+        Ok(memory)
     }
 }
 

@@ -1,11 +1,12 @@
 //! A host tries each of its side doors: everything besides the image itself through which it could make a node do something
 //! else. What it does is measured and refused, or has no effect.
 
+use std::fs;
 use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine};
-use e2e::{CANARY, Image, Machine, Variable, Vm, attest, partitions};
+use e2e::{CANARY, Image, Machine, Variable, Vm, attest, partitions, table_that_writes};
 
 /// A unit that says on the console that it ran.
 const UNIT: &str = "\
@@ -80,6 +81,44 @@ fn credentials_of_the_boot_loader_are_refused() -> Result<()> {
     let changed = image.with_files("loader/credentials", &files)?;
     Machine::new("files of the boot loader", changed.disk())
         .run(|vm| attest(vm, image.values())?.must_name_registers(&[9, 12]))
+}
+
+/// A table of the host is a program that the kernel runs, and nothing in the kernel stops it. All that is left is that some
+/// firmware measures it: into a register that is not judged, because its value depends on the size of the machine.
+#[test]
+fn a_hostile_acpi_table_writes_memory_and_shows_in_pcr_1_at_most() -> Result<()> {
+    /// In the first MiB. It is memory like any other, except that the kernel leaves alone what it finds there.
+    const ADDRESS: u32 = 0x1_0000;
+    const VALUE: u32 = 0xbad0_a311;
+    let image = Image::built()?;
+    let folder = tempfile::tempdir()?;
+    let table = folder.path().join("table");
+    fs::write(&table, table_that_writes(ADDRESS, VALUE))?;
+    let look = |vm: &mut Vm| {
+        let registers = attest(vm, image.values())?.affirmed_registers()?;
+        Ok((registers, vm.memory(ADDRESS.into(), 4)? == VALUE.to_le_bytes()))
+    };
+
+    let (honest, written) = Machine::new("QEMU's tables", image.disk()).run(look)?;
+    ensure!(!written, "the value is there without the table");
+    let (hostile, written) = Machine::new("hostile table", image.disk())
+        .with("-acpitable", format!("sig=SSDT,rev=2,data={}", table.display()))
+        .run(look)?;
+    ensure!(
+        written,
+        "something stopped the table: docs/guarantees.md says that nothing does"
+    );
+    let differing: Vec<u8> = honest
+        .iter()
+        .filter(|(index, value)| hostile.get(index) != Some(value))
+        .map(|(index, _)| index.get())
+        .collect();
+    // OVMF 2022.11 measures no tables, OVMF 2025.02 does. PCR 10 begins with what PCR 0 to 9 hold.
+    ensure!(
+        [&[][..], &[1, 10]].contains(&&differing[..]),
+        "the table shows in PCR {differing:?}"
+    );
+    Ok(())
 }
 
 /// Credentials, partitions that systemd would mount by itself, and somebody at the console, all at once: nothing of it is measured,
