@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use measurements::ReferenceValues;
 use tempfile::TempDir;
 
@@ -66,6 +66,20 @@ impl Image {
         &self.values
     }
 
+    /// The kernel command line in it.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn command_line(&self) -> Result<String> {
+        let uki = fs::read(&self.uki)?;
+        let (before, after) = uki.split_at(only_place(&uki, "roothash=")?);
+        let is_text = |byte: &&u8| (b' '..=b'~').contains(*byte);
+        let mut line: Vec<u8> = before.iter().rev().take_while(is_text).copied().collect();
+        line.reverse();
+        line.extend(after.iter().take_while(is_text));
+        Ok(String::from_utf8(line)?)
+    }
+
     /// Another image: the kernel command line has `new` in place of `old`. Its reference values are computed as for any image.
     ///
     /// # Errors
@@ -102,9 +116,9 @@ impl Image {
     /// # Errors
     /// When the image builder's tools fail.
     pub fn with_add_on(&self, command_line: &str) -> Result<Self> {
-        let changed = self.copy()?;
         let tools = Tools::find()?;
-        let add_on = changed.disk.with_file_name("host.addon.efi");
+        let folder = TempDir::with_prefix("e2e-add-on-")?;
+        let add_on = folder.path().join("host.addon.efi");
         let stub = tools.0.join("usr/lib/systemd/boot/efi/addonx64.efi.stub");
         let mut ukify = tools.python("usr/bin/ukify");
         ukify
@@ -113,17 +127,36 @@ impl Image {
             .arg(format!("--stub={}", stub.display()))
             .arg(format!("--output={}", add_on.display()));
         output(&mut ukify)?;
+        self.with_files(
+            "EFI/BOOT/BOOTX64.EFI.extra.d",
+            &[("host.addon.efi", &fs::read(add_on)?)],
+        )
+    }
+
+    /// The same image with a new folder on its EFI system partition, and these files in it.
+    ///
+    /// # Errors
+    /// When the image builder's tools fail.
+    pub fn with_files(&self, folder: &str, files: &[(&str, &[u8])]) -> Result<Self> {
+        let changed = self.copy()?;
+        let tools = Tools::find()?;
         let start = partition(&File::open(&changed.disk)?, Partition::System)?;
         let file_system = format!("{}@@{start}", changed.disk.display());
-        let folder = "::EFI/BOOT/BOOTX64.EFI.extra.d";
-        output(tools.command("usr/bin/mmd").args(["-i", &file_system, folder]))?;
-        output(
-            tools
-                .command("usr/bin/mcopy")
-                .args(["-i", &file_system])
-                .arg(&add_on)
-                .arg(folder),
-        )?;
+        for folder in missing_folders(folder) {
+            output(
+                tools
+                    .command("usr/bin/mmd")
+                    .args(["-i", &file_system, &format!("::{folder}")]),
+            )?;
+        }
+        let content = TempDir::with_prefix("e2e-files-")?;
+        for (name, bytes) in files {
+            let file = content.path().join(name);
+            fs::write(&file, bytes)?;
+            let mut mcopy = tools.command("usr/bin/mcopy");
+            mcopy.args(["-i", &file_system]).arg(&file).arg(format!("::{folder}"));
+            output(&mut mcopy)?;
+        }
         Ok(changed)
     }
 
@@ -138,6 +171,13 @@ impl Image {
             _folder: Some(folder),
         })
     }
+}
+
+/// Which folders lead to this one, apart from those of the image.
+fn missing_folders(folder: &str) -> impl Iterator<Item = &str> {
+    let ends = folder.match_indices('/').map(|(end, _)| end).chain([folder.len()]);
+    ends.map(|end| &folder[..end])
+        .filter(|folder| !["EFI", "EFI/BOOT"].contains(folder))
 }
 
 /// Where a partition starts, in bytes.
@@ -155,15 +195,18 @@ fn replace_once(path: &Path, uki_len: u64, old: &str, new: &str) -> Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let mut content = vec![0; (uki_len + IN_FRONT).min(file.metadata()?.len()).try_into()?];
     file.read_exact_at(&mut content, 0)?;
-    let found: Vec<usize> = content
-        .windows(old.len())
-        .enumerate()
-        .filter_map(|(position, window)| (window == old.as_bytes()).then_some(position))
+    Ok(file.write_all_at(new.as_bytes(), only_place(&content, old)? as u64)?)
+}
+
+fn only_place(content: &[u8], text: &str) -> Result<usize> {
+    let windows = content.windows(text.len()).enumerate();
+    let found: Vec<usize> = windows
+        .filter_map(|(position, window)| (window == text.as_bytes()).then_some(position))
         .collect();
-    let [position] = found[..] else {
-        anyhow::bail!("{old:?} is there {} times", found.len());
-    };
-    Ok(file.write_all_at(new.as_bytes(), position as u64)?)
+    match found[..] {
+        [position] => Ok(position),
+        _ => bail!("{text:?} is there {} times", found.len()),
+    }
 }
 
 /// The programs that the image builder uses, from the packages of its lock.

@@ -6,17 +6,25 @@
 //!
 //! `make e2e` runs the tests one after another: they share two cores with the machines they boot.
 
+mod acpi;
 mod cluster;
 mod image;
+mod machine;
 mod metadata;
 mod monitor;
+mod observed;
 mod planted;
+mod process;
 mod session;
+mod variables;
 mod vm;
 
+pub use acpi::table_that_writes;
 pub use cluster::{Capture, Cluster, Forward, Mirror, PROBE_IMAGE, Packet, segment_port};
 pub use image::Image;
+pub use machine::{Machine, StateDisk};
 pub use metadata::Answer;
 pub use planted::{null_cipher_header, partitions};
 pub use session::{CANARY, Verdict, attest, init_with_wrong_secret};
-pub use vm::{Machine, StateDisk, Vm};
+pub use variables::Variable;
+pub use vm::Vm;

@@ -12,7 +12,7 @@ use attested_tls::{AttestedNode, Endpoint, HandshakeError, PeerPolicy, channel};
 use error_report::Chain;
 use grpc_api::init::InitRequest;
 use grpc_api::init::api_client::ApiClient;
-use measurements::ReferenceValues;
+use measurements::{PcrValues, ReferenceValues};
 use tokio::runtime;
 use tokio::time::sleep;
 use tonic::transport::Channel;
@@ -31,8 +31,8 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// What an appraisal said about a node.
 #[derive(Debug)]
 pub enum Verdict {
-    /// The session is open.
-    Affirming,
+    /// The session is open. These are the registers that the node quoted.
+    Affirming(PcrValues),
     /// The node is not what it should be.
     NotAffirmed(NotAffirmed),
 }
@@ -41,8 +41,16 @@ impl Verdict {
     /// # Errors
     /// When the verdict was another.
     pub fn must_be_affirming(self) -> Result<()> {
+        self.affirmed_registers().map(drop)
+    }
+
+    /// The registers of a node that is what it should be, also those that are not judged.
+    ///
+    /// # Errors
+    /// When the verdict was another.
+    pub fn affirmed_registers(self) -> Result<PcrValues> {
         match self {
-            Self::Affirming => Ok(()),
+            Self::Affirming(registers) => Ok(registers),
             Self::NotAffirmed(refusal) => Err(anyhow!(refusal)),
         }
     }
@@ -77,11 +85,11 @@ fn required_register(finding: &Finding) -> Option<u8> {
 /// When the machine ends, or there is no verdict for another reason.
 pub fn attest(vm: &mut Vm, image: &ReferenceValues) -> Result<Verdict> {
     let verdict = match blocking(open(vm, image))?? {
-        Ok(_) => Verdict::Affirming,
+        Ok((_, node)) => Verdict::Affirming(node.result().pcrs.clone()),
         Err(refusal) => Verdict::NotAffirmed(refusal),
     };
     match &verdict {
-        Verdict::Affirming => vm.say("attestation is affirming"),
+        Verdict::Affirming(_) => vm.say("attestation is affirming"),
         Verdict::NotAffirmed(refusal) => vm.say(&refusal.to_string()),
     }
     Ok(verdict)
@@ -111,7 +119,7 @@ pub fn init_with_wrong_secret(vm: &mut Vm, image: &ReferenceValues) -> Result<St
     })?
 }
 
-type Opened = (Channel, Option<AttestedNode>);
+type Opened = (Channel, AttestedNode);
 
 async fn open(vm: &mut Vm, image: &ReferenceValues) -> Result<Result<Opened, NotAffirmed>> {
     vm.wait_for_bootstrapper()?;
@@ -120,10 +128,7 @@ async fn open(vm: &mut Vm, image: &ReferenceValues) -> Result<Result<Opened, Not
     let start = Instant::now();
     loop {
         match channel(&endpoint, Purpose::Init, &vm.bootstrapper().to_string()).await {
-            Ok(session) => {
-                ensure!(session.1.is_some(), "the node did not attest");
-                return Ok(Ok(session));
-            }
+            Ok((channel, node)) => return Ok(Ok((channel, node.context("the node did not attest")?))),
             Err(HandshakeError::NotAffirmed(refusal)) => return Ok(Err(refusal)),
             // The port is not open yet: QEMU takes the connection and drops it.
             Err(error @ HandshakeError::Io(_)) if start.elapsed() > PATIENCE => {

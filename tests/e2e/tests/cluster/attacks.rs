@@ -144,8 +144,16 @@ pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &
     let for_the_service = [&format!("--audience={AUDIENCE}")[..]];
     let strangers = [
         (String::new(), Code::Unauthenticated, "caller not authenticated"),
-        (token("default", &for_the_service)?, Code::PermissionDenied, "key denied"),
-        (token("join-service", &[])?, Code::Unauthenticated, "caller not authenticated"),
+        (
+            token("default", &for_the_service)?,
+            Code::PermissionDenied,
+            "key denied",
+        ),
+        (
+            token("join-service", &[])?,
+            Code::Unauthenticated,
+            "caller not authenticated",
+        ),
     ];
     for (token, expected, reason) in strangers {
         let mut file = NamedTempFile::new()?;
