@@ -159,9 +159,9 @@ pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &
         let mut file = NamedTempFile::new()?;
         file.write_all(token.as_bytes())?;
         let key = KeyServicePublicKey::of_seed(&seed);
-        let client = blocking(async { Ok(KeyServiceClient::new(forward.address(), key, file.path().to_owned())?) });
         in_the_log(cluster, "key-service", &[reason], async {
-            match client?.data_key(&disk).await {
+            let client = KeyServiceClient::new(forward.address(), key, file.path().to_owned())?;
+            match client.data_key(&disk).await {
                 Err(KeyServiceError::Refused(status)) if status.code() == expected => Ok(()),
                 Err(error) => Err(error).context("refused, but for another reason"),
                 Ok(_) => bail!("the key service gave a key"),

@@ -26,7 +26,7 @@ pub(crate) fn every_node_is_ready_and_every_pod_runs(cluster: &Cluster, _: &Imag
 pub(crate) fn every_node_is_verified(cluster: &Cluster, _: &Image) -> Result<()> {
     let text = cluster.constellation(["verify"])?;
     let first = text.lines().next().unwrap_or_default();
-    ensure!(first.contains("software TPM"), "the first line is {first:?}");
+    ensure!(first.contains("software of the host"), "the first line is {first:?}");
     let report: Value = serde_json::from_str(&cluster.constellation(["verify", "--output", "json"])?)?;
     let nodes = report["nodes"].as_array().context("no nodes")?;
     ensure!(
