@@ -215,6 +215,19 @@ fn a_good_node_becomes_a_cluster() {
 }
 
 #[test]
+fn a_run_that_is_killed_while_a_worker_is_made_goes_on() {
+    let (host, node) = (configured(), Node::new());
+    let mut running = host.until(&["mini", "up"], BOOTS);
+    node.serve_init(&host, Answer::Success(derived_id(&host)));
+    running.until("create worker-0\n");
+    running.kill();
+    host.until(&["mini", "up"], "applying the services\n").kill();
+    // One metadata endpoint, and two programs for each node: nothing was started twice.
+    assert_eq!(host.processes().len(), 5);
+    assert_eq!(node.asked.lock().unwrap().len(), 1);
+}
+
+#[test]
 fn a_node_that_fails_says_why_and_the_next_run_has_fresh_machines() {
     let (host, node) = (configured(), Node::new());
     let running = host.until(&["mini", "up"], BOOTS);

@@ -10,17 +10,24 @@ use support::{Host, stderr};
 
 /// What `mini up` says, in order, until it waits for a node that never answers.
 const POINTS: [&str; 5] = [
-    "making the machines\n",
+    "making the machines of control planes\n",
     "start the metadata endpoint\n",
     "create control-plane-0\n",
-    "create worker-0\n",
+    "create control-plane-1\n",
     "control-plane-0 boots\n",
 ];
 const LAST: &str = POINTS[POINTS.len() - 1];
 
-fn killed_at(point: &str) -> Host {
+/// Two control planes, because workers are made when there is a cluster.
+fn configured() -> Host {
     let host = Host::new();
     host.configure();
+    host.change_config("initialCount: 1 # control planes", "initialCount: 2 # control planes");
+    host
+}
+
+fn killed_at(point: &str) -> Host {
+    let host = configured();
     host.until(&["mini", "up"], point).kill();
     host
 }
@@ -77,7 +84,7 @@ fn a_configuration_of_our_own_is_taken_away_again() {
     ];
     // The scripts are no machines for a probe, and the real firmware may be missing: both outcomes leave files.
     host.run(&["version"]);
-    let mut running = host.until(&arguments, "making the machines");
+    let mut running = host.until(&arguments, "making the machines of control planes");
     running.until("\n");
     running.kill();
     assert!(host.files().contains(&"constellation-conf.yaml".to_owned()));
@@ -87,10 +94,9 @@ fn a_configuration_of_our_own_is_taken_away_again() {
 
 #[test]
 fn a_node_that_dies_is_told_with_its_reason_and_made_anew() {
-    let host = Host::new();
-    host.configure();
+    let host = configured();
     fs::write(host.path("bin/die"), "").unwrap();
-    let (code, said) = host.until(&["mini", "up"], "making the machines").end();
+    let (code, said) = host.until(&["mini", "up"], "making the machines of control planes").end();
     assert_eq!(code, Some(1), "{said}");
     for part in [
         "control-plane-0 stopped",
@@ -107,8 +113,7 @@ fn a_node_that_dies_is_told_with_its_reason_and_made_anew() {
 
 #[test]
 fn two_commands_do_not_meet() {
-    let host = Host::new();
-    host.configure();
+    let host = configured();
     let running = host.until(&["mini", "up"], LAST);
     let error = stderr(&host.run(&["mini", "down", "--yes"]));
     assert!(error.contains("another constellation command"), "{error}");

@@ -90,14 +90,17 @@ impl Host {
             &text(&mirror),
         ]);
         assert!(written.status.success(), "{}", stderr(&written));
+        let firmware = format!("firmware: {}", self.path("firmware").display());
+        self.change_config("# firmware: /usr/share/OVMF", &firmware);
+        self.change_config("acceleration: auto", "acceleration: software");
+        self.change_config("memoryMiB: 3072", "memoryMiB: 2048");
+    }
+
+    pub(crate) fn change_config(&self, from: &str, to: &str) {
         let path = self.workspace().join("constellation-conf.yaml");
         let config = fs::read_to_string(&path).unwrap();
-        let firmware = format!("firmware: {}", self.path("firmware").display());
-        let config = config
-            .replace("# firmware: /usr/share/OVMF", &firmware)
-            .replace("acceleration: auto", "acceleration: software")
-            .replace("memoryMiB: 3072", "memoryMiB: 2048");
-        fs::write(&path, config).unwrap();
+        assert!(config.contains(from), "{config}");
+        fs::write(&path, config.replace(from, to)).unwrap();
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
