@@ -87,7 +87,7 @@ async fn callers_get_what_they_may_have_and_every_request_is_recorded() {
     );
     // Who is not authenticated is not told what is wrong with the request either.
     assert_eq!(
-        refusal(&service.client_with_token("a.b.c"), "nonsense").await,
+        refusal(&service.client_with_token("a.b.c").unwrap(), "nonsense").await,
         Code::Unauthenticated
     );
     // Keys that are nobody's, and nonsense.

@@ -66,7 +66,7 @@ async fn opening_a_session_verifies_the_node() {
 #[tokio::test]
 async fn grpc_names_what_is_wrong_with_a_request() {
     let service = start().await;
-    let (grpc, _) = channel(&endpoint(PcrValue::ZERO), Purpose::Verify, &service.address)
+    let (grpc, _) = channel(&endpoint(PcrValue::ZERO), Purpose::Verify, service.address())
         .await
         .unwrap();
     for length in [0, 31, 33] {
