@@ -1,5 +1,6 @@
 //! The provider of a workspace, and what its machines should be.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Error, Result, anyhow};
@@ -50,6 +51,7 @@ pub(crate) fn spec(config: &ClusterConfig, state: &ClusterState) -> ClusterSpec 
         },
         nodes: config.nodes(),
         members: state.members.clone(),
+        later: BTreeSet::new(),
     }
 }
 

@@ -8,21 +8,19 @@ use std::fs;
 
 use support::{Host, stderr};
 
-/// What `mini up` says, in order, until it waits for a node that never answers.
-const POINTS: [&str; 5] = [
+/// What `mini up` says, in order, until it waits for a node that never answers. Workers are made when there is a cluster:
+/// `init.rs` kills it there.
+const POINTS: [&str; 4] = [
     "making the machines of control planes\n",
     "start the metadata endpoint\n",
     "create control-plane-0\n",
-    "create control-plane-1\n",
     "control-plane-0 boots\n",
 ];
 const LAST: &str = POINTS[POINTS.len() - 1];
 
-/// Two control planes, because workers are made when there is a cluster.
 fn configured() -> Host {
     let host = Host::new();
     host.configure();
-    host.change_config("initialCount: 1 # control planes", "initialCount: 2 # control planes");
     host
 }
 
@@ -48,8 +46,8 @@ fn up_after_a_kill_goes_on() {
     for point in POINTS {
         let host = killed_at(point);
         host.until(&["mini", "up"], LAST).kill();
-        // One metadata endpoint, and two programs for each node: nothing was started twice.
-        assert_eq!(host.processes().len(), 5, "{point}");
+        // One metadata endpoint, and two programs for the node: nothing was started twice.
+        assert_eq!(host.processes().len(), 3, "{point}");
         assert!(host.run(&["mini", "down", "--yes"]).status.success(), "{point}");
         assert_eq!(host.processes(), Vec::<i32>::new(), "{point}");
     }
@@ -96,7 +94,9 @@ fn a_configuration_of_our_own_is_taken_away_again() {
 fn a_node_that_dies_is_told_with_its_reason_and_made_anew() {
     let host = configured();
     fs::write(host.path("bin/die"), "").unwrap();
-    let (code, said) = host.until(&["mini", "up"], "making the machines of control planes").end();
+    let (code, said) = host
+        .until(&["mini", "up"], "making the machines of control planes")
+        .end();
     assert_eq!(code, Some(1), "{said}");
     for part in [
         "control-plane-0 stopped",
@@ -123,7 +123,7 @@ fn two_commands_do_not_meet() {
 #[test]
 fn two_clusters_live_side_by_side() {
     let (first, second) = (killed_at(LAST), killed_at(LAST));
-    assert_eq!((first.processes().len(), second.processes().len()), (5, 5));
+    assert_eq!((first.processes().len(), second.processes().len()), (3, 3));
     assert!(first.run(&["mini", "down", "--yes"]).status.success());
-    assert_eq!((first.processes().len(), second.processes().len()), (0, 5));
+    assert_eq!((first.processes().len(), second.processes().len()), (0, 3));
 }

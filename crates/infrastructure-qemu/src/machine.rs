@@ -124,6 +124,9 @@ fn status(folder: &NodeFolder) -> MachineStatus {
     if folder.is_running() {
         return MachineStatus::Running;
     }
+    if !folder.exists() {
+        return MachineStatus::NotMade;
+    }
     let path = folder.file(NodeFolder::CONSOLE);
     // Who ended QEMU is a better reason than what the node said before; a warning of QEMU is not.
     let qemu = reason(&folder.file("qemu.log"));

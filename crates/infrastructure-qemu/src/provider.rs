@@ -165,7 +165,7 @@ impl Provider for QemuProvider {
                 .as_ref()
                 .is_some_and(|record| record.nodes.contains_key(&node.name))
         };
-        for node in &spec.nodes {
+        for node in spec.nodes.iter().filter(|node| !spec.later.contains(&node.name)) {
             let folder = self.folder.node(&node.name);
             if folder.is_running() && known(node) {
                 continue;

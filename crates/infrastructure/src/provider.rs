@@ -121,6 +121,8 @@ pub enum MachineStatus {
     /// Nobody looked.
     #[default]
     Unknown,
+    /// It was not started yet.
+    NotMade,
     /// It runs.
     Running,
     /// It does not, and this is the last it said about why.

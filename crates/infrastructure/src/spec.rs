@@ -20,6 +20,8 @@ pub struct ClusterSpec {
     pub nodes: Vec<NodeSpec>,
     /// The nodes that are part of the cluster. Their state disks are kept; any other node is made anew when it stopped.
     pub members: BTreeSet<NodeName>,
+    /// Nodes that another call will make: they count in every check, and nothing is done about them.
+    pub later: BTreeSet<NodeName>,
 }
 
 /// One machine that should exist.

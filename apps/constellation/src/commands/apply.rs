@@ -101,7 +101,7 @@ impl<'a> Run<'a> {
         }
         progress
             .step("making the other machines", async |step| {
-                self.make_machines(machines::spec(&self.config, &self.state), step)
+                self.make_machines(&machines::spec(&self.config, &self.state), step)
             })
             .await?;
         progress
@@ -129,15 +129,14 @@ impl<'a> Run<'a> {
             anyhow::Ok(self.workspace.save_state(&self.state)?)
         })?;
         let mut spec = machines::spec(&self.config, &self.state);
-        if self.state.init != InitProgress::Done {
-            spec.nodes.retain(|node| node.role == NodeRole::ControlPlane);
-        }
-        self.make_machines(spec, step)
+        let workers = spec.nodes.iter().filter(|node| node.role == NodeRole::Worker);
+        spec.later = workers.map(|node| node.name.clone()).collect();
+        self.make_machines(&spec, step)
     }
 
-    fn make_machines(&mut self, spec: ClusterSpec, step: &Step<'_>) -> Result<()> {
+    fn make_machines(&mut self, spec: &ClusterSpec, step: &Step<'_>) -> Result<()> {
         block_in_place(|| {
-            let made = self.provider.create(&spec, &|detail| step.detail(detail));
+            let made = self.provider.create(spec, &|detail| step.detail(detail));
             self.state.infrastructure = Some(made.next("correct this, then run the same command again")?);
             Ok(self.workspace.save_state(&self.state)?)
         })

@@ -40,6 +40,7 @@ pub(crate) async fn run(workspace: &Workspace) -> Result<()> {
     ));
     for machine in machines::bare_provider(workspace)?.machines()? {
         let (status, reason) = match &machine.status {
+            MachineStatus::NotMade => ("not made", None),
             MachineStatus::Running => ("running", None),
             MachineStatus::Stopped { reason, .. } => ("stopped", Some(reason)),
             MachineStatus::Unknown => ("unknown", None),
