@@ -137,13 +137,17 @@ pub(crate) async fn fetch_small(client: &Client, from: &Location, max_len: usize
             while let Some(chunk) = response.chunk().await.map_err(FetchError::Unreachable)? {
                 document.extend_from_slice(&chunk);
                 if document.len() > max_len {
-                    return Err(FetchError::TooLong(max_len as u64));
+                    break;
                 }
             }
         }
         Location::File(path) => {
-            File::open(path)?.take(max_len as u64).read_to_end(&mut document)?;
+            let one_more = max_len as u64 + 1;
+            File::open(path)?.take(one_more).read_to_end(&mut document)?;
         }
+    }
+    if document.len() > max_len {
+        return Err(FetchError::TooLong(max_len as u64));
     }
     Ok(document)
 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -75,10 +76,10 @@ impl Installer {
 
     /// Fetches all components, checks them, and only then installs them.
     ///
-    /// 1. What is installed with the right hash is left alone.
-    /// 2. The others are fetched side by side; each must have its hash.
-    /// 3. They are put to their places, one after the other.
-    /// 4. What was fetched in advance and is not in the list is removed.
+    /// 1. What was fetched in advance and is not in the list is removed: it may have filled the disk.
+    /// 2. What is installed with the right hash is left alone.
+    /// 3. The others are fetched side by side; each must have its hash.
+    /// 4. They are put to their places, one after the other.
     ///
     /// # Errors
     /// When a component cannot be fetched, has another hash, or cannot be put to its place.
@@ -87,6 +88,7 @@ impl Installer {
     /// Dropping the future leaves fetched files for the next attempt, and installed ones installed.
     pub async fn install(&self, list: &ComponentList, mirror: &Mirror) -> Result<(), InstallError> {
         self.make_staging()?;
+        self.remove_unwanted(list).map_err(InstallError::Staging)?;
         let missing = self.missing(list).await;
         let count = missing.len();
         self.fetch_all(&missing, mirror).await?;
@@ -118,7 +120,22 @@ impl Installer {
         clean().map_err(InstallError::Staging)
     }
 
-    pub(crate) async fn missing(&self, list: &ComponentList) -> Vec<Component> {
+    fn remove_unwanted(&self, list: &ComponentList) -> io::Result<()> {
+        let wanted: BTreeSet<PathBuf> = list
+            .components()
+            .iter()
+            .map(|component| self.staged(component))
+            .collect();
+        for entry in fs::read_dir(&self.staging)? {
+            let path = entry?.path();
+            if !wanted.contains(&path) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn missing(&self, list: &ComponentList) -> Vec<Component> {
         let installer = self.clone();
         let components = list.components().to_vec();
         let is_missing = move |component: &Component| {

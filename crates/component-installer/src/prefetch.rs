@@ -1,6 +1,6 @@
 //! Fetching what a mirror offers before anybody trusted said what is wanted.
 
-use kubernetes_components::{ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT, ParseMirrorError};
+use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT, ParseMirrorError};
 use tracing::info;
 
 use crate::fetch::{FetchError, client, fetch_small};
@@ -27,8 +27,9 @@ impl Installer {
     /// When something cannot be fetched; installing fetches it then.
     ///
     /// # Security
-    /// Nobody vouches for the list, and nothing of it is installed, unpacked or looked into. What is installed later is what a
-    /// trusted list names by hash; anything else that was fetched is removed then.
+    /// Nobody vouches for the list: no file and no address outside of the mirror is looked at for it, and nothing of it is
+    /// installed or unpacked. What is installed later is what a trusted list names by hash; anything else that was fetched is
+    /// removed then.
     ///
     /// # Cancel safety
     /// Dropping the future leaves what was fetched so far.
@@ -39,9 +40,14 @@ impl Installer {
     ) -> Result<(), PrefetchError> {
         let document = fetch_small(&client()?, &mirror.document(MIRROR_DOCUMENT), MAX_DOCUMENT_LEN).await?;
         let list = needed(&ComponentList::from_mirror_document(&document)?);
+        let in_mirror = list
+            .components()
+            .iter()
+            .filter(|component| component.url.relative().is_some());
+        let wanted: Vec<Component> = in_mirror.cloned().collect();
         self.make_staging()?;
-        self.fetch_all(&self.missing(&list).await, mirror).await?;
-        info!(components = list.components().len(), "components fetched in advance");
+        self.fetch_all(&wanted, mirror).await?;
+        info!(components = wanted.len(), "components fetched in advance");
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use component_installer::{FetchError, InstallError, Installer, Mirror, PrefetchError};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use kubernetes_components::{Component, ComponentList, MIRROR_DOCUMENT};
+use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT};
 use tempfile::TempDir;
 
 struct Node {
@@ -217,12 +217,66 @@ async fn a_mirror_that_lies_about_what_it_has_gets_nothing_installed() {
     assert!(is_empty(&node.path("root/run/state/components")));
 }
 
+/// A path that never ends to read, and an address that would answer.
 #[tokio::test]
-async fn a_list_that_is_none_or_too_long_is_refused() {
-    for list in [&b""[..], b"{}", &vec![b' '; 2 << 20]] {
+async fn a_mirror_does_not_choose_what_a_node_looks_at() {
+    let node = Node::new();
+    let (elsewhere, requests) = server(vec![http("200 OK", b"kubelet")]);
+    let Mirror::Address(elsewhere) = elsewhere else {
+        panic!("{elsewhere:?}")
+    };
+    node.publish("zero", b"zero");
+    node.offer(vec![
+        component("zero", b"zero", "/dev/zero"),
+        component(elsewhere.as_str(), b"kubelet", "/run/state/bin/kubelet"),
+    ]);
+    std::os::unix::fs::symlink("/dev", node.path("dev")).unwrap();
+    let installer = Installer::new(node.path(""), node.path("components"));
+    installer.prefetch(&node.mirror(), ComponentList::clone).await.unwrap();
+    assert_eq!(requests.load(Ordering::SeqCst), 0);
+    assert_eq!(fs::read_dir(node.path("components")).unwrap().count(), 1);
+}
+
+/// What nobody wants may have filled the disk.
+#[tokio::test]
+async fn what_was_fetched_in_advance_and_is_not_wanted_is_removed_first() {
+    let node = Node::new();
+    node.publish("evil", b"evil");
+    node.offer(vec![component("evil", b"evil", "/run/state/bin/evil")]);
+    node.prefetch().await.unwrap();
+    let kubelet = component("kubelet", b"kubelet", "/run/state/bin/kubelet");
+    assert!(node.check(vec![kubelet], &node.mirror()).await.is_err());
+    assert!(is_empty(&node.path("root/run/state/components")));
+}
+
+#[tokio::test]
+async fn a_list_that_is_none_is_refused() {
+    for list in [&b""[..], b"{}"] {
         let node = Node::new();
         node.publish(MIRROR_DOCUMENT, list);
         assert!(matches!(node.prefetch().await, Err(PrefetchError::List(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_is_too_long_is_refused() {
+    let node = Node::new();
+    node.publish("kubelet", b"kubelet");
+    let components = vec![component("kubelet", b"kubelet", "/run/state/bin/kubelet")];
+    let list = ComponentList::new("v1.35.4".parse().unwrap(), components).unwrap();
+    let mut document = list.to_mirror_document();
+    for (length, fits) in [(MAX_DOCUMENT_LEN, true), (MAX_DOCUMENT_LEN + 1, false)] {
+        document.resize(length, b' ');
+        node.publish(MIRROR_DOCUMENT, &document);
+        let (address, _) = server(vec![http("200 OK", &document), http("200 OK", b"kubelet")]);
+        for mirror in [node.mirror(), address] {
+            let result = node.installer().prefetch(&mirror, ComponentList::clone).await;
+            match result {
+                Ok(()) => assert!(fits),
+                Err(PrefetchError::Fetch(FetchError::TooLong(_))) => assert!(!fits),
+                Err(error) => panic!("{length}: {error:?}"),
+            }
+        }
     }
 }
 
