@@ -1,6 +1,7 @@
 //! From what the file holds to values that can be; every problem is noted with its key.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -16,23 +17,15 @@ const WORKERS: &str = "worker_default";
 
 /// The predecessor's limit: names of cloud resources are made of it.
 const MAX_NAME_LEN: usize = 37;
-/// Nodes of one role: their addresses end in 100 to 199.
-const MAX_NODES_OF_A_ROLE: u32 = 100;
+/// Further ones would need role grants, which nobody makes yet.
+const MAX_CONTROL_PLANES: u32 = 1;
+/// Their addresses end in 100 to 199.
+const MAX_WORKERS: u32 = 100;
 /// Addresses of pods.
 const PODS: Cidr = Cidr::new(Ipv4Addr::new(10, 244, 0, 0), 16);
-/// Networks that no Service can be in, and whose they are: ours, then those of IANA's special-purpose registry that are
-/// never routed.
-/// Packets to these never leave a node as they are (images/root/usr/share/constellation/pod-network.nft).
+/// Where Services are, or in a part of it: packets to these addresses never leave a node as they are
+/// (images/root/usr/share/constellation/pod-network.nft).
 const SERVICES: Cidr = Cidr::new(Ipv4Addr::new(10, 96, 0, 0), 12);
-const TAKEN: [(Cidr, &str); 7] = [
-    (Cidr::new(Ipv4Addr::new(10, 42, 0, 0), 16), "nodes"),
-    (PODS, "pods"),
-    (Cidr::new(Ipv4Addr::new(10, 0, 2, 0), 24), "QEMU's user network"),
-    (Cidr::new(Ipv4Addr::new(0, 0, 0, 0), 8), "no host"),
-    (Cidr::new(Ipv4Addr::new(127, 0, 0, 0), 8), "each machine itself"),
-    (Cidr::new(Ipv4Addr::new(169, 254, 0, 0), 16), "each link"),
-    (Cidr::new(Ipv4Addr::new(224, 0, 0, 0), 3), "multicast"),
-];
 
 impl TryFrom<raw::V5> for ClusterConfig {
     type Error = ConfigProblems;
@@ -131,13 +124,13 @@ fn check_service_cidr(text: String) -> Result<Cidr, String> {
             cidr.prefix()
         ));
     }
-    match TAKEN.iter().find(|(taken, _)| taken.overlaps(cidr)) {
-        Some((taken, whose)) => Err(format!("{cidr} overlaps {taken}, the network of {whose}")),
-        // Not shorter than this one, so it is inside or apart.
-        None if !SERVICES.overlaps(cidr) => Err(format!(
+    // Not shorter than this one, so it is inside or apart.
+    if SERVICES.overlaps(cidr) {
+        Ok(cidr)
+    } else {
+        Err(format!(
             "{cidr} is outside {SERVICES}: only these addresses the node image keeps off the host's wires"
-        )),
-        None => Ok(cidr),
+        ))
     }
 }
 
@@ -163,10 +156,11 @@ fn check_groups(raw: Given<raw::Groups>, problems: &mut ConfigProblems) -> Optio
     for role in [NodeRole::ControlPlane, NodeRole::Worker] {
         let of_role = groups.iter().filter(|group| group.role == role);
         let count: u64 = of_role.map(|group| u64::from(group.count)).sum();
-        if count > MAX_NODES_OF_A_ROLE.into() {
+        let most = most_of(role);
+        if count > most.into() {
             problems.add(
                 "nodeGroups",
-                format!("{count} nodes of role {role}, at most {MAX_NODES_OF_A_ROLE} are possible"),
+                format!("{count} nodes of role {role}, at most {most} can be"),
             );
         }
     }
@@ -226,7 +220,7 @@ impl Limits {
             NodeRole::Worker => (0, 1, 1024),
         };
         Self {
-            count: Within(least_count, MAX_NODES_OF_A_ROLE),
+            count: Within(least_count, most_of(role)),
             vcpus: Within(least_vcpus, 64),
             memory_mib: Within(least_memory, 1 << 20),
             state_disk_gb: Within(8, 16_384),
@@ -234,11 +228,27 @@ impl Limits {
     }
 }
 
+fn most_of(role: NodeRole) -> u32 {
+    match role {
+        NodeRole::ControlPlane => MAX_CONTROL_PLANES,
+        NodeRole::Worker => MAX_WORKERS,
+    }
+}
+
 impl Within {
     fn check(&self, value: u64) -> Result<u32, String> {
         let &Self(least, most) = self;
         let fits = u32::try_from(value).ok().filter(|value| (least..=most).contains(value));
-        fits.ok_or_else(|| format!("is {value}, expected {least} to {most}"))
+        fits.ok_or_else(|| format!("is {value}, expected {self}"))
+    }
+}
+
+impl fmt::Display for Within {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self(least, most) if least == most => write!(f, "{least}"),
+            Self(least, most) => write!(f, "{least} to {most}"),
+        }
     }
 }
 
