@@ -159,5 +159,5 @@ async fn join_unless_initialised(node: &Node) -> Result<(), NodeError> {
 fn report(state: &str) {
     let memory = Memory::of_this_process().ok();
     let (resident, peak) = (memory.map(|memory| memory.resident), memory.map(|memory| memory.peak));
-    info!(resident_kib = resident, peak_kib = peak, "{state}");
+    info!(state, resident_kib = resident, peak_kib = peak, "state reached");
 }
