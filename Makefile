@@ -26,6 +26,7 @@ setup: ## Install what is missing from Debian's packages and crates
 check: setup ## Formatting, lints, documentation, dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --manifest-path fuzz/Cargo.toml --target-dir $(TARGET)/fuzz --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 	cargo xtask tidy
 	cargo deny --locked --log-level error check bans licenses sources
@@ -45,7 +46,7 @@ e2e: setup ## The node image, its state disks and a cluster in VMs, and a host t
 		--programs $(TARGET)/$(GUEST)/release \
 		--root "$$(cargo xtask image unpacked node)" --kernel-root "$$(cargo xtask image unpacked tools)"
 	CONSTELLATION_E2E_IMAGE=$(E2E)/image CONSTELLATION_E2E_MIRROR=$(MIRROR) \
-		CONSTELLATION_E2E_PROBE=$(TARGET)/$(GUEST)/release/probe \
+		CONSTELLATION_E2E_PROBE=$(TARGET)/$(GUEST)/release/probe CONSTELLATION_E2E_CLUSTER=$(E2E)/cluster \
 		cargo test --locked -p e2e -- --test-threads=1 --nocapture
 
 up: setup ## A cluster on this machine, from the current code, in the folder local/

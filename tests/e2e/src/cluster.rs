@@ -17,15 +17,17 @@ use cluster_config::{ClusterState, Workspace, names};
 use infrastructure::Machine;
 use key_derivation::MasterSecret;
 use serde_json::Value;
-use tempfile::TempDir;
 
 pub use mirror::{Mirror, PROBE_IMAGE};
 pub use segment::{Capture, Packet, segment_port};
 
 use crate::image::output;
 
-/// Names the folder with the mirror of Kubernetes; `make e2e` sets it.
+/// Names the folder with the mirror of Kubernetes; `make e2e` sets it, and the next one.
 const MIRROR: &str = "CONSTELLATION_E2E_MIRROR";
+/// Names the folder for everything about the cluster. It is the same in every run, so that the next one ends what an
+/// interrupted one left running.
+const FOLDER: &str = "CONSTELLATION_E2E_CLUSTER";
 /// The longest a condition inside the cluster may take; two busy cores must not fail a test.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks at a condition.
@@ -34,7 +36,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A cluster of one control plane and one worker. Dropping it ends everything.
 pub struct Cluster {
     started: Instant,
-    folder: TempDir,
+    folder: PathBuf,
     image: PathBuf,
     mirror: Mirror,
 }
@@ -45,10 +47,10 @@ impl Cluster {
     /// # Errors
     /// When image, mirror or programs are missing.
     pub fn prepare(image: &Path) -> Result<Self> {
-        let source = env::var_os(MIRROR).with_context(|| format!("{MIRROR} is not set: use `make e2e`"))?;
-        let folder = TempDir::with_prefix("e2e-cluster-").context("making a folder for the cluster")?;
-        let mirror = Mirror::with_probe(Path::new(&source), &folder.path().join("mirror"))?;
-        fs::create_dir(folder.path().join("cluster"))?;
+        let (source, folder) = (variable(MIRROR)?, variable(FOLDER)?);
+        end_leftovers(&folder)?;
+        fs::create_dir_all(folder.join("cluster")).context("making a folder for the cluster")?;
+        let mirror = Mirror::with_probe(&source, &folder.join("mirror"))?;
         let image = image.parent().context("the image is in a folder")?.to_owned();
         Ok(Self {
             started: Instant::now(),
@@ -67,7 +69,7 @@ impl Cluster {
     /// The folder with the cluster's files.
     #[must_use]
     pub fn workspace(&self) -> PathBuf {
-        self.folder.path().join("cluster")
+        self.folder.join("cluster")
     }
 
     /// `mini up`.
@@ -88,8 +90,8 @@ impl Cluster {
     /// # Errors
     /// When it fails; its last lines are in the error.
     pub fn constellation<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
-        let log = self.folder.path().join("cli.log");
-        let mut command = self.command()?;
+        let log = self.folder.join("cli.log");
+        let mut command = cli(&self.workspace())?;
         let start = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let errors = File::options().create(true).append(true).open(&log)?;
         let result = command.args(arguments).stderr(errors).output()?;
@@ -101,18 +103,6 @@ impl Cluster {
             result.status
         );
         Ok(String::from_utf8(result.stdout)?)
-    }
-
-    /// The CLI, built beside this test.
-    fn command(&self) -> Result<Command> {
-        let here = env::current_exe()?;
-        let program = here
-            .ancestors()
-            .nth(2)
-            .context("tests are two folders below the programs")?;
-        let mut command = Command::new(program.join("constellation"));
-        command.arg("--workspace").arg(self.workspace()).stdin(Stdio::null());
-        Ok(command)
     }
 
     /// kubectl with the administrator's access.
@@ -237,7 +227,7 @@ impl Cluster {
     /// When a folder cannot be read.
     pub fn logs(&self) -> Result<Vec<PathBuf>> {
         let run = self.workspace().join(names::QEMU);
-        let mut logs = vec![self.folder.path().join("cli.log"), run.join("metadata.log")];
+        let mut logs = vec![self.folder.join("cli.log"), run.join("metadata.log")];
         for node in fs::read_dir(run.join("nodes"))? {
             let files = fs::read_dir(node?.path())?.collect::<io::Result<Vec<_>>>()?;
             let is_log = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "log");
@@ -282,6 +272,34 @@ impl Drop for Cluster {
             self.say(&format!("{error:#}"));
         }
     }
+}
+
+fn variable(name: &str) -> Result<PathBuf> {
+    let value = env::var_os(name).with_context(|| format!("{name} is not set: use `make e2e`"))?;
+    Ok(value.into())
+}
+
+fn end_leftovers(folder: &Path) -> Result<()> {
+    let workspace = folder.join("cluster");
+    if workspace.exists() {
+        output(cli(&workspace)?.args(["mini", "down", "--yes"]))?;
+    }
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("removing the last run's cluster"),
+        _ => Ok(()),
+    }
+}
+
+/// The CLI, built beside this test.
+fn cli(workspace: &Path) -> Result<Command> {
+    let here = env::current_exe()?;
+    let program = here
+        .ancestors()
+        .nth(2)
+        .context("tests are two folders below the programs")?;
+    let mut command = Command::new(program.join("constellation"));
+    command.arg("--workspace").arg(workspace).stdin(Stdio::null());
+    Ok(command)
 }
 
 /// A port of a pod that is reached from here, until it is dropped.

@@ -13,7 +13,6 @@ use cluster_types::Variant;
 use grpc_api::join::api_client::ApiClient;
 use grpc_api::join::{IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest};
 use measurements::ReferenceValues;
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use test_tpm::InProcessAttester;
 use tonic::Status;
 
@@ -129,21 +128,6 @@ fn any_member(image: &ReferenceValues) -> PcrPolicy {
 
 fn members(verifier: impl Verifier + 'static) -> PeerPolicy {
     PeerPolicy::Attested(Arc::new(Verifiers::one(verifier)))
-}
-
-/// What a worker of this name with this disk asks for.
-pub(crate) fn request(name: &str, disk: &str) -> Result<IssueJoinTicketRequest> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
-    let common_name = format!("system:node:{name}");
-    params.distinguished_name.push(DnType::CommonName, common_name);
-    let key = KeyPair::generate()?;
-    Ok(IssueJoinTicketRequest {
-        disk_uuid: disk.to_owned(),
-        certificate_request: params.serialize_request(&key)?.der().to_vec(),
-        ..IssueJoinTicketRequest::default()
-    })
 }
 
 /// Asks for a ticket over a session that is expected to come about.
