@@ -1,13 +1,20 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use atomic_file::Access;
+use backon::{BlockingRetryable, ConstantBuilder};
 use key_derivation::{MasterSecret, ParseMasterSecretError};
 use rustix::fs::FlockOperation;
 use zeroize::Zeroizing;
 
 use crate::{ClusterConfig, ClusterState, ParseConfigError, ParseStateError};
+
+/// A program that a killed command was just starting holds the command's lock for a moment.
+const LOCK_DELAYS: ConstantBuilder = ConstantBuilder::new()
+    .with_delay(Duration::from_millis(100))
+    .with_max_times(10);
 
 /// The names of the files, as the predecessor's users know them.
 pub mod names {
@@ -112,11 +119,15 @@ impl Workspace {
     /// Keeps other commands out for as long as the result lives. The kernel drops it with the process.
     ///
     /// # Errors
-    /// When another command is at work.
+    /// When another command is still at work after a second.
     pub fn lock(&self) -> Result<WorkspaceLock, WorkspaceError> {
         // The folder itself is locked, so that no lock file is left behind.
         let folder = File::open(&self.folder).map_err(|error| io_error("open", &self.folder, error))?;
-        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        let lock = || rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive);
+        let lock = lock
+            .retry(LOCK_DELAYS)
+            .when(|error| *error == rustix::io::Errno::WOULDBLOCK);
+        match lock.call() {
             Ok(()) => Ok(WorkspaceLock(folder)),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(WorkspaceError::Busy(self.folder.clone())),
             Err(error) => Err(io_error("lock", &self.folder, error.into())),
