@@ -21,6 +21,7 @@ use attestation_tpm::{SocketTransport, Tpm, TpmAttester};
 use attestation_variants::qemu_vtpm;
 use attested_tls::{Endpoint, PeerPolicy, incoming};
 use clap::Parser;
+use cluster_types::HostPort;
 use grpc_api::join::api_server::ApiServer;
 use key_service_client::KeyServiceClient;
 use kubernetes::Cluster;
@@ -51,8 +52,8 @@ struct Args {
     #[arg(long, default_value = "/etc/kubernetes/pki")]
     pki: PathBuf,
     /// host:port of the key service.
-    #[arg(long, default_value = "key-service.kube-system:9000", value_parser = parse_host_and_port)]
-    key_service: String,
+    #[arg(long, default_value = "key-service.kube-system:9000")]
+    key_service: HostPort,
     /// A service-account token for audience key-service, renewed by the kubelet.
     #[arg(long, default_value = "/var/run/secrets/key-service/token")]
     key_service_token: PathBuf,
@@ -70,7 +71,7 @@ async fn main() -> Result<()> {
     let mut metrics = Registry::default();
     let config = Config::load(args.config.clone())?;
     let keys = KeyServiceClient::new(
-        &args.key_service,
+        args.key_service.as_str(),
         config.current().key_service_key,
         args.key_service_token,
     )
@@ -94,16 +95,6 @@ async fn main() -> Result<()> {
         .await?;
     reloading.abort();
     Ok(())
-}
-
-fn parse_host_and_port(text: &str) -> Result<String, &'static str> {
-    let is_host =
-        |host: &str| !host.is_empty() && host.bytes().all(|c| c.is_ascii_alphanumeric() || b".-[]".contains(&c));
-    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
-    match text.rsplit_once(':') {
-        Some((host, port)) if is_host(host) && is_port(port) => Ok(text.to_owned()),
-        _ => Err("expected <host>:<port>"),
-    }
 }
 
 fn attester(tpm_socket: Option<PathBuf>) -> Result<TpmAttester> {

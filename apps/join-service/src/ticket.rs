@@ -164,7 +164,7 @@ impl TicketOffice {
         let token = self.cluster.create_bootstrap_token(Timestamp::now()).await?;
         Ok(IssueJoinTicketResponse {
             kubelet_cert: kubelet_cert.into_bytes(),
-            api_server_endpoint: config.api_server_endpoint.clone(),
+            api_server_endpoint: config.api_server_endpoint.to_string(),
             token: token.expose().to_owned(),
             discovery_token_ca_cert_hash: self.pki.ca_pin()?,
             kubernetes_version: config.kubernetes_version.to_string(),

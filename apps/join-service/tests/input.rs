@@ -82,6 +82,7 @@ fn bad_input_to_each_key_of_the_configuration_names_it() {
         ("components", ""),
         ("components", "../secrets"),
         ("componentMirror", "ftp://host"),
+        ("componentMirror", "http://"),
     ] {
         let path = config.path().join(key);
         let good = std::fs::read(&path).unwrap();
@@ -108,7 +109,7 @@ fn config() -> TempDir {
         measurement_salt: MeasurementSalt::new([5; 32]),
         operator_key: OperatorKey::from_seed(&[6; 32]).public(),
         key_service_key: KeyServicePublicKey::of_seed(&[7; 32]),
-        api_server_endpoint: "10.42.1.100:6443".into(),
+        api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
         kubernetes_version: "v1.35.4".parse().unwrap(),
         components: format!("k8s-components-sha256-{}", "ab".repeat(32)),
         component_mirror: String::new(),

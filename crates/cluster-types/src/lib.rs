@@ -3,6 +3,7 @@
 //! Each type can hold only a valid value, so that code below the edge never checks again. There is no I/O here.
 
 mod disk;
+mod host_port;
 mod id;
 mod name;
 mod role;
@@ -11,6 +12,7 @@ mod variant;
 mod version;
 
 pub use disk::{DiskUuid, ParseDiskUuidError};
+pub use host_port::{HostPort, ParseHostPortError};
 pub use id::{ClusterId, MeasurementSalt, WrongLength};
 pub use name::{NodeName, ParseNodeNameError};
 pub use role::{NodeRole, ParseNodeRoleError};

@@ -61,7 +61,7 @@ pub(crate) fn join(join: &JoinSettings, node: &NodeSettings) -> Zeroizing<String
         discovery: Discovery {
             bootstrap_token: BootstrapTokenDiscovery {
                 token: join.token.expose(),
-                api_server_endpoint: &join.endpoint,
+                api_server_endpoint: join.endpoint.as_str(),
                 ca_cert_hashes: [&join.ca_cert_hash],
             },
         },
@@ -319,7 +319,7 @@ pub(crate) mod tests {
     pub(crate) fn join_settings(role: NodeRole) -> JoinSettings {
         JoinSettings {
             role,
-            endpoint: "10.42.1.100:6443".into(),
+            endpoint: "10.42.1.100:6443".parse().unwrap(),
             token: "abcdef.0123456789abcdef".parse().unwrap(),
             ca_cert_hash: format!("sha256:{}", "ab".repeat(32)),
         }

@@ -1,6 +1,6 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use cluster_types::{KubernetesVersion, NodeName, NodeRole};
+use cluster_types::{HostPort, KubernetesVersion, NodeName, NodeRole};
 
 use crate::{BootstrapToken, CertSan, ClusterName, Ipv4Network};
 
@@ -48,8 +48,8 @@ pub struct NodeSettings {
 pub struct JoinSettings {
     /// As what.
     pub role: NodeRole,
-    /// Where the API server is, `host:port`.
-    pub endpoint: String,
+    /// Where the API server is.
+    pub endpoint: HostPort,
     /// Proves to the cluster that this node may ask for a kubelet certificate.
     pub token: BootstrapToken,
     /// Proves to this node that it talks to its cluster: `sha256:` and the hash of the CA's public key.

@@ -1,8 +1,7 @@
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::Path;
 
-use cluster_types::{KubernetesVersion, MeasurementSalt, NodeName};
+use cluster_types::{HostPort, KubernetesVersion, MeasurementSalt};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use key_service_client::KeyServicePublicKey;
@@ -26,8 +25,8 @@ pub struct JoinConfig {
     pub operator_key: OperatorPublicKey,
     /// Which key service to believe.
     pub key_service_key: KeyServicePublicKey,
-    /// `host:port` of the API server, as nodes reach it.
-    pub api_server_endpoint: String,
+    /// The API server, as nodes reach it.
+    pub api_server_endpoint: HostPort,
     /// The version that joining nodes install.
     pub kubernetes_version: KubernetesVersion,
     /// Name of the ConfigMap that lists the components of that version.
@@ -77,7 +76,7 @@ impl JoinConfig {
             (REFERENCE_VALUES, self.reference_values.to_json()),
             (OPERATOR_KEY, hex::encode(self.operator_key.as_bytes())),
             (KEY_SERVICE_KEY, self.key_service_key.to_string()),
-            (API_SERVER_ENDPOINT, self.api_server_endpoint.clone()),
+            (API_SERVER_ENDPOINT, self.api_server_endpoint.to_string()),
             (KUBERNETES_VERSION, self.kubernetes_version.to_string()),
             (COMPONENTS, self.components.clone()),
             (COMPONENT_MIRROR, self.component_mirror.clone()),
@@ -115,7 +114,9 @@ impl JoinConfig {
                 .trim()
                 .parse()
                 .map_err(|error| invalid(KEY_SERVICE_KEY, error))?,
-            api_server_endpoint: check_endpoint(text(API_SERVER_ENDPOINT)?)?,
+            api_server_endpoint: text(API_SERVER_ENDPOINT)?
+                .parse()
+                .map_err(|error| invalid(API_SERVER_ENDPOINT, error))?,
             kubernetes_version: text(KUBERNETES_VERSION)?
                 .trim()
                 .parse()
@@ -123,16 +124,6 @@ impl JoinConfig {
             components: check_components(text(COMPONENTS)?)?,
             component_mirror: check_mirror(text(COMPONENT_MIRROR)?)?,
         })
-    }
-}
-
-/// Goes into every ticket; a wrong one would be noticed only by nodes, after they have attested.
-fn check_endpoint(text: String) -> Result<String, LoadJoinConfigError> {
-    let is_host = |host: &str| host.parse::<IpAddr>().is_ok() || host.parse::<NodeName>().is_ok();
-    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
-    match text.rsplit_once(':') {
-        Some((host, port)) if is_host(host) && is_port(port) => Ok(text),
-        _ => Err(invalid(API_SERVER_ENDPOINT, "expected <host>:<port>")),
     }
 }
 
@@ -149,7 +140,8 @@ fn check_components(text: String) -> Result<String, LoadJoinConfigError> {
 }
 
 fn check_mirror(text: String) -> Result<String, LoadJoinConfigError> {
-    let is_http = text.starts_with("http://") || text.starts_with("https://");
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let is_http = rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '['));
     let plain = |c: u8| c.is_ascii_graphic() && !b"?#".contains(&c);
     if text.is_empty() || is_http && text.bytes().all(plain) {
         Ok(text)
@@ -180,7 +172,7 @@ mod tests {
             measurement_salt: MeasurementSalt::new([1; 32]),
             operator_key: OperatorPublicKey::new([2; 32]),
             key_service_key: KeyServicePublicKey::of_seed(&[3; 32]),
-            api_server_endpoint: "10.42.1.100:6443".into(),
+            api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
             kubernetes_version: "v1.35.4".parse().unwrap(),
             components: "k8s-components-sha256-aa".into(),
             component_mirror: "http://10.0.2.2:1234/mirror".into(),

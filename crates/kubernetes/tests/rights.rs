@@ -117,7 +117,7 @@ fn example() -> kubernetes::JoinConfig {
         measurement_salt: cluster_types::MeasurementSalt::new([1; 32]),
         operator_key: role_grant::OperatorPublicKey::new([2; 32]),
         key_service_key: key_service_client::KeyServicePublicKey::of_seed(&[3; 32]),
-        api_server_endpoint: "10.42.1.100:6443".into(),
+        api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
         kubernetes_version: "v1.35.4".parse().unwrap(),
         components: "k8s-components-sha256-aa".into(),
         component_mirror: String::new(),

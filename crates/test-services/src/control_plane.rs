@@ -152,7 +152,7 @@ fn join_config(key_service: &KeyService) -> Result<JoinConfig> {
         measurement_salt: SALT,
         operator_key: operator(key_service.master_secret()).public(),
         key_service_key: key_service.public_key(),
-        api_server_endpoint: "10.42.1.100:6443".into(),
+        api_server_endpoint: "10.42.1.100:6443".parse()?,
         kubernetes_version: "v1.35.4".parse()?,
         components: components()?.config_map_name(),
         component_mirror: "http://10.0.2.2:1/mirror".into(),

@@ -1,6 +1,6 @@
 //! What a join service hands out, checked against what it attested.
 
-use cluster_types::{ClusterId, MeasurementSalt, NodeRole, WrongLength};
+use cluster_types::{ClusterId, MeasurementSalt, NodeRole, ParseHostPortError, WrongLength};
 use component_installer::{Mirror, ParseMirrorAddressError};
 use grpc_api::join::{ControlPlaneCertOrKey, IssueJoinTicketResponse, MasterSecret as MasterSecretMessage};
 use key_derivation::{MasterSecret, ParseMasterSecretError, cluster_id};
@@ -70,8 +70,8 @@ pub(super) enum InvalidTicket {
     NoKubeletCertificate,
     #[error("the bootstrap token is malformed")]
     Token(#[from] ParseTokenError),
-    #[error("the address of the API server is not of the form host:port")]
-    Endpoint,
+    #[error("the address of the API server is malformed")]
+    Endpoint(#[from] ParseHostPortError),
     #[error("the hash of the cluster CA is malformed")]
     CaHash(#[from] kubernetes_components::ParseComponentHashError),
     #[error("the list of components is malformed")]
@@ -120,7 +120,7 @@ impl Ticket {
             kubelet_certificate: message.kubelet_cert,
             settings: JoinSettings {
                 role,
-                endpoint: parse_endpoint(message.api_server_endpoint)?,
+                endpoint: message.api_server_endpoint.parse()?,
                 token: secrets.token.parse()?,
                 ca_cert_hash: message
                     .discovery_token_ca_cert_hash
@@ -184,15 +184,6 @@ fn check_cluster(cluster: ClusterId, service: &PcrValues) -> Result<(), InvalidT
 
 fn parse_mirror(address: &str) -> Result<Option<Mirror>, ParseMirrorAddressError> {
     (!address.is_empty()).then(|| address.parse()).transpose()
-}
-
-fn parse_endpoint(text: String) -> Result<String, InvalidTicket> {
-    let is_host = |host: &str| host.parse::<kubeadm::CertSan>().is_ok() && !host.starts_with('*');
-    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
-    match text.rsplit_once(':') {
-        Some((host, port)) if is_host(host) && is_port(port) => Ok(text),
-        _ => Err(InvalidTicket::Endpoint),
-    }
 }
 
 impl ControlPlaneParts {

@@ -50,7 +50,7 @@ fn join_config(run: &Run<'_>, secret: &MasterSecret) -> Result<JoinConfig> {
         measurement_salt: run.state.measurement_salt,
         operator_key: OperatorKey::from_seed(&kek.derive_array(Label::OperatorIdentity)).public(),
         key_service_key: KeyServicePublicKey::of_seed(&kek.derive_array(Label::KeyServiceIdentity)),
-        api_server_endpoint: api_server(run)?.to_string(),
+        api_server_endpoint: api_server(run)?.into(),
         kubernetes_version: run.config.kubernetes_version.clone(),
         components: run.components.config_map_name(),
         component_mirror: component_mirror(run)?,
