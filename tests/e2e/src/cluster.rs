@@ -20,7 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use mirror::{Mirror, PROBE_IMAGE};
-pub use segment::{Capture, Packet, segment_port};
+pub use segment::{Capture, segment_port};
 
 use crate::image::output;
 
