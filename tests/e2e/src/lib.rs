@@ -8,6 +8,7 @@
 
 mod acpi;
 mod cluster;
+mod dhcp;
 mod image;
 mod machine;
 mod metadata;
@@ -25,7 +26,7 @@ pub use cluster::{Capture, Cluster, Forward, Mirror, PROBE_IMAGE, segment_port};
 pub use image::Image;
 pub use machine::{Machine, StateDisk};
 pub use metadata::Answer;
-pub use packet::Packet;
+pub use packet::{Packet, dumped_packets};
 pub use planted::{null_cipher_header, partitions};
 pub use session::{CANARY, Verdict, attest, init_with_wrong_secret};
 pub use variables::Variable;
