@@ -72,6 +72,7 @@ mod tests {
             "module.sig_enforce=1",
             "sysctl.kernel.sysrq=0",
             "efi=noruntime",
+            "initcall_blacklist=virtio_console_init,virtio_fs_init",
             "random.trust_bootloader=off",
             "systemd.import_credentials=no",
             "systemd.gpt_auto=no",

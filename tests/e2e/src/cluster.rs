@@ -19,7 +19,7 @@ use key_derivation::MasterSecret;
 use serde_json::Value;
 
 pub use mirror::{Mirror, PROBE_IMAGE};
-pub use segment::{Capture, Packet, segment_port};
+pub use segment::{Capture, segment_port};
 
 use crate::image::output;
 

@@ -8,11 +8,13 @@
 
 mod acpi;
 mod cluster;
+mod dhcp;
 mod image;
 mod machine;
 mod metadata;
 mod monitor;
 mod observed;
+mod packet;
 mod planted;
 mod process;
 mod session;
@@ -20,10 +22,11 @@ mod variables;
 mod vm;
 
 pub use acpi::table_that_writes;
-pub use cluster::{Capture, Cluster, Forward, Mirror, PROBE_IMAGE, Packet, segment_port};
+pub use cluster::{Capture, Cluster, Forward, Mirror, PROBE_IMAGE, segment_port};
 pub use image::Image;
 pub use machine::{Machine, StateDisk};
 pub use metadata::Answer;
+pub use packet::{Packet, dumped_packets};
 pub use planted::{null_cipher_header, partitions};
 pub use session::{CANARY, Verdict, attest, init_with_wrong_secret};
 pub use variables::Variable;

@@ -19,6 +19,8 @@ use crate::vm::Vm;
 
 const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// Size of the memory in bytes.
+pub(crate) const MEMORY: u64 = 2 << 30;
 /// Size of the state disk in bytes. The file is sparse.
 const STATE_DISK_SIZE: u64 = 10 << 30;
 
@@ -90,6 +92,16 @@ impl Machine {
     #[must_use]
     pub fn with_oem_string(self, text: &str) -> Self {
         self.with("-smbios", format!("type=11,value={}", text.replace(',', ",,")))
+    }
+
+    /// Writes down each packet that the node sends into a network of this name, for [`crate::dumped_packets`].
+    #[must_use]
+    pub fn with_dump(self, network: &str, file: &Path) -> Self {
+        let file = file.display();
+        self.with(
+            "-object",
+            format!("filter-dump,id={network}-dump,netdev={network},queue=rx,file={file}"),
+        )
     }
 
     /// Writes variables into the firmware's store.
@@ -185,7 +197,7 @@ impl Machine {
             "-accel tcg,thread=multi,tb-size=2048",
             "-cpu max,la57=off",
             "-smp 2",
-            "-m 2048",
+            &format!("-m {}", MEMORY >> 20),
             "-nodefaults",
             "-no-user-config",
             "-no-reboot",

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use uuid::{Uuid, uuid};
 
 /// Vendors: systemd itself, what speaks the Boot Loader Interface, and UEFI (`EFI_GLOBAL_VARIABLE`).
-const SYSTEMD: Uuid = uuid!("8cf2644b-4b0b-493d-9387-6d6050187667");
+const SYSTEMD: Uuid = uuid!("8cf2644b-4b0b-428f-9387-6d876050dc67");
 const LOADER: Uuid = uuid!("4a67b082-0a4c-41cf-b6c7-440b29bb8c4f");
 const UEFI: Uuid = uuid!("8be4df61-93ca-11d2-aa0d-00e098032b8c");
 

@@ -1,12 +1,16 @@
 //! A host tries each of its side doors: everything besides the image itself through which it could make a node do something
 //! else. What it does is measured and refused, or has no effect.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine};
-use e2e::{CANARY, Image, Machine, Variable, Vm, attest, partitions, table_that_writes};
+use e2e::{CANARY, Image, Machine, Packet, Variable, Vm, attest, dumped_packets, partitions, table_that_writes};
 
 /// A unit that says on the console that it ran.
 const UNIT: &str = "\
@@ -180,4 +184,128 @@ fn type_everything(vm: &Vm, keyboard: &mut impl Write) -> Result<()> {
     // Help, which prints something, and an instant restart, which would end the machine.
     vm.press_sysrq(keyboard, 'h')?;
     vm.press_sysrq(keyboard, 'b')
+}
+
+/// Variables of the firmware, devices that a node has no use for, and a DHCP server that says more than an address and a router,
+/// all at once: nothing of it is measured, so nothing of it may have an effect.
+#[test]
+fn variables_devices_and_dhcp_have_no_effect() -> Result<()> {
+    let image = Image::built()?;
+    let folder = tempfile::tempdir()?;
+    let file = |name: &str| folder.path().join(name);
+    let options = format!(
+        "systemd.unit=emergency.target systemd.debug_shell=1 systemd.hostname={CANARY} systemd.log_level=debug \
+         systemd.log_target=console"
+    );
+    let variables = [
+        Variable::systemd("SystemdOptions", &options),
+        Variable::loader("LoaderEntryDefault", CANARY),
+        Variable::loader("LoaderEntryOneShot", CANARY),
+    ];
+    with_devices(Machine::new("variables, devices, DHCP", image.disk()), folder.path())?
+        .with_variables(variables.clone())
+        .with_dhcp_options(folder.path(), &LIES)?
+        .with_dump("uplink", &file("uplink.pcap"))
+        .run(|vm| {
+            attest(vm, image.values())?.must_be_affirming()?;
+            let mut agent = UnixStream::connect(file("agent.sock")).context("connecting to the guest agent")?;
+            agent.write_all(b"{\"execute\":\"guest-info\"}\n")?;
+            attest(vm, image.values())?.must_be_affirming()?;
+
+            let there = vm.variables()?;
+            for variable in &variables {
+                ensure!(there.contains(variable), "{} is not there any more", variable.name());
+            }
+            devices_are_left_alone(vm, folder.path())?;
+            only_address_and_router_are_used(vm, &dumped_packets(&file("uplink.pcap"))?)
+        })
+}
+
+/// Gives a machine a shared folder, a guest agent's port, a USB stick and another network card, with a DHCP server behind it.
+fn with_devices(machine: Machine, folder: &Path) -> Result<Machine> {
+    let stick = partitions(folder, UNIT)?;
+    let path = folder.display();
+    Ok(machine
+        .with("-fsdev", format!("local,id=share,path={path},security_model=none"))
+        .with("-device", "virtio-9p-pci,id=share,fsdev=share,mount_tag=planted")
+        .with(
+            "-chardev",
+            format!("socket,id=agent,path={path}/agent.sock,server=on,wait=off,logfile={path}/agent.log"),
+        )
+        .with("-device", "virtio-serial-pci,id=serial")
+        .with(
+            "-device",
+            "virtserialport,bus=serial.0,chardev=agent,name=org.qemu.guest_agent.0",
+        )
+        .with("-drive", format!("if=none,id=stick,{stick}"))
+        .with("-device", "qemu-xhci,id=usb")
+        .with("-device", "usb-storage,bus=usb.0,drive=stick")
+        .with("-netdev", "user,id=other")
+        .with("-device", "virtio-net-pci,id=card,netdev=other,romfile=")
+        .with_dump("other", &folder.join("other.pcap")))
+}
+
+fn devices_are_left_alone(vm: &Vm, folder: &Path) -> Result<()> {
+    // The card is of the same kind as the node's own.
+    ensure!(vm.has_driver("card")?, "drivers are not seen");
+    for device in ["share", "serial"] {
+        ensure!(!vm.has_driver(device)?, "the node has a driver for {device}");
+    }
+    let said = fs::read(folder.join("agent.log"))?;
+    ensure!(
+        said.is_empty(),
+        "a guest agent says {:?}",
+        String::from_utf8_lossy(&said)
+    );
+    let sent = dumped_packets(&folder.join("other.pcap"))?;
+    ensure!(sent.is_empty(), "{} packets left the other network card", sent.len());
+    ensure!(vm.disk_reads("system")? > 0, "reads are not counted");
+    let reads = vm.disk_reads("stick")?;
+    ensure!(reads == 0, "the node read {reads} times from the USB stick");
+    Ok(())
+}
+
+/// The host in the network that QEMU makes.
+const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// Whom a kernel that knows IPv6 tells its multicast groups, even without an address of its own (RFC 3810, section 5.2.14).
+const MULTICAST_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x16);
+/// The largest packet in bytes that the DHCP server allows.
+const MTU: u16 = 576;
+/// Name server, host name, domain, MTU, time server (RFC 2132), and a detour to the host (RFC 3442).
+const LIES: [(u8, &[u8]); 6] = [
+    (6, &[10, 0, 2, 66]),
+    (12, CANARY.as_bytes()),
+    (15, b"planted.example"),
+    (26, &MTU.to_be_bytes()),
+    (42, &[10, 0, 2, 67]),
+    (121, &[32, 10, 0, 2, 2, 10, 0, 2, 68]),
+];
+
+fn only_address_and_router_are_used(vm: &Vm, sent: &[Packet]) -> Result<()> {
+    // networkd writes down the whole lease (/run/systemd/netif/leases), whatever it uses of it.
+    let leased = vm.memory_after(b"\nHOSTNAME=", CANARY.len())?;
+    ensure!(
+        leased.iter().any(|name| name == CANARY.as_bytes()),
+        "the lies did not reach the node"
+    );
+    let names = vm.host_names()?;
+    ensure!(names.contains("localhost"), "the node calls itself {names:?}");
+    ensure!(
+        !names.iter().any(|name| name.contains(CANARY)),
+        "the node calls itself {names:?}"
+    );
+
+    let destinations: BTreeSet<_> = sent.iter().map(Packet::destination).collect();
+    let expected = [HOST.into(), Ipv4Addr::BROADCAST.into(), MULTICAST_ROUTERS.into()].map(Some);
+    ensure!(
+        destinations == expected.into(),
+        "the node sent packets to {destinations:?}"
+    );
+    // Behind a header of 14 bytes.
+    let longest = sent.iter().map(|packet| packet.bytes().len() - 14).max();
+    ensure!(
+        longest > Some(MTU.into()),
+        "the node sends no packet that is longer than {longest:?} bytes"
+    );
+    Ok(())
 }

@@ -12,6 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::packet::Packet;
+
 /// The group that the local provider's VMs share.
 const GROUP: Ipv4Addr = Ipv4Addr::new(230, 0, 0, 77);
 /// Larger than any frame in bytes.
@@ -20,17 +22,12 @@ const MAX_FRAME: usize = 1 << 16;
 const RECEIVE_BUFFER: usize = 64 << 20;
 /// How soon the thread notices that it is to stop.
 const TICK: Duration = Duration::from_millis(100);
-/// `WireGuard`'s port as flannel chooses it.
-const WIREGUARD: u16 = 51820;
 
 /// Everything that crosses the segment, until it is stopped.
 pub struct Capture {
     stop: Arc<AtomicBool>,
     listener: JoinHandle<io::Result<Vec<Packet>>>,
 }
-
-/// A frame of the segment.
-pub struct Packet(Vec<u8>);
 
 /// The port of a cluster's segment.
 ///
@@ -81,41 +78,10 @@ fn listen(socket: &UdpSocket, stop: &AtomicBool) -> io::Result<Vec<Packet>> {
     let mut frame = vec![0; MAX_FRAME];
     while !stop.load(Ordering::Relaxed) {
         match socket.recv(&mut frame) {
-            Ok(length) => packets.push(Packet(frame[..length].to_vec())),
+            Ok(length) => packets.push(Packet::new(frame[..length].to_vec())),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(packets)
-}
-
-impl Packet {
-    /// The whole frame.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// Whether it carries `WireGuard`.
-    #[must_use]
-    pub fn is_wireguard(&self) -> bool {
-        self.udp_port() == Some(WIREGUARD)
-    }
-
-    /// Source and destination, if it is IPv4 (RFC 894, RFC 791 section 3.1).
-    #[must_use]
-    pub fn addresses(&self) -> Option<[Ipv4Addr; 2]> {
-        let address = |at: usize| Some(Ipv4Addr::from(<[u8; 4]>::try_from(self.0.get(at..at + 4)?).ok()?));
-        (self.0.get(12..14)? == [0x08, 0x00]).then_some(())?;
-        Some([address(26)?, address(30)?])
-    }
-
-    /// Where a UDP datagram goes to (RFC 768).
-    fn udp_port(&self) -> Option<u16> {
-        self.addresses()?;
-        let header = 14 + usize::from(self.0.get(14)? & 0x0f) * 4;
-        (*self.0.get(23)? == 17).then_some(())?;
-        let port = self.0.get(header + 2..header + 4)?;
-        Some(u16::from_be_bytes(port.try_into().ok()?))
-    }
 }
