@@ -54,7 +54,12 @@ mod tests {
 
     #[test]
     fn servers_are_addresses_or_dns_names() {
-        for good in ["10.42.1.100:6443", "[fd00::1]:6443", "key-service.kube-system.svc:9000", "localhost:1"] {
+        for good in [
+            "10.42.1.100:6443",
+            "[fd00::1]:6443",
+            "key-service.kube-system.svc:9000",
+            "localhost:1",
+        ] {
             assert_eq!(good.parse::<HostPort>().unwrap().to_string(), good);
         }
         for bad in [

@@ -2,6 +2,7 @@
 
 mod mirror;
 mod segment;
+mod wires;
 
 use std::env;
 use std::ffi::OsStr;
@@ -19,7 +20,8 @@ use key_derivation::MasterSecret;
 use serde_json::Value;
 
 pub use mirror::{Mirror, PROBE_IMAGE};
-pub use segment::{Capture, segment_port};
+pub use segment::segment_port;
+pub use wires::Capture;
 
 use crate::image::output;
 
@@ -211,14 +213,26 @@ impl Cluster {
         Ok(Workspace::open(&self.workspace())?.master_secret()?)
     }
 
+    /// Listens on all wires of the nodes.
+    ///
+    /// # Errors
+    /// When a wire cannot be listened on.
+    pub fn capture(&self) -> Result<Capture> {
+        Capture::start(&self.workspace().join(names::QEMU), &self.machines()?)
+    }
+
     /// A machine by the name of its node.
     ///
     /// # Errors
     /// When there is none.
     pub fn machine(&self, name: &str) -> Result<Machine> {
-        let machines = self.state()?.infrastructure.context("no machines")?.nodes;
-        let machine = machines.into_iter().find(|machine| machine.name.as_str() == name);
+        let mut machines = self.machines()?.into_iter();
+        let machine = machines.find(|machine| machine.name.as_str() == name);
         machine.with_context(|| format!("no machine {name}"))
+    }
+
+    fn machines(&self) -> Result<Vec<Machine>> {
+        Ok(self.state()?.infrastructure.context("no machines")?.nodes)
     }
 
     /// Every file of this machine in which something could have been written about the cluster.

@@ -24,7 +24,7 @@ const RECEIVE_BUFFER: usize = 64 << 20;
 const TICK: Duration = Duration::from_millis(100);
 
 /// Everything that crosses the segment, until it is stopped.
-pub struct Capture {
+pub(super) struct Segment {
     stop: Arc<AtomicBool>,
     listener: JoinHandle<io::Result<Vec<Packet>>>,
 }
@@ -39,12 +39,8 @@ pub fn segment_port(run_folder: &Path) -> Result<u16> {
     Ok(port.try_into()?)
 }
 
-impl Capture {
-    /// Begins to listen.
-    ///
-    /// # Errors
-    /// When the group cannot be joined.
-    pub fn start(port: u16) -> Result<Self> {
+impl Segment {
+    pub(super) fn listen(port: u16) -> Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_reuse_address(true)?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
@@ -60,14 +56,7 @@ impl Capture {
         Ok(Self { stop, listener })
     }
 
-    /// Stops, and gives what was there.
-    ///
-    /// # Errors
-    /// When listening failed.
-    ///
-    /// # Panics
-    /// When the listener panicked.
-    pub fn stop(self) -> Result<Vec<Packet>> {
+    pub(super) fn stop(self) -> Result<Vec<Packet>> {
         self.stop.store(true, Ordering::Relaxed);
         Ok(self.listener.join().expect("the listener does not panic")?)
     }
