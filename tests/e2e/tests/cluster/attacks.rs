@@ -104,7 +104,7 @@ pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Clus
                 is_control_plane: true,
                 ..join_request("worker-7", NEW_DISK)?
             };
-            let refusal = "role_grant is refused: a control-plane needs a role grant";
+            let refusal = "role_grant is refused: a control-plane needs a role grant signed by the operator";
             must_be_denied(rogue::join(&node, &service, request).await?, refusal)
         },
     )
