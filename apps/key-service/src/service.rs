@@ -89,7 +89,10 @@ impl KeyService {
     }
 
     async fn authenticate<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        let token = bearer_token(request)?;
+        let token = bearer_token(request).ok_or_else(|| {
+            warn!(error = "it sent no usable token", "caller not authenticated");
+            Status::unauthenticated("a service-account token for audience key-service is required")
+        })?;
         self.cluster
             .review_token(token, AUDIENCE)
             .await
@@ -127,14 +130,13 @@ impl KeyService {
     }
 }
 
-fn bearer_token<T>(request: &Request<T>) -> Result<&str, Status> {
+fn bearer_token<T>(request: &Request<T>) -> Option<&str> {
     request
         .metadata()
         .get("authorization")
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.strip_prefix("Bearer "))
         .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN_LEN)
-        .ok_or_else(|| Status::unauthenticated("a service-account token for audience key-service is required"))
 }
 
 #[tonic::async_trait]

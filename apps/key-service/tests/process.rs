@@ -85,6 +85,9 @@ async fn callers_get_what_they_may_have_and_every_request_is_recorded() {
         refusal(&service.client_with_token("a.b.c").unwrap(), DISK).await,
         Code::Unauthenticated
     );
+    for reason in ["it sent no usable token", "the token is not authentic"] {
+        assert!(service.log().contains(reason), "{reason:?} is not in {}", service.log());
+    }
     // Who is not authenticated is not told what is wrong with the request either.
     assert_eq!(
         refusal(&service.client_with_token("a.b.c").unwrap(), "nonsense").await,
