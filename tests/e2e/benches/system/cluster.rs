@@ -43,7 +43,7 @@ pub(crate) fn times(workspace: &Path) -> Table {
     let mut table = Table::new("Local cluster, last `make up`", &["time"]);
     match load(&workspace.join("timings.json")) {
         Err(error) => table.note(format!("{error:#}: `make up` records them anew")),
-        Ok(None) => table.note("No cluster was made yet: `make up` makes one and records its times."),
+        Ok(None) => table.note("There is no cluster in local/: `make up` makes one and records its times."),
         Ok(Some(timings)) => {
             for (name, steps) in PARTS {
                 table.row(name, [timings.of(steps)]);
