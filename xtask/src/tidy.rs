@@ -1,8 +1,8 @@
 //! `cargo xtask tidy`: rules about the tree that no compiler knows.
 //!
 //! 1. Dependencies point one way: no program depends on a program, no library on a program.
-//! 2. Test crates (`test-*`) are linked by tests and by other test crates only, so no release can contain them.
-//! 3. Every folder below `testdata/` says in a README where it came from.
+//! 2. Test crates (`test-*`, and what is in `tests/`) are linked by tests and by other test crates only, so no release can contain them.
+//! 3. Every folder `testdata` says in a README where its files came from.
 //! 4. Files that the documents name exist.
 
 use std::fs;
@@ -12,11 +12,15 @@ use anyhow::{Context, Result, bail};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 
 /// Documents whose code spans name files.
-const DOCUMENTS: [&str; 5] = [
+const DOCUMENTS: [&str; 9] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
     "docs/guarantees.md",
+    "docs/image.md",
+    "docs/interfaces.md",
     "docs/walkthrough/join.md",
 ];
 /// A code span that begins with one of these is a path of the repository.
@@ -38,7 +42,7 @@ pub(crate) fn run() -> Result<()> {
     let root = metadata.workspace_root.as_std_path().to_owned();
     let mut problems = Vec::new();
     check_dependencies(&metadata, &mut problems);
-    check_testdata(&root, &mut problems)?;
+    check_testdata(&metadata, &mut problems);
     check_documents(&root, &mut problems)?;
     if problems.is_empty() {
         Ok(())
@@ -49,26 +53,27 @@ pub(crate) fn run() -> Result<()> {
 
 fn check_dependencies(metadata: &Metadata, problems: &mut Vec<String>) {
     let packages = metadata.workspace_packages();
-    let is_program = |name: &str| {
+    let is_in = |name: &str, wanted: &str| {
         packages
             .iter()
-            .any(|package| package.name == name && folder(package) == "apps")
+            .any(|package| package.name == name && folder(package) == wanted)
     };
+    let is_for_tests = |name: &str| name.starts_with("test-") || is_in(name, "tests");
     for package in &packages {
         for dependency in &package.dependencies {
             let name = dependency.name.as_str();
-            if is_program(name) {
+            if is_in(name, "apps") {
                 problems.push(format!("{} depends on the program {name}", package.name));
             }
             let linked = dependency.kind != DependencyKind::Development;
-            if linked && name.starts_with("test-") && !package.name.starts_with("test-") {
+            if linked && is_for_tests(name) && !is_for_tests(&package.name) {
                 problems.push(format!("{} links the test crate {name}", package.name));
             }
         }
     }
 }
 
-/// `apps` or `crates`.
+/// `apps`, `crates` or `tests`.
 fn folder(package: &Package) -> &str {
     package
         .manifest_path
@@ -78,18 +83,13 @@ fn folder(package: &Package) -> &str {
         .unwrap_or_default()
 }
 
-fn check_testdata(root: &Path, problems: &mut Vec<String>) -> Result<()> {
-    let testdata = root.join("testdata");
-    if !testdata.exists() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(&testdata)? {
-        let path = entry?.path();
-        if path.is_dir() && !path.join("README.md").exists() {
-            problems.push(format!("{} does not say where it came from", path.display()));
+fn check_testdata(metadata: &Metadata, problems: &mut Vec<String>) {
+    for package in metadata.workspace_packages() {
+        let testdata = package.manifest_path.with_file_name("testdata");
+        if testdata.exists() && !testdata.join("README.md").exists() {
+            problems.push(format!("{testdata} does not say where it came from"));
         }
     }
-    Ok(())
 }
 
 fn check_documents(root: &Path, problems: &mut Vec<String>) -> Result<()> {

@@ -12,6 +12,7 @@ use kubernetes::JoinConfig;
 use measurements::{PcrIndex, PcrValue, ReferenceValues};
 use role_grant::OperatorKey;
 use tempfile::TempDir;
+use test_services::must_say_one_error;
 
 const BAD: &[(&[&str], &[&str])] = &[
     (&["--address", "9090"], &["--address", "socket address"]),
@@ -43,18 +44,10 @@ fn run(arguments: &[&str]) -> Output {
     command.args(arguments).env_remove("KUBECONFIG").output().unwrap()
 }
 
-fn check(output: &Output, named: &[&str]) {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "{named:?}");
-    assert!(named.iter().all(|name| error.contains(name)), "{named:?}: {error}");
-    let errors = error.lines().filter(|line| line.to_lowercase().starts_with("error:"));
-    assert_eq!(errors.count(), 1, "{error}");
-}
-
 #[test]
 fn bad_input_to_each_flag_gives_one_error_that_names_it() {
     for (arguments, named) in BAD {
-        check(&run(arguments), named);
+        must_say_one_error(&run(arguments), named);
     }
 }
 
@@ -62,7 +55,7 @@ fn bad_input_to_each_flag_gives_one_error_that_names_it() {
 fn a_pki_that_cannot_be_used_is_named() {
     let config = config();
     let arguments = ["--config", config.path().to_str().unwrap(), "--pki", "/nonexistent"];
-    check(
+    must_say_one_error(
         &run(&arguments),
         &["--pki", "ca.crt of the cluster's PKI cannot be read"],
     );
@@ -88,13 +81,13 @@ fn bad_input_to_each_key_of_the_configuration_names_it() {
         let good = std::fs::read(&path).unwrap();
         std::fs::write(&path, bad).unwrap();
         let output = run(&["--config", config.path().to_str().unwrap()]);
-        check(
+        must_say_one_error(
             &output,
             &["--config", &format!("{key} of the join configuration is invalid")],
         );
         std::fs::remove_file(&path).unwrap();
         let output = run(&["--config", config.path().to_str().unwrap()]);
-        check(
+        must_say_one_error(
             &output,
             &["--config", &format!("{key} of the join configuration cannot be read")],
         );

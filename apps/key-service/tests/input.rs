@@ -5,6 +5,7 @@
 use std::process::{Command, Output};
 
 use key_derivation::MasterSecret;
+use test_services::must_say_one_error;
 
 const BAD: &[(&[&str], &[&str])] = &[
     (&["--address", "9000"], &["--address", "socket address"]),
@@ -30,18 +31,10 @@ fn run(arguments: &[&str]) -> Output {
     command.args(arguments).env_remove("KUBECONFIG").output().unwrap()
 }
 
-fn check(output: &Output, named: &[&str]) {
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "{named:?}");
-    assert!(named.iter().all(|name| error.contains(name)), "{named:?}: {error}");
-    let errors = error.lines().filter(|line| line.to_lowercase().starts_with("error:"));
-    assert_eq!(errors.count(), 1, "{error}");
-}
-
 #[test]
 fn bad_input_to_each_flag_gives_one_error_that_names_it() {
     for (arguments, named) in BAD {
-        check(&run(arguments), named);
+        must_say_one_error(&run(arguments), named);
     }
 }
 
@@ -52,7 +45,7 @@ fn an_audit_log_that_cannot_be_written_is_named() {
     std::fs::write(&secret, MasterSecret::generate().to_json().as_bytes()).unwrap();
     let secret = secret.to_str().unwrap();
     let output = run(&["--master-secret", secret, "--audit-log", "/nonexistent/log"]);
-    check(&output, &["--audit-log: cannot open /nonexistent/log", "No such file"]);
+    must_say_one_error(&output, &["--audit-log: cannot open /nonexistent/log", "No such file"]);
 }
 
 #[test]
@@ -62,7 +55,7 @@ fn a_master_secret_that_cannot_be_used_is_not_repeated() {
     for bad in ["canary", r#"{"canary": 1}"#, r#"{"key": "canary", "salt": "canary"}"#] {
         std::fs::write(&path, bad).unwrap();
         let output = run(&["--master-secret", path.to_str().unwrap()]);
-        check(&output, &["--master-secret", "cannot be used"]);
+        must_say_one_error(&output, &["--master-secret", "cannot be used"]);
         assert!(
             !String::from_utf8_lossy(&output.stderr).contains("canary"),
             "{bad}: {output:?}"

@@ -4,6 +4,8 @@
 
 use std::process::{Command, Output};
 
+use test_services::must_say_one_error;
+
 const BAD: &[(&[&str], &[&str])] = &[
     (&["--address", "9090"], &["--address", "socket address"]),
     (
@@ -30,11 +32,6 @@ fn run(arguments: &[&str]) -> Output {
 #[test]
 fn bad_input_to_each_flag_gives_one_error_that_names_it() {
     for (arguments, named) in BAD {
-        let output = run(arguments);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success(), "{arguments:?}");
-        assert!(named.iter().all(|name| error.contains(name)), "{arguments:?}: {error}");
-        let errors = error.lines().filter(|line| line.to_lowercase().starts_with("error:"));
-        assert_eq!(errors.count(), 1, "{error}");
+        must_say_one_error(&run(arguments), named);
     }
 }

@@ -13,5 +13,5 @@ mod verification_service;
 pub use control_plane::ControlPlane;
 pub use key_service::KeyService;
 pub use node::{Node, image, join_request};
-pub use process::ServiceProcess;
+pub use process::{ServiceProcess, must_say_one_error};
 pub use verification_service::VerificationService;

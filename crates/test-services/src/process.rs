@@ -1,6 +1,6 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -62,6 +62,18 @@ impl Drop for ServiceProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Checks that a program which ended at once said one error, with all of this in it.
+///
+/// # Panics
+/// When it succeeded, or said something else.
+pub fn must_say_one_error(output: &Output, named: &[&str]) {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{named:?}");
+    assert!(named.iter().all(|name| error.contains(name)), "{named:?}: {error}");
+    let errors = error.lines().filter(|line| line.to_lowercase().starts_with("error:"));
+    assert_eq!(errors.count(), 1, "{error}");
 }
 
 pub(crate) fn command(programs: &Path, name: &str) -> Command {

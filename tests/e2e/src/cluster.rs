@@ -221,6 +221,21 @@ impl Cluster {
         Capture::start(&self.workspace().join(names::QEMU), &self.machines()?)
     }
 
+    /// The state disks that the join service has recorded: those of nodes that joined.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn joined_disks(&self) -> Result<Vec<String>> {
+        let namespace = ["--namespace", "constellation-nodes"];
+        let records = self.kubectl(["get", "configmaps", "--output", "name"].iter().chain(&namespace))?;
+        let disks = records
+            .lines()
+            .filter_map(|record| record.strip_prefix("configmap/disk-"));
+        let disks: Vec<_> = disks.map(str::to_owned).collect();
+        ensure!(!disks.is_empty(), "no disk is recorded");
+        Ok(disks)
+    }
+
     /// A machine by the name of its node.
     ///
     /// # Errors

@@ -219,20 +219,10 @@ fn join_service(cluster: &Cluster) -> Result<String> {
     Ok(format!("{}:{}", control_plane.host, control_plane.ports.join))
 }
 
-/// By the record that the join service made when the worker joined.
+/// The only node that joined is the worker.
 fn disk_of_the_worker(cluster: &Cluster) -> Result<String> {
-    let records = cluster.kubectl([
-        "get",
-        "configmaps",
-        "--namespace",
-        "constellation-nodes",
-        "--output",
-        "name",
-    ])?;
-    let disk = records
-        .lines()
-        .find_map(|record| record.strip_prefix("configmap/disk-"));
-    Ok(disk.context("no record of a disk")?.to_owned())
+    let disks = cluster.joined_disks()?;
+    disks.into_iter().next().context("no disk")
 }
 
 fn must_be_denied<T>(answer: Result<T, Status>, reason: &str) -> Result<()> {

@@ -75,25 +75,10 @@ fn secrets(cluster: &Cluster) -> Result<Vec<Secret>> {
         Secret::new("the measurement secret", kek.measurement_secret().expose()),
         Secret::new("the init secret", state.init_secret.expose()),
     ];
-    for record in cluster
-        .kubectl([
-            "get",
-            "configmaps",
-            "--namespace",
-            "constellation-nodes",
-            "--output",
-            "name",
-        ])?
-        .lines()
-    {
-        if let Some(disk) = record.strip_prefix("configmap/disk-") {
-            secrets.push(Secret::new(
-                "the key of a state disk",
-                kek.state_disk_key(disk.parse()?).expose(),
-            ));
-        }
+    for disk in cluster.joined_disks()? {
+        let key = kek.state_disk_key(disk.parse()?);
+        secrets.push(Secret::new("the key of a state disk", key.expose()));
     }
-    ensure!(secrets.len() > 3, "no disk is recorded");
     Ok(secrets)
 }
 
