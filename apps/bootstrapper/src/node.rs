@@ -34,8 +34,8 @@ const CONTROL_PLANE_IMAGES: [&str; 4] = [
     "/run/state/images/kube-controller-manager.oci.tar",
     "/run/state/images/kube-scheduler.oci.tar",
 ];
-/// For administrators, who find it in the mirror. On a node there is nobody who could run it.
-const KUBECTL: &str = "/run/state/bin/kubectl";
+/// For administrators, who find them in the mirror. On a node there is nobody who could run them.
+const ADMIN_PROGRAMS: [&str; 2] = ["/run/state/bin/crictl", "/run/state/bin/kubectl"];
 const STAGING: &str = "/run/state/components";
 
 /// The registers that say which image runs: boot loader and UKI, kernel and initramfs, UKI sections, additions to the
@@ -179,11 +179,11 @@ impl Node {
     }
 }
 
-/// The list without kubectl, and on workers without the images that run on control planes only: half of the download and import.
+/// The list without programs for administrators, and on workers without the images that run on control planes only: half of the download and import.
 fn needed_by(role: NodeRole, list: &ComponentList) -> ComponentList {
     let is_needed = |component: &&Component| {
         let path = component.install_path.as_str();
-        path != KUBECTL && (role == NodeRole::ControlPlane || !CONTROL_PLANE_IMAGES.contains(&path))
+        !ADMIN_PROGRAMS.contains(&path) && (role == NodeRole::ControlPlane || !CONTROL_PLANE_IMAGES.contains(&path))
     };
     let needed = list.components().iter().filter(is_needed).cloned().collect();
     ComponentList::new(list.kubernetes_version().clone(), needed).expect("a part of a valid list is valid")
@@ -231,7 +231,11 @@ mod tests {
 
     #[test]
     fn nodes_do_without_what_they_do_not_run() {
-        let paths = [KUBECTL, CONTROL_PLANE_IMAGES[0], "/run/state/images/kube-proxy.oci.tar"];
+        let paths = [
+            ADMIN_PROGRAMS[0],
+            CONTROL_PLANE_IMAGES[0],
+            "/run/state/images/kube-proxy.oci.tar",
+        ];
         let component = |path: &str| Component {
             url: "x".parse().unwrap(),
             hash: [0; 32].into(),

@@ -12,7 +12,7 @@ use oci_archive::{Content, Layer, write_archive};
 
 use super::cache::{Key, remove_folder};
 use super::images::NamedImage;
-use super::recipe::{CNI_PLUGINS, Module, NODE_PROGRAMS, Recipe};
+use super::recipe::{CNI_PLUGINS, Module, PROGRAMS, Recipe};
 use super::{Build, Programs};
 use crate::progress::Progress;
 
@@ -100,7 +100,7 @@ pub(super) fn write(
     for sub in ["bin", "images"] {
         fs::create_dir(folder.join(sub))?;
     }
-    for name in NODE_PROGRAMS {
+    for name in PROGRAMS {
         let url = format!("bin/{name}");
         copy_file(&programs.path(name)?, &folder.join(&url))?;
         add(url, format!("/run/state/bin/{name}"), false)?;

@@ -80,6 +80,15 @@ impl Recipe {
                 module: FLANNEL,
                 without: FLANNEL_WITHOUT,
             }),
+            Module::new(
+                "cri-tools",
+                CRI_TOOLS_VERSION,
+                "cri-tools".into(),
+                &[("crictl", CRICTL)],
+            )
+            .with_link_flags(format!(
+                "-X sigs.k8s.io/cri-tools/pkg/version.Version={CRI_TOOLS_VERSION}"
+            )),
             Module::new("pause", PAUSE_VERSION, "pause".into(), &[("pause", ".")]),
         ]
     }
@@ -210,8 +219,8 @@ pub(super) const IMAGES: [&str; 8] = [
     "pause",
 ];
 
-/// The programs that nodes get as files.
-pub(super) const NODE_PROGRAMS: [&str; 3] = ["kubeadm", "kubectl", "kubelet"];
+/// The programs of a mirror that are files. Nodes take those that run there (`needed_by` in `apps/bootstrapper/src/node.rs`).
+pub(super) const PROGRAMS: [&str; 4] = ["crictl", "kubeadm", "kubectl", "kubelet"];
 
 const KUBERNETES: [(&str, &str); 7] = [
     ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
@@ -264,6 +273,10 @@ const FLANNEL_WITHOUT: &[&str] = &[
     "\t_ \"github.com/flannel-io/flannel/pkg/backend/udp\"",
 ];
 
+const CRICTL: &str = "sigs.k8s.io/cri-tools/cmd/crictl";
+
+/// The newest that the module proxy serves for both minor versions; what it speaks, CRI v1, is the same in all of them.
+const CRI_TOOLS_VERSION: &str = "v1.34.0";
 const CNI_PLUGINS_VERSION: &str = "v1.9.1";
 const FLANNEL_VERSION: &str = "v0.28.10";
 /// Ours behaves as upstream's of this version does.
