@@ -225,6 +225,19 @@ fn a_run_that_is_killed_while_a_worker_is_made_goes_on() {
     // One metadata endpoint, and two programs for each node: nothing was started twice.
     assert_eq!(host.processes().len(), 5);
     assert_eq!(node.asked.lock().unwrap().len(), 1);
+    assert!(host.run(&["mini", "down", "--yes"]).status.success());
+    assert_eq!(host.processes(), Vec::<i32>::new());
+}
+
+#[test]
+fn down_after_a_kill_while_a_worker_is_made_leaves_nothing() {
+    let (host, node) = (configured(), Node::new());
+    let mut running = host.until(&["mini", "up"], BOOTS);
+    node.serve_init(&host, Answer::Success(derived_id(&host)));
+    running.until("create worker-0\n");
+    running.kill();
+    assert!(host.run(&["mini", "down", "--yes"]).status.success());
+    assert_eq!(host.processes(), Vec::<i32>::new());
 }
 
 #[test]

@@ -67,11 +67,20 @@ impl FetchError {
     }
 }
 
-/// A client for public files: no proxy of the environment, few redirects.
+/// A client for public files that are pinned by their hash: no proxy of the environment, few redirects.
 pub(crate) fn client() -> Result<Client, FetchError> {
+    client_with(Policy::limited(MAX_REDIRECTS))
+}
+
+/// A client for files that nobody vouches for: it asks nobody but the server it was told.
+pub(crate) fn client_without_redirects() -> Result<Client, FetchError> {
+    client_with(Policy::none())
+}
+
+fn client_with(redirects: Policy) -> Result<Client, FetchError> {
     Client::builder()
         .no_proxy()
-        .redirect(Policy::limited(MAX_REDIRECTS))
+        .redirect(redirects)
         .read_timeout(SILENCE_LIMIT)
         .build()
         .map_err(FetchError::Unreachable)

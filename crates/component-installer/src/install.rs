@@ -91,7 +91,11 @@ impl Installer {
         self.remove_unwanted(list).map_err(InstallError::Staging)?;
         let missing = self.missing(list).await;
         let count = missing.len();
-        self.fetch_all(&missing, mirror).await?;
+        let client = client().map_err(|source| InstallError::Fetch {
+            url: "(none)".into(),
+            source,
+        })?;
+        self.fetch_all(&client, &missing, mirror).await?;
         let installer = self.clone();
         spawn_blocking(move || missing.iter().try_for_each(|component| installer.place(component)))
             .await
@@ -146,11 +150,12 @@ impl Installer {
             .expect("hashing does not panic")
     }
 
-    pub(crate) async fn fetch_all(&self, components: &[Component], mirror: &Mirror) -> Result<(), InstallError> {
-        let client = client().map_err(|source| InstallError::Fetch {
-            url: "(none)".into(),
-            source,
-        })?;
+    pub(crate) async fn fetch_all(
+        &self,
+        client: &Client,
+        components: &[Component],
+        mirror: &Mirror,
+    ) -> Result<(), InstallError> {
         let slots = Arc::new(Semaphore::new(CONCURRENT_FETCHES));
         // Dropping the set ends the other fetches when one fails.
         let mut fetches = JoinSet::new();

@@ -3,7 +3,7 @@
 use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT, ParseMirrorError};
 use tracing::info;
 
-use crate::fetch::{FetchError, client, fetch_small};
+use crate::fetch::{FetchError, client_without_redirects, fetch_small};
 use crate::{InstallError, Installer, Mirror};
 
 /// What a mirror offers cannot be fetched.
@@ -38,7 +38,8 @@ impl Installer {
         mirror: &Mirror,
         needed: impl FnOnce(&ComponentList) -> ComponentList,
     ) -> Result<(), PrefetchError> {
-        let document = fetch_small(&client()?, &mirror.document(MIRROR_DOCUMENT), MAX_DOCUMENT_LEN).await?;
+        let client = client_without_redirects()?;
+        let document = fetch_small(&client, &mirror.document(MIRROR_DOCUMENT), MAX_DOCUMENT_LEN).await?;
         let list = needed(&ComponentList::from_mirror_document(&document)?);
         let in_mirror = list
             .components()
@@ -46,7 +47,7 @@ impl Installer {
             .filter(|component| component.url.relative().is_some());
         let wanted: Vec<Component> = in_mirror.cloned().collect();
         self.make_staging()?;
-        self.fetch_all(&wanted, mirror).await?;
+        self.fetch_all(&client, &wanted, mirror).await?;
         info!(components = wanted.len(), "components fetched in advance");
         Ok(())
     }

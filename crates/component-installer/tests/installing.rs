@@ -237,6 +237,24 @@ async fn a_mirror_does_not_choose_what_a_node_looks_at() {
     assert_eq!(fs::read_dir(node.path("components")).unwrap().count(), 1);
 }
 
+#[tokio::test]
+async fn a_mirror_does_not_send_a_node_elsewhere() {
+    let node = Node::new();
+    let (elsewhere, requests) = server(vec![http("200 OK", b"{}")]);
+    let Mirror::Address(elsewhere) = elsewhere else {
+        panic!("{elsewhere:?}")
+    };
+    let redirect =
+        format!("HTTP/1.1 302 Found\r\nlocation: {elsewhere}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    let (mirror, _) = server(vec![redirect.into_bytes()]);
+    let result = node.installer().prefetch(&mirror, ComponentList::clone).await;
+    assert!(
+        matches!(result, Err(PrefetchError::Fetch(FetchError::Status(302)))),
+        "{result:?}"
+    );
+    assert_eq!(requests.load(Ordering::SeqCst), 0);
+}
+
 /// What nobody wants may have filled the disk.
 #[tokio::test]
 async fn what_was_fetched_in_advance_and_is_not_wanted_is_removed_first() {

@@ -60,11 +60,6 @@ pub struct Ipv4Network {
 }
 
 impl Ipv4Network {
-    /// The segment between the nodes (docs/interfaces.md).
-    pub const NODES: Self = Self {
-        address: Ipv4Addr::new(10, 42, 0, 0),
-        prefix_len: 16,
-    };
     /// What pods get (docs/interfaces.md). The image keeps packets to these addresses and to those of Services off the host's wires.
     pub const PODS: Self = Self {
         address: Ipv4Addr::new(10, 244, 0, 0),
