@@ -236,6 +236,8 @@ async fn become_member(node: &Node, claim: Claim, admission: Admission) -> Resul
     step("re-keying the state disk");
     rekey(&locked, &node.disk, ticket.take_state_disk_key()).await?;
     step("writing the node's state");
+    // The disk may be full of what a mirror said the node needs.
+    node.keep_only(&ticket.components)?;
     let state = write_state(node, &locked, &ticket)?;
     let kubeadm = node.kubeadm();
     kubeadm.write_kubelet_certificate(&kubelet_key, &ticket.kubelet_certificate)?;

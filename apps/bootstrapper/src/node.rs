@@ -158,6 +158,11 @@ impl Node {
         Ok(())
     }
 
+    /// Removes what the platform's mirror said a worker needs and nobody wants.
+    pub(crate) fn keep_only(&self, components: &ComponentList) -> std::io::Result<()> {
+        self.installer().keep_only(components)
+    }
+
     fn installer(&self) -> Installer {
         Installer::new(self.files.root(), self.files.path(STAGING))
     }

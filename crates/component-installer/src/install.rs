@@ -76,10 +76,10 @@ impl Installer {
 
     /// Fetches all components, checks them, and only then installs them.
     ///
-    /// 1. What was fetched in advance and is not in the list is removed: it may have filled the disk.
-    /// 2. What is installed with the right hash is left alone.
-    /// 3. The others are fetched side by side; each must have its hash.
-    /// 4. They are put to their places, one after the other.
+    /// 1. What is installed with the right hash is left alone.
+    /// 2. The others are fetched side by side; each must have its hash.
+    /// 3. They are put to their places, one after the other.
+    /// 4. What was fetched in advance and is not in the list is removed.
     ///
     /// # Errors
     /// When a component cannot be fetched, has another hash, or cannot be put to its place.
@@ -88,7 +88,6 @@ impl Installer {
     /// Dropping the future leaves fetched files for the next attempt, and installed ones installed.
     pub async fn install(&self, list: &ComponentList, mirror: &Mirror) -> Result<(), InstallError> {
         self.make_staging()?;
-        self.remove_unwanted(list).map_err(InstallError::Staging)?;
         let missing = self.missing(list).await;
         let count = missing.len();
         let client = client().map_err(|source| InstallError::Fetch {
@@ -124,7 +123,14 @@ impl Installer {
         clean().map_err(InstallError::Staging)
     }
 
-    fn remove_unwanted(&self, list: &ComponentList) -> io::Result<()> {
+    /// Removes what was fetched in advance and is not in the list: a mirror may have filled the disk with it.
+    ///
+    /// # Errors
+    /// When a file cannot be removed.
+    pub fn keep_only(&self, list: &ComponentList) -> io::Result<()> {
+        if !self.staging.exists() {
+            return Ok(());
+        }
         let wanted: BTreeSet<PathBuf> = list
             .components()
             .iter()

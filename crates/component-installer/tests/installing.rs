@@ -257,14 +257,25 @@ async fn a_mirror_does_not_send_a_node_elsewhere() {
 
 /// What nobody wants may have filled the disk.
 #[tokio::test]
-async fn what_was_fetched_in_advance_and_is_not_wanted_is_removed_first() {
+async fn what_was_fetched_in_advance_and_is_not_wanted_can_be_removed() {
     let node = Node::new();
+    let (kubelet, evil) = (
+        component("kubelet", b"kubelet", "/run/state/bin/kubelet"),
+        component("evil", b"evil", "/run/state/bin/evil"),
+    );
+    let list = ComponentList::new("v1.35.4".parse().unwrap(), vec![kubelet.clone()]).unwrap();
+    node.installer().keep_only(&list).unwrap();
+    node.publish("kubelet", b"kubelet");
     node.publish("evil", b"evil");
-    node.offer(vec![component("evil", b"evil", "/run/state/bin/evil")]);
+    node.offer(vec![kubelet, evil]);
     node.prefetch().await.unwrap();
-    let kubelet = component("kubelet", b"kubelet", "/run/state/bin/kubelet");
-    assert!(node.check(vec![kubelet], &node.mirror()).await.is_err());
-    assert!(is_empty(&node.path("root/run/state/components")));
+
+    let count = || fs::read_dir(node.path("root/run/state/components")).unwrap().count();
+    assert_eq!(count(), 2);
+    node.installer().keep_only(&list).unwrap();
+    assert_eq!(count(), 1);
+    fs::remove_dir_all(node.path("mirror")).unwrap();
+    node.installer().install(&list, &node.mirror()).await.unwrap();
 }
 
 #[tokio::test]
