@@ -230,6 +230,23 @@ fn a_run_that_is_killed_while_a_worker_is_made_goes_on() {
 }
 
 #[test]
+fn a_worker_that_is_not_made_yet_is_known_and_its_ports_need_not_stay_free() {
+    let (host, node) = (configured(), Node::new());
+    let mut running = host.until(&["mini", "up"], BOOTS);
+    let status = stdout(&host.run(&["status"]));
+    let worker = status.lines().find(|line| line.starts_with("worker-0")).unwrap();
+    assert!(worker.contains("not made"), "{status}");
+
+    let recorded = workspace(&host).state().unwrap().unwrap().infrastructure.unwrap();
+    let is_worker = |node: &&infrastructure::Machine| node.name.as_str() == "worker-0";
+    let taken = recorded.nodes.iter().find(is_worker).unwrap().ports.verify;
+    let _holder = std::net::TcpListener::bind(("127.0.0.1", taken)).unwrap();
+    node.serve_init(&host, Answer::Success(derived_id(&host)));
+    running.until("applying the services\n");
+    running.kill();
+}
+
+#[test]
 fn down_after_a_kill_while_a_worker_is_made_leaves_nothing() {
     let (host, node) = (configured(), Node::new());
     let mut running = host.until(&["mini", "up"], BOOTS);

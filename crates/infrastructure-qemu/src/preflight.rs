@@ -74,7 +74,7 @@ pub(crate) fn check(
         .sum();
     problems.keep(check_memory(memory, available_memory_mib()));
     problems.keep(check_space(stopped.len() as u64 * NODE_DISK_MIB, folder.path()));
-    for node in stopped {
+    for node in stopped.into_iter().filter(|node| folder.node(&node.name).exists()) {
         let Some(known) = record.nodes.get(&node.name) else {
             continue;
         };

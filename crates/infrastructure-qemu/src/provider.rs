@@ -118,8 +118,9 @@ impl QemuProvider {
         record.mirror.clone_from(&spec.mirror);
         for wanted in &spec.nodes {
             let ports = match record.nodes.get(&wanted.name) {
-                Some(known) => known.ports,
-                None => free_ports()?,
+                Some(known) if self.folder.node(&wanted.name).exists() => known.ports,
+                // Also for a node that was recorded and not made yet: its ports may be in use by now.
+                _ => free_ports()?,
             };
             let node = NodeRecord {
                 spec: wanted.clone(),
