@@ -160,7 +160,7 @@ fn check_groups(raw: Given<raw::Groups>, problems: &mut ConfigProblems) -> Optio
         if count > most.into() {
             problems.add(
                 "nodeGroups",
-                format!("{count} nodes of role {role}, at most {most} can be"),
+                format!("{count} nodes of role {role}, at most {most} are supported"),
             );
         }
     }
@@ -177,7 +177,10 @@ fn check_group(name: String, raw: Given<raw::Group>, problems: &mut ConfigProble
     let likely = role.or(role_of(&name)).unwrap_or(NodeRole::Worker);
     let limits = Limits::of(likely, &name);
     let count = problems.required(&path("initialCount"), raw.initial_count, |count| {
-        limits.count.check(count)
+        limits.count.check(count).map_err(|problem| match likely {
+            NodeRole::ControlPlane => format!("{problem} (more control planes are not supported yet)"),
+            NodeRole::Worker => problem,
+        })
     });
     let vcpus = problems.optional(&path("vcpus"), raw.vcpus, defaults::VCPUS, |count| {
         limits.vcpus.check(count)
