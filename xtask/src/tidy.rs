@@ -11,18 +11,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 
-/// Documents whose code spans name files.
-const DOCUMENTS: [&str; 9] = [
-    "README.md",
-    "ARCHITECTURE.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "SECURITY.md",
-    "docs/guarantees.md",
-    "docs/image.md",
-    "docs/interfaces.md",
-    "docs/walkthrough/join.md",
-];
+/// Folders with documents, whose code spans name files.
+const DOCUMENTS: [&str; 4] = ["", "docs", "docs/adr", "docs/walkthrough"];
 /// A code span that begins with one of these is a path of the repository.
 const FOLDERS: [&str; 9] = [
     "apps/",
@@ -93,12 +83,23 @@ fn check_testdata(metadata: &Metadata, problems: &mut Vec<String>) {
 }
 
 fn check_documents(root: &Path, problems: &mut Vec<String>) -> Result<()> {
-    for document in DOCUMENTS {
-        let text = fs::read_to_string(root.join(document)).with_context(|| format!("reading {document}"))?;
-        for path in named_paths(&text) {
-            if !root.join(path).exists() {
-                problems.push(format!("{document} names {path}, which does not exist"));
+    for folder in DOCUMENTS {
+        for entry in fs::read_dir(root.join(folder)).with_context(|| format!("reading {folder}"))? {
+            let document = entry?.path();
+            if document.extension().is_some_and(|extension| extension == "md") {
+                check_document(root, &document, problems)?;
             }
+        }
+    }
+    Ok(())
+}
+
+fn check_document(root: &Path, document: &Path, problems: &mut Vec<String>) -> Result<()> {
+    let title = document.display();
+    let text = fs::read_to_string(document).with_context(|| format!("reading {title}"))?;
+    for path in named_paths(&text) {
+        if !root.join(path).exists() {
+            problems.push(format!("{title} names {path}, which does not exist"));
         }
     }
     Ok(())
