@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use cluster_config::{ClusterState, Workspace, names};
+use cluster_config::{ClusterState, Workspace, WorkspaceLock, names};
 use infrastructure::Machine;
 use key_derivation::MasterSecret;
 use serde_json::Value;
@@ -30,6 +30,10 @@ const MIRROR: &str = "CONSTELLATION_E2E_MIRROR";
 /// Names the folder for everything about the cluster. It is the same in every run, so that the next one ends what an
 /// interrupted one left running.
 const FOLDER: &str = "CONSTELLATION_E2E_CLUSTER";
+/// What is in it.
+const WORKSPACE: &str = "cluster";
+const MIRROR_COPY: &str = "mirror";
+const CLI_LOG: &str = "cli.log";
 /// The longest a condition inside the cluster may take; two busy cores must not fail a test.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Between two looks at a condition.
@@ -39,6 +43,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub struct Cluster {
     started: Instant,
     folder: PathBuf,
+    _lock: WorkspaceLock,
     image: PathBuf,
     mirror: Mirror,
 }
@@ -50,13 +55,18 @@ impl Cluster {
     /// When image, mirror or programs are missing.
     pub fn prepare(image: &Path) -> Result<Self> {
         let (source, folder) = (variable(MIRROR)?, variable(FOLDER)?);
+        fs::create_dir_all(&folder).context("making a folder for the cluster")?;
+        let lock = Workspace::open(&folder)?
+            .lock()
+            .context("another run of the VM suite uses the folder")?;
         end_leftovers(&folder)?;
-        fs::create_dir_all(folder.join("cluster")).context("making a folder for the cluster")?;
-        let mirror = Mirror::with_probe(&source, &folder.join("mirror"))?;
+        fs::create_dir(folder.join(WORKSPACE))?;
+        let mirror = Mirror::with_probe(&source, &folder.join(MIRROR_COPY))?;
         let image = image.parent().context("the image is in a folder")?.to_owned();
         Ok(Self {
             started: Instant::now(),
             folder,
+            _lock: lock,
             image,
             mirror,
         })
@@ -71,7 +81,7 @@ impl Cluster {
     /// The folder with the cluster's files.
     #[must_use]
     pub fn workspace(&self) -> PathBuf {
-        self.folder.join("cluster")
+        self.folder.join(WORKSPACE)
     }
 
     /// `mini up`.
@@ -92,7 +102,7 @@ impl Cluster {
     /// # Errors
     /// When it fails; its last lines are in the error.
     pub fn constellation<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
-        let log = self.folder.join("cli.log");
+        let log = self.folder.join(CLI_LOG);
         let mut command = cli(&self.workspace())?;
         let start = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let errors = File::options().create(true).append(true).open(&log)?;
@@ -221,11 +231,12 @@ impl Cluster {
         Capture::start(&self.workspace().join(names::QEMU), &self.machines()?)
     }
 
-    /// The state disks that the join service has recorded: those of nodes that joined.
+    /// The state disks that the join service has recorded: of nodes that joined, and of machines that were refused after they
+    /// had claimed one.
     ///
     /// # Errors
     /// When there is none.
-    pub fn joined_disks(&self) -> Result<Vec<String>> {
+    pub fn recorded_disks(&self) -> Result<Vec<String>> {
         let namespace = ["--namespace", "constellation-nodes"];
         let records = self.kubectl(["get", "configmaps", "--output", "name"].iter().chain(&namespace))?;
         let disks = records
@@ -256,7 +267,7 @@ impl Cluster {
     /// When a folder cannot be read.
     pub fn logs(&self) -> Result<Vec<PathBuf>> {
         let run = self.workspace().join(names::QEMU);
-        let mut logs = vec![self.folder.join("cli.log"), run.join("metadata.log")];
+        let mut logs = vec![self.folder.join(CLI_LOG), run.join("metadata.log")];
         for node in fs::read_dir(run.join("nodes"))? {
             let files = fs::read_dir(node?.path())?.collect::<io::Result<Vec<_>>>()?;
             let is_log = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "log");
@@ -309,14 +320,21 @@ fn variable(name: &str) -> Result<PathBuf> {
 }
 
 fn end_leftovers(folder: &Path) -> Result<()> {
-    let workspace = folder.join("cluster");
+    let workspace = folder.join(WORKSPACE);
     if workspace.exists() {
         output(cli(&workspace)?.args(["mini", "down", "--yes"]))?;
+        fs::remove_dir_all(&workspace)?;
     }
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("removing the last run's cluster"),
-        _ => Ok(()),
+    for removed in [
+        fs::remove_dir_all(folder.join(MIRROR_COPY)),
+        fs::remove_file(folder.join(CLI_LOG)),
+    ] {
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// The CLI, built beside this test.

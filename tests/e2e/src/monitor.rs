@@ -1,6 +1,8 @@
 //! QEMU's monitor (QMP): keys, and what was read from a disk.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -19,7 +21,13 @@ pub(crate) struct Monitor {
 
 impl Monitor {
     pub(crate) fn connect(socket: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(socket).context("connecting to QEMU's monitor")?;
+        // The address of a socket has room for 107 bytes (unix(7)), which a path easily exceeds.
+        let folder = File::open(socket.parent().context("a socket is in a folder")?)?;
+        let name = socket.file_name().context("a socket has a name")?;
+        let short = Path::new("/proc/self/fd")
+            .join(folder.as_raw_fd().to_string())
+            .join(name);
+        let stream = UnixStream::connect(short).context("connecting to QEMU's monitor")?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let answers = BufReader::new(stream.try_clone()?);
         let mut monitor = Self { stream, answers };

@@ -16,19 +16,19 @@ const PACKET_HEADER_LEN: usize = 16;
 /// A frame.
 pub struct Packet(Vec<u8>);
 
-/// What QEMU's `filter-dump` wrote.
+/// What QEMU's `filter-dump` wrote. A packet that it is just writing is left out.
 ///
 /// # Errors
-/// When there is no such file, or it is cut off.
+/// When there is no such file, or it is none of packets.
 pub fn dumped_packets(file: &Path) -> Result<Vec<Packet>> {
     let content = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let mut rest = content.get(FILE_HEADER_LEN..).context("no file of packets")?;
     let mut packets = Vec::new();
     while let Some((header, behind)) = rest.split_first_chunk::<PACKET_HEADER_LEN>() {
         let length = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
-        let (frame, behind) = behind
-            .split_at_checked(length as usize)
-            .context("a packet is cut off")?;
+        let Some((frame, behind)) = behind.split_at_checked(length as usize) else {
+            break;
+        };
         packets.push(Packet(frame.to_vec()));
         rest = behind;
     }

@@ -186,7 +186,7 @@ fn type_everything(vm: &Vm, keyboard: &mut impl Write) -> Result<()> {
     vm.press_sysrq(keyboard, 'b')
 }
 
-/// Variables of the firmware, devices that a node has no use for, and a DHCP server that says more than an address and a router,
+/// Variables of the firmware, devices that a node has no use for, and a DHCP server that lies,
 /// all at once: nothing of it is measured, so nothing of it may have an effect.
 #[test]
 fn variables_devices_and_dhcp_have_no_effect() -> Result<()> {
@@ -217,7 +217,7 @@ fn variables_devices_and_dhcp_have_no_effect() -> Result<()> {
                 ensure!(there.contains(variable), "{} is not there any more", variable.name());
             }
             devices_are_left_alone(vm, folder.path())?;
-            only_address_and_router_are_used(vm, &dumped_packets(&file("uplink.pcap"))?)
+            lies_of_dhcp_are_not_used(vm, &dumped_packets(&file("uplink.pcap"))?)
         })
 }
 
@@ -281,7 +281,7 @@ const LIES: [(u8, &[u8]); 6] = [
     (121, &[32, 10, 0, 2, 2, 10, 0, 2, 68]),
 ];
 
-fn only_address_and_router_are_used(vm: &Vm, sent: &[Packet]) -> Result<()> {
+fn lies_of_dhcp_are_not_used(vm: &Vm, sent: &[Packet]) -> Result<()> {
     // networkd writes down the whole lease (/run/systemd/netif/leases), whatever it uses of it.
     let leased = vm.memory_after(b"\nHOSTNAME=", CANARY.len())?;
     ensure!(
@@ -298,7 +298,7 @@ fn only_address_and_router_are_used(vm: &Vm, sent: &[Packet]) -> Result<()> {
     let destinations: BTreeSet<_> = sent.iter().map(Packet::destination).collect();
     let expected = [HOST.into(), Ipv4Addr::BROADCAST.into(), MULTICAST_ROUTERS.into()].map(Some);
     ensure!(
-        destinations == expected.into(),
+        destinations.is_subset(&expected.into()) && destinations.contains(&Some(HOST.into())),
         "the node sent packets to {destinations:?}"
     );
     // Behind a header of 14 bytes.

@@ -4,8 +4,7 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Everything that crosses the segment, until it is stopped.
 pub(super) struct Segment {
-    stop: Arc<AtomicBool>,
+    running: Arc<()>,
     listener: JoinHandle<io::Result<Vec<Packet>>>,
 }
 
@@ -48,24 +47,23 @@ impl Segment {
         let socket = UdpSocket::from(socket);
         socket.join_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST)?;
         socket.set_read_timeout(Some(TICK))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let listener = thread::spawn({
-            let stop = stop.clone();
-            move || listen(&socket, &stop)
-        });
-        Ok(Self { stop, listener })
+        let running = Arc::new(());
+        let alive = Arc::downgrade(&running);
+        let listener = thread::spawn(move || listen(&socket, &alive));
+        Ok(Self { running, listener })
     }
 
     pub(super) fn stop(self) -> Result<Vec<Packet>> {
-        self.stop.store(true, Ordering::Relaxed);
+        drop(self.running);
         Ok(self.listener.join().expect("the listener does not panic")?)
     }
 }
 
-fn listen(socket: &UdpSocket, stop: &AtomicBool) -> io::Result<Vec<Packet>> {
+/// Until whoever wants it is gone.
+fn listen(socket: &UdpSocket, wanted: &Weak<()>) -> io::Result<Vec<Packet>> {
     let mut packets = Vec::new();
     let mut frame = vec![0; MAX_FRAME];
-    while !stop.load(Ordering::Relaxed) {
+    while wanted.strong_count() > 0 {
         match socket.recv(&mut frame) {
             Ok(length) => packets.push(Packet::new(frame[..length].to_vec())),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}

@@ -60,8 +60,16 @@ impl Uplink {
         Ok(Self { monitor, file })
     }
 
-    fn stop(mut self) -> Result<Vec<Packet>> {
-        self.monitor.execute("object-del", json!({ "id": FILTER }))?;
-        dumped_packets(&self.file)
+    fn stop(self) -> Result<Vec<Packet>> {
+        let file = self.file.clone();
+        drop(self);
+        dumped_packets(&file)
+    }
+}
+
+impl Drop for Uplink {
+    fn drop(&mut self) {
+        // The next capture would find it in its way; if this fails, QEMU says so then.
+        let _ = self.monitor.execute("object-del", json!({ "id": FILTER }));
     }
 }

@@ -219,10 +219,10 @@ fn join_service(cluster: &Cluster) -> Result<String> {
     Ok(format!("{}:{}", control_plane.host, control_plane.ports.join))
 }
 
-/// The only node that joined is the worker.
+/// The only node that joined is the worker; the other disk is one that an attack claims.
 fn disk_of_the_worker(cluster: &Cluster) -> Result<String> {
-    let disks = cluster.joined_disks()?;
-    disks.into_iter().next().context("no disk")
+    let mut disks = cluster.recorded_disks()?.into_iter();
+    disks.find(|disk| disk != NEW_DISK).context("no disk of the worker")
 }
 
 fn must_be_denied<T>(answer: Result<T, Status>, reason: &str) -> Result<()> {

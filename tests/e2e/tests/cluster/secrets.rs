@@ -75,7 +75,7 @@ fn secrets(cluster: &Cluster) -> Result<Vec<Secret>> {
         Secret::new("the measurement secret", kek.measurement_secret().expose()),
         Secret::new("the init secret", state.init_secret.expose()),
     ];
-    for disk in cluster.joined_disks()? {
+    for disk in cluster.recorded_disks()? {
         let key = kek.state_disk_key(disk.parse()?);
         secrets.push(Secret::new("the key of a state disk", key.expose()));
     }
@@ -158,7 +158,8 @@ fn node_logs(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
         );
     }
     if node.starts_with("control-plane") {
-        logs.push(format!("{root}kubernetes/audit/audit.log"));
+        let audits = ["kubernetes/audit/audit.log", "constellation/key-audit.log"];
+        logs.extend(audits.map(|log| format!("{root}{log}")));
     }
     ensure!(!logs.is_empty(), "{node} has no journal");
     Ok(logs)
