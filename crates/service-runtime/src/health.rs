@@ -23,12 +23,12 @@ impl Health {
     }
 }
 
-pub(crate) fn serve(listener: TcpListener, stop: CancellationToken) -> Health {
+pub(crate) async fn serve(listener: TcpListener, stop: CancellationToken) -> Health {
     let (reporter, service) = tonic_health::server::health_reporter();
     let health = Health(reporter);
-    let not_ready_yet = health.clone();
+    // Not in the task: on a busy machine that may run after the service is ready.
+    health.set_ready(false).await;
     tokio::spawn(async move {
-        not_ready_yet.set_ready(false).await;
         let incoming = TcpListenerStream::new(listener);
         let served = Server::builder()
             .add_service(service)

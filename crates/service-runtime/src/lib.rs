@@ -45,7 +45,7 @@ pub struct Runtime {
 pub async fn start(args: RuntimeArgs, metrics: Registry) -> Result<Runtime> {
     forbid_core_dumps()?;
     let stop = CancellationToken::new();
-    let health = health::serve(listen("--health-address", args.health_address).await?, stop.clone());
+    let health = health::serve(listen("--health-address", args.health_address).await?, stop.clone()).await;
     metrics::serve(
         listen("--metrics-address", args.metrics_address).await?,
         metrics,
@@ -109,6 +109,30 @@ mod tests {
         let address = taken.local_addr().unwrap();
         let error = listen("--address", address).await.unwrap_err();
         assert_eq!(error.to_string(), format!("--address: cannot listen on {address}"));
+    }
+
+    /// With one thread nothing that was spawned has run when the service is ready.
+    #[tokio::test]
+    async fn a_service_that_is_ready_at_once_stays_ready() {
+        use tonic_health::pb::HealthCheckRequest;
+        use tonic_health::pb::health_check_response::ServingStatus;
+        use tonic_health::pb::health_client::HealthClient;
+        // Nobody tells the port that a service was given as 0.
+        let health_address = listen("", "127.0.0.1:0".parse().unwrap())
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let args = RuntimeArgs {
+            health_address,
+            metrics_address: "127.0.0.1:0".parse().unwrap(),
+        };
+        let runtime = start(args, Registry::default()).await.unwrap();
+        runtime.ready().await;
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{health_address}")).unwrap();
+        let mut client = HealthClient::new(endpoint.connect_lazy());
+        let status = client.check(HealthCheckRequest::default()).await.unwrap().into_inner();
+        assert_eq!(status.status(), ServingStatus::Serving);
     }
 
     #[tokio::test]
