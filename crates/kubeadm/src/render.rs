@@ -245,9 +245,9 @@ fn kubelet_configuration() -> KubeletConfiguration {
         },
         authorization: Authorization { mode: "Webhook" },
         cgroup_driver: "systemd",
-        // Fetched when a pod starts and then every minute. The default watches each one, which makes pods of a slow machine
-        // wait for their volumes.
-        config_map_and_secret_change_detection_strategy: "Cache",
+        // Fetched when it is needed: when a pod starts, and then every minute. The other strategies know an object only once its
+        // pod has a network, and until then each attempt to mount it fails and waits twice as long for the next.
+        config_map_and_secret_change_detection_strategy: "Get",
         event_record_qps: 50,
         eviction_hard: BTreeMap::from([
             ("memory.available", "100Mi"),
