@@ -163,6 +163,9 @@ fn container(network: &PodNetwork) -> Container {
         args: Some(vec![
             "--ip-masq".into(),
             "--kube-subnet-mgr".into(),
+            // Each time it starts a dozen programs to see whether its packet filter rules are still there. With the default of
+            // 5 seconds that is an eighth of a processor of an emulated machine.
+            "--iptables-resync=60".into(),
             format!("--iface-regex={}", network.node_interface),
         ]),
         env: Some(vec![
