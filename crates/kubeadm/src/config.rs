@@ -22,6 +22,7 @@ pub(crate) struct InitConfiguration<'a> {
     pub(crate) node_registration: NodeRegistration,
     #[serde(rename = "localAPIEndpoint")]
     pub(crate) local_api_endpoint: LocalApiEndpoint,
+    pub(crate) patches: Patches,
     pub(crate) timeouts: Timeouts,
 }
 
@@ -40,6 +41,7 @@ pub(crate) struct JoinConfiguration<'a> {
     pub(crate) node_registration: NodeRegistration,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) control_plane: Option<JoinControlPlane>,
+    pub(crate) patches: Patches,
     pub(crate) timeouts: Timeouts,
 }
 
@@ -79,6 +81,12 @@ pub(crate) struct NodeRegistration {
     pub(crate) image_pull_policy: &'static str,
     pub(crate) kubelet_extra_args: Vec<Argument>,
     pub(crate) ignore_preflight_errors: Vec<&'static str>,
+}
+
+/// Where kubeadm finds changes to the static pods.
+#[derive(Serialize)]
+pub(crate) struct Patches {
+    pub(crate) directory: &'static str,
 }
 
 /// kubeadm's own time limits, in its spelling of durations.

@@ -9,7 +9,7 @@ use crate::config::{
     ApiServer, Argument, Authentication, Authorization, BootstrapTokenDiscovery, BootstrapTokenEntry,
     ClusterConfiguration, Component, Discovery, Document, Enabled, Etcd, HostPathMount, InitConfiguration,
     JoinConfiguration, JoinControlPlane, KubeProxyConfiguration, KubeletConfiguration, LocalApiEndpoint, Networking,
-    NodeRegistration, Timeouts,
+    NodeRegistration, Patches, Timeouts,
 };
 use crate::{BootstrapToken, ClusterSettings, Folders, JoinSettings, NodeSettings, ProxyMode};
 
@@ -18,6 +18,9 @@ const API_PORT: u16 = 6443;
 /// `/usr` is read-only; kubeadm and kubelet would make this folder there.
 const VOLUME_PLUGINS: &str = "/opt/libexec/kubernetes/kubelet-plugins/volume/exec/";
 const AUDIT_LOG_FOLDER: &str = "/var/log/kubernetes/audit/";
+const PATCHES: Patches = Patches {
+    directory: Folders::PATCHES,
+};
 
 /// Checks of kubeadm that cannot succeed on our image, and why that is no loss.
 const IGNORED_PREFLIGHT: [&str; 2] = [
@@ -36,6 +39,23 @@ omitStages:
 rules:
   - level: Metadata
 ";
+
+/// The static pods that kubeadm would have asked every second whether they are ready, each time over a new connection. An emulated
+/// machine spends a tenth of a processor on that, and no Service waits for the answer.
+pub(crate) const PATIENTLY_PROBED: [&str; 3] = ["etcd", "kube-apiserver", "kube-scheduler"];
+
+/// A strategic merge patch for the static pod of this component.
+pub(crate) fn probe_patch(component: &str) -> String {
+    format!(
+        "\
+spec:
+  containers:
+    - name: {component}
+      readinessProbe:
+        periodSeconds: 10
+"
+    )
+}
 
 /// The configuration of `kubeadm init`, four documents.
 pub(crate) fn init(cluster: &ClusterSettings, node: &NodeSettings, token: &BootstrapToken) -> Zeroizing<String> {
@@ -69,6 +89,7 @@ pub(crate) fn join(join: &JoinSettings, node: &NodeSettings) -> Zeroizing<String
         control_plane: (join.role == NodeRole::ControlPlane).then(|| JoinControlPlane {
             local_api_endpoint: local_api_endpoint(node.address),
         }),
+        patches: PATCHES,
         timeouts: timeouts(),
     };
     documents(&[&kubeadm_document("JoinConfiguration", body)])
@@ -110,6 +131,7 @@ fn init_configuration<'a>(node: &NodeSettings, token: &'a BootstrapToken) -> Ini
         }],
         node_registration: node_registration(node),
         local_api_endpoint: local_api_endpoint(node.address),
+        patches: PATCHES,
         timeouts: timeouts(),
     }
 }
@@ -339,6 +361,11 @@ pub(crate) mod tests {
     #[test]
     fn control_plane_announces_its_own_address() {
         insta::assert_snapshot!(join(&join_settings(NodeRole::ControlPlane), &node()).as_str());
+    }
+
+    #[test]
+    fn probe_patches_are_as_kubeadm_takes_them() {
+        insta::assert_snapshot!(probe_patch("etcd"));
     }
 
     #[test]

@@ -63,7 +63,7 @@ impl Kubeadm {
 
     /// Makes this node the first of a cluster.
     ///
-    /// 1. The audit policy is written.
+    /// 1. The audit policy and changes to the static pods are written.
     /// 2. kubeadm makes the cluster's keys and certificates.
     /// 3. The node's kubelet gets a certificate from the new CA.
     /// 4. kubeadm does everything else.
@@ -85,7 +85,7 @@ impl Kubeadm {
         let token = BootstrapToken::generate();
         let config = self.secret_file(&render::init(cluster, node, &token))?;
 
-        self.write_audit_policy()?;
+        self.write_settings()?;
         self.kubeadm(&["init", "phase", "certs", "all"], &config, &token, &[])
             .await?;
         self.certify_kubelet(node, now)?;
@@ -104,7 +104,7 @@ impl Kubeadm {
     /// Dropping the future ends kubeadm; joining can be tried again.
     pub async fn join(&self, join: &JoinSettings, node: &NodeSettings) -> Result<(), JoinError> {
         let config = self.secret_file(&render::join(join, node))?;
-        self.write_audit_policy()?;
+        self.write_settings()?;
         self.remove_leftovers().await?;
         self.kubeadm(&["join"], &config, &join.token, &[]).await?;
         Ok(())
@@ -138,12 +138,16 @@ impl Kubeadm {
         Ok(kubeconfig)
     }
 
-    fn write_audit_policy(&self) -> io::Result<()> {
-        replace_file(
-            &self.folders.path(Folders::AUDIT_POLICY),
-            render::AUDIT_POLICY.as_bytes(),
-            0o644,
-        )
+    /// The files that kubeadm's configuration names.
+    fn write_settings(&self) -> io::Result<()> {
+        let write = |path: &Path, text: &str| replace_file(path, text.as_bytes(), 0o644);
+        write(&self.folders.path(Folders::AUDIT_POLICY), render::AUDIT_POLICY)?;
+        let patches = self.folders.path(Folders::PATCHES);
+        for component in render::PATIENTLY_PROBED {
+            let patch = patches.join(format!("{component}.yaml"));
+            write(&patch, &render::probe_patch(component))?;
+        }
+        Ok(())
     }
 
     /// A kubelet that half joined and its two files make kubeadm's checks fail.
@@ -299,6 +303,7 @@ mod tests {
         let file = |name: &str| fake.root.path().join(name);
         assert!(!file("etc/kubernetes/super-admin.conf").exists());
         assert!(file("etc/kubernetes/audit-policy.yaml").exists());
+        assert!(file("etc/kubernetes/patches/kube-apiserver.yaml").exists());
         let key = fs::metadata(file("run/state/kubelet/pki/kubelet-serving.key")).unwrap();
         assert_eq!(key.permissions().mode() & 0o777, 0o600);
         assert_no_config_left(&fake);
