@@ -327,6 +327,18 @@ async fn a_peer_that_stalls_is_dropped() {
     assert!(matches!(result, Err(HandshakeError::TimedOut(_))));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_not_there_is_given_up_sooner() {
+    let limits = Limits {
+        tls: Duration::from_secs(5),
+        ..Limits::default()
+    };
+    let client = Endpoint::new(None, anyone()).with_limits(limits);
+    let (near, _far) = duplex(64 * 1024);
+    let result = client.connect(Purpose::Init, near).await;
+    assert!(matches!(result, Err(HandshakeError::TimedOut(limit)) if limit == limits.tls));
+}
+
 #[tokio::test]
 async fn a_flood_is_cut_off() {
     let server = Endpoint::new(None, anyone());

@@ -32,6 +32,8 @@ pub enum PeerPolicy {
 pub struct Limits {
     /// For the TLS handshake and the exchange together. TPMs under emulation are slow.
     pub handshake: Duration,
+    /// For the TLS handshake alone, which needs no TPM: how soon a peer must be there at all.
+    pub tls: Duration,
     /// Handshakes that are under way at once in a server.
     pub concurrent_handshakes: usize,
 }
@@ -40,6 +42,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(60),
+            tls: Duration::from_secs(60),
             concurrent_handshakes: 32,
         }
     }
@@ -139,13 +142,12 @@ impl Endpoint {
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
         let handshake = async {
-            let tls = TlsConnector::from(self.client.clone())
-                .connect(Leaf::server_name(), stream)
-                .await?;
+            let tls = TlsConnector::from(self.client.clone()).connect(Leaf::server_name(), stream);
+            let tls = in_time(self.limits.tls, tls).await?;
             self.exchange(Direction::Client, Expected::Exactly(purpose), TlsStream::Client(tls))
                 .await
         };
-        self.in_time(handshake).await
+        in_time(self.limits.handshake, handshake).await
     }
 
     /// Accepts a session for any of these purposes over a connected stream.
@@ -160,11 +162,11 @@ impl Endpoint {
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
         let handshake = async {
-            let tls = TlsAcceptor::from(self.server.clone()).accept(stream).await?;
+            let tls = in_time(self.limits.tls, TlsAcceptor::from(self.server.clone()).accept(stream)).await?;
             self.exchange(Direction::Server, Expected::OneOf(purposes), TlsStream::Server(tls))
                 .await
         };
-        self.in_time(handshake).await
+        in_time(self.limits.handshake, handshake).await
     }
 
     async fn exchange<S>(
@@ -185,11 +187,14 @@ impl Endpoint {
         .run(expected, tls)
         .await
     }
+}
 
-    async fn in_time<T>(&self, work: impl Future<Output = Result<T, HandshakeError>>) -> Result<T, HandshakeError> {
-        let limit = self.limits.handshake;
-        timeout(limit, work)
-            .await
-            .map_err(|_| HandshakeError::TimedOut(limit))?
+async fn in_time<T, E: Into<HandshakeError>>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, HandshakeError> {
+    match timeout(limit, work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => Err(HandshakeError::TimedOut(limit)),
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use atomic_file::Access;
 use attestation::{Purpose, Verifiers};
 use attestation_tpm::{Membership, PcrPolicy};
-use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
+use attested_tls::{Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use base64::prelude::{BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, MirrorSource, names};
 use cluster_types::{ClusterId, NodeRole};
@@ -29,6 +29,9 @@ use crate::{kubeconfig, machines};
 
 /// From power-on to a bootstrapper that answers; software emulation needs about half a minute.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// QEMU accepts a connection long before the node is there to do so, and offers it to the node again and again, but ever more
+/// rarely. A new connection gets through at once.
+const ANSWER_LIMIT: Duration = Duration::from_secs(4);
 /// From the request to a cluster.
 const INIT_LIMIT: Duration = Duration::from_secs(1800);
 /// How often something that gives no event is looked at.
@@ -86,7 +89,11 @@ fn first_node(run: &Run<'_>) -> Result<Machine> {
 async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Channel> {
     let policy = PcrPolicy::new(run.reference_values.clone(), Membership::New);
     let verifiers = Verifiers::one(attestation_variants::qemu_vtpm::verifier(policy));
-    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
+    let limits = Limits {
+        tls: ANSWER_LIMIT,
+        ..Limits::default()
+    };
+    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers))).with_limits(limits);
     let address = format!("{}:{}", node.host, node.ports.bootstrapper);
     let deadline = Instant::now() + BOOT_LIMIT;
     step.detail(&format!("{} boots", node.name));
