@@ -317,26 +317,36 @@ async fn server_after_hello(hello: Kind) -> Handshake {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_stalls_is_dropped() {
-    let limits = Limits {
-        handshake: Duration::from_secs(5),
-        ..Limits::default()
-    };
-    let server = Endpoint::new(None, anyone()).with_limits(limits);
-    let (_near, far) = duplex(64 * 1024);
-    let result = server.accept(&[Purpose::Join], far).await;
-    assert!(matches!(result, Err(HandshakeError::TimedOut(_))));
+    const LIMIT: Duration = Duration::from_secs(5);
+    let (mut whole, mut tls_alone) = (Limits::default(), Limits::default());
+    whole.handshake = LIMIT;
+    tls_alone.tls = LIMIT;
+    for limits in [whole, tls_alone] {
+        let endpoint = Endpoint::new(None, anyone()).with_limits(limits);
+        let (near, _far) = duplex(64 * 1024);
+        let accepted = endpoint.accept(&[Purpose::Join], near).await;
+        assert!(matches!(accepted, Err(HandshakeError::TimedOut(LIMIT))), "{limits:?}");
+        let (near, _far) = duplex(64 * 1024);
+        let connected = endpoint.connect(Purpose::Join, near).await;
+        assert!(matches!(connected, Err(HandshakeError::TimedOut(LIMIT))), "{limits:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_peer_that_is_not_there_is_given_up_sooner() {
-    let limits = Limits {
-        tls: Duration::from_secs(5),
-        ..Limits::default()
+async fn a_peer_that_stalls_after_tls_is_dropped() {
+    let server = Endpoint::new(None, anyone());
+    let limit = server.limits().handshake;
+    let (near, far) = duplex(64 * 1024);
+    let attack = async {
+        let _tls = attacker_connects(near).await;
+        tokio::time::sleep(2 * limit).await;
     };
-    let client = Endpoint::new(None, anyone()).with_limits(limits);
-    let (near, _far) = duplex(64 * 1024);
-    let result = client.connect(Purpose::Init, near).await;
-    assert!(matches!(result, Err(HandshakeError::TimedOut(limit)) if limit == limits.tls));
+    let purposes = [Purpose::Join];
+    let result = tokio::select! {
+        result = server.accept(&purposes, far) => result,
+        () = attack => panic!("the peer was not dropped"),
+    };
+    assert!(matches!(result, Err(HandshakeError::TimedOut(dropped)) if dropped == limit));
 }
 
 #[tokio::test]

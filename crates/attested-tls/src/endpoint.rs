@@ -32,7 +32,8 @@ pub enum PeerPolicy {
 pub struct Limits {
     /// For the TLS handshake and the exchange together. TPMs under emulation are slow.
     pub handshake: Duration,
-    /// For the TLS handshake alone, which needs no TPM: how soon a peer must be there at all.
+    /// For the TLS handshake alone, which needs no TPM: how soon a peer must be there at all. Longer than `handshake` it has no
+    /// effect.
     pub tls: Duration,
     /// Handshakes that are under way at once in a server.
     pub concurrent_handshakes: usize,
