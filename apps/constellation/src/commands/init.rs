@@ -29,8 +29,7 @@ use crate::{kubeconfig, machines};
 
 /// From power-on to a bootstrapper that answers; software emulation needs about half a minute.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
-/// QEMU accepts a connection long before the node is there to do so, and offers it to the node again and again, but ever more
-/// rarely. A new connection gets through at once.
+/// The shortest time that a node is given to answer a connection.
 const ANSWER_LIMIT: Duration = Duration::from_secs(4);
 /// From the request to a cluster.
 const INIT_LIMIT: Duration = Duration::from_secs(1800);
@@ -89,15 +88,15 @@ fn first_node(run: &Run<'_>) -> Result<Machine> {
 async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Channel> {
     let policy = PcrPolicy::new(run.reference_values.clone(), Membership::New);
     let verifiers = Verifiers::one(attestation_variants::qemu_vtpm::verifier(policy));
-    let limits = Limits {
-        tls: ANSWER_LIMIT,
-        ..Limits::default()
-    };
-    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers))).with_limits(limits);
+    let mut endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
     let address = format!("{}:{}", node.host, node.ports.bootstrapper);
-    let deadline = Instant::now() + BOOT_LIMIT;
+    let begun = Instant::now();
     step.detail(&format!("{} boots", node.name));
     loop {
+        endpoint = endpoint.with_limits(Limits {
+            tls: answer_limit(begun.elapsed()),
+            ..Limits::default()
+        });
         let error = match channel(&endpoint, Purpose::Init, &address).await {
             Ok((channel, Some(_))) => return Ok(channel),
             Ok((_, None)) => bail!("{} did not attest", node.name),
@@ -113,7 +112,7 @@ async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Chann
                  what the node runs",
             );
         }
-        if Instant::now() > deadline {
+        if begun.elapsed() > BOOT_LIMIT {
             let context = format!("{} did not answer within {} s", node.name, BOOT_LIMIT.as_secs());
             return Err(advise(
                 anyhow!(error).context(context),
@@ -123,6 +122,12 @@ async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Chann
         }
         tokio::time::sleep(INTERVAL).await;
     }
+}
+
+/// QEMU accepts a connection long before the node is there to do so, and then offers it to the node ever more rarely; a new one gets
+/// through at once. A machine that boots slowly also answers slowly.
+fn answer_limit(waited: Duration) -> Duration {
+    (waited / 4).max(ANSWER_LIMIT)
 }
 
 /// QEMU accepts connections on a forwarded port before anything listens in the guest, and then resets them.
@@ -320,6 +325,12 @@ mod tests {
             kms_uri(&secret),
             "kms://cluster-kms?key=-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_s=&salt=__________________________________________8="
         );
+    }
+
+    #[test]
+    fn a_machine_that_boots_slowly_is_given_more_time_to_answer() {
+        let limits = [0, 16, 60, 400].map(|waited| answer_limit(Duration::from_secs(waited)).as_secs());
+        assert_eq!(limits, [4, 4, 15, 100]);
     }
 
     #[test]
