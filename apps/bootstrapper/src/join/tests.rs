@@ -200,6 +200,23 @@ async fn a_join_client_that_comes_second_lets_the_init_server_be() {
     assert!(matches!(boot(&*joining.node.attester).unwrap(), Boot::New));
 }
 
+/// It may have filled the disk.
+#[tokio::test]
+async fn what_a_mirror_made_a_worker_fetch_is_gone_before_its_state_is_written() {
+    let join_service = Arc::new(OnceLock::new());
+    let joining = TestNode::reaching(NodeRole::Worker, None, join_service.clone());
+    let service = service(&joining, &member(), ticket()).await;
+    join_service.set(service.address).unwrap();
+    let fetched = joining.file("run/state/components/unwanted");
+    std::fs::create_dir_all(fetched.parent().unwrap()).unwrap();
+    std::fs::write(&fetched, "").unwrap();
+    // Nothing can be written over a folder.
+    std::fs::create_dir_all(joining.file("run/state/constellation/node-state.json")).unwrap();
+    let error = join(&joining.node).await.unwrap_err();
+    assert!(matches!(error, BecomeMemberError::Files(_)), "{error}");
+    assert!(!fetched.exists());
+}
+
 #[tokio::test]
 async fn a_failed_worker_tries_kubeadm_again_and_then_gives_up() {
     tokio::time::pause();
