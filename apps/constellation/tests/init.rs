@@ -214,13 +214,18 @@ fn a_good_node_becomes_a_cluster() {
     assert_eq!(node.asked.lock().unwrap().len(), 1);
 }
 
-#[test]
-fn a_run_that_is_killed_while_a_worker_is_made_goes_on() {
+fn killed_while_a_worker_is_made() -> (Host, Node) {
     let (host, node) = (configured(), Node::new());
     let mut running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Success(derived_id(&host)));
     running.until("create worker-0\n");
     running.kill();
+    (host, node)
+}
+
+#[test]
+fn a_run_that_is_killed_while_a_worker_is_made_goes_on() {
+    let (host, node) = killed_while_a_worker_is_made();
     host.until(&["mini", "up"], "applying the services\n").kill();
     // One metadata endpoint, and two programs for each node: nothing was started twice.
     assert_eq!(host.processes().len(), 5);
@@ -248,11 +253,7 @@ fn a_worker_that_is_not_made_yet_is_known_and_its_ports_need_not_stay_free() {
 
 #[test]
 fn down_after_a_kill_while_a_worker_is_made_leaves_nothing() {
-    let (host, node) = (configured(), Node::new());
-    let mut running = host.until(&["mini", "up"], BOOTS);
-    node.serve_init(&host, Answer::Success(derived_id(&host)));
-    running.until("create worker-0\n");
-    running.kill();
+    let (host, _node) = killed_while_a_worker_is_made();
     assert!(host.run(&["mini", "down", "--yes"]).status.success());
     assert_eq!(host.processes(), Vec::<i32>::new());
 }

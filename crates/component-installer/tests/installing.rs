@@ -100,6 +100,15 @@ fn server(answers: Vec<Vec<u8>>) -> (Mirror, Arc<AtomicUsize>) {
     (mirror, requests)
 }
 
+/// The address of a server that a node has no business with, and how often it was asked.
+fn elsewhere() -> (String, Arc<AtomicUsize>) {
+    let (server, requests) = server(vec![http("200 OK", b"kubelet")]);
+    let Mirror::Address(address) = server else {
+        panic!("{server:?}")
+    };
+    (address.into(), requests)
+}
+
 fn http(status: &str, body: &[u8]) -> Vec<u8> {
     let mut answer = format!(
         "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
@@ -221,14 +230,11 @@ async fn a_mirror_that_lies_about_what_it_has_gets_nothing_installed() {
 #[tokio::test]
 async fn a_mirror_does_not_choose_what_a_node_looks_at() {
     let node = Node::new();
-    let (elsewhere, requests) = server(vec![http("200 OK", b"kubelet")]);
-    let Mirror::Address(elsewhere) = elsewhere else {
-        panic!("{elsewhere:?}")
-    };
+    let (elsewhere, requests) = elsewhere();
     node.publish("zero", b"zero");
     node.offer(vec![
         component("zero", b"zero", "/dev/zero"),
-        component(elsewhere.as_str(), b"kubelet", "/run/state/bin/kubelet"),
+        component(&elsewhere, b"kubelet", "/run/state/bin/kubelet"),
     ]);
     std::os::unix::fs::symlink("/dev", node.path("dev")).unwrap();
     let installer = Installer::new(node.path(""), node.path("components"));
@@ -240,10 +246,7 @@ async fn a_mirror_does_not_choose_what_a_node_looks_at() {
 #[tokio::test]
 async fn a_mirror_does_not_send_a_node_elsewhere() {
     let node = Node::new();
-    let (elsewhere, requests) = server(vec![http("200 OK", b"{}")]);
-    let Mirror::Address(elsewhere) = elsewhere else {
-        panic!("{elsewhere:?}")
-    };
+    let (elsewhere, requests) = elsewhere();
     let redirect =
         format!("HTTP/1.1 302 Found\r\nlocation: {elsewhere}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     let (mirror, _) = server(vec![redirect.into_bytes()]);
