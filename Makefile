@@ -6,8 +6,8 @@ E2E := $(CACHE)/e2e
 BENCH := $(CACHE)/bench
 TARGET = $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 CARGO_DENY := 0.20.2
-# What runs in nodes and pods is static.
-GUEST := x86_64-unknown-linux-musl
+# Where `cargo xtask compile` leaves what runs in nodes and pods.
+COMPILED = $(TARGET)/x86_64-unknown-linux-musl/release
 MIRROR := $(CACHE)/mirror
 IMAGE := $(CACHE)/node-image
 CONSTELLATION := cargo run --quiet --locked -p constellation -- --workspace local
@@ -39,14 +39,13 @@ test: check ## All of check, then unit and integration tests
 e2e: setup ## The node image, its state disks and a cluster in VMs, and a host that attacks them
 	cargo xtask kubernetes --out $(MIRROR)
 	cargo xtask image build --out $(E2E)/image
-	cargo build --quiet --locked --release --target $(GUEST) -p disk-mapper -p test-disk-vm -p probe \
-		--bin disk-mapper --bin disk-vm-guest --bin probe
+	cargo xtask compile disk-mapper disk-vm-guest probe
 	cargo build --quiet --locked -p constellation
 	cargo run --quiet --locked -p test-disk-vm --bin test-disk-vm -- --work $(E2E)/disks \
-		--programs $(TARGET)/$(GUEST)/release \
+		--programs $(COMPILED) \
 		--root "$$(cargo xtask image unpacked node)" --kernel-root "$$(cargo xtask image unpacked tools)"
 	CONSTELLATION_E2E_IMAGE=$(E2E)/image CONSTELLATION_E2E_MIRROR=$(MIRROR) \
-		CONSTELLATION_E2E_PROBE=$(TARGET)/$(GUEST)/release/probe CONSTELLATION_E2E_CLUSTER=$(E2E)/cluster \
+		CONSTELLATION_E2E_PROBE=$(COMPILED)/probe CONSTELLATION_E2E_CLUSTER=$(E2E)/cluster \
 		cargo test --locked -p e2e -- --test-threads=1 --nocapture
 
 up: setup ## A cluster on this machine, from the current code, in the folder local/

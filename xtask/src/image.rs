@@ -1,29 +1,26 @@
 //! `cargo xtask image`: builds the node's programs and hands them to the image builder.
 
-use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use cluster_types::Service;
 
 use crate::service_images;
+use crate::workspace::{Workspace, cargo, run_to_end};
 
 /// Programs that run on the node itself.
 const NODE_PROGRAMS: [&str; 3] = ["node-init", "disk-mapper", "bootstrapper"];
-
-/// Static, so that they need nothing of the image around them.
-const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// What can be done with the node image.
 #[derive(Subcommand)]
 pub(crate) enum ImageCommand {
     /// Build the disk image with its reference values.
     Build(BuildArgs),
-    /// Build the image twice, the second time without any cache, and compare.
+    /// Build the image twice, the second time from a copy of the sources without any cache, and compare.
     Reproduce(BuildArgs),
     /// Print the folder with the unpacked Debian packages of an image, unpacking them if need be.
     Unpacked {
@@ -62,7 +59,7 @@ pub(crate) struct BuildArgs {
 /// Runs the command.
 pub(crate) fn run(command: &ImageCommand) -> Result<()> {
     match command {
-        ImageCommand::Build(args) => build(args, &args.out, args.cache.as_deref()),
+        ImageCommand::Build(args) => build(&Workspace::here()?, args, &args.out, args.cache.as_deref()),
         ImageCommand::Reproduce(args) => reproduce(args),
         ImageCommand::Unpacked { purpose } => image_builder(["unpacked".into(), purpose.clone()]),
         ImageCommand::Lock => image_builder(["lock".into()]),
@@ -70,14 +67,14 @@ pub(crate) fn run(command: &ImageCommand) -> Result<()> {
     }
 }
 
-fn build(args: &BuildArgs, out: &Path, cache: Option<&Path>) -> Result<()> {
+fn build(workspace: &Workspace, args: &BuildArgs, out: &Path, cache: Option<&Path>) -> Result<()> {
     let programs = match &args.programs {
         Some(programs) => programs.clone(),
-        None => build_programs(&NODE_PROGRAMS, "node-programs")?,
+        None => programs(workspace, &NODE_PROGRAMS, "node-programs")?,
     };
     let container_images = match &args.container_images {
         Some(folder) => folder.clone(),
-        None => build_service_images()?,
+        None => service_images(workspace)?,
     };
     let mut arguments: Vec<OsString> = vec![
         "build".into(),
@@ -98,9 +95,16 @@ fn build(args: &BuildArgs, out: &Path, cache: Option<&Path>) -> Result<()> {
 }
 
 fn reproduce(args: &BuildArgs) -> Result<()> {
-    build(args, &args.out, args.cache.as_deref())?;
+    let here = Workspace::here()?;
+    build(&here, args, &args.out, args.cache.as_deref())?;
     let second = tempfile::Builder::new().prefix(".reproduce-").tempdir_in(&args.out)?;
-    build(args, &second.path().join("out"), Some(&second.path().join("cache")))?;
+    let elsewhere = here.copy_to(second.path())?;
+    build(
+        &elsewhere,
+        args,
+        &second.path().join("out"),
+        Some(&second.path().join("cache")),
+    )?;
     for file in ["node.img", "node.efi", "packages.lock", "reference-values.json"] {
         let files = [args.out.join(file), second.path().join("out").join(file)];
         let same = Command::new("cmp")
@@ -113,54 +117,27 @@ fn reproduce(args: &BuildArgs) -> Result<()> {
     Ok(())
 }
 
-/// Builds the services and puts each into a container image.
-fn build_service_images() -> Result<PathBuf> {
-    let programs = build_programs(&Service::ALL.map(Service::name), "service-programs")?;
-    let images = target_folder()?.join("service-images");
+/// Compiles the services and puts each into a container image.
+fn service_images(workspace: &Workspace) -> Result<PathBuf> {
+    let programs = programs(workspace, &Service::ALL.map(Service::name), "service-programs")?;
+    let images = workspace.target_folder().join("service-images");
     service_images::write(&programs, &images)?;
     Ok(images)
 }
 
-/// Builds static programs and copies them into a folder of their own.
-fn build_programs(programs: &[&str], folder: &str) -> Result<PathBuf> {
-    let packages = programs.iter().flat_map(|program| ["-p", program]);
-    cargo(
-        ["build", "--quiet", "--locked", "--release", "--target", TARGET]
-            .into_iter()
-            .chain(packages),
-    )?;
-    let target = target_folder()?;
-    let folder = target.join(folder);
+/// Compiles programs and copies them into a folder of their own.
+fn programs(workspace: &Workspace, programs: &[&str], folder: &str) -> Result<PathBuf> {
+    let compiled = workspace.compile(programs)?;
+    let folder = workspace.target_folder().join(folder);
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     for program in programs {
-        let built = target.join(TARGET).join("release").join(program);
-        fs::copy(&built, folder.join(program)).with_context(|| format!("copying {}", built.display()))?;
+        let compiled = compiled.join(program);
+        fs::copy(&compiled, folder.join(program)).with_context(|| format!("copying {}", compiled.display()))?;
     }
     Ok(folder)
 }
 
 fn image_builder(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
     let run = ["run", "--quiet", "-p", "image-builder", "--"].map(OsString::from);
-    cargo(run.into_iter().chain(arguments))
-}
-
-fn cargo(arguments: impl IntoIterator<Item = impl Into<OsString>>) -> Result<()> {
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(arguments.into_iter().map(Into::into))
-        .status()
-        .context("cannot start cargo")?;
-    ensure!(status.success(), "cargo failed ({status})");
-    Ok(())
-}
-
-fn target_folder() -> Result<PathBuf> {
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
-        .output()
-        .context("cannot start cargo")?;
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata gives no JSON")?;
-    let folder = metadata["target_directory"]
-        .as_str()
-        .ok_or_else(|| anyhow!("cargo metadata names no target folder"))?;
-    Ok(folder.into())
+    run_to_end(cargo().args(run).args(arguments))
 }

@@ -5,6 +5,7 @@ mod kubernetes;
 mod progress;
 mod service_images;
 mod tidy;
+mod workspace;
 
 use anyhow::Result;
 use clap::Parser;
@@ -17,6 +18,7 @@ enum Command {
     #[command(subcommand)]
     Image(image::ImageCommand),
     Kubernetes(kubernetes::KubernetesArgs),
+    Compile(workspace::CompileArgs),
     /// Check rules about the tree that no compiler knows.
     Tidy,
 }
@@ -25,6 +27,7 @@ fn main() -> Result<()> {
     match Command::parse() {
         Command::Image(command) => image::run(&command),
         Command::Kubernetes(args) => kubernetes::run(&args),
+        Command::Compile(args) => workspace::run(&args),
         Command::Tidy => tidy::run(),
     }
 }
@@ -60,6 +63,7 @@ mod input {
             ("kubernetes --cache=", "--cache <DIR>"),
             ("kubernetes --packages=", "--packages <TAR>"),
             ("kubernetes now", "now"),
+            ("compile", "<PROGRAM>"),
         ] {
             let error = parse(arguments).err().unwrap().to_string();
             assert!(error.contains(named), "{arguments}: {error}");
