@@ -38,7 +38,7 @@ test: check ## All of check, then unit and integration tests
 
 e2e: setup ## The node image, its state disks and a cluster in VMs, and a host that attacks them
 	cargo xtask kubernetes --out $(MIRROR)
-	cargo xtask image build --out $(E2E)/image
+	cargo xtask image reproduce --out $(E2E)/image
 	cargo xtask compile disk-mapper disk-vm-guest probe
 	cargo build --quiet --locked -p constellation
 	cargo run --quiet --locked -p test-disk-vm --bin test-disk-vm -- --work $(E2E)/disks \

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -97,24 +98,30 @@ fn build(workspace: &Workspace, args: &BuildArgs, out: &Path, cache: Option<&Pat
 fn reproduce(args: &BuildArgs) -> Result<()> {
     let here = Workspace::here()?;
     build(&here, args, &args.out, args.cache.as_deref())?;
-    let second = tempfile::Builder::new().prefix(".reproduce-").tempdir_in(&args.out)?;
-    let elsewhere = here.copy_to(second.path())?;
-    build(
-        &elsewhere,
-        args,
-        &second.path().join("out"),
-        Some(&second.path().join("cache")),
-    )?;
+    let second = args.out.join(".second");
+    remove(&second)?;
+    let elsewhere = here.copy_to(&second)?;
+    build(&elsewhere, args, &second.join("out"), Some(&second.join("cache")))?;
     for file in ["node.img", "node.efi", "packages.lock", "reference-values.json"] {
-        let files = [args.out.join(file), second.path().join("out").join(file)];
-        let same = Command::new("cmp")
-            .arg("--silent")
-            .args(&files)
-            .status()
-            .context("cannot start cmp")?;
-        ensure!(same.success(), "{file} differs between two builds");
+        let files = [args.out.join(file), second.join("out").join(file)];
+        let same = Command::new("cmp").args(&files).status().context("cannot start cmp")?;
+        ensure!(
+            same.success(),
+            "two builds of the same sources differ in {file}; what the second made is in {}",
+            second.display()
+        );
     }
-    Ok(())
+    remove(&second)
+}
+
+/// Removes what the second build made, or an interrupted one left.
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Compiles the services and puts each into a container image.
