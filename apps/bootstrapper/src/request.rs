@@ -1,12 +1,12 @@
 //! What the CLI asks for, parsed.
 
 use base64::prelude::{BASE64_URL_SAFE, Engine};
-use cluster_types::{ClusterId, MeasurementSalt};
+use cluster_types::{Cidr, ClusterId, MeasurementSalt, ParseCidrError};
 use component_installer::Mirror;
 use grpc_api::components::Component as ComponentMessage;
 use grpc_api::init::InitRequest as InitMessage;
 use key_derivation::{MasterSecret, cluster_id};
-use kubeadm::{CertSan, ClusterName, Ipv4Network};
+use kubeadm::{CertSan, ClusterName};
 use kubernetes_components::{Component, ComponentList};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -27,8 +27,8 @@ pub(crate) struct InitRequest {
     pub(crate) mirror: Option<Mirror>,
     pub(crate) name: ClusterName,
     pub(crate) cert_sans: Vec<CertSan>,
-    pub(crate) pods: Ipv4Network,
-    pub(crate) services: Ipv4Network,
+    pub(crate) pods: Cidr,
+    pub(crate) services: Cidr,
 }
 
 /// Every problem of a request, each with the field it is in. No secret is repeated.
@@ -69,11 +69,8 @@ impl InitRequest {
         let name = optional(&message.cluster_name).unwrap_or(DEFAULT_NAME);
         let name = problems.take("cluster_name", name.parse());
         let cert_sans = problems.take("apiserver_cert_sans", parse_cert_sans(&message.apiserver_cert_sans));
-        let pods = problems.take("pod_cidr", parse_network(&message.pod_cidr, Ipv4Network::PODS));
-        let services = problems.take(
-            "service_cidr",
-            parse_network(&message.service_cidr, Ipv4Network::SERVICES),
-        );
+        let pods = problems.take("pod_cidr", parse_network(&message.pod_cidr, Cidr::PODS));
+        let services = problems.take("service_cidr", parse_network(&message.service_cidr, Cidr::SERVICES));
         problems.take("conformance_mode", check_conformance_mode(message.conformance_mode));
         let request = || {
             let (master_secret, measurement_salt) = (master_secret?, measurement_salt?);
@@ -172,13 +169,11 @@ fn check_conformance_mode(wanted: bool) -> Result<(), &'static str> {
 }
 
 /// All of `whole`, or a part of it: packets to other addresses the node image would let out onto the host's wires.
-fn parse_network(text: &str, whole: Ipv4Network) -> Result<Ipv4Network, String> {
+fn parse_network(text: &str, whole: Cidr) -> Result<Cidr, String> {
     let Some(text) = optional(text) else {
         return Ok(whole);
     };
-    let network: Ipv4Network = text
-        .parse()
-        .map_err(|error: kubeadm::ParseNameError| error.to_string())?;
+    let network: Cidr = text.parse().map_err(|error: ParseCidrError| error.to_string())?;
     if whole.contains(network) {
         Ok(network)
     } else {
@@ -221,10 +216,7 @@ pub(crate) mod tests {
     fn what_is_left_out_has_a_default() {
         let request = InitRequest::parse(message()).unwrap();
         assert_eq!(request.name.to_string(), "constellation");
-        assert_eq!(
-            (request.pods, request.services),
-            (Ipv4Network::PODS, Ipv4Network::SERVICES)
-        );
+        assert_eq!((request.pods, request.services), (Cidr::PODS, Cidr::SERVICES));
         assert!(request.mirror.is_none());
     }
 
@@ -328,7 +320,10 @@ pub(crate) mod tests {
                 |m| m.apiserver_cert_sans = vec!["127.0.0.1".into(); 65],
                 "apiserver_cert_sans: 65 names, at most 64",
             ),
-            (|m| m.pod_cidr = "10.0.0.1/8".into(), "pod_cidr: \"10.0.0.1/8\" is not"),
+            (
+                |m| m.pod_cidr = "10.0.0.1/8".into(),
+                "pod_cidr: \"10.0.0.1/8\" has host bits set",
+            ),
             (
                 |m| m.pod_cidr = "10.1.0.0/16".into(),
                 "pod_cidr: 10.1.0.0/16 is outside 10.244.0.0/16",

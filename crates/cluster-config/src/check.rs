@@ -2,14 +2,13 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use cluster_types::{NodeName, NodeRole, ParseNodeRoleError};
+use cluster_types::{Cidr, NodeName, NodeRole, ParseCidrError, ParseNodeRoleError};
 
 use crate::problems::shown;
 use crate::raw::{self, Given};
-use crate::{Acceleration, Cidr, ClusterConfig, ConfigProblems, NodeGroup, QemuConfig};
+use crate::{Acceleration, ClusterConfig, ConfigProblems, NodeGroup, QemuConfig};
 
 /// Groups that every cluster has, as in the predecessor.
 const CONTROL_PLANES: &str = "control_plane_default";
@@ -21,11 +20,6 @@ const MAX_NAME_LEN: usize = 37;
 const MAX_CONTROL_PLANES: u32 = 1;
 /// Their addresses end in 100 to 199.
 const MAX_WORKERS: u32 = 100;
-/// Addresses of pods.
-const PODS: Cidr = Cidr::new(Ipv4Addr::new(10, 244, 0, 0), 16);
-/// Where Services are, or in a part of it: packets to these addresses never leave a node as they are
-/// (images/root/usr/share/constellation/pod-network.nft).
-const SERVICES: Cidr = Cidr::new(Ipv4Addr::new(10, 96, 0, 0), 12);
 
 impl TryFrom<raw::V5> for ClusterConfig {
     type Error = ConfigProblems;
@@ -52,7 +46,7 @@ impl TryFrom<raw::V5> for ClusterConfig {
                 kubernetes_version: kubernetes_version?,
                 mirror: mirror?,
                 service_cidr: service_cidr?,
-                pod_cidr: PODS,
+                pod_cidr: Cidr::PODS,
                 node_groups: node_groups?,
                 qemu: qemu?,
             })
@@ -116,20 +110,20 @@ fn check_image(path: String) -> Result<PathBuf, &'static str> {
 }
 
 fn check_service_cidr(text: String) -> Result<Cidr, String> {
-    let cidr: Cidr = text.parse().map_err(|error: crate::ParseCidrError| error.to_string())?;
+    let cidr: Cidr = text.parse().map_err(|error: ParseCidrError| error.to_string())?;
     // The API server takes at most 20 bits of IPv4 addresses for Services.
-    if !(12..=28).contains(&cidr.prefix()) {
+    if !(12..=28).contains(&cidr.prefix_len()) {
         return Err(format!(
             "{cidr} has a prefix of {} bits, expected 12 to 28",
-            cidr.prefix()
+            cidr.prefix_len()
         ));
     }
-    // Not shorter than this one, so it is inside or apart.
-    if SERVICES.overlaps(cidr) {
+    if Cidr::SERVICES.contains(cidr) {
         Ok(cidr)
     } else {
         Err(format!(
-            "{cidr} is outside {SERVICES}: only these addresses the node image keeps off the host's wires"
+            "{cidr} is outside {}: only these addresses the node image keeps off the host's wires",
+            Cidr::SERVICES
         ))
     }
 }

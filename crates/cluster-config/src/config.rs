@@ -1,11 +1,11 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use cluster_types::{KubernetesVersion, NodeName, NodeRole};
+use cluster_types::{Cidr, KubernetesVersion, NodeName, NodeRole};
 use infrastructure::NodeSpec;
 
 use crate::raw::{self, ShapeError};
-use crate::{Cidr, ConfigProblems, MirrorSource};
+use crate::{ConfigProblems, MirrorSource};
 
 /// The Kubernetes version of a configuration that nobody chose one for.
 pub const DEFAULT_KUBERNETES_VERSION: &str = "v1.35.4";

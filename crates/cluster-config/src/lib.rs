@@ -6,7 +6,6 @@
 //! No network, no processes, no clock.
 
 mod check;
-mod cidr;
 mod config;
 mod example;
 mod mirror;
@@ -16,7 +15,6 @@ mod state;
 mod workspace;
 
 pub use check::{ClusterNameError, check_cluster_name};
-pub use cidr::{Cidr, ParseCidrError};
 pub use config::{Acceleration, ClusterConfig, DEFAULT_KUBERNETES_VERSION, NodeGroup, ParseConfigError, QemuConfig};
 pub use example::{ExampleOptions, example};
 pub use mirror::{MirrorSource, ParseMirrorSourceError};

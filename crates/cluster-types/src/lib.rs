@@ -2,6 +2,7 @@
 //!
 //! Each type can hold only a valid value, so that code below the edge never checks again. There is no I/O here.
 
+mod cidr;
 mod disk;
 mod host_port;
 mod id;
@@ -11,6 +12,7 @@ mod service;
 mod variant;
 mod version;
 
+pub use cidr::{Cidr, ParseCidrError};
 pub use disk::{DiskUuid, ParseDiskUuidError};
 pub use host_port::{HostPort, ParseHostPortError};
 pub use id::{ClusterId, MeasurementSalt, WrongLength};

@@ -16,7 +16,7 @@ mod token;
 
 pub use folders::Folders;
 pub use kubelet_certificate::{IssueCertificateError, KubeletKey, PendingCertificate};
-pub use names::{CertSan, ClusterName, Ipv4Network, ParseNameError};
+pub use names::{CertSan, ClusterName, ParseNameError};
 pub use run::{InitError, JoinError, Kubeadm, Kubeconfig};
 pub use settings::{ClusterSettings, JoinSettings, NodeSettings, ProxyMode};
 pub use token::{BootstrapToken, ParseTokenError};

@@ -1,5 +1,5 @@
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use cluster_types::NodeName;
@@ -52,57 +52,6 @@ impl FromStr for CertSan {
     }
 }
 
-/// An IPv4 network such as `10.244.0.0/16`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ipv4Network {
-    address: Ipv4Addr,
-    prefix_len: u8,
-}
-
-impl Ipv4Network {
-    /// What pods get (docs/interfaces.md). The image keeps packets to these addresses and to those of Services off the host's wires.
-    pub const PODS: Self = Self {
-        address: Ipv4Addr::new(10, 244, 0, 0),
-        prefix_len: 16,
-    };
-    /// What Services get (docs/interfaces.md).
-    pub const SERVICES: Self = Self {
-        address: Ipv4Addr::new(10, 96, 0, 0),
-        prefix_len: 12,
-    };
-
-    /// Whether every address of the other one is in this one.
-    #[must_use]
-    pub fn contains(self, other: Self) -> bool {
-        let different = self.address.to_bits() ^ other.address.to_bits();
-        self.prefix_len <= other.prefix_len && different.leading_zeros() >= self.prefix_len.into()
-    }
-}
-
-impl FromStr for Ipv4Network {
-    type Err = ParseNameError;
-
-    /// Refuses addresses with bits outside the prefix: they are typing errors.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = || ParseNameError::new(text, "an IPv4 network like 10.244.0.0/16");
-        let (address, prefix_len) = text.split_once('/').ok_or_else(refuse)?;
-        let address: Ipv4Addr = address.parse().map_err(|_| refuse())?;
-        let prefix_len: u8 = prefix_len.parse().map_err(|_| refuse())?;
-        let host_bits = u32::MAX.checked_shr(prefix_len.into()).unwrap_or(0);
-        if (8..=30).contains(&prefix_len) && address.to_bits() & host_bits == 0 {
-            Ok(Self { address, prefix_len })
-        } else {
-            Err(refuse())
-        }
-    }
-}
-
-impl fmt::Display for Ipv4Network {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.prefix_len)
-    }
-}
-
 macro_rules! display_as_text {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -118,34 +67,6 @@ display_as_text!(ClusterName, CertSan);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn networks_have_no_host_bits() {
-        for good in ["10.244.0.0/16", "10.96.0.0/12", "192.168.1.0/30"] {
-            assert_eq!(good.parse::<Ipv4Network>().unwrap().to_string(), good);
-        }
-        for bad in [
-            "10.244.0.1/16",
-            "10.244.0.0",
-            "10.244.0.0/33",
-            "10.0.0.0/7",
-            "fd00::/8",
-            "",
-            "0.0.0.0/0",
-        ] {
-            assert!(bad.parse::<Ipv4Network>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_network_contains_itself_and_its_parts() {
-        let contains = |text: &str| Ipv4Network::SERVICES.contains(text.parse().unwrap());
-        assert!(contains("10.96.0.0/12"));
-        assert!(contains("10.100.0.0/16"));
-        assert!(!contains("10.96.0.0/11"));
-        assert!(!contains("10.112.0.0/16"));
-        assert!(!contains("10.80.0.0/12"));
-    }
 
     #[test]
     fn certificate_names_are_addresses_or_dns_names() {

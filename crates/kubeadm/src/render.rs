@@ -316,6 +316,8 @@ fn argument(name: &'static str, value: impl Into<String>) -> Argument {
 pub(crate) mod tests {
     use std::net::SocketAddrV4;
 
+    use cluster_types::Cidr;
+
     use super::*;
 
     pub(crate) fn cluster() -> ClusterSettings {
@@ -324,8 +326,8 @@ pub(crate) mod tests {
             version: "v1.35.4".parse().unwrap(),
             endpoint: SocketAddrV4::new([10, 42, 1, 100].into(), 6443),
             cert_sans: vec!["api.example.com".parse().unwrap(), "127.0.0.1".parse().unwrap()],
-            pods: crate::Ipv4Network::PODS,
-            services: crate::Ipv4Network::SERVICES,
+            pods: Cidr::PODS,
+            services: Cidr::SERVICES,
             proxy: ProxyMode::Nftables,
         }
     }

@@ -1,8 +1,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use cluster_types::{HostPort, KubernetesVersion, NodeName, NodeRole};
+use cluster_types::{Cidr, HostPort, KubernetesVersion, NodeName, NodeRole};
 
-use crate::{BootstrapToken, CertSan, ClusterName, Ipv4Network};
+use crate::{BootstrapToken, CertSan, ClusterName};
 
 /// What is the same for every node of a cluster.
 #[derive(Clone, Debug)]
@@ -16,9 +16,9 @@ pub struct ClusterSettings {
     /// Further names and addresses in the API server's certificate.
     pub cert_sans: Vec<CertSan>,
     /// Addresses of pods.
-    pub pods: Ipv4Network,
+    pub pods: Cidr,
     /// Addresses of Services.
-    pub services: Ipv4Network,
+    pub services: Cidr,
     /// How Services are made.
     pub proxy: ProxyMode,
 }
