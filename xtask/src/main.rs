@@ -84,4 +84,13 @@ mod input {
             "{error}"
         );
     }
+
+    #[test]
+    fn a_program_that_is_not_of_this_workspace_is_named() {
+        let Ok(Command::Compile(arguments)) = parse("compile docker") else {
+            panic!("compile takes names")
+        };
+        let error = workspace::run(&arguments).unwrap_err().to_string();
+        assert_eq!(error, "no program of this workspace is named \"docker\"");
+    }
 }

@@ -113,16 +113,14 @@ impl Workspace {
         Ok(flags.collect::<Vec<_>>().join("\x1f"))
     }
 
-    /// Folders and what programs call them. Where one is in another, the compiler takes the later entry.
+    /// Folders and what programs call them. Our own sources have no entry: cargo names them from the checkout on.
     fn fixed_names(&self) -> Result<Vec<(Utf8PathBuf, String)>> {
         let metadata = &self.metadata;
-        let workspace = &metadata.workspace_root;
         let made = iter::once(&metadata.target_directory).chain(&metadata.build_directory);
-        let mut names = vec![(workspace.clone(), "/constellation".into())];
-        names.extend(made.map(|folder| (folder.clone(), "/target".into())));
-        names.extend(self.dependencies().map(|folder| (folder, "/dependencies".into())));
-        names.push(standard_library(workspace)?);
-        Ok(names)
+        let made = made.map(|folder| (folder.clone(), "/target".into()));
+        let dependencies = self.dependencies().map(|folder| (folder, "/dependencies".into()));
+        let standard_library = standard_library(&metadata.workspace_root)?;
+        Ok(made.chain(dependencies).chain([standard_library]).collect())
     }
 
     /// The folders with other people's crates: one for each registry, whose name depends on the user's configuration.
