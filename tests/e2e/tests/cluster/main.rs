@@ -42,6 +42,7 @@ fn a_cluster_is_made_used_attacked_and_ended() -> Result<()> {
 fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
     let checks = checks![
         workload::every_node_is_ready_and_every_pod_runs,
+        workload::the_control_plane_is_not_asked_every_second,
         workload::every_node_is_verified,
         workload::a_service_answers_from_both_nodes_by_its_name,
         workload::pod_traffic_between_nodes_is_encrypted,

@@ -22,6 +22,24 @@ pub(crate) fn every_node_is_ready_and_every_pod_runs(cluster: &Cluster, _: &Imag
     })
 }
 
+/// kubeadm took our changes to its static pods.
+pub(crate) fn the_control_plane_is_not_asked_every_second(cluster: &Cluster, _: &Image) -> Result<()> {
+    let pods = list(
+        cluster,
+        &["pods", "--namespace", "kube-system", "--selector", "tier=control-plane"],
+    )?;
+    let probes: Vec<_> = pods
+        .iter()
+        .map(|pod| &pod["spec"]["containers"][0]["readinessProbe"])
+        .filter(|probe| !probe.is_null())
+        .collect();
+    ensure!(
+        probes.len() == 3 && probes.iter().all(|probe| probe["periodSeconds"] == 10),
+        "{probes:?}"
+    );
+    Ok(())
+}
+
 pub(crate) fn every_node_is_verified(cluster: &Cluster, _: &Image) -> Result<()> {
     let text = cluster.constellation(["verify"])?;
     let first = text.lines().next().unwrap_or_default();
