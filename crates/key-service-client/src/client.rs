@@ -2,6 +2,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{ConstantBuilder, Retryable};
 use grpc_api::kms::api_client::ApiClient;
 use grpc_api::kms::{GetDataKeyRequest, GetMasterSecretRequest};
 use hyper_util::rt::TokioIo;
@@ -19,6 +20,11 @@ use crate::identity::client_config;
 
 /// For one request, connecting included.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// Five seconds. In a new cluster the key service, its Service and the cluster's DNS come to life just before they are needed;
+/// a node that is sent away comes back later, with new Evidence.
+const REACH_DELAYS: ConstantBuilder = ConstantBuilder::new()
+    .with_delay(Duration::from_millis(500))
+    .with_max_times(10);
 
 /// Asks one key service for keys.
 pub struct KeyServiceClient {
@@ -122,8 +128,33 @@ async fn connect(
     uri: Uri,
 ) -> std::io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
     let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-    let stream = TcpStream::connect(authority).await?;
+    let stream = reach(&authority).await?;
     stream.set_nodelay(true)?;
     let name = ServerName::try_from("key-service").expect("a fixed DNS name is valid");
     Ok(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
+}
+
+/// Neither who answers nor what it says is tried twice, only whether somebody answers.
+async fn reach(authority: &str) -> std::io::Result<TcpStream> {
+    let connect = || TcpStream::connect(authority);
+    connect.retry(REACH_DELAYS).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_key_service_that_comes_up_late_is_waited_for() {
+        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        tokio::spawn(async move {
+            sleep(Duration::from_millis(700)).await;
+            TcpListener::bind(free).await.unwrap().accept().await.unwrap()
+        });
+        let stream = reach(&free.to_string()).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), free);
+    }
 }
