@@ -174,13 +174,7 @@ fn parse_network(text: &str, whole: Cidr) -> Result<Cidr, String> {
         return Ok(whole);
     };
     let network: Cidr = text.parse().map_err(|error: ParseCidrError| error.to_string())?;
-    if whole.contains(network) {
-        Ok(network)
-    } else {
-        Err(format!(
-            "{network} is outside {whole}: only these addresses the node image keeps off the host's wires"
-        ))
-    }
+    network.within(whole).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

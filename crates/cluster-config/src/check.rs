@@ -118,14 +118,7 @@ fn check_service_cidr(text: String) -> Result<Cidr, String> {
             cidr.prefix_len()
         ));
     }
-    if Cidr::SERVICES.contains(cidr) {
-        Ok(cidr)
-    } else {
-        Err(format!(
-            "{cidr} is outside {}: only these addresses the node image keeps off the host's wires",
-            Cidr::SERVICES
-        ))
-    }
+    cidr.within(Cidr::SERVICES).map_err(|error| error.to_string())
 }
 
 fn check_groups(raw: Given<raw::Groups>, problems: &mut ConfigProblems) -> Option<Vec<NodeGroup>> {

@@ -24,6 +24,14 @@ pub enum ParseCidrError {
     },
 }
 
+/// A network with addresses that the node image would let out onto the host's wires.
+#[derive(Debug, thiserror::Error)]
+#[error("{network} is outside {whole}: only these addresses the node image keeps off the host's wires")]
+pub struct OutsideError {
+    network: Cidr,
+    whole: Cidr,
+}
+
 impl Cidr {
     /// Addresses of pods (docs/interfaces.md). The image keeps packets to these and to those of Services off the host's
     /// wires (images/root/usr/share/constellation/pod-network.nft).
@@ -37,10 +45,16 @@ impl Cidr {
         self.0.prefix_len()
     }
 
-    /// Whether every address of the other one is in this one.
-    #[must_use]
-    pub fn contains(self, other: Self) -> bool {
-        self.0.contains(&other.0)
+    /// This network, if every address of it is in `whole`: [`Cidr::PODS`] or [`Cidr::SERVICES`].
+    ///
+    /// # Errors
+    /// When it has other addresses.
+    pub fn within(self, whole: Self) -> Result<Self, OutsideError> {
+        if whole.0.contains(&self.0) {
+            Ok(self)
+        } else {
+            Err(OutsideError { network: self, whole })
+        }
     }
 }
 
@@ -93,12 +107,12 @@ mod tests {
     }
 
     #[test]
-    fn a_network_contains_itself_and_its_parts() {
-        let contains = |text: &str| Cidr::SERVICES.contains(text.parse().unwrap());
-        assert!(contains("10.96.0.0/12"));
-        assert!(contains("10.100.0.0/16"));
-        assert!(!contains("10.96.0.0/11"));
-        assert!(!contains("10.112.0.0/16"));
-        assert!(!contains("10.80.0.0/12"));
+    fn a_network_is_within_itself_and_what_it_is_a_part_of() {
+        let is_within = |text: &str| text.parse::<Cidr>().unwrap().within(Cidr::SERVICES).is_ok();
+        assert!(is_within("10.96.0.0/12"));
+        assert!(is_within("10.100.0.0/16"));
+        assert!(!is_within("10.96.0.0/11"));
+        assert!(!is_within("10.112.0.0/16"));
+        assert!(!is_within("10.80.0.0/12"));
     }
 }

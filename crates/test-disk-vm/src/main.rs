@@ -5,7 +5,7 @@
 //! cryptsetup, mkfs, and `disk-vm-guest` as the first program, which drives them and reports.
 //!
 //! ```text
-//! cargo build --release --target x86_64-unknown-linux-musl -p disk-mapper -p test-disk-vm
+//! cargo xtask compile disk-mapper disk-vm-guest
 //! cargo run -p test-disk-vm -- --root ROOT --programs TARGET/x86_64-unknown-linux-musl/release --work FOLDER
 //! ```
 //!
