@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,19 +9,27 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
 use cluster_types::Service;
 
+use crate::folders;
 use crate::service_images;
 use crate::workspace::{Workspace, cargo, run_to_end};
 
 /// Programs that run on the node itself.
 const NODE_PROGRAMS: [&str; 3] = ["node-init", "disk-mapper", "bootstrapper"];
 
+/// The Debian packages of an image, in its definition and beside it.
+const LOCK: &str = "packages.lock";
+
 /// What can be done with the node image.
 #[derive(Subcommand)]
 pub(crate) enum ImageCommand {
     /// Build the disk image with its reference values.
     Build(BuildArgs),
-    /// Build the image twice, the second time from a copy of the sources without any cache, and compare.
-    Reproduce(BuildArgs),
+    /// Build the image, then again from a copy of what is in git, in other folders and from the beginning; and compare.
+    Reproduce {
+        /// The folder to write.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Print the folder with the unpacked Debian packages of an image, unpacking them if need be.
     Unpacked {
         /// `node` or `tools`, which has the kernel too.
@@ -60,15 +67,15 @@ pub(crate) struct BuildArgs {
 /// Runs the command.
 pub(crate) fn run(command: &ImageCommand) -> Result<()> {
     match command {
-        ImageCommand::Build(args) => build(&Workspace::here()?, args, &args.out, args.cache.as_deref()),
-        ImageCommand::Reproduce(args) => reproduce(args),
+        ImageCommand::Build(args) => build(&Workspace::here()?, args),
+        ImageCommand::Reproduce { out } => reproduce(out),
         ImageCommand::Unpacked { purpose } => image_builder(["unpacked".into(), purpose.clone()]),
         ImageCommand::Lock => image_builder(["lock".into()]),
         ImageCommand::Measure { uki } => image_builder(["measure".into(), uki.into()]),
     }
 }
 
-fn build(workspace: &Workspace, args: &BuildArgs, out: &Path, cache: Option<&Path>) -> Result<()> {
+fn build(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
     let programs = match &args.programs {
         Some(programs) => programs.clone(),
         None => programs(workspace, &NODE_PROGRAMS, "node-programs")?,
@@ -77,7 +84,18 @@ fn build(workspace: &Workspace, args: &BuildArgs, out: &Path, cache: Option<&Pat
         Some(folder) => folder.clone(),
         None => service_images(workspace)?,
     };
-    let mut arguments: Vec<OsString> = vec![
+    let mut further: Vec<OsString> = Vec::new();
+    if let Some(cache) = &args.cache {
+        further.extend(["--cache".into(), cache.into()]);
+    }
+    if args.locked {
+        further.push("--locked".into());
+    }
+    put_together(&args.out, &programs, &container_images, further)
+}
+
+fn put_together(out: &Path, programs: &Path, container_images: &Path, further: Vec<OsString>) -> Result<()> {
+    let arguments: [OsString; 7] = [
         "build".into(),
         "--out".into(),
         out.into(),
@@ -86,24 +104,40 @@ fn build(workspace: &Workspace, args: &BuildArgs, out: &Path, cache: Option<&Pat
         "--container-images".into(),
         container_images.into(),
     ];
-    if let Some(cache) = cache {
-        arguments.extend(["--cache".into(), cache.into()]);
-    }
-    if args.locked {
-        arguments.push("--locked".into());
-    }
-    image_builder(arguments)
+    image_builder(arguments.into_iter().chain(further))
 }
 
-fn reproduce(args: &BuildArgs) -> Result<()> {
+/// The second build has the same Debian packages as the first and nothing else of it: its sources are what somebody else would
+/// get from git, compiled in other folders. The image builder is this one.
+fn reproduce(out: &Path) -> Result<()> {
+    let second = out.join(".second");
+    folders::empty(&second)?;
     let here = Workspace::here()?;
-    build(&here, args, &args.out, args.cache.as_deref())?;
-    let second = args.out.join(".second");
-    remove(&second)?;
     let elsewhere = here.copy_to(&second)?;
-    build(&elsewhere, args, &second.join("out"), Some(&second.join("cache")))?;
-    for file in ["node.img", "node.efi", "packages.lock", "reference-values.json"] {
-        let files = [args.out.join(file), second.join("out").join(file)];
+
+    let programs_here = programs(&here, &NODE_PROGRAMS, "node-programs")?;
+    put_together(out, &programs_here, &service_images(&here)?, Vec::new())?;
+
+    let definition = elsewhere.root().join("images");
+    // A locked package may be gone from the mirror.
+    fs::copy(out.join(LOCK), definition.join(LOCK)).context("copying the list of packages")?;
+    let further = vec![
+        "--definition".into(),
+        definition.into(),
+        "--results".into(),
+        second.join("results").into(),
+    ];
+    let programs_elsewhere = programs(&elsewhere, &NODE_PROGRAMS, "node-programs")?;
+    let images_elsewhere = service_images(&elsewhere)?;
+    put_together(&second.join("out"), &programs_elsewhere, &images_elsewhere, further)?;
+
+    must_be_the_same(out, &second.join("out"))?;
+    folders::remove(&second)
+}
+
+fn must_be_the_same(first: &Path, second: &Path) -> Result<()> {
+    for file in ["node.img", "node.efi", "reference-values.json"] {
+        let files = [first.join(file), second.join(file)];
         let same = Command::new("cmp").args(&files).status().context("cannot start cmp")?;
         ensure!(
             same.success(),
@@ -111,17 +145,7 @@ fn reproduce(args: &BuildArgs) -> Result<()> {
             second.display()
         );
     }
-    remove(&second)
-}
-
-/// Removes what the second build made, or an interrupted one left.
-fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", folder.display()))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Compiles the services and puts each into a container image.
@@ -136,7 +160,7 @@ fn service_images(workspace: &Workspace) -> Result<PathBuf> {
 fn programs(workspace: &Workspace, programs: &[&str], folder: &str) -> Result<PathBuf> {
     let compiled = workspace.compile(programs)?;
     let folder = workspace.target_folder().join(folder);
-    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    folders::empty(&folder)?;
     for program in programs {
         let compiled = compiled.join(program);
         fs::copy(&compiled, folder.join(program)).with_context(|| format!("copying {}", compiled.display()))?;

@@ -1,5 +1,6 @@
 //! Our automation, in Rust: `cargo xtask <command>`.
 
+mod folders;
 mod image;
 mod kubernetes;
 mod progress;
@@ -54,6 +55,7 @@ mod input {
             ("image build --out x --cache=", "--cache <DIR>"),
             ("image build --out x --locked=yes", "--locked"),
             ("image reproduce", "--out <DIR>"),
+            ("image reproduce --out=", "--out <DIR>"),
             ("image unpacked", "<PURPOSE>"),
             ("image lock now", "now"),
             ("image measure", "<UKI>"),

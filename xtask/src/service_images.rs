@@ -1,15 +1,16 @@
 //! Container images of our services, which go into the node image.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cluster_types::Service;
 use oci_archive::{Compression, Content, Image, Layer, write_archive};
 
+use crate::folders;
+
 /// Writes one OCI archive for each service: its static program and nothing else.
 pub(crate) fn write(programs: &Path, folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    folders::empty(folder)?;
     for service in Service::ALL {
         let program = programs.join(service.name());
         let entrypoint = format!("/{}", service.name());

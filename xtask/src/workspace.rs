@@ -21,7 +21,7 @@ use crate::progress::Progress;
 /// Static, so that programs need nothing of the image or container around them.
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// Compile programs for nodes and pods, as they are in the image.
+/// Compile programs for nodes and pods the way those of the image are compiled.
 #[derive(Args)]
 pub(crate) struct CompileArgs {
     /// Names of programs of this workspace.
@@ -48,7 +48,7 @@ impl Workspace {
         Self::open(Path::new("."), Vec::new())
     }
 
-    /// A copy of its sources, to be compiled from the beginning and with other folders, as somebody else would.
+    /// A copy of what git has of it, to be compiled from the beginning and in other folders, as somebody else would.
     pub(crate) fn copy_to(&self, folder: &Path) -> Result<Self> {
         let folder = std::path::absolute(folder)?;
         let checkout = folder.join("checkout");
@@ -56,6 +56,7 @@ impl Workspace {
         let environment = vec![
             ("CARGO_HOME", folder.join("cargo")),
             ("CARGO_TARGET_DIR", folder.join("target")),
+            ("CARGO_BUILD_BUILD_DIR", folder.join("target")),
         ];
         Self::open(&checkout, environment)
     }
@@ -72,6 +73,11 @@ impl Workspace {
         Ok(Self { metadata, environment })
     }
 
+    /// Where the sources are.
+    pub(crate) fn root(&self) -> &Path {
+        self.metadata.workspace_root.as_std_path()
+    }
+
     /// Where cargo puts what it makes.
     pub(crate) fn target_folder(&self) -> &Path {
         self.metadata.target_directory.as_std_path()
@@ -84,6 +90,8 @@ impl Workspace {
             .current_dir(&self.metadata.workspace_root)
             .envs(self.environment.iter().cloned())
             .args(["build", "--quiet", "--locked", "--release", "--target", TARGET])
+            .arg("--target-dir")
+            .arg(self.target_folder())
             .env("CARGO_ENCODED_RUSTFLAGS", self.flags()?);
         for program in programs {
             cargo.args(["--package", self.package_of(program)?, "--bin", program]);
@@ -159,15 +167,12 @@ fn standard_library(workspace: &Utf8Path) -> Result<(Utf8PathBuf, String)> {
     ))
 }
 
-/// Copies what is in git or could be: what git ignores are results.
+/// Copies the files that git knows, as they are now.
 fn copy_sources(from: &Utf8Path, to: &Path) -> Result<()> {
-    let listed = output(Command::new("git").current_dir(from).args([
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ]))?;
+    let mut git = Command::new("git");
+    git.current_dir(from)
+        .args(["ls-files", "-z", "--cached", "--deduplicate"]);
+    let listed = output(&mut git).context("only a git checkout can be reproduced")?;
     // git lists a file that was deleted until that is committed.
     let files = listed
         .split_terminator('\0')

@@ -1,7 +1,7 @@
 //! What the CLI asks for, parsed.
 
 use base64::prelude::{BASE64_URL_SAFE, Engine};
-use cluster_types::{Cidr, ClusterId, MeasurementSalt, ParseCidrError};
+use cluster_types::{Cidr, ClusterId, MeasurementSalt};
 use component_installer::Mirror;
 use grpc_api::components::Component as ComponentMessage;
 use grpc_api::init::InitRequest as InitMessage;
@@ -69,8 +69,14 @@ impl InitRequest {
         let name = optional(&message.cluster_name).unwrap_or(DEFAULT_NAME);
         let name = problems.take("cluster_name", name.parse());
         let cert_sans = problems.take("apiserver_cert_sans", parse_cert_sans(&message.apiserver_cert_sans));
-        let pods = problems.take("pod_cidr", parse_network(&message.pod_cidr, Cidr::PODS));
-        let services = problems.take("service_cidr", parse_network(&message.service_cidr, Cidr::SERVICES));
+        let pods = problems.take(
+            "pod_cidr",
+            optional(&message.pod_cidr).map_or(Ok(Cidr::PODS), Cidr::for_pods),
+        );
+        let services = problems.take(
+            "service_cidr",
+            optional(&message.service_cidr).map_or(Ok(Cidr::SERVICES), Cidr::for_services),
+        );
         problems.take("conformance_mode", check_conformance_mode(message.conformance_mode));
         let request = || {
             let (master_secret, measurement_salt) = (master_secret?, measurement_salt?);
@@ -168,15 +174,6 @@ fn check_conformance_mode(wanted: bool) -> Result<(), &'static str> {
     if wanted { Err("is not supported") } else { Ok(()) }
 }
 
-/// All of `whole`, or a part of it: packets to other addresses the node image would let out onto the host's wires.
-fn parse_network(text: &str, whole: Cidr) -> Result<Cidr, String> {
-    let Some(text) = optional(text) else {
-        return Ok(whole);
-    };
-    let network: Cidr = text.parse().map_err(|error: ParseCidrError| error.to_string())?;
-    network.within(whole).map_err(|error| error.to_string())
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -217,7 +214,7 @@ pub(crate) mod tests {
     #[test]
     fn bad_input_to_each_field_gives_one_error_that_names_it() {
         type Change = fn(&mut InitMessage);
-        let cases: [(Change, &str); 34] = [
+        let cases: [(Change, &str); 36] = [
             (|m| m.kms_uri.clear(), "kms_uri: expected kms://cluster-kms?key="),
             (
                 |m| m.kms_uri = "kms://aws?".into(),
@@ -321,6 +318,14 @@ pub(crate) mod tests {
             (
                 |m| m.pod_cidr = "10.1.0.0/16".into(),
                 "pod_cidr: 10.1.0.0/16 is outside 10.244.0.0/16",
+            ),
+            (
+                |m| m.pod_cidr = "10.244.0.0/25".into(),
+                "pod_cidr: 10.244.0.0/25 is too small",
+            ),
+            (
+                |m| m.service_cidr = "10.96.0.0/29".into(),
+                "service_cidr: 10.96.0.0/29 is too small",
             ),
             (
                 |m| m.service_cidr = "fd00::/8".into(),

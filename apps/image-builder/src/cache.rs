@@ -18,10 +18,16 @@ pub(crate) struct CacheArgs {
     /// Folder for downloads and intermediate results [default: constellation/image in the user's cache folder]
     #[arg(long)]
     cache: Option<PathBuf>,
+    /// Folder for intermediate results, so that only downloads are taken from the cache [default: that of --cache]
+    #[arg(long)]
+    results: Option<PathBuf>,
 }
 
-/// A folder of results.
-pub(crate) struct Cache(PathBuf);
+/// A folder of downloads and one of results.
+pub(crate) struct Cache {
+    downloads: PathBuf,
+    results: PathBuf,
+}
 
 /// Names a result by what it was made from.
 pub(crate) struct Key(Hasher);
@@ -32,9 +38,17 @@ impl CacheArgs {
             Some(folder) => folder.clone(),
             None => user_cache()?.join("constellation/image"),
         };
-        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        Ok(Cache(fs::canonicalize(folder)?))
+        let results = self.results.as_ref().unwrap_or(&folder);
+        Ok(Cache {
+            downloads: created(&folder)?,
+            results: created(results)?,
+        })
     }
+}
+
+fn created(folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    Ok(fs::canonicalize(folder)?)
 }
 
 fn user_cache() -> Result<PathBuf> {
@@ -49,24 +63,26 @@ fn user_cache() -> Result<PathBuf> {
 }
 
 impl Cache {
-    /// A folder for files that need no key, because they are named by their own digest.
-    pub(crate) fn folder(&self, name: &str) -> Result<PathBuf> {
-        let folder = self.0.join(name);
-        fs::create_dir_all(&folder)?;
-        Ok(folder)
+    /// The folder for downloaded packages, which need no key because they are named by their own digest.
+    pub(crate) fn packages(&self) -> Result<PathBuf> {
+        created(&self.downloads.join("packages"))
     }
 
-    /// A temporary folder on the same file system.
+    /// A temporary folder on the file system of downloads.
+    pub(crate) fn temporary_for_downloads(&self) -> Result<tempfile::TempDir> {
+        temporary_in(&self.downloads)
+    }
+
+    /// A temporary folder on the file system of results.
     pub(crate) fn temporary(&self) -> Result<tempfile::TempDir> {
-        let builder = tempfile::Builder::new().prefix("build-").tempdir_in(&self.0);
-        builder.context("cannot create a temporary folder in the cache")
+        temporary_in(&self.results)
     }
 
     /// The folder with the result of a step; `make` fills it if there is none yet.
     ///
     /// A result appears whole or not at all, so that a build can be interrupted at any point.
     pub(crate) fn result(&self, step: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-        let folder = self.folder(step)?;
+        let folder = created(&self.results.join(step))?;
         let result = folder.join(key.finish().to_string());
         if result.is_dir() {
             return Ok(result);
@@ -84,6 +100,11 @@ impl Cache {
         remove_old(&folder, &result)?;
         Ok(result)
     }
+}
+
+fn temporary_in(folder: &Path) -> Result<tempfile::TempDir> {
+    let builder = tempfile::Builder::new().prefix("build-").tempdir_in(folder);
+    builder.context("cannot create a temporary folder in the cache")
 }
 
 fn remove_old(folder: &Path, newest: &Path) -> Result<()> {
@@ -191,6 +212,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = CacheArgs {
             cache: Some(folder.path().to_owned()),
+            results: None,
         };
         let cache = cache.open().unwrap();
         (folder, cache)
@@ -203,6 +225,20 @@ mod tests {
         let first = cache.result("step", Key::new("x"), make).unwrap();
         let second = cache.result("step", Key::new("x"), |_| panic!("made twice")).unwrap();
         assert_eq!(first, second);
+    }
+
+    #[test]
+    fn results_can_be_kept_apart_from_downloads() {
+        let (folder, cache) = cache();
+        let make = |dir: &Path| Ok(fs::write(dir.join("a"), "1")?);
+        let first = cache.result("step", Key::new("x"), make).unwrap();
+        let apart = CacheArgs {
+            cache: Some(folder.path().to_owned()),
+            results: Some(folder.path().join("apart")),
+        };
+        let apart = apart.open().unwrap();
+        assert_ne!(apart.result("step", Key::new("x"), make).unwrap(), first);
+        assert_eq!(apart.packages().unwrap(), cache.packages().unwrap());
     }
 
     #[test]

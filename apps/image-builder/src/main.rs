@@ -97,6 +97,7 @@ mod input {
             ("build --out x --programs x --image=", "--image <IMAGE>"),
             ("build --out x --programs x --image=a\"b", "--image <IMAGE>"),
             ("build --out x --programs x --cache=", "--cache <CACHE>"),
+            ("build --out x --programs x --results=", "--results <RESULTS>"),
             ("build --out x --programs x --locked=yes", "--locked"),
             ("build --out x --programs x more", "more"),
             ("measure", "<UKI>"),

@@ -105,7 +105,7 @@ pub(crate) fn load_lock(definition: &Definition) -> Result<Option<Lock>> {
 }
 
 fn archive_of(package: &LockedPackage, cache: &Cache) -> Result<PathBuf> {
-    Ok(cache.folder("packages")?.join(format!("{}.deb", package.sha256)))
+    Ok(cache.packages()?.join(format!("{}.deb", package.sha256)))
 }
 
 fn unpack_one(archive: &Path, into: &Path) -> Result<()> {
@@ -140,7 +140,7 @@ struct Apt {
 
 impl Apt {
     fn update(cache: &Cache) -> Result<Self> {
-        let folder = cache.temporary()?;
+        let folder = cache.temporary_for_downloads()?;
         let path = folder.path();
         for name in [
             "etc/preferences.d",

@@ -3,10 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 use std::path::Path;
+use std::time::Duration;
 
 use key_derivation::MasterSecret;
 use key_service_client::{AUDIENCE, KeyServiceClient, KeyServiceError, KeyServicePublicKey};
 use test_services::KeyService;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 use tonic::Code;
 
 const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
@@ -159,6 +163,23 @@ async fn a_server_with_another_key_is_not_talked_to() {
     let client = KeyServiceClient::new(service.address(), other, path).unwrap();
     assert_eq!(refusal(&client, DISK).await, Code::Unavailable);
     assert_eq!(service.audit(), "");
+}
+
+#[tokio::test]
+async fn one_that_comes_up_late_is_waited_for() {
+    let service = start().await;
+    let token = service.cluster().token("join-service", Some(AUDIENCE)).await.unwrap();
+    let path = service.token_file(&token).unwrap();
+    let late = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let address = service.address().to_owned();
+    tokio::spawn(async move {
+        sleep(Duration::from_millis(1500)).await;
+        let (mut caller, _) = TcpListener::bind(late).await.unwrap().accept().await.unwrap();
+        let mut service = TcpStream::connect(address).await.unwrap();
+        copy_bidirectional(&mut caller, &mut service).await
+    });
+    let client = KeyServiceClient::new(&late.to_string(), service.public_key(), path).unwrap();
+    client.data_key(DISK).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::path::PathBuf;
 
-use cluster_types::{Cidr, NodeName, NodeRole, ParseCidrError, ParseNodeRoleError};
+use cluster_types::{Cidr, NodeName, NodeRole, ParseNodeRoleError};
 
 use crate::problems::shown;
 use crate::raw::{self, Given};
@@ -30,12 +30,9 @@ impl TryFrom<raw::V5> for ClusterConfig {
         let image = problems.required("image", raw.image, check_image);
         let kubernetes_version = problems.required("kubernetesVersion", raw.kubernetes_version, |text| text.parse());
         let mirror = problems.required("mirror", raw.mirror, |text| text.parse());
-        let service_cidr = problems.optional(
-            "serviceCIDR",
-            raw.service_cidr,
-            defaults::SERVICE_CIDR,
-            check_service_cidr,
-        );
+        let service_cidr = problems.optional("serviceCIDR", raw.service_cidr, defaults::SERVICE_CIDR, |text| {
+            Cidr::for_services(&text)
+        });
         let node_groups = check_groups(raw.node_groups, &mut problems);
         let qemu = check_provider(raw.provider, &mut problems);
         problems.refuse("", &raw.unknown, known::TOP);
@@ -107,18 +104,6 @@ fn check_image(path: String) -> Result<PathBuf, &'static str> {
     } else {
         Ok(path.into())
     }
-}
-
-fn check_service_cidr(text: String) -> Result<Cidr, String> {
-    let cidr: Cidr = text.parse().map_err(|error: ParseCidrError| error.to_string())?;
-    // The API server takes at most 20 bits of IPv4 addresses for Services.
-    if !(12..=28).contains(&cidr.prefix_len()) {
-        return Err(format!(
-            "{cidr} has a prefix of {} bits, expected 12 to 28",
-            cidr.prefix_len()
-        ));
-    }
-    cidr.within(Cidr::SERVICES).map_err(|error| error.to_string())
 }
 
 fn check_groups(raw: Given<raw::Groups>, problems: &mut ConfigProblems) -> Option<Vec<NodeGroup>> {

@@ -65,8 +65,8 @@ fn values_that_cannot_be() {
         ("10.96.0.0/12", "10.96.0.0", "serviceCIDR", "10.96.0.0/12"),
         ("10.96.0.0/12", "fd00::/108", "serviceCIDR", "IPv4"),
         ("10.96.0.0/12", "\"\"", "serviceCIDR", "IPv4"),
-        ("10.96.0.0/12", "10.0.0.0/8", "serviceCIDR", "12 to 28"),
-        ("10.96.0.0/12", "10.96.0.0/29", "serviceCIDR", "12 to 28"),
+        ("10.96.0.0/12", "10.0.0.0/8", "serviceCIDR", "outside 10.96.0.0/12"),
+        ("10.96.0.0/12", "10.96.0.0/29", "serviceCIDR", "at most 28 bits"),
         ("10.96.0.0/12", "10.128.0.0/16", "serviceCIDR", "outside 10.96.0.0/12"),
         (
             "acceleration: auto",

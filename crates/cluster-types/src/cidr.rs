@@ -1,14 +1,13 @@
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 
-/// An IPv4 network such as `10.96.0.0/12` (RFC 4632).
+/// Addresses of a cluster's pods or Services, an IPv4 network such as `10.96.0.0/12` (RFC 4632).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr(Ipv4Net);
 
-/// A text that is no IPv4 network.
+/// A text that is no network for pods or Services.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseCidrError {
     /// Not of the form.
@@ -22,56 +21,70 @@ pub enum ParseCidrError {
         /// What was probably meant.
         network: Cidr,
     },
-}
-
-/// A network with addresses that the node image would let out onto the host's wires.
-#[derive(Debug, thiserror::Error)]
-#[error("{network} is outside {whole}: only these addresses the node image keeps off the host's wires")]
-pub struct OutsideError {
-    network: Cidr,
-    whole: Cidr,
+    /// The node image would let packets to other addresses out onto the host's wires.
+    #[error("{network} is outside {whole}: only these addresses the node image keeps off the host's wires")]
+    Outside {
+        /// What was written.
+        network: Cidr,
+        /// What it must be a part of.
+        whole: Cidr,
+    },
+    /// Too few addresses.
+    #[error("{network} is too small: expected a prefix of at most {longest} bits")]
+    TooSmall {
+        /// What was written.
+        network: Cidr,
+        /// Bits.
+        longest: u8,
+    },
 }
 
 impl Cidr {
     /// Addresses of pods (docs/interfaces.md). The image keeps packets to these and to those of Services off the host's
     /// wires (images/root/usr/share/constellation/pod-network.nft).
     pub const PODS: Self = Self(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16));
-    /// Addresses of Services.
+    /// Addresses of Services. The API server takes at most 20 bits of them.
     pub const SERVICES: Self = Self(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12));
 
-    /// Bits that are the same in all addresses.
-    #[must_use]
-    pub fn prefix_len(self) -> u8 {
-        self.0.prefix_len()
-    }
-
-    /// This network, if every address of it is in `whole`: [`Cidr::PODS`] or [`Cidr::SERVICES`].
+    /// [`Cidr::PODS`] or a part of it with room for one node at least: each gets 8 bits.
     ///
     /// # Errors
-    /// When it has other addresses.
-    pub fn within(self, whole: Self) -> Result<Self, OutsideError> {
-        if whole.0.contains(&self.0) {
-            Ok(self)
+    /// When the text is nothing of this.
+    pub fn for_pods(text: &str) -> Result<Self, ParseCidrError> {
+        parse(text)?.part_of(Self::PODS, 24)
+    }
+
+    /// [`Cidr::SERVICES`] or a part of it with at least ten addresses, which kubeadm insists on.
+    ///
+    /// # Errors
+    /// When the text is nothing of this.
+    pub fn for_services(text: &str) -> Result<Self, ParseCidrError> {
+        parse(text)?.part_of(Self::SERVICES, 28)
+    }
+
+    fn part_of(self, whole: Self, longest: u8) -> Result<Self, ParseCidrError> {
+        let network = self;
+        if !whole.0.contains(&network.0) {
+            Err(ParseCidrError::Outside { network, whole })
+        } else if network.0.prefix_len() > longest {
+            Err(ParseCidrError::TooSmall { network, longest })
         } else {
-            Err(OutsideError { network: self, whole })
+            Ok(network)
         }
     }
 }
 
-impl FromStr for Cidr {
-    type Err = ParseCidrError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let given: Ipv4Net = text
-            .parse()
-            .map_err(|_| ParseCidrError::Form(text.chars().take(64).collect()))?;
-        let network = Self(given.trunc());
-        if network.0 == given {
-            Ok(network)
-        } else {
-            let text = text.to_owned();
-            Err(ParseCidrError::HostBits { text, network })
-        }
+fn parse(text: &str) -> Result<Cidr, ParseCidrError> {
+    let given: Option<Ipv4Net> = text.parse().ok();
+    // Leading zeros: others take such numbers for octal ones.
+    let given = given.filter(|given| given.to_string() == text);
+    let given = given.ok_or_else(|| ParseCidrError::Form(text.chars().take(64).collect()))?;
+    let network = Cidr(given.trunc());
+    if network.0 == given {
+        Ok(network)
+    } else {
+        let text = text.to_owned();
+        Err(ParseCidrError::HostBits { text, network })
     }
 }
 
@@ -88,7 +101,7 @@ mod tests {
     #[test]
     fn reads_networks_and_nothing_else() {
         for good in ["10.96.0.0/12", "0.0.0.0/0", "10.42.1.100/32"] {
-            assert_eq!(good.parse::<Cidr>().unwrap().to_string(), good);
+            assert_eq!(parse(good).unwrap().to_string(), good);
         }
         for bad in [
             "",
@@ -98,21 +111,37 @@ mod tests {
             "fd00::/8",
             "10.96.0.0/-1",
             "10.96.0.0/+12",
+            "10.96.0.0/012",
+            "010.96.0.0/12",
             " 10.96.0.0/12",
             "10.96.0.0/12\n",
-            "10.96.0.1/12",
         ] {
-            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+            assert!(matches!(parse(bad), Err(ParseCidrError::Form(_))), "{bad}");
         }
+        assert!(matches!(parse("10.96.0.1/12"), Err(ParseCidrError::HostBits { .. })));
     }
 
     #[test]
-    fn a_network_is_within_itself_and_what_it_is_a_part_of() {
-        let is_within = |text: &str| text.parse::<Cidr>().unwrap().within(Cidr::SERVICES).is_ok();
-        assert!(is_within("10.96.0.0/12"));
-        assert!(is_within("10.100.0.0/16"));
-        assert!(!is_within("10.96.0.0/11"));
-        assert!(!is_within("10.112.0.0/16"));
-        assert!(!is_within("10.80.0.0/12"));
+    fn services_have_a_part_of_what_the_image_protects() {
+        for good in ["10.96.0.0/12", "10.100.0.0/16", "10.96.0.0/28"] {
+            assert_eq!(Cidr::for_services(good).unwrap().to_string(), good);
+        }
+        for bad in ["10.96.0.0/11", "10.112.0.0/16", "10.80.0.0/12"] {
+            let error = Cidr::for_services(bad).unwrap_err();
+            assert!(matches!(error, ParseCidrError::Outside { .. }), "{bad}: {error}");
+        }
+        let error = Cidr::for_services("10.96.0.0/29").unwrap_err();
+        assert!(matches!(error, ParseCidrError::TooSmall { .. }), "{error}");
+    }
+
+    #[test]
+    fn pods_have_a_part_of_what_the_image_protects() {
+        for good in ["10.244.0.0/16", "10.244.7.0/24"] {
+            assert_eq!(Cidr::for_pods(good).unwrap().to_string(), good);
+        }
+        let error = Cidr::for_pods("10.96.0.0/16").unwrap_err();
+        assert!(matches!(error, ParseCidrError::Outside { .. }), "{error}");
+        let error = Cidr::for_pods("10.244.0.0/25").unwrap_err();
+        assert!(matches!(error, ParseCidrError::TooSmall { .. }), "{error}");
     }
 }

@@ -12,7 +12,7 @@ mod service;
 mod variant;
 mod version;
 
-pub use cidr::{Cidr, OutsideError, ParseCidrError};
+pub use cidr::{Cidr, ParseCidrError};
 pub use disk::{DiskUuid, ParseDiskUuidError};
 pub use host_port::{HostPort, ParseHostPortError};
 pub use id::{ClusterId, MeasurementSalt, WrongLength};

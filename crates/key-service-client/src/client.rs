@@ -13,18 +13,18 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::KeyServicePublicKey;
 use crate::identity::client_config;
 
-/// For one request, connecting included.
+/// For one attempt, and for connecting.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// Five seconds. In a new cluster the key service, its Service and the cluster's DNS come to life just before they are needed;
-/// a node that is sent away comes back later, with new Evidence.
-const REACH_DELAYS: ConstantBuilder = ConstantBuilder::new()
-    .with_delay(Duration::from_millis(500))
-    .with_max_times(10);
+/// In a new cluster the key service and the cluster's DNS come to life just before they are needed; a node that is sent away
+/// comes back later, with new Evidence.
+const DELAYS: ConstantBuilder = ConstantBuilder::new()
+    .with_delay(Duration::from_secs(1))
+    .with_max_times(4);
 
 /// Asks one key service for keys.
 pub struct KeyServiceClient {
@@ -77,15 +77,17 @@ impl KeyServiceClient {
     /// A key of 32 bytes by its id.
     ///
     /// # Errors
-    /// When this caller may not have it, or the key service fails.
+    /// When this caller may not have it, or the key service fails. One that is out of reach is tried again for a few seconds.
     pub async fn data_key(&self, id: &str) -> Result<[u8; 32], KeyServiceError> {
         let request = GetDataKeyRequest {
             data_key_id: id.to_owned(),
             length: 32,
         };
-        let response = ApiClient::new(self.channel.clone())
-            .get_data_key(self.authenticated(request).await?)
-            .await?;
+        let ask = || async {
+            let request = self.authenticated(request.clone()).await?;
+            Ok(ApiClient::new(self.channel.clone()).get_data_key(request).await?)
+        };
+        let response = ask.retry(DELAYS).when(is_out_of_reach).await?;
         let key = SecretBytes::from_vec(response.into_inner().data_key);
         key.expose()
             .try_into()
@@ -95,13 +97,14 @@ impl KeyServiceClient {
     /// The master secret and its salt, for the control plane with this attested identity.
     ///
     /// # Errors
-    /// When this caller may not have it, or the key service fails.
+    /// As for [`Self::data_key`].
     pub async fn master_secret(&self, recipient: String) -> Result<(SecretBytes, Vec<u8>), KeyServiceError> {
-        let request = self.authenticated(GetMasterSecretRequest { recipient }).await?;
-        let response = ApiClient::new(self.channel.clone())
-            .get_master_secret(request)
-            .await?
-            .into_inner();
+        let request = GetMasterSecretRequest { recipient };
+        let ask = || async {
+            let request = self.authenticated(request.clone()).await?;
+            Ok(ApiClient::new(self.channel.clone()).get_master_secret(request).await?)
+        };
+        let response = ask.retry(DELAYS).when(is_out_of_reach).await?.into_inner();
         Ok((SecretBytes::from_vec(response.key), response.salt))
     }
 
@@ -123,38 +126,17 @@ impl KeyServiceClient {
     }
 }
 
+fn is_out_of_reach(error: &KeyServiceError) -> bool {
+    matches!(error, KeyServiceError::Refused(status) if status.code() == Code::Unavailable)
+}
+
 async fn connect(
     config: Arc<ClientConfig>,
     uri: Uri,
 ) -> std::io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
     let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-    let stream = reach(&authority).await?;
+    let stream = TcpStream::connect(authority).await?;
     stream.set_nodelay(true)?;
     let name = ServerName::try_from("key-service").expect("a fixed DNS name is valid");
     Ok(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
-}
-
-/// Neither who answers nor what it says is tried twice, only whether somebody answers.
-async fn reach(authority: &str) -> std::io::Result<TcpStream> {
-    let connect = || TcpStream::connect(authority);
-    connect.retry(REACH_DELAYS).await
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::net::TcpListener;
-    use tokio::time::sleep;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_key_service_that_comes_up_late_is_waited_for() {
-        let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        tokio::spawn(async move {
-            sleep(Duration::from_millis(700)).await;
-            TcpListener::bind(free).await.unwrap().accept().await.unwrap()
-        });
-        let stream = reach(&free.to_string()).await.unwrap();
-        assert_eq!(stream.peer_addr().unwrap(), free);
-    }
 }

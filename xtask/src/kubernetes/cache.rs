@@ -2,11 +2,12 @@
 
 use std::env;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use aws_lc_rs::digest::{Context, SHA256};
+
+use crate::folders;
 
 /// The folder that keeps results.
 pub(super) struct Cache {
@@ -40,7 +41,7 @@ impl Cache {
         lock.lock().context("locking the cache")?;
         if !target.is_dir() {
             let temporary = kind.join(".making");
-            remove_folder(&temporary).context("removing what an interrupted run left")?;
+            folders::remove(&temporary).context("removing what an interrupted run left")?;
             fs::create_dir(&temporary)?;
             fill(&temporary)?;
             fs::rename(&temporary, &target).context("moving the result into the cache")?;
@@ -111,14 +112,6 @@ fn user_cache() -> Result<PathBuf> {
     set("XDG_CACHE_HOME")
         .or_else(|| set("HOME").map(|home| home.join(".cache")))
         .context("neither XDG_CACHE_HOME nor HOME is set: pass --cache DIR")
-}
-
-/// Removes a folder with all that is in it; it need not be there.
-pub(super) fn remove_folder(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
 
 /// To be changed when other code than that of the keys makes other results from the same inputs.

@@ -10,10 +10,11 @@ use flate2::{Compression, GzBuilder};
 use kubernetes_components::{Component, ComponentHash, ComponentList, MIRROR_DOCUMENT};
 use oci_archive::{Content, Layer, write_archive};
 
-use super::cache::{Key, remove_folder};
+use super::cache::Key;
 use super::images::NamedImage;
 use super::recipe::{CNI_PLUGINS, Module, PROGRAMS, Recipe};
 use super::{Build, Programs};
+use crate::folders;
 use crate::progress::Progress;
 
 /// A complete mirror.
@@ -49,14 +50,14 @@ impl Mirror {
         let name = out.file_name().context("the folder has no name")?.display();
         let (new, old) = (parent.join(format!(".{name}.new")), parent.join(format!(".{name}.old")));
         // An interrupted run left them.
-        remove_folder(&new)?;
-        remove_folder(&old)?;
+        folders::remove(&new)?;
+        folders::remove(&old)?;
         copy_tree(&self.folder, &new)?;
         if out.exists() {
             fs::rename(&out, &old)?;
         }
         fs::rename(&new, &out)?;
-        remove_folder(&old)?;
+        folders::remove(&old)?;
         Ok(out)
     }
 }
