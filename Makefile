@@ -32,12 +32,12 @@ check: setup ## Formatting, lints, documentation, dependencies
 	cargo deny --locked --log-level error check bans licenses sources
 
 test: check ## All of check, then unit and integration tests
-	cargo xtask kubernetes --only kube-apiserver,etcd --out $(TEST_BINARIES)
+	cargo xtask upstream --only kube-apiserver,etcd --out $(TEST_BINARIES)
 	cargo build --workspace --locked
 	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) cargo test --workspace --exclude e2e --locked
 
 e2e: setup ## The node image, its state disks and a cluster in VMs, and a host that attacks them
-	cargo xtask kubernetes --out $(MIRROR)
+	cargo xtask upstream --out $(MIRROR)
 	cargo xtask image reproduce --out $(E2E)/image
 	cargo xtask compile disk-mapper disk-vm-guest probe
 	cargo build --quiet --locked -p constellation
@@ -49,7 +49,7 @@ e2e: setup ## The node image, its state disks and a cluster in VMs, and a host t
 		cargo test --locked -p e2e -- --test-threads=1 --nocapture
 
 up: setup ## A cluster on this machine, from the current code, in the folder local/
-	cargo xtask kubernetes --out $(MIRROR)
+	cargo xtask upstream --out $(MIRROR)
 	cargo xtask image build --out $(IMAGE)
 	$(CONSTELLATION) mini up --image $(IMAGE) --mirror $(MIRROR)
 	$(CONSTELLATION) verify
@@ -60,7 +60,7 @@ down: ## End that cluster and remove what it left
 	$(CONSTELLATION) mini down --yes
 
 bench: setup ## Figures with their aims, as medians and ratios of one run
-	cargo xtask kubernetes --only kube-apiserver,etcd --out $(TEST_BINARIES)
+	cargo xtask upstream --only kube-apiserver,etcd --out $(TEST_BINARIES)
 	cargo xtask image build --out $(E2E)/image
 	@mkdir -p $(BENCH)
 	cargo bench --locked -p attested-tls --bench handshake > $(BENCH)/1-handshakes

@@ -2,10 +2,10 @@
 
 mod folders;
 mod image;
-mod kubernetes;
 mod progress;
 mod service_images;
 mod tidy;
+mod upstream;
 mod workspace;
 
 use anyhow::Result;
@@ -18,7 +18,7 @@ enum Command {
     /// Build, measure and check the node image.
     #[command(subcommand)]
     Image(image::ImageCommand),
-    Kubernetes(kubernetes::KubernetesArgs),
+    Upstream(upstream::UpstreamArgs),
     Compile(workspace::CompileArgs),
     /// Check rules about the tree that no compiler knows.
     Tidy,
@@ -27,7 +27,7 @@ enum Command {
 fn main() -> Result<()> {
     match Command::parse() {
         Command::Image(command) => image::run(&command),
-        Command::Kubernetes(args) => kubernetes::run(&args),
+        Command::Upstream(args) => upstream::run(&args),
         Command::Compile(args) => workspace::run(&args),
         Command::Tidy => tidy::run(),
     }
@@ -59,12 +59,12 @@ mod input {
             ("image unpacked", "<PURPOSE>"),
             ("image lock now", "now"),
             ("image measure", "<UKI>"),
-            ("kubernetes --version 1.35", "--version <VERSION>"),
-            ("kubernetes --out=", "--out <DIR>"),
-            ("kubernetes --only etcd", "--out <DIR>"),
-            ("kubernetes --cache=", "--cache <DIR>"),
-            ("kubernetes --packages=", "--packages <TAR>"),
-            ("kubernetes now", "now"),
+            ("upstream --version 1.35", "--version <VERSION>"),
+            ("upstream --out=", "--out <DIR>"),
+            ("upstream --only etcd", "--out <DIR>"),
+            ("upstream --cache=", "--cache <DIR>"),
+            ("upstream --packages=", "--packages <TAR>"),
+            ("upstream now", "now"),
             ("compile", "<PROGRAM>"),
         ] {
             let error = parse(arguments).err().unwrap().to_string();
@@ -76,11 +76,11 @@ mod input {
     fn a_program_that_is_not_built_here_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().display();
-        let arguments = format!("kubernetes --only etcd,docker --out {folder}/out --cache {folder}/cache");
-        let Ok(Command::Kubernetes(arguments)) = parse(&arguments) else {
+        let arguments = format!("upstream --only etcd,docker --out {folder}/out --cache {folder}/cache");
+        let Ok(Command::Upstream(arguments)) = parse(&arguments) else {
             panic!("{arguments}")
         };
-        let error = kubernetes::run(&arguments).unwrap_err().to_string();
+        let error = upstream::run(&arguments).unwrap_err().to_string();
         assert!(
             error.starts_with("--only: no program is named \"docker\"; there are: "),
             "{error}"

@@ -19,9 +19,9 @@ const FOLDERS: [&str; 9] = [
     "crates/",
     "docs/",
     "images/",
-    "kubernetes/",
     "scripts/",
     "tests/",
+    "upstream/",
     "fuzz/",
     "xtask/",
 ];

@@ -163,7 +163,7 @@ async fn load_components(config: &ClusterConfig) -> Result<ComponentList> {
         .await
         .context("cannot read the mirror of Kubernetes")
         .next(
-            "fill a mirror with `constellation mirror create` or `cargo xtask kubernetes`, and set `mirror` in \
+            "fill a mirror with `constellation mirror create` or `cargo xtask upstream`, and set `mirror` in \
          constellation-conf.yaml to it",
         )?;
     if *list.kubernetes_version() != config.kubernetes_version {

@@ -17,7 +17,7 @@ pub(super) enum Minor {
 /// (`cmd/kubeadm/app/constants/constants.go`); building a mirror compares them with what kubeadm says.
 #[derive(Clone, Debug)]
 pub(super) struct Recipe {
-    /// The folder below `kubernetes/`, also the minor version's name.
+    /// The folder below `upstream/`, also the minor version's name.
     pub(super) minor: &'static str,
     /// Kubernetes itself.
     pub(super) kubernetes: &'static str,
@@ -137,7 +137,7 @@ pub(super) struct Module {
     pub(super) title: &'static str,
     /// Its upstream version.
     pub(super) version: &'static str,
-    /// The folder with `go.mod` and `go.sum`, below `kubernetes/`.
+    /// The folder with `go.mod` and `go.sum`, below `upstream/`.
     pub(super) folder: String,
     /// Its programs: our name and the Go package.
     pub(super) programs: Vec<(&'static str, &'static str)>,
@@ -301,7 +301,7 @@ mod tests {
                 .filter(|module| module.title != "pause")
             {
                 let path = super::super::workspace_root()
-                    .join("kubernetes")
+                    .join("upstream")
                     .join(&module.folder)
                     .join("go.mod");
                 let text = fs::read_to_string(&path).unwrap();

@@ -1,6 +1,6 @@
-//! `cargo xtask kubernetes`: builds upstream Kubernetes from its published Go modules and writes a mirror.
+//! `cargo xtask upstream`: builds upstream Kubernetes from its published Go modules and writes a mirror.
 //!
-//! 1. Programs are built from the module folders below `kubernetes/`, whose `go.sum` pins every source.
+//! 1. Programs are built from the module folders below `upstream/`, whose `go.sum` pins every source.
 //! 2. The packet filter tools come from Debian packages.
 //! 3. Images, binaries and CNI plugins become the files of a mirror, listed with their hashes in `components.json`.
 //!
@@ -29,7 +29,7 @@ use recipe::{Minor, Module, Recipe};
 
 /// Build upstream Kubernetes from its Go modules and write a mirror.
 #[derive(Args)]
-pub(crate) struct KubernetesArgs {
+pub(crate) struct UpstreamArgs {
     /// The minor version.
     #[arg(long, value_enum, default_value_t = Minor::V1_35)]
     version: Minor,
@@ -49,10 +49,10 @@ pub(crate) struct KubernetesArgs {
 
 /// Runs the command and prints where the result is.
 #[expect(clippy::print_stdout, reason = "the path is the command's result")]
-pub(crate) fn run(args: &KubernetesArgs) -> Result<()> {
+pub(crate) fn run(args: &UpstreamArgs) -> Result<()> {
     let build = Build {
         recipe: Recipe::new(args.version),
-        sources: workspace_root().join("kubernetes"),
+        sources: workspace_root().join("upstream"),
         cache: Cache::open(args.cache.clone())?,
         progress: Progress::start(),
     };
