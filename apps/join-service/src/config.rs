@@ -8,9 +8,9 @@ use anyhow::{Context, Result};
 use attestation::{AppraisalError, AttestationResult, Evidence, ReportBinding, Verifier};
 use attestation_tpm::{Membership, PcrPolicy};
 use attestation_variants::qemu_vtpm;
+use cluster_objects::JoinConfig;
 use cluster_types::Variant;
 use error_report::Chain;
-use kubernetes::JoinConfig;
 use tracing::{error, info};
 
 /// The kubelet swaps mounted files within about a minute of a change; looking this often adds nothing to that.

@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use attested_tls::AttestedNode;
+use cluster_objects::{Cluster, CreateBootstrapTokenError, JoinConfig, NodeRecordError, ReadComponentsError};
 use cluster_types::{ClusterId, DiskUuid, NodeName, NodeRole, ParseDiskUuidError};
 use grpc_api::join::{
     ControlPlaneCertOrKey, IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketResponse, MasterSecret,
@@ -10,7 +11,6 @@ use grpc_api::join::{
 use jiff::Timestamp;
 use key_derivation::cluster_id;
 use key_service_client::{KeyServiceClient, KeyServiceError};
-use kubernetes::{Cluster, CreateBootstrapTokenError, JoinConfig, NodeRecordError, ReadComponentsError};
 use role_grant::RoleGrantError;
 use secret::MeasurementSecret;
 use tonic::Status;

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use cluster_objects::JoinConfig;
 use cluster_types::MeasurementSalt;
 use key_service_client::KeyServicePublicKey;
-use kubernetes::JoinConfig;
 use measurements::{PcrIndex, PcrValue, ReferenceValues};
 use role_grant::OperatorKey;
 use tempfile::TempDir;

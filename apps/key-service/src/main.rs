@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use cluster_objects::Cluster;
 use key_derivation::MasterSecret;
-use kubernetes::Cluster;
 use prometheus_client::registry::Registry;
 use service_runtime::{RuntimeArgs, listen, start, start_logging};
 use tracing::info;

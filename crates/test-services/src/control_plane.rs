@@ -4,13 +4,14 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use attestation::Purpose;
 use attested_tls::{AttestedNode, HandshakeError, channel};
+use cluster_objects::{JoinConfig, components_config_map};
 use cluster_types::{ClusterId, MeasurementSalt, NodeRole, Service};
+use deployment::Object;
 use grpc_api::join::IssueJoinTicketRequest;
 use grpc_api::join::IssueJoinTicketResponse;
 use grpc_api::join::api_client::ApiClient;
 use key_derivation::{Label, MasterSecret, cluster_id};
 use key_service_client::AUDIENCE;
-use kubernetes::{Cluster, JoinConfig, components_object, deployment};
 use kubernetes_components::ComponentList;
 use measurements::PcrIndex;
 use role_grant::{OperatorKey, RoleGrant};
@@ -197,11 +198,12 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// The rights that the CLI applies, and nothing more.
 async fn apply(key_service: &KeyService) -> Result<()> {
     let cluster = key_service.cluster();
-    let admin = Cluster::new(cluster.admin()?);
-    admin.apply(&deployment::namespace()).await?;
-    admin.apply(&components_object(&components()?)).await?;
+    let admin = cluster.admin()?;
+    deployment::namespace().apply(&admin).await?;
+    let components = Object::new(components_config_map(&components()?));
+    components.apply(&admin).await?;
     for object in deployment::rights(Service::Join) {
-        admin.apply(&object).await?;
+        object.apply(&admin).await?;
     }
     let account = Service::Join.name();
     cluster.wait_until_allowed(account, "create", "", "secrets").await

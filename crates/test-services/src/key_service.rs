@@ -6,7 +6,6 @@ use anyhow::Result;
 use cluster_types::Service;
 use key_derivation::{Label, MasterSecret};
 use key_service_client::{KeyServiceClient, KeyServicePublicKey};
-use kubernetes::{Cluster, deployment};
 use tempfile::TempDir;
 use test_cluster::{TestCluster, free_address};
 
@@ -154,9 +153,9 @@ impl KeyService {
 }
 
 async fn grant_rights(cluster: &TestCluster) -> Result<()> {
-    let admin = Cluster::new(cluster.admin()?);
+    let admin = cluster.admin()?;
     for object in deployment::rights(Service::Key) {
-        admin.apply(&object).await?;
+        object.apply(&admin).await?;
     }
     let account = Service::Key.name();
     cluster

@@ -4,10 +4,11 @@ use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use cluster_objects::{JoinConfig, components_config_map};
+use deployment::{Object, PodNetwork, objects, pod_network};
 use key_derivation::{Label, MasterSecret};
 use key_service_client::KeyServicePublicKey;
-use kubernetes::deployment::{Object, PodNetwork, objects, pod_network};
-use kubernetes::{Cluster, JoinConfig, components_object};
+use kube::Client;
 use role_grant::OperatorKey;
 
 use crate::advice::Advise;
@@ -32,13 +33,13 @@ pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
         node_interface: NODE_INTERFACE.to_owned(),
         api_server: api_server(run)?,
     };
-    let mut wanted = vec![components_object(&run.components)];
+    let mut wanted = vec![Object::new(components_config_map(&run.components))];
     wanted.extend(pod_network(&network));
     wanted.extend(objects(&config));
-    let cluster = Cluster::new(kubeconfig::client(run.workspace).await?);
+    let client = kubeconfig::client(run.workspace).await?;
     for object in &wanted {
         step.detail(&object.title());
-        apply(run, &cluster, object).await?;
+        apply(run, &client, object).await?;
     }
     Ok(())
 }
@@ -66,10 +67,10 @@ fn api_server(run: &Run<'_>) -> Result<SocketAddrV4> {
     Ok(SocketAddrV4::new(address, KUBERNETES_PORT))
 }
 
-async fn apply(run: &Run<'_>, cluster: &Cluster, object: &Object) -> Result<()> {
+async fn apply(run: &Run<'_>, client: &Client, object: &Object) -> Result<()> {
     let deadline = Instant::now() + LIMIT;
     loop {
-        match cluster.apply(object).await {
+        match object.apply(client).await {
             Ok(()) => return Ok(()),
             Err(error) if Instant::now() > deadline => {
                 return Err(error)

@@ -1,4 +1,4 @@
-//! Typed access to the Kubernetes objects we own.
+//! What our programs read and write in a running cluster: their configuration, node records, tokens.
 //!
 //! [`Cluster`] wraps a client with the few operations that our services need, so that what they may do can be read off
 //! one page. It decides nothing about trust: callers bring attested identities and get stored facts.
@@ -6,7 +6,6 @@
 mod bootstrap_token;
 mod caller;
 mod components;
-pub mod deployment;
 mod join_config;
 mod node_record;
 
@@ -14,7 +13,7 @@ use kube::{Client, Config};
 
 pub use bootstrap_token::{BootstrapToken, CreateBootstrapTokenError};
 pub use caller::{Caller, ReviewTokenError};
-pub use components::{ReadComponentsError, components_object};
+pub use components::{ReadComponentsError, components_config_map};
 pub use join_config::{JOIN_CONFIG, JoinConfig, LoadJoinConfigError};
 pub use node_record::{NodeRecordError, RECORDS_NAMESPACE};
 

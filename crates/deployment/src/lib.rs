@@ -1,4 +1,4 @@
-//! Everything the CLI applies to a new cluster, as typed objects.
+//! What runs in a cluster because we put it there: our services, their rights and the pod network, as typed objects.
 //!
 //! There is no templating: an object is built by a function, and two objects that must agree share a constant.
 
@@ -8,14 +8,13 @@ mod pods;
 mod rights;
 mod services;
 
+use cluster_objects::{JoinConfig, RECORDS_NAMESPACE};
 use cluster_types::Service;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ObjectMeta;
 
 pub use apply::{ApplyError, Object};
 pub use pod_network::{PodNetwork, pod_network};
-
-use crate::{JoinConfig, RECORDS_NAMESPACE};
 
 /// Rights and service account of one service.
 #[must_use]
@@ -32,7 +31,7 @@ pub fn objects(config: &JoinConfig) -> Vec<Object> {
     objects
 }
 
-/// Where [`crate::Cluster::claim_disk`] and its like keep their records.
+/// Where [`cluster_objects::Cluster::claim_disk`] and its like keep their records.
 #[must_use]
 pub fn namespace() -> Object {
     Object::new(Namespace {

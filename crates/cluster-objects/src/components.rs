@@ -5,7 +5,6 @@ use kube::Api;
 use kube::api::ObjectMeta;
 use kubernetes_components::{ComponentList, ParseConfigMapError};
 
-use crate::deployment::Object;
 use crate::{Cluster, NAMESPACE};
 
 const COMPONENTS: &str = "components";
@@ -36,8 +35,8 @@ pub enum ReadComponentsError {
 
 /// The list as an immutable ConfigMap, named by its hash.
 #[must_use]
-pub fn components_object(list: &ComponentList) -> Object {
-    Object::new(ConfigMap {
+pub fn components_config_map(list: &ComponentList) -> ConfigMap {
+    ConfigMap {
         metadata: ObjectMeta {
             name: Some(list.config_map_name()),
             namespace: Some(NAMESPACE.into()),
@@ -49,7 +48,7 @@ pub fn components_object(list: &ComponentList) -> Object {
         ])),
         immutable: Some(true),
         ..ConfigMap::default()
-    })
+    }
 }
 
 impl Cluster {

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use cluster_objects::{JOIN_CONFIG, NAMESPACE};
 use cluster_types::Service;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
@@ -11,8 +12,6 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use key_service_client::AUDIENCE;
 use kube::api::ObjectMeta;
-
-use crate::{JOIN_CONFIG, NAMESPACE};
 
 /// User of pods that need no device and no file of root's.
 const UNPRIVILEGED: i64 = 65532;

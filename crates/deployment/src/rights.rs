@@ -1,10 +1,10 @@
+use cluster_objects::{NAMESPACE, RECORDS_NAMESPACE};
 use cluster_types::Service;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
 use kube::api::ObjectMeta;
 
-use crate::deployment::Object;
-use crate::{NAMESPACE, RECORDS_NAMESPACE};
+use crate::Object;
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 

@@ -4,12 +4,12 @@
 
 use std::collections::BTreeSet;
 
+use cluster_objects::JoinConfig;
 use cluster_types::Service;
+use deployment::PodNetwork;
 use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
-use kubernetes::Cluster;
-use kubernetes::deployment::{self, PodNetwork};
 use test_cluster::TestCluster;
 
 /// `verb group/resource` in one namespace, without what every authenticated user may do.
@@ -50,10 +50,10 @@ async fn list(client: &Client, namespace: &str) -> BTreeSet<String> {
 #[tokio::test]
 async fn services_may_do_only_what_is_listed_here() {
     let cluster = TestCluster::start().await.unwrap();
-    let admin = Cluster::new(cluster.admin().unwrap());
-    admin.apply(&deployment::namespace()).await.unwrap();
+    let admin = cluster.admin().unwrap();
+    deployment::namespace().apply(&admin).await.unwrap();
     for object in Service::ALL.into_iter().flat_map(deployment::rights) {
-        admin.apply(&object).await.unwrap();
+        object.apply(&admin).await.unwrap();
     }
     cluster
         .wait_until_allowed("key-service", "create", "authentication.k8s.io", "tokenreviews")
@@ -91,7 +91,7 @@ async fn services_may_do_only_what_is_listed_here() {
 #[tokio::test]
 async fn every_object_is_taken_and_can_be_applied_again() {
     let cluster = TestCluster::start().await.unwrap();
-    let admin = Cluster::new(cluster.admin().unwrap());
+    let admin = cluster.admin().unwrap();
     for _ in 0..2 {
         let network = PodNetwork {
             pod_cidr: "10.244.0.0/16".into(),
@@ -102,17 +102,17 @@ async fn every_object_is_taken_and_can_be_applied_again() {
             .into_iter()
             .chain(deployment::pod_network(&network))
         {
-            admin
-                .apply(&object)
+            object
+                .apply(&admin)
                 .await
                 .unwrap_or_else(|error| panic!("{}: {error:?}", object.title()));
         }
     }
 }
 
-fn example() -> kubernetes::JoinConfig {
+fn example() -> JoinConfig {
     use measurements::{PcrIndex, PcrValue, ReferenceValues};
-    kubernetes::JoinConfig {
+    JoinConfig {
         reference_values: ReferenceValues::new("image", [(PcrIndex::new(4), PcrValue::ZERO)].into()),
         measurement_salt: cluster_types::MeasurementSalt::new([1; 32]),
         operator_key: role_grant::OperatorPublicKey::new([2; 32]),

@@ -1,11 +1,9 @@
 use k8s_openapi::Resource;
-use kube::Api;
 use kube::api::{DynamicObject, Patch, PatchParams, TypeMeta};
 use kube::core::GroupVersionKind;
 use kube::discovery::ApiResource;
+use kube::{Api, Client};
 use serde::Serialize;
-
-use crate::Cluster;
 
 /// Who owns the fields we set.
 const FIELD_MANAGER: &str = "constellation";
@@ -49,29 +47,27 @@ impl Object {
         format!("{} {}", self.resource.kind, self.name())
     }
 
-    fn name(&self) -> &str {
-        self.object.metadata.name.as_deref().unwrap_or_default()
-    }
-}
-
-impl Cluster {
     /// Creates the object or makes it what it should be (server-side apply). Can be repeated.
     ///
     /// # Errors
     /// When the API server refuses it.
-    pub async fn apply(&self, object: &Object) -> Result<(), ApplyError> {
-        let api: Api<DynamicObject> = match &object.object.metadata.namespace {
-            Some(namespace) => Api::namespaced_with(self.client(), namespace, &object.resource),
-            None => Api::all_with(self.client(), &object.resource),
+    pub async fn apply(&self, client: &Client) -> Result<(), ApplyError> {
+        let api: Api<DynamicObject> = match &self.object.metadata.namespace {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &self.resource),
+            None => Api::all_with(client.clone(), &self.resource),
         };
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        api.patch(object.name(), &params, &Patch::Apply(&object.object))
+        api.patch(self.name(), &params, &Patch::Apply(&self.object))
             .await
             .map(drop)
             .map_err(|source| ApplyError {
-                kind: object.resource.kind.clone(),
-                name: object.name().to_owned(),
+                kind: self.resource.kind.clone(),
+                name: self.name().to_owned(),
                 source: Box::new(source),
             })
+    }
+
+    fn name(&self) -> &str {
+        self.object.metadata.name.as_deref().unwrap_or_default()
     }
 }

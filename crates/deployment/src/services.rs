@@ -1,11 +1,11 @@
+use cluster_objects::NAMESPACE;
 use cluster_types::Service;
 use k8s_openapi::api::core::v1::{Service as ServiceObject, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
 
 use super::pods::{daemon_set, labels};
-use crate::NAMESPACE;
-use crate::deployment::Object;
+use crate::Object;
 
 /// DaemonSet and Service.
 pub(super) fn objects(service: Service) -> Vec<Object> {
