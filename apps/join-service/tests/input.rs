@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 
 use cluster_objects::JoinConfig;
 use cluster_types::MeasurementSalt;
-use key_service_client::KeyServicePublicKey;
+use cluster_types::key_service::KeyServicePublicKey;
 use measurements::{PcrIndex, PcrValue, ReferenceValues};
 use role_grant::OperatorKey;
 use tempfile::TempDir;
@@ -101,7 +101,7 @@ fn config() -> TempDir {
         reference_values: ReferenceValues::new("image", BTreeMap::from([(PcrIndex::new(11), PcrValue::ZERO)])),
         measurement_salt: MeasurementSalt::new([5; 32]),
         operator_key: OperatorKey::from_seed(&[6; 32]).public(),
-        key_service_key: KeyServicePublicKey::of_seed(&[7; 32]),
+        key_service_key: KeyServicePublicKey::new([7; 32]),
         api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
         kubernetes_version: "v1.35.4".parse().unwrap(),
         components: format!("k8s-components-sha256-{}", "ab".repeat(32)),

@@ -2,10 +2,8 @@
 
 use std::fmt;
 
+use cluster_types::Service;
 use key_derivation::Label;
-
-/// The service account of the join service.
-const JOIN_SERVICE: &str = "system:serviceaccount:kube-system:join-service";
 
 /// What a caller asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +18,9 @@ impl Access {
     /// Everybody who is not named here may have nothing.
     pub(crate) fn is_allowed_to(self, caller: &str) -> bool {
         match self {
-            Self::DataKey(Label::MeasurementSecret | Label::Disk(_)) | Self::MasterSecret => caller == JOIN_SERVICE,
+            Self::DataKey(Label::MeasurementSecret | Label::Disk(_)) | Self::MasterSecret => {
+                caller == Service::Join.username()
+            }
             // They have no id on the wire; should one ever appear, it still is nobody's.
             Self::DataKey(Label::KeyServiceIdentity | Label::OperatorIdentity) => false,
         }
@@ -47,7 +47,10 @@ mod tests {
     #[test]
     fn the_join_service_gets_what_tickets_hold() {
         for access in [disk(), Access::DataKey(Label::MeasurementSecret), Access::MasterSecret] {
-            assert!(access.is_allowed_to(JOIN_SERVICE), "{access}");
+            assert!(
+                access.is_allowed_to("system:serviceaccount:kube-system:join-service"),
+                "{access}"
+            );
         }
     }
 
@@ -70,7 +73,11 @@ mod tests {
 
     #[test]
     fn identities_are_nobodys() {
-        assert!(!Access::DataKey(Label::KeyServiceIdentity).is_allowed_to(JOIN_SERVICE));
-        assert!(!Access::DataKey(Label::OperatorIdentity).is_allowed_to(JOIN_SERVICE));
+        assert!(
+            !Access::DataKey(Label::KeyServiceIdentity).is_allowed_to("system:serviceaccount:kube-system:join-service")
+        );
+        assert!(
+            !Access::DataKey(Label::OperatorIdentity).is_allowed_to("system:serviceaccount:kube-system:join-service")
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! What callers ask for, parsed.
 
+use cluster_types::key_service::MAX_KEY_LEN;
 use grpc_api::kms::{GetDataKeyRequest, GetMasterSecretRequest};
 use key_derivation::{Label, ParseKeyIdError};
-use key_service_client::MAX_KEY_LEN;
 
 use crate::policy::Access;
 

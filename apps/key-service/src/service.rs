@@ -1,10 +1,10 @@
 use cluster_objects::{Caller, Cluster, ReviewTokenError};
+use cluster_types::key_service::AUDIENCE;
 use error_report::Chain;
 use grpc_api::kms::api_server::Api;
 use grpc_api::kms::{GetDataKeyRequest, GetDataKeyResponse, GetMasterSecretRequest, GetMasterSecretResponse};
 use jiff::Timestamp;
 use key_derivation::{Epoch, Label, MasterSecret};
-use key_service_client::AUDIENCE;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 use tonic::{Request, Response, Status};

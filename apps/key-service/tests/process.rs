@@ -5,8 +5,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use cluster_types::key_service::AUDIENCE;
 use key_derivation::MasterSecret;
-use key_service_client::{AUDIENCE, KeyServiceClient, KeyServiceError, KeyServicePublicKey};
+use key_service_client::{KeyServiceClient, KeyServiceError, public_key};
 use test_services::KeyService;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -156,10 +157,7 @@ async fn no_key_leaves_when_it_cannot_be_recorded() {
 async fn a_server_with_another_key_is_not_talked_to() {
     let service = start().await;
     let token = service.cluster().token("join-service", Some(AUDIENCE)).await.unwrap();
-    let (path, other) = (
-        service.token_file(&token).unwrap(),
-        KeyServicePublicKey::of_seed(&[1; 32]),
-    );
+    let (path, other) = (service.token_file(&token).unwrap(), public_key(&[1; 32]));
     let client = KeyServiceClient::new(service.address(), other, path).unwrap();
     assert_eq!(refusal(&client, DISK).await, Code::Unavailable);
     assert_eq!(service.audit(), "");

@@ -1,13 +1,14 @@
 use std::collections::BTreeMap;
 
 use aws_lc_rs::rand;
+use cluster_types::Service;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
 use secret::SecretBytes;
 
-use crate::{Cluster, NAMESPACE};
+use crate::Cluster;
 
 /// Long enough for a kubeadm join under emulation, short enough to be worthless afterwards.
 const LIFETIME: SignedDuration = SignedDuration::from_mins(15);
@@ -66,7 +67,7 @@ impl Cluster {
             )),
             ..Secret::default()
         };
-        let secrets: Api<Secret> = Api::namespaced(self.client(), NAMESPACE);
+        let secrets: Api<Secret> = Api::namespaced(self.client(), Service::NAMESPACE);
         secrets
             .create(&PostParams::default(), &object)
             .await

@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 
+use cluster_types::Service;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::ObjectMeta;
 use kubernetes_components::{ComponentList, ParseConfigMapError};
 
-use crate::{Cluster, NAMESPACE};
+use crate::Cluster;
 
 const COMPONENTS: &str = "components";
 const CLUSTER_VERSION: &str = "cluster-version";
@@ -39,7 +40,7 @@ pub fn components_config_map(list: &ComponentList) -> ConfigMap {
     ConfigMap {
         metadata: ObjectMeta {
             name: Some(list.config_map_name()),
-            namespace: Some(NAMESPACE.into()),
+            namespace: Some(Service::NAMESPACE.into()),
             ..ObjectMeta::default()
         },
         data: Some(BTreeMap::from([
@@ -57,7 +58,7 @@ impl Cluster {
     /// # Errors
     /// When it cannot be read, or is not what its name says.
     pub async fn components(&self, name: &str) -> Result<ComponentList, ReadComponentsError> {
-        let api: Api<ConfigMap> = Api::namespaced(self.client(), NAMESPACE);
+        let api: Api<ConfigMap> = Api::namespaced(self.client(), Service::NAMESPACE);
         let object = api.get(name).await.map_err(|source| ReadComponentsError::Api {
             name: name.to_owned(),
             source: Box::new(source),

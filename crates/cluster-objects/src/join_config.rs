@@ -1,15 +1,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use cluster_types::{HostPort, KubernetesVersion, MeasurementSalt};
+use cluster_types::key_service::KeyServicePublicKey;
+use cluster_types::{HostPort, KubernetesVersion, MeasurementSalt, Service};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
-use key_service_client::KeyServicePublicKey;
 use kube::api::ObjectMeta;
 use measurements::ReferenceValues;
 use role_grant::OperatorPublicKey;
-
-use crate::NAMESPACE;
 
 /// Name of the ConfigMap.
 pub const JOIN_CONFIG: &str = "join-config";
@@ -85,7 +83,7 @@ impl JoinConfig {
         ConfigMap {
             metadata: ObjectMeta {
                 name: Some(JOIN_CONFIG.into()),
-                namespace: Some(NAMESPACE.into()),
+                namespace: Some(Service::NAMESPACE.into()),
                 ..ObjectMeta::default()
             },
             data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
@@ -171,7 +169,7 @@ mod tests {
             ),
             measurement_salt: MeasurementSalt::new([1; 32]),
             operator_key: OperatorPublicKey::new([2; 32]),
-            key_service_key: KeyServicePublicKey::of_seed(&[3; 32]),
+            key_service_key: KeyServicePublicKey::new([3; 32]),
             api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
             kubernetes_version: "v1.35.4".parse().unwrap(),
             components: "k8s-components-sha256-aa".into(),

@@ -17,9 +17,6 @@ pub use components::{ReadComponentsError, components_config_map};
 pub use join_config::{JOIN_CONFIG, JoinConfig, LoadJoinConfigError};
 pub use node_record::{NodeRecordError, RECORDS_NAMESPACE};
 
-/// Where our services and their configuration live.
-pub const NAMESPACE: &str = "kube-system";
-
 /// A Kubernetes cluster, as one of our programs sees it.
 #[derive(Clone)]
 pub struct Cluster {

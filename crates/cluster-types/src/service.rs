@@ -9,9 +9,23 @@ pub enum Service {
     Verification,
 }
 
+/// A port at which a service is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// `grpc` or `http`.
+    pub name: &'static str,
+    /// Inside the cluster.
+    pub number: u16,
+    /// On every node that runs the service, if it is reached from outside of the cluster.
+    pub on_node: Option<u16>,
+}
+
 impl Service {
     /// All of them; the key service first, because the join service calls it.
     pub const ALL: [Self; 3] = [Self::Key, Self::Join, Self::Verification];
+
+    /// The Kubernetes namespace of the services and their configuration.
+    pub const NAMESPACE: &str = "kube-system";
 
     /// Name of its program, container image, DaemonSet, Service and service account.
     #[must_use]
@@ -29,5 +43,46 @@ impl Service {
     #[must_use]
     pub fn image_name(self) -> String {
         format!("localhost/constellation/{}:v{}", self.name(), env!("CARGO_PKG_VERSION"))
+    }
+
+    /// Its name in the cluster's DNS.
+    #[must_use]
+    pub fn dns_name(self) -> String {
+        format!("{}.{}", self.name(), Self::NAMESPACE)
+    }
+
+    /// Its service account, as the API server names it.
+    #[must_use]
+    pub fn username(self) -> String {
+        format!("system:serviceaccount:{}:{}", Self::NAMESPACE, self.name())
+    }
+
+    /// Where it is reached.
+    #[must_use]
+    pub const fn ports(self) -> &'static [ServicePort] {
+        match self {
+            Self::Join => &[ServicePort::JOIN],
+            Self::Key => &[ServicePort::KEY],
+            Self::Verification => &[ServicePort::VERIFICATION, ServicePort::VERIFICATION_HTTP],
+        }
+    }
+}
+
+/// The numbers are the predecessor's (docs/interfaces.md).
+impl ServicePort {
+    /// The join service, on control planes.
+    pub const JOIN_ON_NODE: u16 = 30090;
+    /// The verification service, on every node.
+    pub const VERIFICATION_ON_NODE: u16 = 30081;
+    /// The same for clients that do not speak gRPC.
+    pub const VERIFICATION_HTTP_ON_NODE: u16 = 30080;
+
+    const JOIN: Self = Self::new("grpc", 9090, Some(Self::JOIN_ON_NODE));
+    const KEY: Self = Self::new("grpc", 9000, None);
+    const VERIFICATION: Self = Self::new("grpc", 9090, Some(Self::VERIFICATION_ON_NODE));
+    const VERIFICATION_HTTP: Self = Self::new("http", 8080, Some(Self::VERIFICATION_HTTP_ON_NODE));
+
+    const fn new(name: &'static str, number: u16, on_node: Option<u16>) -> Self {
+        Self { name, number, on_node }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 
-use cluster_objects::NAMESPACE;
+use cluster_types::Service;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMap, ConfigMapVolumeSource, Container, EnvVar, EnvVarSource, HostPathVolumeSource,
@@ -84,7 +84,7 @@ fn role_binding() -> ClusterRoleBinding {
         subjects: Some(vec![Subject {
             kind: "ServiceAccount".into(),
             name: NAME.into(),
-            namespace: Some(NAMESPACE.into()),
+            namespace: Some(Service::NAMESPACE.into()),
             ..Subject::default()
         }]),
     }
@@ -194,7 +194,7 @@ fn container(network: &PodNetwork) -> Container {
 fn named(name: &str) -> ObjectMeta {
     ObjectMeta {
         name: Some(name.into()),
-        namespace: Some(NAMESPACE.into()),
+        namespace: Some(Service::NAMESPACE.into()),
         ..ObjectMeta::default()
     }
 }

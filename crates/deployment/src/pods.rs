@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
-use cluster_objects::{JOIN_CONFIG, NAMESPACE};
+use cluster_objects::JOIN_CONFIG;
 use cluster_types::Service;
+use cluster_types::key_service::AUDIENCE;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, GRPCAction, HostPathVolumeSource,
@@ -10,7 +11,6 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use key_service_client::AUDIENCE;
 use kube::api::ObjectMeta;
 
 /// User of pods that need no device and no file of root's.
@@ -27,7 +27,7 @@ pub(super) fn daemon_set(service: Service) -> DaemonSet {
     DaemonSet {
         metadata: ObjectMeta {
             name: Some(service.name().into()),
-            namespace: Some(NAMESPACE.into()),
+            namespace: Some(Service::NAMESPACE.into()),
             labels: Some(labels(service)),
             ..ObjectMeta::default()
         },

@@ -1,4 +1,4 @@
-use cluster_objects::{NAMESPACE, RECORDS_NAMESPACE};
+use cluster_objects::RECORDS_NAMESPACE;
 use cluster_types::Service;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
@@ -11,7 +11,7 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 /// The least that works. What is not listed here is forbidden.
 pub(super) fn rights(service: Service) -> Vec<Object> {
     let mut objects = vec![Object::new(ServiceAccount {
-        metadata: named(service, Some(NAMESPACE)),
+        metadata: named(service, Some(Service::NAMESPACE)),
         automount_service_account_token: Some(service != Service::Verification),
         ..ServiceAccount::default()
     })];
@@ -23,7 +23,7 @@ pub(super) fn rights(service: Service) -> Vec<Object> {
         Service::Join => {
             // Bootstrap tokens are created, never read back; the list of components is in a ConfigMap named by its hash.
             let rules = vec![rule("", "secrets", &["create"]), rule("", "configmaps", &["get"])];
-            objects.extend(within(service, NAMESPACE, rules));
+            objects.extend(within(service, Service::NAMESPACE, rules));
             objects.extend(within(
                 service,
                 RECORDS_NAMESPACE,
@@ -90,7 +90,7 @@ fn role_ref(kind: &str, service: Service) -> RoleRef {
     let name = if kind == "ClusterRole" {
         named(service, None)
     } else {
-        named(service, Some(NAMESPACE))
+        named(service, Some(Service::NAMESPACE))
     }
     .name;
     RoleRef {
@@ -104,7 +104,7 @@ fn subject(service: Service) -> Subject {
     Subject {
         kind: "ServiceAccount".into(),
         name: service.name().into(),
-        namespace: Some(NAMESPACE.into()),
+        namespace: Some(Service::NAMESPACE.into()),
         ..Subject::default()
     }
 }

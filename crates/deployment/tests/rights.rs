@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use cluster_objects::JoinConfig;
 use cluster_types::Service;
+use cluster_types::key_service::KeyServicePublicKey;
 use deployment::PodNetwork;
 use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
 use kube::api::PostParams;
@@ -116,7 +117,7 @@ fn example() -> JoinConfig {
         reference_values: ReferenceValues::new("image", [(PcrIndex::new(4), PcrValue::ZERO)].into()),
         measurement_salt: cluster_types::MeasurementSalt::new([1; 32]),
         operator_key: role_grant::OperatorPublicKey::new([2; 32]),
-        key_service_key: key_service_client::KeyServicePublicKey::of_seed(&[3; 32]),
+        key_service_key: KeyServicePublicKey::new([3; 32]),
         api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
         kubernetes_version: "v1.35.4".parse().unwrap(),
         components: "k8s-components-sha256-aa".into(),

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
+use cluster_types::ServicePort;
 use infrastructure::NodePorts;
 
 use crate::accelerator::Accelerator;
@@ -31,9 +32,9 @@ pub(crate) fn forwards(ports: &NodePorts) -> [(u16, u16); 5] {
     [
         (ports.bootstrapper, 9000),
         (ports.kubernetes, 6443),
-        (ports.verify_http, 30080),
-        (ports.verify, 30081),
-        (ports.join, 30090),
+        (ports.verify_http, ServicePort::VERIFICATION_HTTP_ON_NODE),
+        (ports.verify, ServicePort::VERIFICATION_ON_NODE),
+        (ports.join, ServicePort::JOIN_ON_NODE),
     ]
 }
 

@@ -3,6 +3,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ConstantBuilder, Retryable};
+use cluster_types::Service;
+use cluster_types::key_service::KeyServicePublicKey;
 use grpc_api::kms::api_client::ApiClient;
 use grpc_api::kms::{GetDataKeyRequest, GetMasterSecretRequest};
 use hyper_util::rt::TokioIo;
@@ -15,7 +17,6 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Request, Status};
 
-use crate::KeyServicePublicKey;
 use crate::identity::client_config;
 
 /// For one attempt, and for connecting.
@@ -137,6 +138,6 @@ async fn connect(
     let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
     let stream = TcpStream::connect(authority).await?;
     stream.set_nodelay(true)?;
-    let name = ServerName::try_from("key-service").expect("a fixed DNS name is valid");
+    let name = ServerName::try_from(Service::Key.name()).expect("a fixed DNS name is valid");
     Ok(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
 }

@@ -4,8 +4,9 @@ use std::process::ExitStatus;
 
 use anyhow::Result;
 use cluster_types::Service;
+use cluster_types::key_service::KeyServicePublicKey;
 use key_derivation::{Label, MasterSecret};
-use key_service_client::{KeyServiceClient, KeyServicePublicKey};
+use key_service_client::{KeyServiceClient, public_key};
 use tempfile::TempDir;
 use test_cluster::{TestCluster, free_address};
 
@@ -103,7 +104,7 @@ impl KeyService {
     /// By which callers know it.
     #[must_use]
     pub fn public_key(&self) -> KeyServicePublicKey {
-        KeyServicePublicKey::of_seed(&self.master_secret.kek().derive_array(Label::KeyServiceIdentity))
+        public_key(&self.master_secret.kek().derive_array(Label::KeyServiceIdentity))
     }
 
     /// A client that presents a token of this service account for this audience.

@@ -1,12 +1,9 @@
 use std::net::SocketAddrV4;
 
 use cloud_metadata::Instance;
-use cluster_types::NodeRole;
+use cluster_types::{NodeRole, ServicePort};
 
 use crate::node::Hints;
-
-/// The join service's port on every control plane (docs/interfaces.md).
-const JOIN_SERVICE: u16 = 30090;
 
 /// Where join services may be: the address of the API server first, then every control plane, this node excepted.
 pub(super) fn join_services(hints: &Hints, peers: &[Instance]) -> Vec<SocketAddrV4> {
@@ -22,7 +19,7 @@ pub(super) fn join_services(hints: &Hints, peers: &[Instance]) -> Vec<SocketAddr
     }
     addresses
         .into_iter()
-        .map(|address| SocketAddrV4::new(address.ip(), JOIN_SERVICE))
+        .map(|address| SocketAddrV4::new(address.ip(), ServicePort::JOIN_ON_NODE))
         .collect()
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use cluster_objects::{JoinConfig, components_config_map};
 use deployment::{Object, PodNetwork, objects, pod_network};
 use key_derivation::{Label, MasterSecret};
-use key_service_client::KeyServicePublicKey;
+use key_service_client::public_key;
 use kube::Client;
 use role_grant::OperatorKey;
 
@@ -50,7 +50,7 @@ fn join_config(run: &Run<'_>, secret: &MasterSecret) -> Result<JoinConfig> {
         reference_values: run.reference_values.clone(),
         measurement_salt: run.state.measurement_salt,
         operator_key: OperatorKey::from_seed(&kek.derive_array(Label::OperatorIdentity)).public(),
-        key_service_key: KeyServicePublicKey::of_seed(&kek.derive_array(Label::KeyServiceIdentity)),
+        key_service_key: public_key(&kek.derive_array(Label::KeyServiceIdentity)),
         api_server_endpoint: api_server(run)?.into(),
         kubernetes_version: run.config.kubernetes_version.clone(),
         components: run.components.config_map_name(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use key_service_client::AUDIENCE;
+use cluster_types::key_service::AUDIENCE;
 use test_figures::{Clock, Samples, WARM_UP};
 use test_services::KeyService;
 

@@ -7,10 +7,11 @@ use attestation::Purpose;
 use attestation_tpm::NotAuthentic;
 use attested_tls::{HandshakeError, channel};
 use cluster_config::names;
+use cluster_types::key_service::AUDIENCE;
 use e2e::{Answer, Cluster, Image, Machine, segment_port};
 use grpc_api::join::IssueJoinTicketRequest;
 use key_derivation::Label;
-use key_service_client::{AUDIENCE, KeyServiceClient, KeyServiceError, KeyServicePublicKey};
+use key_service_client::{KeyServiceClient, KeyServiceError, public_key};
 use tempfile::NamedTempFile;
 use test_services::join_request;
 use tokio::runtime::Runtime;
@@ -159,7 +160,7 @@ pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &
     for (token, expected, reason) in strangers {
         let mut file = NamedTempFile::new()?;
         file.write_all(token.as_bytes())?;
-        let key = KeyServicePublicKey::of_seed(&seed);
+        let key = public_key(&seed);
         in_the_log(cluster, "key-service", &[reason], async {
             let client = KeyServiceClient::new(forward.address(), key, file.path().to_owned())?;
             match client.data_key(&disk).await {
