@@ -1,4 +1,4 @@
-//! The state disk of this node: opened by the disk-mapper under a throw-away key, re-keyed here.
+//! This node's state disk: the disk-mapper opened it under an ephemeral key, and it is re-keyed here.
 
 use std::io;
 use std::path::Path;
@@ -14,27 +14,27 @@ use tokio::task::spawn_blocking;
 
 use crate::lock::Locked;
 
-/// Blocks for as long as the disk takes.
+/// Its methods block until the disk is done.
 pub(crate) trait StateDisk: Send + Sync {
     fn uuid(&self) -> Result<DiskUuid, StateDiskError>;
 
-    /// Replaces the throw-away key; afterwards it opens nothing and is gone.
+    /// Replaces the ephemeral key, which then opens nothing and is deleted.
     fn rekey(&self, key: &StateDiskKey) -> Result<(), StateDiskError>;
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateDiskError {
-    #[error("the disks of this machine cannot be listed")]
+    #[error("cannot list this machine's disks")]
     List(#[source] io::Error),
-    #[error("the state disk cannot be found")]
+    #[error("cannot find the state disk")]
     Find(#[from] FindStateDiskError),
-    #[error("the state disk is not a new one that the disk-mapper opened")]
+    #[error("the state disk is not a new disk opened by the disk-mapper")]
     Load(#[from] LoadNewStateDiskError),
-    #[error("the state disk cannot be re-keyed")]
+    #[error("cannot re-key the state disk")]
     Rekey(#[from] RekeyError),
 }
 
-/// The disk that the disk-mapper formatted and opened in this boot.
+/// The disk that the disk-mapper formatted and opened during this boot.
 pub(crate) struct LuksStateDisk;
 
 impl StateDisk for LuksStateDisk {
@@ -65,7 +65,7 @@ pub(crate) async fn disk_uuid(disk: &Arc<dyn StateDisk>) -> Result<DiskUuid, Sta
         .expect("disk operations do not panic")
 }
 
-/// Only a node whose cluster is measured gets a disk that this cluster's keys open.
+/// Only a node that has measured its cluster id gets a disk that this cluster's keys open.
 pub(crate) async fn rekey(_: &Locked, disk: &Arc<dyn StateDisk>, key: StateDiskKey) -> Result<(), StateDiskError> {
     let disk = disk.clone();
     spawn_blocking(move || disk.rekey(&key))

@@ -15,16 +15,16 @@ use crate::lock::Locked;
 const NODE_STATE: &str = "run/state/constellation/node-state.json";
 const MASTER_SECRET: &str = "run/state/constellation/master-secret.json";
 const PKI: &str = "etc/kubernetes/pki";
-/// The document has about 200 bytes.
+/// A real document has about 200 bytes.
 const MAX_NODE_STATE_LEN: u64 = 4096;
 
-/// What a node must remember over a reboot.
+/// What a node must remember across reboots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NodeState {
     version: Version,
     pub(crate) role: NodeRole,
-    /// Input of the cluster id; the other one comes with the rejoin ticket.
+    /// One input of the cluster id; the other one comes with the rejoin ticket.
     pub(crate) measurement_salt: MeasurementSalt,
     pub(crate) address: Ipv4Addr,
     pub(crate) stage: Stage,
@@ -36,11 +36,11 @@ enum Version {
     V1,
 }
 
-/// How far the node came.
+/// How far the node has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Stage {
-    /// The disk has its final key, but Kubernetes does not run yet. A node that boots like this was interrupted.
+    /// The disk has its final key, but Kubernetes does not run yet. A node that boots in this stage was interrupted.
     Joining,
     /// Kubernetes runs.
     Member,
@@ -48,13 +48,13 @@ pub(crate) enum Stage {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadNodeStateError {
-    #[error("there is no state of this node")]
+    #[error("this node has no stored state")]
     Missing,
-    #[error("the node's state cannot be read")]
+    #[error("cannot read the node's state")]
     Read(#[from] io::Error),
     #[error("the node's state is longer than {MAX_NODE_STATE_LEN} bytes")]
     TooLong,
-    #[error("the node's state is not in the documented form")]
+    #[error("the node's state is malformed")]
     Json(#[from] serde_json::Error),
 }
 
@@ -78,7 +78,7 @@ impl NodeState {
     }
 }
 
-/// The node's files, below a root that only tests change.
+/// The node's files, below a root folder that only tests change.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeFiles {
     root: PathBuf,
@@ -86,7 +86,7 @@ pub(crate) struct NodeFiles {
 }
 
 impl NodeFiles {
-    /// `key_service` is the user that may read the master secret.
+    /// `key_service` is the id of the user that may read the master secret.
     pub(crate) fn new(root: impl Into<PathBuf>, key_service: u32) -> Self {
         Self {
             root: root.into(),
@@ -102,7 +102,7 @@ impl NodeFiles {
         self.root.join(absolute.trim_start_matches('/'))
     }
 
-    /// Writes a file that everyone may read.
+    /// Replaces a file that everyone may read.
     pub(crate) fn replace(&self, absolute: &str, content: &[u8]) -> io::Result<()> {
         replace_file(&self.path(absolute), content, 0o644, None)
     }
@@ -117,22 +117,22 @@ impl NodeFiles {
         }
     }
 
-    /// Asks for a locked node, because before that the disk has a key that is thrown away.
+    /// Takes a locked node, because until then the disk has only its ephemeral key.
     pub(crate) fn write_state(&self, _: &Locked, state: &NodeState) -> io::Result<()> {
         let json = serde_json::to_vec_pretty(state).expect("the document has text keys only");
         replace_file(&self.root.join(NODE_STATE), &json, 0o600, None)
     }
 
-    /// Only for control planes.
+    /// For control planes only.
     pub(crate) fn write_master_secret(&self, _: &Locked, secret: &MasterSecret) -> io::Result<()> {
         let path = self.root.join(MASTER_SECRET);
         replace_file(&path, secret.to_json().as_bytes(), 0o400, Some(self.key_service))?;
-        // The key service runs as another user and has to get to its file.
+        // The key service runs as another user and has to reach its file.
         let folder = path.parent().expect("the file is in a folder");
         fs::set_permissions(folder, Permissions::from_mode(0o711))
     }
 
-    /// One of the files that control planes share, by its checked name below the folder of the cluster's keys.
+    /// Writes one of the files that control planes share. `name` was checked and is below the folder with the cluster's keys.
     pub(crate) fn write_pki(&self, _: &Locked, name: &str, content: &[u8]) -> io::Result<()> {
         let mode = if name.ends_with(".key") { 0o600 } else { 0o644 };
         replace_file(&self.root.join(PKI).join(name), content, mode, None)

@@ -15,21 +15,21 @@ use crate::node::{Node, PrepareError};
 use crate::progress::{Event, Progress};
 use crate::request::InitRequest;
 
-/// An initialisation that somebody with the init secret asked for, and that has the node lock.
+/// An initialisation whose caller presented the init secret and that holds the node lock.
 pub(crate) struct InitJob {
     pub(crate) claim: Claim,
     pub(crate) request: InitRequest,
     pub(crate) progress: Arc<Progress>,
 }
 
-/// Why the node did not become the first of a cluster. It cannot be used again without a restart and a blank disk.
+/// The node could not become the first of a cluster. It needs a restart and a blank disk before it can be used again.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InitialiseError {
     #[error(transparent)]
     Measure(#[from] MeasureError),
     #[error(transparent)]
     Disk(#[from] StateDiskError),
-    #[error("the node's files cannot be written")]
+    #[error("cannot write the node's files")]
     Files(#[from] io::Error),
     #[error(transparent)]
     Prepare(#[from] PrepareError),
@@ -37,13 +37,13 @@ pub(crate) enum InitialiseError {
     Kubeadm(#[from] InitError),
 }
 
-/// Makes this node the first of a cluster, and tells the callers.
+/// Makes this node the first of a cluster and reports to the callers.
 ///
 /// 1. The cluster id is measured: from here on this node belongs to this cluster or to none.
 /// 2. The state disk gets the key that only this cluster derives.
 /// 3. The node's state and the master secret are written to it.
 /// 4. Kubernetes is installed, and images are imported.
-/// 5. kubeadm makes the cluster.
+/// 5. kubeadm creates the cluster.
 /// 6. The node's state says that it is a member.
 ///
 /// # Cancel safety
@@ -118,6 +118,6 @@ async fn make_cluster(node: &Node, request: &InitRequest) -> Result<Kubeconfig, 
         services: request.services,
         proxy: node.proxy_mode(),
     };
-    // Only the validity of a certificate hangs on the clock, and a wrong one makes it useless, not dangerous.
+    // Only a certificate's validity depends on the clock; a wrong clock makes the certificate useless, not dangerous.
     node.kubeadm().init(&cluster, &node.settings(), SystemTime::now()).await
 }

@@ -1,8 +1,8 @@
 //! `init.API/Init`: the CLI makes this node the first of a cluster.
 //!
 //! # Security
-//! The caller is not attested; it shows the init secret. Before that it learns nothing: not the state of the node, not
-//! what is wrong with its request, and never the journal.
+//! The caller does not attest; it presents the init secret. Until then it learns nothing: neither the node's state, nor
+//! what is wrong with its request, nor anything from the journal.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,7 +30,7 @@ use crate::node::Node;
 use crate::progress::{Event, Progress};
 use crate::request::InitRequest;
 
-/// Messages that the caller has not yet taken.
+/// How many messages may wait for the caller to take them.
 const BACKLOG: usize = 8;
 
 pub(crate) struct InitServer {
@@ -47,7 +47,7 @@ struct Current {
 }
 
 impl InitServer {
-    /// The job goes to whoever runs it; there is at most one.
+    /// Hands the job to the task that runs it; there is at most one job.
     pub(crate) fn new(node: Arc<Node>) -> (Self, mpsc::Receiver<InitJob>) {
         let (jobs, receiver) = mpsc::channel(1);
         let server = Self {
@@ -58,7 +58,7 @@ impl InitServer {
         (server, receiver)
     }
 
-    /// Starts an initialisation, or finds the one that this very request started before its connection was lost.
+    /// Starts an initialisation, or finds the one that the same request started before its connection was lost.
     fn start_or_attach(&self, request: InitRequest) -> Result<Current, Status> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         match &*current {
@@ -92,10 +92,10 @@ impl InitServer {
 impl Api for InitServer {
     type InitStream = ReceiverStream<Result<InitResponse, Status>>;
 
-    /// 1. The caller shows the init secret.
+    /// 1. The caller presents the init secret.
     /// 2. The request is parsed.
-    /// 3. An initialisation is started, or found.
-    /// 4. Its events are sent, from the first one on; after a failure the journal follows.
+    /// 3. An initialisation is started, or the running one is found.
+    /// 4. Its events are sent from the first one on, followed by the journal after a failure.
     ///
     /// # Cancel safety
     /// A lost connection does not stop the initialisation.
@@ -118,7 +118,7 @@ impl Api for InitServer {
     }
 }
 
-/// Compares digests, in constant time: neither length nor content of the secret shows in the time it takes.
+/// Compares digests in constant time, so that the time reveals neither length nor content of the secret.
 fn is_init_secret(expected: &InitSecretHash, secret: &[u8]) -> bool {
     verify_slices_are_equal(digest(&SHA256, secret).as_ref(), expected.as_bytes()).is_ok()
 }
@@ -165,7 +165,7 @@ async fn send_journal(node: &Node, sender: &Sender) {
                 }
             }
         }
-        Err(error) => warn!(error = %Chain(&error), "the journal cannot be read"),
+        Err(error) => warn!(error = %Chain(&error), "cannot read the journal"),
     }
 }
 

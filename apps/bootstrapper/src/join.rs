@@ -1,4 +1,4 @@
-//! From a new node to a member of a cluster that exists.
+//! From a new node to a member of an existing cluster.
 
 mod endpoints;
 #[cfg(test)]
@@ -31,11 +31,11 @@ use crate::repeated::Repeated;
 use endpoints::join_services;
 use ticket::{InvalidTicket, Ticket};
 
-/// For one request for a ticket. The service asks other services and the API server.
+/// For one ticket request. The service calls other services and the API server meanwhile.
 const TICKET_LIMIT: Duration = Duration::from_secs(60);
-/// A join service that does not answer the handshake must not keep us from the others.
+/// A join service that does not answer the handshake must not delay the others for long.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
-/// A control plane that failed half-way may already be a member of etcd; joining again would make a second one.
+/// For workers only: a control plane that failed half-way may already be a member of etcd, and joining again would add another.
 const WORKER_ATTEMPTS: u32 = 3;
 const ATTEMPT_DELAY: Duration = Duration::from_secs(5);
 
@@ -44,33 +44,33 @@ const ATTEMPT_DELAY: Duration = Duration::from_secs(5);
 pub(crate) enum Joined {
     /// The node is a member.
     Member,
-    /// The init server has the node.
+    /// The init server holds the node lock.
     InitTookOver,
 }
 
-/// Why the node is unusable. It must power off; another attempt needs a blank disk.
+/// The node has become unusable. It must power off, and another attempt needs a blank disk.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BecomeMemberError {
     #[error(transparent)]
     Measure(#[from] MeasureError),
     #[error(transparent)]
     Disk(#[from] StateDiskError),
-    #[error("the node's files cannot be written")]
+    #[error("cannot write the node's files")]
     Files(#[from] io::Error),
     #[error(transparent)]
     Prepare(#[from] PrepareError),
     #[error(transparent)]
     Kubeadm(#[from] JoinError),
-    #[error("the TPM cannot be read")]
+    #[error("cannot read the TPM")]
     Tpm(#[from] TpmError),
 }
 
-/// Why there is no ticket yet. Another attempt may give one.
+/// There is no ticket yet. Another attempt may get one.
 #[derive(Debug, thiserror::Error)]
 enum NoTicketError {
     #[error("metadata does not say where the control planes are")]
     Metadata(#[from] MetadataError),
-    #[error("metadata names no control plane but this node")]
+    #[error("metadata names no control plane other than this node")]
     NoControlPlane,
     #[error(transparent)]
     Disk(#[from] StateDiskError),
@@ -89,7 +89,7 @@ enum AskError {
     Refused(tonic::Status),
     #[error("the join service did not answer within {TICKET_LIMIT:?}")]
     TimedOut,
-    #[error("the ticket is refused")]
+    #[error("invalid ticket")]
     Ticket(#[from] InvalidTicket),
 }
 
@@ -99,15 +99,15 @@ struct Admission {
     kubelet_key: KubeletKey,
 }
 
-/// Joins the cluster that the metadata leads to and the join service proves.
+/// Joins the cluster that metadata leads to and whose join service attests.
 ///
-/// 1. A join service of an accepted image that belongs to a cluster issues a ticket. Meanwhile a worker fetches what it will
-///    probably need.
+/// 1. A join service that runs an accepted image and belongs to a cluster issues a ticket. Meanwhile a worker fetches what
+///    it will probably need.
 /// 2. The node lock is taken, unless the init server has it.
 /// 3. The node becomes a member.
 ///
 /// # Errors
-/// When the node cannot be used any more. Before the lock is taken nothing is an error: it is tried again.
+/// When the node cannot be used any more. Until the lock is taken, failures are retried and are not errors.
 ///
 /// # Cancel safety
 /// Until the lock is taken, dropping the future leaves at most a ticket that expires.
@@ -124,7 +124,7 @@ pub(crate) async fn join(node: &Node) -> Result<Joined, BecomeMemberError> {
     Ok(Joined::Member)
 }
 
-/// Opens sessions with nodes of this node's own image that belong to some cluster, and with nobody else.
+/// Opens sessions only with nodes that run this node's own image and belong to some cluster.
 fn endpoint_for_members(node: &Node) -> Result<Endpoint, TpmError> {
     let accepted = Verifiers::one(qemu_vtpm::verifier(members_of_own_image(&node.attester)?));
     let limits = Limits {
@@ -134,12 +134,12 @@ fn endpoint_for_members(node: &Node) -> Result<Endpoint, TpmError> {
     Ok(node.endpoint(PeerPolicy::Attested(Arc::new(accepted)), limits))
 }
 
-/// Only workers: a control plane may be about to be made the first one.
+/// For workers only: a control plane may be about to become the first one.
 async fn fetch_in_advance<T>(node: &Node) -> T {
     if node.hints.this_node.role == NodeRole::Worker
         && let Err(error) = node.prefetch().await
     {
-        info!(error = %Chain(&error), "components cannot be fetched in advance");
+        info!(error = %Chain(&error), "cannot fetch components in advance");
     }
     std::future::pending().await
 }
@@ -208,7 +208,7 @@ async fn ask(node: &Node, endpoint: &Endpoint, disk: DiskUuid, address: SocketAd
     })
 }
 
-/// A grant is for control planes; the platform may offer one to a worker, and a join service would take that for a mistake.
+/// Only control planes send a grant. The platform may offer one to a worker, but a join service refuses it there.
 fn role_grant(this_node: &Instance) -> Vec<u8> {
     match this_node.role {
         NodeRole::ControlPlane => this_node.role_grant.clone().unwrap_or_default(),
@@ -236,7 +236,7 @@ async fn become_member(node: &Node, claim: Claim, admission: Admission) -> Resul
     step("re-keying the state disk");
     rekey(&locked, &node.disk, ticket.take_state_disk_key()).await?;
     step("writing the node's state");
-    // The disk may be full of what a mirror said the node needs.
+    // The disk may be full of files that a mirror claimed the node needs.
     node.keep_only(&ticket.components)?;
     let state = write_state(node, &locked, &ticket)?;
     let kubeadm = node.kubeadm();

@@ -1,16 +1,16 @@
-//! The node's journal, for the one caller that may see it.
+//! The node's journal, for the only caller that may see it.
 
 use std::time::Duration;
 
 use programs::{Call, Programs, RunError};
 
-/// The end of the journal is where the failure is, in bytes and lines.
+/// The failure is at the end of the journal; no more than this is sent, in bytes and in lines.
 const MAX_LEN: usize = 4 << 20;
 const MAX_LINES: &str = "20000";
-/// Fits into a message many times over.
+/// Far below the size limit of a message.
 const CHUNK_LEN: usize = 32 * 1024;
 
-/// The end of this boot's journal in pieces.
+/// The end of this boot's journal, in pieces.
 pub(crate) async fn read_journal(programs: &dyn Programs) -> Result<Vec<Vec<u8>>, RunError> {
     let call = Call::new("journalctl")
         .args(["--no-pager", "--boot", "--lines", MAX_LINES])

@@ -1,8 +1,8 @@
-//! The node lock: a node becomes part of one cluster, by one way, once per boot.
+//! The node lock: a node becomes part of one cluster, in one way, once per boot.
 //!
 //! Taking it has two halves. [`NodeLock::claim`] is instant and decides between init server and join client;
-//! [`Claim::measure`] extends PCR 15 and cannot be taken back. What changes the node asks for the [`Locked`] that only a
-//! measured lock gives.
+//! [`Claim::measure`] extends PCR 15 and cannot be undone. Whatever changes the node takes the [`Locked`] that only
+//! measuring gives.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,12 +29,12 @@ pub(crate) struct NodeLock {
     owner: Mutex<Option<Owner>>,
 }
 
-/// The right to measure the cluster id, and the only one of this boot.
+/// The right to measure the cluster id. There is only one per boot.
 pub(crate) struct Claim {
     register: Arc<dyn ClusterRegister>,
 }
 
-/// The proof that this node's PCR 15 holds the id of the cluster it becomes part of.
+/// Proof that this node's PCR 15 holds the id of the cluster that it is joining.
 #[derive(Debug)]
 pub(crate) struct Locked(());
 
@@ -44,7 +44,7 @@ pub(crate) struct Taken(pub(crate) Owner);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MeasureError {
-    #[error("the cluster id cannot be measured")]
+    #[error("cannot measure the cluster id")]
     Tpm(#[from] TpmError),
     #[error("PCR 15 is {actual} after measuring the cluster id, expected {expected}")]
     Value { actual: PcrValue, expected: PcrValue },

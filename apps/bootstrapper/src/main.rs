@@ -1,13 +1,13 @@
 //! The first program of a node after its root file system is mounted.
 //!
 //! A new node offers `init.API` to the CLI and asks join services for a ticket, side by side; whichever comes first takes
-//! the node lock. A node that was a member before gets its kubelet started.
+//! the node lock. On a node that was a member before, it starts the kubelet.
 //!
 //! # Invariants
 //!
-//! - PCR 15 is extended once per boot, and before the disk gets a key of the cluster.
-//! - Nothing that metadata says is believed: names, roles and addresses are wishes, mirrors deliver what hashes pin.
-//! - A node that failed half-way powers off. It never stays reachable, and never tries with another cluster.
+//! - PCR 15 is extended once per boot, before the disk gets one of the cluster's keys.
+//! - Nothing that metadata says is believed: names, roles and addresses are requests, and what mirrors deliver is pinned by hashes.
+//! - A node that failed half-way powers off. It never stays reachable and never tries another cluster.
 
 mod disk;
 mod files;
@@ -46,17 +46,17 @@ use crate::node::{Hints, Node, image_version};
 use crate::run::{Boot, boot, bootstrap, resume};
 
 const ROOT: &str = "/";
-/// The user of the key service's container.
+/// The user id of the key service's container.
 const KEY_SERVICE_USER: u32 = 65532;
 
 /// Makes this machine part of a cluster.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// Where the CLI reaches this node.
+    /// Address on which the CLI reaches this node.
     #[arg(long, default_value = "0.0.0.0:9000")]
     address: SocketAddr,
-    /// File that holds the base address of the platform's metadata.
+    /// File with the base address of the platform's metadata.
     #[arg(long, default_value = BASE_ADDRESS_FILE)]
     metadata: PathBuf,
 }
@@ -101,10 +101,10 @@ async fn start(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The reason is on the console; there is nothing to stay for.
+/// The reason is on the console by now, so nothing is lost.
 async fn power_off() {
     if let Err(failure) = HostPrograms.run(&Call::new("systemctl").arg("poweroff")).await {
-        error!(error = %Chain(&failure), "powering off failed");
+        error!(error = %Chain(&failure), "cannot power off");
     }
 }
 

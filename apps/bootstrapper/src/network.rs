@@ -1,5 +1,5 @@
-//! The node's network, as far as nothing else sets it up. A wrong address makes a node that nobody reaches, and nothing
-//! worse; a name server that lies is found out by TLS.
+//! The parts of the node's network that nothing else sets up. A wrong address only makes the node unreachable, and TLS
+//! detects a name server that lies.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -9,29 +9,29 @@ use programs::{Call, Programs, RunError};
 
 use crate::files::NodeFiles;
 
-/// The second network card; the image names it by its place on the bus.
+/// The second network card, which the image names by its place on the bus.
 const INTERFACE: &str = "private0";
 
-/// QEMU's user-mode network has its resolver here (QEMU manual, "Using the user mode network stack").
+/// The resolver of QEMU's user-mode network (QEMU manual, "Using the user mode network stack").
 const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
-/// What `/etc/resolv.conf` of the image points to.
+/// The image's `/etc/resolv.conf` points to this file.
 const RESOLVER_FILE: &str = "/run/constellation/resolv.conf";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetworkError {
-    #[error("the address on the private segment cannot be set")]
+    #[error("cannot set the address on the private segment")]
     Address(#[from] RunError),
-    #[error("the resolver cannot be set")]
+    #[error("cannot set the resolver")]
     Resolver(#[from] io::Error),
 }
 
-/// Sets the address on the private segment and the resolver. Can be repeated.
+/// Sets the address on the private segment and the resolver. Repeating it is harmless.
 pub(crate) async fn set_up_network(
     files: &NodeFiles,
     programs: &dyn Programs,
     address: Ipv4Addr,
 ) -> Result<(), NetworkError> {
-    // CoreDNS ends itself when the node names no resolver, even if nobody asks for names outside the cluster.
+    // CoreDNS exits when the node names no resolver, even if nothing asks for names outside the cluster.
     files.replace(RESOLVER_FILE, format!("nameserver {NAME_SERVER}\n").as_bytes())?;
     set_private_address(programs, address).await?;
     Ok(())

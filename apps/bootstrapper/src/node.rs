@@ -1,4 +1,4 @@
-//! This node and everything outside that it acts on.
+//! This node, and everything outside this program that it acts on.
 
 use std::net::{SocketAddr, SocketAddrV4};
 use std::path::Path;
@@ -34,11 +34,11 @@ const CONTROL_PLANE_IMAGES: [&str; 4] = [
     "/run/state/images/kube-controller-manager.oci.tar",
     "/run/state/images/kube-scheduler.oci.tar",
 ];
-/// For administrators, who find them in the mirror. On a node there is nobody who could run them.
+/// For administrators, who find them in the mirror. No one can run them on a node.
 const ADMIN_PROGRAMS: [&str; 2] = ["/run/state/bin/crictl", "/run/state/bin/kubectl"];
 const STAGING: &str = "/run/state/components";
 
-/// The registers that say which image runs: boot loader and UKI, kernel and initramfs, UKI sections, additions to the
+/// The registers that tell which image runs: boot loader and UKI, kernel and initramfs, UKI sections, additions to the
 /// command line, system extensions (systemd-stub(7)).
 const IMAGE: [PcrIndex; 5] = [
     PcrIndex::new(4),
@@ -50,7 +50,7 @@ const IMAGE: [PcrIndex; 5] = [
 
 const LONGEST_DELAY: Duration = Duration::from_secs(4);
 
-/// Everything both ways of becoming part of a cluster need.
+/// What init and join both need.
 pub(crate) struct Node {
     pub(crate) hints: Hints,
     pub(crate) metadata: Arc<dyn CloudMetadata>,
@@ -60,11 +60,12 @@ pub(crate) struct Node {
     pub(crate) files: NodeFiles,
     pub(crate) programs: Arc<dyn Programs>,
     pub(crate) own_images: OnceCell<()>,
-    /// How an address on the private segment is reached. It is the address itself; only tests have another network.
+    /// Maps an address on the private segment to one that can be dialled. On a node that is the address itself; only tests use
+    /// another network.
     pub(crate) reach: Box<dyn Fn(SocketAddrV4) -> SocketAddr + Send + Sync>,
 }
 
-/// What the platform said at boot. Nothing here is believed further than its type says.
+/// What the platform said at boot. Nothing here is believed beyond what its type guarantees.
 #[derive(Clone, Debug)]
 pub(crate) struct Hints {
     pub(crate) this_node: Instance,
@@ -72,17 +73,17 @@ pub(crate) struct Hints {
     pub(crate) init_secret_hash: InitSecretHash,
 }
 
-/// Kubernetes could not be brought onto the node.
+/// The node could not be prepared for Kubernetes.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PrepareError {
-    #[error("Kubernetes cannot be installed")]
+    #[error("cannot install Kubernetes")]
     Install(#[from] InstallError),
-    #[error("container images cannot be imported")]
+    #[error("cannot import container images")]
     Images(#[from] ImportError),
 }
 
 impl Hints {
-    /// Asks until the platform has answered everything. A platform that never does can also never start the node.
+    /// Asks until the platform has answered everything. A platform that never does could as well not have started the node.
     pub(crate) async fn fetch(metadata: &dyn CloudMetadata) -> Self {
         let mut delays = delays();
         let mut repeated = Repeated::default();
@@ -92,7 +93,7 @@ impl Hints {
                 Err(error) => {
                     let failure = Chain(&error).to_string();
                     if repeated.is_news("metadata", &failure) {
-                        warn!(error = failure, "metadata is not usable, asking again");
+                        warn!(error = failure, "metadata is unusable, asking again");
                     }
                 }
             }
@@ -110,7 +111,7 @@ impl Hints {
 }
 
 impl Node {
-    /// A session in which this node attests, and the other side must be what `peer` says.
+    /// An endpoint whose sessions attest this node and accept only what `peer` allows.
     pub(crate) fn endpoint(&self, peer: PeerPolicy, limits: Limits) -> Endpoint {
         Endpoint::new(Some(self.attester.clone()), peer).with_limits(limits)
     }
@@ -158,7 +159,7 @@ impl Node {
         Ok(())
     }
 
-    /// Removes what the platform's mirror said a worker needs and nobody wants.
+    /// Removes what was fetched because the platform's mirror claimed that a worker needs it, unless the ticket lists it.
     pub(crate) fn keep_only(&self, components: &ComponentList) -> std::io::Result<()> {
         self.installer().keep_only(components)
     }
@@ -167,14 +168,14 @@ impl Node {
         Installer::new(self.files.root(), self.files.path(STAGING))
     }
 
-    /// Fetches what the platform's mirror says a worker needs. A ticket will say what of it is wanted.
+    /// Fetches what the platform's mirror claims a worker needs. A ticket will say which of it is wanted.
     pub(crate) async fn prefetch(&self) -> Result<(), PrefetchError> {
         let needed = |list: &ComponentList| needed_by(NodeRole::Worker, list);
         self.installer().prefetch(&self.platform_mirror(), needed).await
     }
 
-    /// The images of our services are in the measured root, so they can be imported before anybody asks. Whoever calls
-    /// second waits for the first.
+    /// Imports our services' images. They are in the measured root, so this can be done early; a second caller waits for the
+    /// first one.
     pub(crate) async fn import_own_images(&self) -> Result<(), ImportError> {
         let folder = self.files.path(OWN_IMAGES);
         self.own_images
@@ -184,7 +185,8 @@ impl Node {
     }
 }
 
-/// The list without programs for administrators, and on workers without the images that run on control planes only: half of the download and import.
+/// The list without the administrators' programs and, for workers, without the images that run only on control planes. That
+/// is half of the download and import.
 fn needed_by(role: NodeRole, list: &ComponentList) -> ComponentList {
     let is_needed = |component: &&Component| {
         let path = component.install_path.as_str();
@@ -203,18 +205,18 @@ pub(crate) async fn start_kubelet(programs: &dyn Programs) -> Result<(), RunErro
     Ok(())
 }
 
-/// The image an honest peer runs is the one this node runs: whoever made this node chose it.
+/// Reads this node's own image registers. An honest peer runs the same image, because the operator chose it for both.
 pub(crate) fn own_image(attester: &TpmAttester) -> Result<ReferenceValues, TpmError> {
     let values = attester.with_tpm(|tpm| tpm.read_pcrs(&IMAGE))?;
     Ok(ReferenceValues::new("the image of this node", values))
 }
 
-/// Accepts nodes of this image that belong to some cluster.
+/// Accepts nodes that run this image and belong to some cluster.
 pub(crate) fn members_of_own_image(attester: &TpmAttester) -> Result<PcrPolicy, TpmError> {
     Ok(PcrPolicy::new(own_image(attester)?, attestation_tpm::Membership::Any))
 }
 
-/// From a quarter of a second to four, without an end.
+/// From a quarter of a second up to four seconds, without end.
 pub(crate) fn delays() -> impl Iterator<Item = Duration> {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(250))

@@ -1,12 +1,12 @@
-//! What happened during an initialisation, kept from its beginning, so that a caller that lost its connection sees
-//! everything when it comes back.
+//! Everything that happened during an initialisation, so that a caller that lost its connection sees all of it when it
+//! comes back.
 
 use std::sync::Arc;
 
 use kubeadm::Kubeconfig;
 use tokio::sync::watch;
 
-/// One thing to tell the caller. After `Success` or `Failure` nothing follows.
+/// Something to tell the caller. Nothing follows `Success` or `Failure`.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Step(&'static str),
@@ -39,7 +39,7 @@ impl Progress {
         self.events.send_modify(|events| events.push(event));
     }
 
-    /// The event with this number, as soon as it is there; none after the last one.
+    /// Waits for the event with this number; `None` after the last one.
     ///
     /// # Cancel safety
     /// Nothing is lost: the same number gives the same event.
@@ -51,7 +51,7 @@ impl Progress {
         events.get(number).cloned()
     }
 
-    /// A caller got everything there is to know.
+    /// Notes that a caller has received everything.
     pub(crate) fn mark_delivered(&self) {
         self.delivered.send_replace(true);
     }

@@ -1,8 +1,8 @@
-//! Failures that come again and again are worth one line each time they change.
+//! A failure that keeps recurring is logged only when it changes.
 
 use std::collections::BTreeMap;
 
-/// Remembers the last failure of each subject.
+/// The last failure of each subject.
 #[derive(Default)]
 pub(crate) struct Repeated {
     last: BTreeMap<String, String>,

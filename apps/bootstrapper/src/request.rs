@@ -1,4 +1,4 @@
-//! What the CLI asks for, parsed.
+//! The CLI's init request, parsed.
 
 use base64::prelude::{BASE64_URL_SAFE, Engine};
 use cluster_types::{Cidr, ClusterId, MeasurementSalt};
@@ -16,14 +16,14 @@ const DEFAULT_NAME: &str = "constellation";
 /// More names than this are a mistake.
 const MAX_CERT_SANS: usize = 64;
 
-/// A request whose every part is valid.
+/// A request in which everything is valid.
 #[derive(Debug)]
 pub(crate) struct InitRequest {
     pub(crate) master_secret: MasterSecret,
     pub(crate) measurement_salt: MeasurementSalt,
     pub(crate) cluster: ClusterId,
     pub(crate) components: ComponentList,
-    /// None: the platform's own mirror.
+    /// `None` stands for the platform's own mirror.
     pub(crate) mirror: Option<Mirror>,
     pub(crate) name: ClusterName,
     pub(crate) cert_sans: Vec<CertSan>,
@@ -31,12 +31,12 @@ pub(crate) struct InitRequest {
     pub(crate) services: Cidr,
 }
 
-/// Every problem of a request, each with the field it is in. No secret is repeated.
+/// Every problem of a request, each with its field. No secret is repeated.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub(crate) struct InvalidRequest(Vec<String>);
 
-/// Collects problems while the rest is parsed.
+/// Collects problems while parsing continues.
 #[derive(Default)]
 struct Problems(Vec<String>);
 
@@ -140,7 +140,7 @@ pub(crate) fn parse_component_list(
 fn parse_components(version: &str, messages: Vec<ComponentMessage>, problems: &mut Problems) -> Option<ComponentList> {
     let version = problems.take("kubernetes_version", version.parse());
     if messages.is_empty() {
-        problems.0.push("kubernetes_components: there are none".into());
+        problems.0.push("kubernetes_components: the list is empty".into());
     }
     let mut components = Vec::new();
     for (index, message) in messages.into_iter().enumerate() {
@@ -169,7 +169,7 @@ fn parse_cert_sans(texts: &[String]) -> Result<Vec<CertSan>, String> {
     texts.iter().map(parse).collect()
 }
 
-/// Left out rather than ignored: who asks for it relies on it.
+/// Refused, because ignoring it would mislead a caller that relies on it.
 fn check_conformance_mode(wanted: bool) -> Result<(), &'static str> {
     if wanted { Err("is not supported") } else { Ok(()) }
 }
@@ -255,7 +255,7 @@ pub(crate) mod tests {
             (|m| m.conformance_mode = true, "conformance_mode: is not supported"),
             (
                 |m| m.kubernetes_components.clear(),
-                "kubernetes_components: there are none",
+                "kubernetes_components: the list is empty",
             ),
             (
                 |m| m.kubernetes_components.push(m.kubernetes_components[0].clone()),

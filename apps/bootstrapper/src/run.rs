@@ -26,39 +26,39 @@ use crate::network::{NetworkError, set_up_network};
 use crate::node::{Node, start_kubelet};
 use crate::progress::Progress;
 
-/// How long a finished initialisation can still be asked for by a caller whose connection was lost.
+/// How long a caller that lost its connection can still fetch the result of a finished initialisation.
 const RESULT_KEPT: Duration = Duration::from_secs(60 * 60);
-/// How long a failed one waits for its caller, until the node powers off.
+/// How long a failed initialisation waits for its caller before the node powers off.
 const FAILURE_KEPT: Duration = Duration::from_secs(2 * 60);
-/// What was handed to the network still has to leave.
+/// For the last bytes, which were handed to the network stack, to leave the machine.
 const LAST_BYTES: Duration = Duration::from_secs(2);
 
-/// The node cannot become or stay part of a cluster.
+/// The node cannot become, or remain, part of a cluster.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NodeError {
-    #[error("the TPM cannot be read")]
+    #[error("cannot read the TPM")]
     Tpm(#[from] TpmError),
-    #[error("the node was interrupted while it became part of a cluster: replace it")]
+    #[error("the node was interrupted while joining a cluster: replace it")]
     Interrupted,
     #[error(transparent)]
     State(#[from] LoadNodeStateError),
-    #[error("the node's network cannot be set up")]
+    #[error("cannot set up the node's network")]
     Network(#[from] NetworkError),
-    #[error("kubelet cannot be started")]
+    #[error("cannot start kubelet")]
     Kubelet(#[source] RunError),
     #[error("the init server ended")]
     Server(#[from] tonic::transport::Error),
-    #[error("the init server ended without a reason")]
+    #[error("the init server ended without an error")]
     ServerEnded,
-    #[error("the node did not become the first of a cluster")]
+    #[error("cannot make this node the first of a cluster")]
     Init(#[from] InitialiseError),
-    #[error("the node did not become a member of a cluster")]
+    #[error("cannot make this node a member of a cluster")]
     Join(#[from] BecomeMemberError),
-    #[error("port for the init server cannot be opened")]
+    #[error("cannot open the init server's port")]
     Listen(#[from] io::Error),
 }
 
-/// What a boot begins with.
+/// The state in which a boot begins.
 pub(crate) enum Boot {
     /// PCR 15 is zero: no cluster yet.
     New,
@@ -85,7 +85,7 @@ pub(crate) async fn resume(files: &NodeFiles, programs: &dyn Programs) -> Result
     start_kubelet(programs).await.map_err(NodeError::Kubelet)
 }
 
-/// Makes a new node part of a cluster: by the CLI, or by a join service, whichever comes first.
+/// Makes a new node part of a cluster, through the CLI or a join service, whichever comes first.
 ///
 /// # Errors
 /// When the node cannot be used any more and must power off.
@@ -94,7 +94,7 @@ pub(crate) async fn bootstrap(node: Arc<Node>, listener: TcpListener) -> Result<
     set_up_network(&node.files, &*node.programs, address).await?;
     let (server, mut jobs) = InitServer::new(node.clone());
     let peer = PeerPolicy::Unattested {
-        reason: "the CLI runs on no node; it shows the init secret",
+        reason: "the CLI does not run on a node; it presents the init secret",
     };
     let endpoint = Arc::new(node.endpoint(peer, Limits::default()));
     let sessions = incoming(listener, endpoint, &[Purpose::Init]);
@@ -121,9 +121,9 @@ pub(crate) async fn bootstrap(node: Arc<Node>, listener: TcpListener) -> Result<
         }
     };
     let import = async {
-        // Done again, and reported, when the images are needed.
+        // It is tried again when the images are needed, and fails there if it still fails.
         if let Err(error) = node.import_own_images().await {
-            warn!(error = %Chain(&error), "images of the services cannot be imported yet");
+            warn!(error = %Chain(&error), "cannot import the services' images yet");
         }
         std::future::pending().await
     };
@@ -134,8 +134,8 @@ pub(crate) async fn bootstrap(node: Arc<Node>, listener: TcpListener) -> Result<
     }
 }
 
-/// Callers that lost their connection come back for the result. A kubeconfig that was sent may still not have arrived; a
-/// failed node has no other reason to stay than to tell one caller why.
+/// Callers that lost their connection come back for the result. A kubeconfig that was sent may not have arrived; a failed
+/// node stays only to tell one caller why.
 async fn keep_available(progress: &Progress, succeeded: bool) {
     if succeeded {
         sleep(RESULT_KEPT).await;
@@ -155,7 +155,7 @@ async fn join_unless_initialised(node: &Node) -> Result<(), NodeError> {
     }
 }
 
-/// Says what the node is now and what this program needed for it so far: it runs before anything that could measure it.
+/// Logs the node's state and this program's memory use. Nothing else could measure it, because it runs before everything else.
 fn report(state: &str) {
     let memory = Memory::of_this_process().ok();
     let (resident, peak) = (memory.map(|memory| memory.resident), memory.map(|memory| memory.peak));

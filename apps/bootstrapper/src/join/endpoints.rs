@@ -5,7 +5,7 @@ use cluster_types::{NodeRole, ServicePort};
 
 use crate::node::Hints;
 
-/// Where join services may be: the address of the API server first, then every control plane, this node excepted.
+/// Where join services may be: first the API server's address, then every control plane except this node.
 pub(super) fn join_services(hints: &Hints, peers: &[Instance]) -> Vec<SocketAddrV4> {
     let control_planes = peers
         .iter()

@@ -1,4 +1,4 @@
-//! What a join service hands out, checked against what it attested.
+//! A ticket from a join service, checked against what the service attested.
 
 use cluster_types::{ClusterId, MeasurementSalt, NodeRole, ParseHostPortError, WrongLength};
 use component_installer::{Mirror, ParseMirrorAddressError};
@@ -25,14 +25,14 @@ const SHARED_FILES: [&str; 8] = [
     "sa.pub",
 ];
 
-/// Everything a node needs to join, from a join service of the cluster it names.
+/// Everything a node needs to join. It names the cluster, and the join service that issued it is a member of that cluster.
 pub(super) struct Ticket {
     pub(super) cluster: ClusterId,
     pub(super) measurement_salt: MeasurementSalt,
     pub(super) kubelet_certificate: Vec<u8>,
     pub(super) settings: JoinSettings,
     pub(super) components: ComponentList,
-    /// None: the platform's own mirror.
+    /// `None` stands for the platform's own mirror.
     pub(super) mirror: Option<Mirror>,
     pub(super) control_plane: Option<ControlPlaneParts>,
     state_disk_key: Option<StateDiskKey>,
@@ -58,9 +58,7 @@ pub(super) enum InvalidTicket {
     MeasurementSecret(usize),
     #[error(transparent)]
     MeasurementSalt(#[from] WrongLength),
-    #[error(
-        "the ticket is for cluster {cluster}, whose members have {expected} in PCR 15; the join service has {actual}"
-    )]
+    #[error("the ticket is for cluster {cluster}, whose members' PCR 15 is {expected}; the join service's is {actual}")]
     AnotherCluster {
         cluster: ClusterId,
         expected: PcrValue,
@@ -84,7 +82,7 @@ pub(super) enum InvalidTicket {
     MasterSecret(#[from] ParseMasterSecretError),
     #[error("the master secret belongs to another cluster")]
     ForeignMasterSecret,
-    #[error("the ticket has {0:?} among the files of control planes, expected each of the eight shared files once")]
+    #[error("the ticket's control plane files are {0:?}, expected each of the eight shared files once")]
     SharedFiles(Vec<String>),
 }
 
@@ -93,7 +91,7 @@ impl Ticket {
     ///
     /// # Security
     /// Success proves that the service is a member of the cluster this node is about to measure: a service cannot be
-    /// made to hand out another cluster's secrets, and a node cannot be caught in a cluster that nobody attested.
+    /// made to hand out another cluster's secrets, and a node cannot be lured into a cluster that did not attest.
     pub(super) fn parse(
         mut message: IssueJoinTicketResponse,
         service: &PcrValues,
@@ -134,7 +132,7 @@ impl Ticket {
         })
     }
 
-    /// The key, once: the disk is the only place it goes to.
+    /// Takes the key. It can be taken once, because it goes nowhere but to the disk.
     ///
     /// # Panics
     /// When called twice.
@@ -151,7 +149,7 @@ impl std::fmt::Debug for Ticket {
     }
 }
 
-/// The message's secrets, wiped wherever parsing ends.
+/// The message's secrets, which are wiped wherever parsing ends.
 struct Secrets {
     state_disk_key: Zeroizing<Vec<u8>>,
     measurement_secret: Zeroizing<Vec<u8>>,
@@ -206,7 +204,7 @@ impl ControlPlaneParts {
     }
 }
 
-/// Names are looked up, never used: a name of the service's making could lead anywhere.
+/// Names are looked up in a list and never used as they are: a name made up by the service could lead anywhere.
 fn parse_shared_files(files: Vec<ControlPlaneCertOrKey>) -> Result<Vec<SharedFile>, InvalidTicket> {
     let mut names: Vec<String> = files.iter().map(|file| file.name.chars().take(64).collect()).collect();
     names.sort();
@@ -362,7 +360,7 @@ pub(crate) mod tests {
             ),
             (
                 |t| t.kubernetes_components.clear(),
-                "the list of components is malformed: kubernetes_components: there are none",
+                "the list of components is malformed: kubernetes_components: the list is empty",
             ),
             (
                 |t| t.kubernetes_components[0].url = "../x".into(),
@@ -395,9 +393,12 @@ pub(crate) mod tests {
             ),
             (
                 |t| t.control_plane_files[0].name = "../../shadow".into(),
-                "the ticket has [\"../../shadow\",",
+                "the ticket's control plane files are [\"../../shadow\",",
             ),
-            (|t| t.control_plane_files.clear(), "the ticket has [] among the files"),
+            (
+                |t| t.control_plane_files.clear(),
+                "the ticket's control plane files are []",
+            ),
         ];
         for (change, expected) in cases {
             let error = error_report::Chain(&check(change).unwrap_err()).to_string();
