@@ -83,7 +83,7 @@ pub(crate) struct NodeRegistration {
     pub(crate) ignore_preflight_errors: Vec<&'static str>,
 }
 
-/// Where kubeadm finds changes to the static pods.
+/// The folder where kubeadm finds patches for the static pods.
 #[derive(Serialize)]
 pub(crate) struct Patches {
     pub(crate) directory: &'static str,

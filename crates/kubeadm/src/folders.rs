@@ -1,13 +1,13 @@
 use std::path::{Path, PathBuf};
 
-/// Where kubeadm and kubelet have their files, below a root that only tests change.
+/// Where kubeadm and kubelet keep their files, below a root folder that only tests change.
 #[derive(Clone, Debug)]
 pub struct Folders {
     root: PathBuf,
 }
 
 impl Folders {
-    /// The kubelet's certificate for its own server, inside the root.
+    /// The certificate of the kubelet's own server, below the root folder.
     pub(crate) const KUBELET_CERT: &str = "/run/state/kubelet/pki/kubelet-serving.crt";
     pub(crate) const KUBELET_KEY: &str = "/run/state/kubelet/pki/kubelet-serving.key";
     pub(crate) const AUDIT_POLICY: &str = "/etc/kubernetes/audit-policy.yaml";
@@ -19,13 +19,13 @@ impl Folders {
         Self { root: root.into() }
     }
 
-    /// The path of a file that is named absolutely.
+    /// The path of a file given by its absolute name on a node.
     #[must_use]
     pub fn path(&self, absolute: &str) -> PathBuf {
         self.root.join(absolute.trim_start_matches('/'))
     }
 
-    /// Keys and certificates of the cluster.
+    /// The folder with the cluster's keys and certificates.
     #[must_use]
     pub fn pki(&self) -> PathBuf {
         self.path("/etc/kubernetes/pki")
@@ -49,7 +49,7 @@ impl Folders {
     }
 }
 
-/// Writes a file as a whole, with this mode from its first moment on.
+/// Replaces a file as a whole, with this mode from the start.
 pub(crate) fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::PermissionsExt;

@@ -11,38 +11,38 @@ use zeroize::Zeroizing;
 
 use crate::NodeSettings;
 
-/// A clock of another node may be behind ours by this much.
+/// Another node's clock may be behind ours by this much.
 const CLOCK_SKEW: Duration = Duration::from_secs(2 * 60 * 60);
-/// Like every leaf certificate that kubeadm makes.
+/// The same as every leaf certificate that kubeadm issues.
 const LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// The key of a kubelet's own server, made on the node and never leaving it.
+/// The key of a kubelet's own server. It is generated on the node and never leaves it.
 pub struct KubeletKey(KeyPair);
 
-/// A kubelet key and what it is to be certified for.
+/// A kubelet key and the certificate request for it.
 pub struct PendingCertificate {
-    /// The key.
+    /// The kubelet's private key.
     pub key: KubeletKey,
-    /// PKCS#10, DER.
+    /// The certificate request: PKCS#10, DER.
     pub request: Vec<u8>,
 }
 
 /// The node's own certificate authority could not sign.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueCertificateError {
-    /// Not a usable key.
-    #[error("the key of the cluster CA cannot be used")]
+    /// The CA's key is unusable.
+    #[error("unusable key of the cluster CA")]
     CaKey(#[source] rcgen::Error),
-    /// Not a usable certificate.
-    #[error("the certificate of the cluster CA cannot be used")]
+    /// The CA's certificate is unusable.
+    #[error("unusable certificate of the cluster CA")]
     CaCertificate(#[source] rcgen::Error),
     /// Signing failed.
-    #[error("the kubelet's certificate cannot be signed")]
+    #[error("cannot sign the kubelet's certificate")]
     Sign(#[source] rcgen::Error),
 }
 
 impl KubeletKey {
-    /// Makes a new P-256 key.
+    /// Generates a P-256 key.
     #[must_use]
     pub fn generate() -> Self {
         Self(KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("P-256 is supported by the provider"))
@@ -54,7 +54,7 @@ impl KubeletKey {
         Zeroizing::new(self.0.serialize_pem())
     }
 
-    /// Makes a key and asks for `CN=system:node:<name>, O=system:nodes` with the node's address.
+    /// Generates a key and a request for `CN=system:node:<name>, O=system:nodes` with the node's address.
     #[must_use]
     pub fn request(name: &NodeName, address: Ipv4Addr) -> PendingCertificate {
         let key = Self::generate();

@@ -1,7 +1,7 @@
-//! kubeadm: its configuration, rendered from what a cluster and a node are, and runs of `init` and `join`.
+//! kubeadm: renders its configuration from the settings of a cluster and a node, and runs `init` and `join`.
 //!
-//! Kubernetes is installed by kubeadm alone; this crate decides the hardened settings and hands them over. Secrets reach
-//! kubeadm only in files of mode 0600 in memory that are removed when it ends, and never its arguments.
+//! kubeadm alone sets up Kubernetes; this crate decides the hardened settings and hands them over. Secrets reach kubeadm
+//! only in files in memory, of mode 0600, that are removed when it ends; they are never arguments.
 //!
 //! What this crate does not do: it installs no programs, fetches no images and talks to no API server.
 

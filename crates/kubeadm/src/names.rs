@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use cluster_types::NodeName;
 
-/// A text that is not what kubeadm's configuration needs.
+/// A text that kubeadm's configuration cannot contain in this place.
 #[derive(Debug, thiserror::Error)]
 #[error("{text:?} is not {expected}")]
 pub struct ParseNameError {
@@ -21,7 +21,7 @@ impl ParseNameError {
     }
 }
 
-/// The name of a cluster, as contexts in kubeconfig files show it.
+/// The name of a cluster, as it appears in the contexts of kubeconfig files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterName(String);
 

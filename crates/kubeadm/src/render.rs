@@ -15,22 +15,22 @@ use crate::{BootstrapToken, ClusterSettings, Folders, JoinSettings, NodeSettings
 
 const KUBEADM: &str = "kubeadm.k8s.io/v1beta4";
 const API_PORT: u16 = 6443;
-/// `/usr` is read-only; kubeadm and kubelet would make this folder there.
+/// kubeadm and kubelet would create this folder below `/usr`, which is read-only.
 const VOLUME_PLUGINS: &str = "/opt/libexec/kubernetes/kubelet-plugins/volume/exec/";
 const AUDIT_LOG_FOLDER: &str = "/var/log/kubernetes/audit/";
 const PATCHES: Patches = Patches {
     directory: Folders::PATCHES,
 };
 
-/// Checks of kubeadm that cannot succeed on our image, and why that is no loss.
+/// kubeadm's checks that cannot succeed on our image, and why nothing is lost.
 const IGNORED_PREFLIGHT: [&str; 2] = [
     // Reads the kernel's build configuration, which the image does not carry. Which kernel runs is measured.
     "SystemVerification",
-    // kubeadm wants coreutils' cp for upgrades; the image has no such programs.
+    // kubeadm wants coreutils' cp for upgrades, and the image does not have it.
     "FileExisting-cp",
 ];
 
-/// The audit policy: who did what, without bodies, because those hold secrets.
+/// The audit policy: who did what, without bodies, because bodies hold secrets.
 pub(crate) const AUDIT_POLICY: &str = "\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -40,11 +40,11 @@ rules:
   - level: Metadata
 ";
 
-/// The static pods that kubeadm would have asked every second whether they are ready, each time over a new connection. An emulated
-/// machine spends a tenth of a processor on that, and no Service waits for the answer.
+/// The static pods whose readiness kubeadm would have probed every second, each time over a new connection. That costs an
+/// emulated machine a tenth of a processor, and no Service waits for the answer.
 pub(crate) const PATIENTLY_PROBED: [&str; 3] = ["etcd", "kube-apiserver", "kube-scheduler"];
 
-/// A strategic merge patch for the static pod of this component.
+/// A strategic merge patch for this component's static pod.
 pub(crate) fn probe_patch(component: &str) -> String {
     format!(
         "\
@@ -75,7 +75,7 @@ pub(crate) fn init(cluster: &ClusterSettings, node: &NodeSettings, token: &Boots
     ])
 }
 
-/// The configuration of `kubeadm join`. What is the same for all nodes comes from the cluster.
+/// The configuration of `kubeadm join`. Whatever is the same for all nodes comes from the cluster.
 pub(crate) fn join(join: &JoinSettings, node: &NodeSettings) -> Zeroizing<String> {
     let body = JoinConfiguration {
         discovery: Discovery {
@@ -122,12 +122,12 @@ fn kubeadm_document<T>(kind: &'static str, body: T) -> Document<T> {
 
 fn init_configuration<'a>(node: &NodeSettings, token: &'a BootstrapToken) -> InitConfiguration<'a> {
     InitConfiguration {
-        // kubeadm makes a token that lives a day if it is given none, and skips the roles for joining nodes if the phase
-        // is skipped. Nobody uses this one; the join service makes one per ticket.
+        // Without a token here, kubeadm creates one that lives a day; if the phase is skipped, it also skips the roles for joining
+        // nodes. This one is not used: the join service creates one for each ticket.
         bootstrap_tokens: vec![BootstrapTokenEntry {
             token: token.expose(),
             ttl: "1m0s",
-            description: "unused; join-service makes one for each node",
+            description: "unused; join-service creates one for each node",
         }],
         node_registration: node_registration(node),
         local_api_endpoint: local_api_endpoint(node.address),
@@ -140,7 +140,7 @@ fn node_registration(node: &NodeSettings) -> NodeRegistration {
     NodeRegistration {
         name: node.name.to_string(),
         cri_socket: "unix:///run/containerd/containerd.sock",
-        // Images were checked by hash and imported. A registry would be another, unchecked source.
+        // Images were imported after their hashes were checked. A registry would be another source, without a check.
         image_pull_policy: "Never",
         kubelet_extra_args: vec![
             argument("node-ip", node.address.to_string()),
@@ -157,7 +157,7 @@ fn local_api_endpoint(address: Ipv4Addr) -> LocalApiEndpoint {
     }
 }
 
-/// Generous, because machines without hardware virtualisation are slow; a node that hangs is ended by our own limit.
+/// Generous, because machines without hardware virtualisation are slow; our own limit stops a node that hangs.
 fn timeouts() -> Timeouts {
     Timeouts {
         control_plane_component_health_check: "10m0s",
@@ -174,7 +174,7 @@ fn cluster_configuration(cluster: &ClusterSettings, node: &NodeSettings) -> Clus
         cluster_name: cluster.name.to_string(),
         kubernetes_version: cluster.version.to_string(),
         control_plane_endpoint: cluster.endpoint.to_string(),
-        // A dozen RSA keys cost an emulated machine most of a minute.
+        // A dozen RSA keys take most of a minute on an emulated machine.
         encryption_algorithm: "ECDSA-P256",
         networking: Networking {
             pod_subnet: cluster.pods.to_string(),
@@ -209,8 +209,8 @@ fn cluster_configuration(cluster: &ClusterSettings, node: &NodeSettings) -> Clus
     }
 }
 
-/// With the default of 15 seconds a slow machine's controllers end themselves because they could not renew in time, and what
-/// they then do to start again makes it slower. The price is up to a minute without them when a control plane is lost.
+/// With the default of 15 seconds, a slow machine's controllers exit because they could not renew in time, and starting them
+/// again makes the machine slower. The price is up to a minute without controllers when a control plane is lost.
 fn patient_leader() -> [Argument; 3] {
     [
         argument("leader-elect-lease-duration", "60s"),
@@ -221,7 +221,7 @@ fn patient_leader() -> [Argument; 3] {
 
 fn api_server(cluster: &ClusterSettings, node: &NodeSettings) -> ApiServer {
     let endpoint = *cluster.endpoint.ip();
-    // The host reaches the API server through a port that is forwarded to its own loopback.
+    // The host reaches the API server through a forwarded port on its own loopback.
     let mut cert_sans = vec![Ipv4Addr::LOCALHOST.to_string(), node.address.to_string()];
     cert_sans.push(endpoint.to_string());
     cert_sans.extend(cluster.cert_sans.iter().map(ToString::to_string));
@@ -258,7 +258,7 @@ fn api_server(cluster: &ClusterSettings, node: &NodeSettings) -> ApiServer {
     }
 }
 
-/// kubeadm stores it in the cluster, so that it holds for every node.
+/// kubeadm stores it in the cluster, so it applies to every node.
 fn kubelet_configuration() -> KubeletConfiguration {
     KubeletConfiguration {
         authentication: Authentication {
@@ -267,8 +267,8 @@ fn kubelet_configuration() -> KubeletConfiguration {
         },
         authorization: Authorization { mode: "Webhook" },
         cgroup_driver: "systemd",
-        // Fetched when it is needed: when a pod starts, and then every minute. The other strategies know an object only once its
-        // pod has a network, and until then each attempt to mount it fails and waits twice as long for the next.
+        // Objects are fetched when they are needed: when a pod starts, and then every minute. The other strategies know an object only
+        // once its pod has a network; until then each attempt to mount it fails and doubles the wait before the next.
         config_map_and_secret_change_detection_strategy: "Get",
         event_record_qps: 50,
         eviction_hard: BTreeMap::from([
@@ -287,7 +287,7 @@ fn kubelet_configuration() -> KubeletConfiguration {
         streaming_connection_idle_timeout: "30m0s",
         system_reserved: BTreeMap::from([("cpu", "100m"), ("memory", "192Mi"), ("ephemeral-storage", "512Mi")]),
         tls_cert_file: Folders::KUBELET_CERT,
-        // Go chooses the cipher suites of TLS 1.3 itself; a list would be ignored.
+        // Go chooses the cipher suites of TLS 1.3 itself and would ignore a list.
         tls_min_version: "VersionTLS13",
         tls_private_key_file: Folders::KUBELET_KEY,
         volume_plugin_dir: VOLUME_PLUGINS,
@@ -300,7 +300,7 @@ fn kube_proxy_configuration(mode: ProxyMode) -> KubeProxyConfiguration {
             ProxyMode::Nftables => "nftables",
             ProxyMode::Iptables => "iptables",
         },
-        // With nftables the default is the node's own address only, but the operator comes in over the uplink.
+        // With nftables the default is only the node's own address, but the operator's connections arrive over the uplink.
         node_port_addresses: ["0.0.0.0/0"],
     }
 }

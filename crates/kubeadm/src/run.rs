@@ -13,13 +13,13 @@ use crate::{
     BootstrapToken, ClusterSettings, Folders, IssueCertificateError, JoinSettings, KubeletKey, NodeSettings, render,
 };
 
-/// A cluster whose machines are slow needs minutes; a node that needs longer than this has failed.
+/// Slow machines need minutes to create a cluster; a node that takes longer than this has failed.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
-/// No file of kubeadm's is longer, in bytes.
+/// None of kubeadm's files is longer, in bytes.
 const MAX_FILE_LEN: u64 = 1 << 20;
 
 secret_bytes! {
-    /// An administrator's access to the cluster, YAML.
+    /// An administrator's access to the cluster, as YAML.
     pub struct Kubeconfig;
 }
 
@@ -29,17 +29,17 @@ pub struct Kubeadm {
     folders: Folders,
 }
 
-/// The cluster could not be made.
+/// The cluster could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
     /// A file could not be written or read.
-    #[error("a file of the cluster cannot be written or read")]
+    #[error("cannot write or read one of the cluster's files")]
     File(#[from] io::Error),
     /// kubeadm failed.
-    #[error("the cluster cannot be made")]
+    #[error("cannot create the cluster")]
     Kubeadm(#[from] RunError),
     /// The node's kubelet got no certificate.
-    #[error("the node's kubelet cannot be certified")]
+    #[error("cannot issue a certificate for the node's kubelet")]
     Certificate(#[from] IssueCertificateError),
 }
 
@@ -47,10 +47,10 @@ pub enum InitError {
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// A file could not be written or read.
-    #[error("a file of the node cannot be written or read")]
+    #[error("cannot write or read one of the node's files")]
     File(#[from] io::Error),
     /// kubeadm failed.
-    #[error("the node cannot join")]
+    #[error("cannot join the cluster")]
     Kubeadm(#[from] RunError),
 }
 
@@ -63,19 +63,19 @@ impl Kubeadm {
 
     /// Makes this node the first of a cluster.
     ///
-    /// 1. The audit policy and changes to the static pods are written.
-    /// 2. kubeadm makes the cluster's keys and certificates.
+    /// 1. The audit policy and the patches for the static pods are written.
+    /// 2. kubeadm generates the cluster's keys and certificates.
     /// 3. The node's kubelet gets a certificate from the new CA.
     /// 4. kubeadm does everything else.
-    /// 5. The access that no role can revoke (`system:masters`) is removed; the ordinary administrator's is returned.
+    /// 5. The kubeconfig that no role can revoke (`system:masters`) is removed; the ordinary administrator's is returned.
     ///
     /// It cannot be run a second time after kubeadm has started the control plane.
     ///
     /// # Errors
-    /// When kubeadm fails; its exit code and last lines are in the error, tokens are not.
+    /// When kubeadm fails. The error has its exit code and last lines, but no tokens.
     ///
     /// # Cancel safety
-    /// Dropping the future ends kubeadm and leaves a half-made cluster.
+    /// Dropping the future ends kubeadm and leaves an unfinished cluster.
     pub async fn init(
         &self,
         cluster: &ClusterSettings,
@@ -89,19 +89,19 @@ impl Kubeadm {
         self.kubeadm(&["init", "phase", "certs", "all"], &config, &token, &[])
             .await?;
         self.certify_kubelet(node, now)?;
-        // The join command would be printed with its token.
+        // kubeadm would print the join command with its token.
         self.kubeadm(&["init"], &config, &token, &["--skip-phases=certs,show-join-command"])
             .await?;
         self.take_kubeconfig()
     }
 
-    /// Joins this node to its cluster. Files that a failed attempt left are removed first, so it can be repeated.
+    /// Joins this node to its cluster. It first removes what a failed attempt left, so it can be repeated.
     ///
     /// # Errors
-    /// When kubeadm fails; its exit code and last lines are in the error, the token is not.
+    /// When kubeadm fails. The error has its exit code and last lines, but not the token.
     ///
     /// # Cancel safety
-    /// Dropping the future ends kubeadm; joining can be tried again.
+    /// Dropping the future ends kubeadm; joining can be repeated.
     pub async fn join(&self, join: &JoinSettings, node: &NodeSettings) -> Result<(), JoinError> {
         let config = self.secret_file(&render::join(join, node))?;
         self.write_settings()?;
@@ -150,7 +150,7 @@ impl Kubeadm {
         Ok(())
     }
 
-    /// A kubelet that half joined and its two files make kubeadm's checks fail.
+    /// A kubelet that half joined, and its two files, make kubeadm's checks fail.
     async fn remove_leftovers(&self) -> Result<(), JoinError> {
         let leftovers = ["kubelet.conf", "bootstrap-kubelet.conf"].map(|name| self.folders.kubernetes(name));
         if leftovers.iter().any(|file| file.exists()) {
@@ -181,7 +181,7 @@ impl Kubeadm {
         self.programs.run(&call).await.map(drop)
     }
 
-    /// A file of mode 0600 that is gone when the value is.
+    /// A file of mode 0600 that is removed when the value is dropped.
     fn secret_file(&self, text: &str) -> io::Result<NamedTempFile> {
         let folder = self.folders.temporary();
         fs::create_dir_all(&folder)?;
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
     use crate::render::tests::{cluster, join_settings, node};
 
-    /// Does what kubeadm would do to the files, and remembers how it was called.
+    /// Does to the files what kubeadm would do, and remembers how it was called.
     struct FakeKubeadm {
         root: TempDir,
         calls: Mutex<Vec<String>>,

@@ -12,13 +12,13 @@ const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
 /// A kubeadm bootstrap token, `[a-z0-9]{6}.[a-z0-9]{16}`.
 pub struct BootstrapToken(Zeroizing<String>);
 
-/// A text that is no bootstrap token. The text is not repeated: it may be one with a typing error.
+/// A text that is not a bootstrap token. It is not repeated, because it may be a token with a typing error.
 #[derive(Debug, thiserror::Error)]
 #[error("not a bootstrap token of the form [a-z0-9]{{6}}.[a-z0-9]{{16}}")]
 pub struct ParseTokenError;
 
 impl BootstrapToken {
-    /// Draws a new token.
+    /// Draws a random token.
     #[must_use]
     pub fn generate() -> Self {
         let mut text = Zeroizing::new(String::with_capacity(ID_LEN + 1 + SECRET_LEN));
@@ -28,7 +28,7 @@ impl BootstrapToken {
         Self(text)
     }
 
-    /// The token itself.
+    /// The token in clear text.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -39,7 +39,7 @@ fn random_letter() -> char {
     loop {
         let mut byte = [0];
         rand::fill(&mut byte).expect("the system's random source does not fail after boot");
-        // 252 is the largest multiple of 36 in a byte: above it some letters would be likelier.
+        // 252 is the largest multiple of 36 in a byte. With the values above it, some letters would be likelier.
         if byte[0] < 252 {
             return char::from(ALPHABET[usize::from(byte[0] % 36)]);
         }
