@@ -291,11 +291,11 @@ pub(crate) mod tests {
             ),
             (
                 |m| m.component_mirror = "file:///".into(),
-                "component_mirror: \"file:///\" is no address of a mirror",
+                "component_mirror: \"file:///\" is not a mirror's address",
             ),
             (
                 |m| m.component_mirror = "http://x/?y".into(),
-                "component_mirror: \"http://x/?y\" is no address of a mirror",
+                "component_mirror: \"http://x/?y\" is not a mirror's address",
             ),
             (|m| m.cluster_name = "a b".into(), "cluster_name: \"a b\" is not"),
             (|m| m.cluster_name = "A".into(), "cluster_name: \"A\" is not"),

@@ -15,51 +15,51 @@ use tracing::info;
 
 use crate::source::Location;
 
-/// No component is longer, in bytes.
+/// Longer components are refused, in bytes.
 const MAX_LEN: u64 = 2 << 30;
-/// For one attempt at one component. The largest are 150 MB.
+/// Time for one attempt at one component. The largest have 150 MB.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(10 * 60);
-/// How long a server may say nothing.
+/// How long a server may send nothing.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 const ATTEMPTS: usize = 6;
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(10);
-/// Official downloads are redirected to where they are stored; the hash decides what is taken.
+/// Official downloads redirect to where they are stored; the hash decides what is accepted.
 const MAX_REDIRECTS: usize = 5;
 
-/// A component could not be fetched, or is not what it should be.
+/// A component could not be fetched, or is not the pinned one.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The server cannot be reached, or the connection broke.
-    #[error("the server cannot be reached")]
+    #[error("cannot reach the server")]
     Unreachable(#[source] reqwest::Error),
     /// The server refused.
     #[error("the server answered with status {0}")]
     Status(u16),
     /// The server was too slow.
-    #[error("the server did not deliver within {0:?}")]
+    #[error("the server did not send the file within {0:?}")]
     TimedOut(Duration),
-    /// More than any component.
-    #[error("it is longer than {0} bytes")]
+    /// Longer than any component.
+    #[error("the file is longer than {0} bytes")]
     TooLong(u64),
-    /// Something else than what was pinned.
-    #[error("its hash is {actual}, expected {expected}")]
+    /// Not the file that was pinned.
+    #[error("the file's hash is {actual}, expected {expected}")]
     Hash {
-        /// Of what was fetched.
+        /// The hash of the fetched file.
         actual: ComponentHash,
-        /// As pinned.
+        /// The pinned hash.
         expected: ComponentHash,
     },
     /// The local disk failed.
-    #[error("a local file cannot be read or written")]
+    #[error("cannot read or write a local file")]
     File(#[from] io::Error),
 }
 
 impl FetchError {
-    /// Whether the same request may succeed later..
+    /// Whether the same request may succeed later.
     fn is_transient(&self) -> bool {
         match self {
-            // RFC 9110 section 15: request timeout, too early, too many requests, and what gateways say.
+            // RFC 9110 section 15: request timeout, too early, too many requests, and the errors of gateways.
             Self::Status(status) => matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504),
             Self::Unreachable(_) | Self::TimedOut(_) => true,
             Self::TooLong(_) | Self::Hash { .. } | Self::File(_) => false,
@@ -67,12 +67,12 @@ impl FetchError {
     }
 }
 
-/// A client for public files that are pinned by their hash: no proxy of the environment, few redirects.
+/// A client for public files that are pinned by their hash: it uses no proxy and follows few redirects.
 pub(crate) fn client() -> Result<Client, FetchError> {
     client_with(Policy::limited(MAX_REDIRECTS))
 }
 
-/// A client for files that nobody vouches for: it asks nobody but the server it was told.
+/// A client for files that nothing vouches for: it contacts only the server it was given.
 pub(crate) fn client_without_redirects() -> Result<Client, FetchError> {
     client_with(Policy::none())
 }
@@ -86,7 +86,7 @@ fn client_with(redirects: Policy) -> Result<Client, FetchError> {
         .map_err(FetchError::Unreachable)
 }
 
-/// Brings a component to `target`, which exists only if its content has the hash.
+/// Fetches a component to `target`, which exists afterwards only if its content has the hash.
 ///
 /// # Cancel safety
 /// Dropping the future leaves no partial file.
@@ -110,7 +110,7 @@ pub(crate) async fn fetch(
     attempt
         .retry(delays)
         .when(FetchError::is_transient)
-        .notify(|error, delay| info!(error = %Chain(error), ?delay, "fetching again"))
+        .notify(|error, delay| info!(error = %Chain(error), ?delay, "fetch failed, trying again"))
         .await
 }
 
@@ -137,7 +137,7 @@ async fn download(client: &Client, url: Url, file: &mut HashedFile) -> Result<()
     Ok(())
 }
 
-/// A short document, whose content is not pinned.
+/// Fetches a short document whose content is not pinned.
 pub(crate) async fn fetch_small(client: &Client, from: &Location, max_len: usize) -> Result<Vec<u8>, FetchError> {
     let mut document = Vec::new();
     match from {
@@ -177,7 +177,7 @@ async fn copy_file(from: std::path::PathBuf, mut file: HashedFile) -> Result<Has
     tokio::task::spawn_blocking(copy).await.expect("copying does not panic")
 }
 
-/// What a file hashes to.
+/// The SHA-256 of a file.
 pub(crate) fn hash_file(path: &Path) -> io::Result<ComponentHash> {
     let mut context = Context::new(&SHA256);
     for_each_chunk(File::open(path)?, |chunk| {
@@ -206,7 +206,7 @@ fn finish(context: Context) -> ComponentHash {
     digest.into()
 }
 
-/// A file without a final name, hashed while it is written.
+/// A file that is hashed while it is written and does not have its final name yet.
 struct HashedFile {
     file: NamedTempFile,
     context: Context,
@@ -223,7 +223,7 @@ impl HashedFile {
         })
     }
 
-    /// Writes to the page cache: short enough not to be moved to another thread.
+    /// Writes to the page cache, which is quick enough not to need another thread.
     fn append(&mut self, chunk: &[u8]) -> Result<(), FetchError> {
         self.length += chunk.len() as u64;
         if self.length > MAX_LEN {

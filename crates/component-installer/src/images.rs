@@ -11,7 +11,7 @@ use tracing::info;
 
 /// Importing the largest image takes an emulated machine half a minute.
 const LIMIT: Duration = Duration::from_secs(10 * 60);
-/// Unpacking layers is work for the processor.
+/// Unpacking layers keeps a processor busy.
 const CONCURRENT_IMPORTS: usize = 2;
 const ARCHIVE_SUFFIX: &str = ".oci.tar";
 
@@ -19,29 +19,29 @@ const ARCHIVE_SUFFIX: &str = ".oci.tar";
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The folder cannot be read.
-    #[error("the folder {folder} of image archives cannot be read")]
+    #[error("cannot read {folder}, the folder of image archives")]
     Folder {
-        /// Which one.
+        /// The folder.
         folder: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// containerd did not take one.
-    #[error("image archive {archive} cannot be imported")]
+    /// containerd did not accept an image.
+    #[error("cannot import image archive {archive}")]
     Import {
-        /// Which one.
+        /// The archive.
         archive: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: RunError,
     },
 }
 
-/// Imports every `*.oci.tar` of a folder into containerd, where kubelet looks for images. A folder that does not exist has none.
+/// Imports every `*.oci.tar` of a folder into containerd, where kubelet looks for images. A missing folder has none.
 ///
 /// # Errors
-/// When the folder cannot be read or an archive is not taken.
+/// When the folder cannot be read or containerd does not accept an archive.
 ///
 /// # Cancel safety
 /// Dropping the future ends the imports; they can be repeated.

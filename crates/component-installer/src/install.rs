@@ -15,7 +15,7 @@ use crate::place::move_file;
 use crate::source::{Location, Mirror};
 use crate::unpack::{UnpackError, unpack};
 
-/// Components fetched at once. More only makes each of them slower.
+/// How many components are fetched at once. More would only make each of them slower.
 const CONCURRENT_FETCHES: usize = 4;
 
 /// Installs components onto one node.
@@ -25,47 +25,47 @@ pub struct Installer {
     staging: PathBuf,
 }
 
-/// Components could not be installed. The variant says whether anything was changed: only by `Place` and `Unpack`.
+/// Components could not be installed. Only `Place` and `Unpack` mean that something was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    /// One cannot be fetched, or is not what was pinned.
-    #[error("component {url} is refused")]
+    /// A component cannot be fetched, or is not the pinned one.
+    #[error("cannot fetch component {url}")]
     Fetch {
-        /// Which one.
+        /// The component.
         url: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: FetchError,
     },
-    /// No address can be made of it.
-    #[error("component {0} has no usable address")]
+    /// A component's URL and the mirror do not make an address.
+    #[error("component {0} has an unusable address")]
     Address(String),
     /// The folder for fetched files cannot be used.
-    #[error("the folder for fetched components cannot be used")]
+    #[error("cannot use the folder for fetched components")]
     Staging(#[source] io::Error),
-    /// A checked file could not be put to its place.
-    #[error("{path} cannot be installed")]
+    /// A checked file could not be put in its place.
+    #[error("cannot install {path}")]
     Place {
-        /// Where it belongs.
+        /// Its destination.
         path: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
     /// A checked archive could not be unpacked.
-    #[error("the archive for {path} cannot be unpacked")]
+    #[error("cannot unpack the archive for {path}")]
     Unpack {
-        /// Where it belongs.
+        /// Its destination.
         path: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: UnpackError,
     },
 }
 
 impl Installer {
-    /// Installs below `root`, which on a node is `/`, and keeps what was fetched in `staging` until then: a folder on the
-    /// state disk, because programs and images together are larger than the memory.
+    /// Will install below `root`, which is `/` on a node. `staging` keeps fetched files until then. It is a folder on the
+    /// state disk, because programs and images together are larger than a node's memory.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>, staging: impl Into<PathBuf>) -> Self {
         Self {
@@ -76,16 +76,16 @@ impl Installer {
 
     /// Fetches all components, checks them, and only then installs them.
     ///
-    /// 1. What is installed with the right hash is left alone.
-    /// 2. The others are fetched side by side; each must have its hash.
-    /// 3. They are put to their places, one after the other.
-    /// 4. What was fetched in advance and is not in the list is removed.
+    /// 1. Whatever is installed with the right hash is left alone.
+    /// 2. The others are fetched side by side, and each must have its hash.
+    /// 3. They are put in their places, one after the other.
+    /// 4. Files that were fetched in advance and are not in the list are removed.
     ///
     /// # Errors
-    /// When a component cannot be fetched, has another hash, or cannot be put to its place.
+    /// When a component cannot be fetched, has the wrong hash, or cannot be put in its place.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves fetched files for the next attempt, and installed ones installed.
+    /// Dropping the future keeps fetched files for the next attempt, and leaves installed files in place.
     pub async fn install(&self, list: &ComponentList, mirror: &Mirror) -> Result<(), InstallError> {
         self.make_staging()?;
         let missing = self.missing(list).await;
@@ -108,7 +108,7 @@ impl Installer {
         Ok(())
     }
 
-    /// Attempts that ended without warning left their unfinished files.
+    /// Removes the unfinished files of attempts that ended without warning.
     pub(crate) fn make_staging(&self) -> Result<(), InstallError> {
         let clean = || {
             fs::create_dir_all(&self.staging)?;
@@ -123,7 +123,7 @@ impl Installer {
         clean().map_err(InstallError::Staging)
     }
 
-    /// Removes what was fetched in advance and is not in the list: a mirror may have filled the disk with it.
+    /// Removes what was fetched in advance but is not in the list: a mirror may have filled the disk with it.
     ///
     /// # Errors
     /// When a file cannot be removed.
@@ -163,7 +163,7 @@ impl Installer {
         mirror: &Mirror,
     ) -> Result<(), InstallError> {
         let slots = Arc::new(Semaphore::new(CONCURRENT_FETCHES));
-        // Dropping the set ends the other fetches when one fails.
+        // When one fetch fails, dropping the set ends the others.
         let mut fetches = JoinSet::new();
         for component in components {
             let location = mirror
@@ -199,7 +199,7 @@ impl Installer {
         }
     }
 
-    /// Named by hash and place: one file for two places is fetched for each of them.
+    /// The file is named by hash and destination; the same file for two destinations is fetched twice.
     fn staged(&self, component: &Component) -> PathBuf {
         let place = component.install_path.as_str().replace('/', "_");
         let digest = component.hash.to_string().replace(':', "-");
@@ -230,7 +230,7 @@ async fn fetch_one(
         })
 }
 
-/// Only complete files with the right hash get their name, but a disk can lose what was not yet written.
+/// Only complete files with the right hash get their name, but a crash can lose what the disk had not written yet.
 async fn is_staged(path: &Path, component: &Component) -> bool {
     let (path, expected) = (path.to_owned(), component.hash);
     spawn_blocking(move || hash_file(&path).is_ok_and(|hash| hash == expected))

@@ -2,13 +2,13 @@
 //!
 //! # Invariants
 //!
-//! - Nothing is installed before everything was fetched and had its hash: a wrong component leaves the node as it was.
-//! - A file appears under its name complete or not at all.
-//! - An archive writes files and folders below its own folder, never links, and never more than a bound.
+//! - Nothing is installed before everything has been fetched and checked: a wrong component leaves the node as it was.
+//! - A file appears under its name either complete or not at all.
+//! - An archive writes only files and folders, only below its own folder, and only up to a limit.
 //!
-//! Installing can be repeated at any time: what was fetched and what is installed is recognised by its hash.
+//! Installing can be repeated at any time: fetched and installed files are recognised by their hash.
 //!
-//! What this crate does not do: it does not decide which components; whoever asks has pinned their hashes.
+//! What this crate does not do: it does not decide which components to install; the caller has pinned their hashes.
 
 mod fetch;
 mod images;

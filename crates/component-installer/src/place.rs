@@ -3,7 +3,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Programs and images are read and run by everyone and changed by nobody.
+/// Anyone may read and run programs and images, and no one may change them.
 const MODE: u32 = 0o555;
 
 /// Moves a complete file to its final name. Both may be on different mounts.
@@ -12,7 +12,7 @@ pub(crate) fn move_file(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     fs::set_permissions(from, Permissions::from_mode(MODE))?;
     match fs::rename(from, to) {
-        // Folders that are bind mounts of one disk still are different mounts.
+        // Bind mounts of one disk are still different mounts.
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             write_file(&mut File::open(from)?, to)?;
             fs::remove_file(from)

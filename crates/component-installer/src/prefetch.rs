@@ -1,4 +1,4 @@
-//! Fetching what a mirror offers before anybody trusted said what is wanted.
+//! Fetching what a mirror offers, before anything trusted has said what is wanted.
 
 use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT, ParseMirrorError};
 use tracing::info;
@@ -9,10 +9,10 @@ use crate::{InstallError, Installer, Mirror};
 /// What a mirror offers cannot be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum PrefetchError {
-    /// Its list cannot be fetched.
-    #[error("the mirror's list of components cannot be fetched")]
+    /// The mirror's list cannot be fetched.
+    #[error("cannot fetch the mirror's list of components")]
     Fetch(#[from] FetchError),
-    /// Its list is none.
+    /// The mirror's list is malformed.
     #[error("the mirror's list of components is unusable")]
     List(#[from] ParseMirrorError),
     /// A component cannot be fetched.
@@ -27,9 +27,9 @@ impl Installer {
     /// When something cannot be fetched; installing fetches it then.
     ///
     /// # Security
-    /// Nobody vouches for the list: no file and no address outside of the mirror is looked at for it, and nothing of it is
-    /// installed or unpacked. What is installed later is what a trusted list names by hash; anything else that was fetched is
-    /// removed then.
+    /// Nothing vouches for the list. It causes no access to a file or address outside the mirror, and nothing in it is
+    /// installed or unpacked. Later, only what a trusted list names by hash is installed, and everything else that was fetched is
+    /// removed.
     ///
     /// # Cancel safety
     /// Dropping the future leaves what was fetched so far.

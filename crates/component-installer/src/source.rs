@@ -4,7 +4,7 @@ use std::str::FromStr;
 use kubernetes_components::ComponentUrl;
 use reqwest::Url;
 
-/// Where components with a relative address are.
+/// Where components with a relative address are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mirror {
     /// Below an HTTP(S) address.
@@ -13,9 +13,9 @@ pub enum Mirror {
     Folder(PathBuf),
 }
 
-/// A text that is no address of a mirror.
+/// A text that is not a mirror's address.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no address of a mirror: expected http(s)://<host>/<path>")]
+#[error("{0:?} is not a mirror's address: expected http(s)://<host>/<path>")]
 pub struct ParseMirrorAddressError(String);
 
 /// Where one component is.
@@ -43,7 +43,7 @@ impl FromStr for Mirror {
 }
 
 impl Mirror {
-    /// The place of a document at its root.
+    /// The location of a document at the mirror's root.
     pub(crate) fn document(&self, name: &str) -> Location {
         match self {
             Self::Address(base) => Location::Address(base.join(name).expect("documents have plain names")),
@@ -51,7 +51,7 @@ impl Mirror {
         }
     }
 
-    /// The component's own address, or its place in this mirror. None for what is no address at all.
+    /// The component's own address, or its location in this mirror. `None` if they make no address.
     pub(crate) fn locate(&self, component: &ComponentUrl) -> Option<Location> {
         match (component.relative(), self) {
             (None, _) => Url::parse(component.as_str()).ok().map(Location::Address),

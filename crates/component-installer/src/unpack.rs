@@ -7,25 +7,25 @@ use tar::{Archive, Entry, EntryType};
 
 use crate::place::write_file;
 
-/// What an archive may hold. The CNI plugins are 100 MB in 20 files.
+/// The most an archive may hold. The CNI plugins have 100 MB in 20 files.
 const MAX_ENTRIES: usize = 4096;
 const MAX_CONTENT: u64 = 1 << 30;
 
-/// An archive that is not unpacked, or not further.
+/// Unpacking an archive was refused or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
     /// Not a gzipped tar file, or the disk failed.
-    #[error("the archive cannot be read or its files not written")]
+    #[error("cannot read the archive or write its files")]
     Io(#[from] io::Error),
-    /// A name that leads elsewhere.
+    /// A name that leads out of the folder.
     #[error("the archive's entry {0:?} leads out of its folder")]
     Escapes(PathBuf),
-    /// Links can make later entries lead elsewhere; devices have no place here at all.
-    #[error("the archive's entry {name:?} is neither a file nor a folder but {kind:?}")]
+    /// Neither a file nor a folder. Links can make later entries lead elsewhere, and devices are never needed.
+    #[error("the archive's entry {name:?} is of type {kind:?}, expected a file or a folder")]
     Kind {
-        /// Its name.
+        /// The entry's name.
         name: PathBuf,
-        /// What it is.
+        /// The entry's type.
         kind: EntryType,
     },
     /// Too many files.
@@ -36,7 +36,7 @@ pub enum UnpackError {
     TooLong,
 }
 
-/// Unpacks a gzipped tar file below a folder. Modes, owners and times of the archive are not taken over.
+/// Unpacks a gzipped tar file below a folder. The archive's modes, owners and times are ignored.
 pub(crate) fn unpack(archive: &Path, folder: &Path) -> Result<(), UnpackError> {
     let mut archive = Archive::new(GzDecoder::new(File::open(archive)?));
     let mut budget = MAX_CONTENT;
@@ -61,7 +61,7 @@ fn unpack_entry(entry: &mut Entry<'_, impl Read>, folder: &Path) -> Result<(), U
     }
 }
 
-/// The name without `.` parts, if it stays below the folder it is unpacked to.
+/// The name without `.` parts, if it stays below the folder that it is unpacked to.
 fn inside(name: &Path) -> Result<PathBuf, UnpackError> {
     let mut path = PathBuf::new();
     for part in name.components() {
@@ -86,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    /// One entry with this name, which may be any bytes, as an attacker would write it.
+    /// An archive with one entry of this name, which may be any bytes, as an attacker would write it.
     fn archive_with(name: &str, kind: EntryType, link: &str, content: &[u8]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());

@@ -1,4 +1,4 @@
-//! Installing from a mirror: what is refused, and what a crash leaves.
+//! Installing from a mirror: what is refused, and what a crash leaves behind.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -42,7 +42,7 @@ impl Node {
         fs::write(path, content).unwrap();
     }
 
-    /// What the mirror says it has.
+    /// What the mirror claims to have.
     fn offer(&self, components: Vec<Component>) {
         let list = ComponentList::new("v1.35.4".parse().unwrap(), components).unwrap();
         self.publish(MIRROR_DOCUMENT, &list.to_mirror_document());
@@ -81,7 +81,7 @@ fn archive(name: &str, content: &[u8]) -> Vec<u8> {
     tar.into_inner().unwrap().finish().unwrap()
 }
 
-/// Answers one connection after the other, each with the next answer; the last one again and again.
+/// Serves one connection after the other, each with the next answer; the last answer is repeated.
 fn server(answers: Vec<Vec<u8>>) -> (Mirror, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mirror = format!("http://{}/mirror", listener.local_addr().unwrap())
@@ -100,7 +100,7 @@ fn server(answers: Vec<Vec<u8>>) -> (Mirror, Arc<AtomicUsize>) {
     (mirror, requests)
 }
 
-/// The address of a server that a node has no business with, and how often it was asked.
+/// The address of a server that a node must not contact, and how often it was contacted.
 fn elsewhere() -> (String, Arc<AtomicUsize>) {
     let (server, requests) = server(vec![http("200 OK", b"kubelet")]);
     let Mirror::Address(address) = server else {
@@ -209,7 +209,7 @@ async fn what_was_fetched_in_advance_is_not_fetched_again() {
     assert_eq!(fs::read(node.path("root/run/state/bin/kubelet")).unwrap(), b"kubelet");
 }
 
-/// The mirror's own list is nobody's word: what it lies about is fetched, never installed, and gone afterwards.
+/// Nothing vouches for the mirror's own list: what it lies about is fetched, but never installed, and removed afterwards.
 #[tokio::test]
 async fn a_mirror_that_lies_about_what_it_has_gets_nothing_installed() {
     let node = Node::new();
@@ -258,7 +258,7 @@ async fn a_mirror_does_not_send_a_node_elsewhere() {
     assert_eq!(requests.load(Ordering::SeqCst), 0);
 }
 
-/// What nobody wants may have filled the disk.
+/// Files that no list names may have filled the disk.
 #[tokio::test]
 async fn what_was_fetched_in_advance_and_is_not_wanted_can_be_removed() {
     let node = Node::new();
