@@ -1,20 +1,20 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-/// The segment between the nodes, `10.42.0.0/16` (docs/interfaces.md).
+/// The private segment between the nodes, `10.42.0.0/16` (docs/interfaces.md).
 const SEGMENT: [u8; 2] = [10, 42];
 
 /// A node's address on the private segment, `10.42.0.0/16`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PrivateAddress(Ipv4Addr);
 
-/// An address that no node has.
+/// An address that no node can have.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} is no node's address: expected one in 10.42.0.0/16")]
+#[error("{0} cannot be a node's address: expected one in 10.42.0.0/16")]
 pub struct NotPrivate(Ipv4Addr);
 
 impl PrivateAddress {
-    /// Length of the segment's prefix, in bits.
+    /// Length of the segment's network prefix, in bits.
     pub const PREFIX_LEN: u8 = 16;
 
     /// The address.
@@ -30,7 +30,7 @@ impl TryFrom<Ipv4Addr> for PrivateAddress {
     fn try_from(address: Ipv4Addr) -> Result<Self, Self::Error> {
         let octets = address.octets();
         let host = [octets[2], octets[3]];
-        // Network and broadcast address.
+        // The network's own address and the broadcast address.
         let reserved = host == [0, 0] || host == [255, 255];
         if octets[..2] == SEGMENT && !reserved {
             Ok(Self(address))
@@ -49,9 +49,9 @@ impl fmt::Display for PrivateAddress {
 /// Where nodes reach the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ApiEndpoint {
-    /// On the private segment.
+    /// Its address on the private segment.
     pub host: PrivateAddress,
-    /// TCP port.
+    /// Its TCP port.
     pub port: u16,
 }
 

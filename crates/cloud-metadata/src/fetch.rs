@@ -15,40 +15,40 @@ pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
     /// It cannot be reached, or the connection broke.
-    #[error("the metadata service cannot be reached")]
+    #[error("cannot reach the metadata service")]
     Unreachable(#[source] reqwest::Error),
     /// It took too long.
     #[error("the metadata service did not answer {request:?} within {TIME_LIMIT:?}")]
     TimedOut {
-        /// What was asked for.
+        /// The name of the request.
         request: &'static str,
     },
     /// It answered with an error, or with a redirect, which is not followed.
     #[error("the metadata service answered {request:?} with status {status}")]
     Status {
-        /// What was asked for.
+        /// The name of the request.
         request: &'static str,
         /// HTTP status code.
         status: u16,
     },
-    /// It said more than it has to say.
+    /// It sent more than any answer needs.
     #[error("the metadata service's answer to {request:?} is longer than {MAX_ANSWER_LEN} bytes")]
     TooLong {
-        /// What was asked for.
+        /// The name of the request.
         request: &'static str,
     },
-    /// It said something that makes no sense.
+    /// It sent something malformed or impossible.
     #[error("the metadata service's answer to {request:?} is unusable")]
     Malformed {
-        /// What was asked for.
+        /// The name of the request.
         request: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: ParseMetadataError,
     },
 }
 
-/// A client that goes where it is told and nowhere else.
+/// A client that contacts only the address it is given: no redirects, no proxies.
 pub(crate) fn client() -> Client {
     Client::builder()
         .no_proxy()

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{ApiEndpoint, NotPrivate, PrivateAddress};
 
-/// More nodes than this are no cluster of ours.
+/// No cluster of ours has more nodes.
 const MAX_PEERS: usize = 1000;
 /// The longest provider id, in bytes.
 const MAX_PROVIDER_ID_LEN: usize = 512;
@@ -17,13 +17,13 @@ const MAX_PROVIDER_ID_LEN: usize = 512;
 pub struct Instance {
     /// Its name in the cluster.
     pub name: NodeName,
-    /// How the platform calls it.
+    /// The platform's id of the node.
     pub provider_id: String,
-    /// What it should do. A wish: a control plane needs a role grant too.
+    /// The role it should have. This is only a request: a control plane needs a role grant too.
     pub role: NodeRole,
     /// Its address on the private segment.
     pub address: PrivateAddress,
-    /// The operator's role grant, if the operator left one with the platform. Signed, so that it can lie here.
+    /// The operator's role grant, if the operator gave one to the platform. Signed, so an untrusted platform may store it.
     pub role_grant: Option<Vec<u8>>,
 }
 
@@ -32,70 +32,70 @@ pub struct Instance {
 pub struct InitSecretHash([u8; 32]);
 
 impl InitSecretHash {
-    /// Wraps a digest.
+    /// Takes a digest.
     #[must_use]
     pub const fn new(digest: [u8; 32]) -> Self {
         Self(digest)
     }
 
-    /// The bytes.
+    /// The digest's bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }
 
-/// An answer of the metadata service that makes no sense.
+/// An answer of the metadata service that is malformed or impossible.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseMetadataError {
     /// Not JSON of the documented form.
     #[error("{key} is not in the documented form")]
     Json {
-        /// What: a key, or the whole.
+        /// The key, or the whole answer.
         key: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: serde_json::Error,
     },
-    /// No name for a node.
+    /// `Name` is not a node name.
     #[error("Name is unusable")]
     Name(#[from] ParseNodeNameError),
-    /// No role.
+    /// `Role` is not a role.
     #[error("Role is unusable")]
     Role(#[from] ParseNodeRoleError),
-    /// A node outside the private segment.
+    /// `VPCIP` is outside the private segment.
     #[error("VPCIP is unusable")]
     Address(#[source] NotPrivate),
-    /// An API server outside the private segment.
+    /// The API server's `host` is outside the private segment.
     #[error("host is unusable")]
     Host(#[source] NotPrivate),
-    /// Not what a provider id looks like.
+    /// `ProviderID` does not look like one.
     #[error("ProviderID is empty, longer than {MAX_PROVIDER_ID_LEN} bytes or not printable")]
     ProviderId,
-    /// Not base64.
+    /// `RoleGrant` is not base64.
     #[error("RoleGrant is not base64")]
     RoleGrant,
-    /// No API server has it.
+    /// The API server's `port` is 0.
     #[error("port is 0")]
     Port,
-    /// One of several nodes.
+    /// One of the peers is unusable.
     #[error("peer {index} is unusable")]
     Peer {
-        /// Which, from 0.
+        /// The peer's position, from 0.
         index: usize,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<Self>,
     },
     /// Too many nodes.
     #[error("{0} peers, at most {MAX_PEERS} are read")]
     Peers(usize),
-    /// No digest.
-    #[error("hash of the init secret is not 64 hex digits")]
+    /// The hash of the init secret is not a digest.
+    #[error("the hash of the init secret is not 64 hex digits")]
     InitSecretHash,
 }
 
-/// Unknown keys are allowed: other platforms' services add their own, and nothing here relies on their absence.
+/// Unknown keys are allowed: other platforms' services add keys of their own, and nothing here relies on their absence.
 #[derive(Deserialize)]
 struct RawInstance {
     #[serde(rename = "Name")]
@@ -144,7 +144,7 @@ fn parse_provider_id(text: String) -> Result<String, ParseMetadataError> {
 
 fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, ParseMetadataError> {
     let refuse = |path: &str, source: serde_json::Error| {
-        // Where the syntax is wrong nobody knows in which key.
+        // A syntax error has no key.
         let whole = path == "." || !source.is_data();
         let key = if whole { "the answer" } else { path }.to_owned();
         ParseMetadataError::Json { key, source }
@@ -207,7 +207,7 @@ mod tests {
         parse_instance(json.to_string().as_bytes())
     }
 
-    /// One error, which begins with the key and ends with the reason.
+    /// Expects one error, which begins with the key and ends with the reason.
     fn check_refused<T: std::fmt::Debug>(result: Result<T, ParseMetadataError>, key: &str, reason: &str) {
         let error = Chain(&result.unwrap_err()).to_string();
         assert!(error.starts_with(key), "{error}");
@@ -244,8 +244,8 @@ mod tests {
             ("ProviderID", serde_json::Value::Null, "expected a string"),
             ("Role", "Unknown".into(), "control-plane or worker"),
             ("Role", true.into(), "expected a string"),
-            ("VPCIP", "8.8.8.8".into(), "8.8.8.8 is no node's address"),
-            ("VPCIP", "10.42.0.0".into(), "10.42.0.0 is no node's address"),
+            ("VPCIP", "8.8.8.8".into(), "8.8.8.8 cannot be a node's address"),
+            ("VPCIP", "10.42.0.0".into(), "10.42.0.0 cannot be a node's address"),
             ("VPCIP", "metadata".into(), "invalid IP"),
             ("VPCIP", "::1".into(), "invalid IP"),
             ("RoleGrant", "?".into(), "is not base64"),
@@ -301,7 +301,7 @@ mod tests {
             (
                 r#"{"host":"203.0.113.1","port":6443}"#,
                 "host",
-                "203.0.113.1 is no node's address",
+                "203.0.113.1 cannot be a node's address",
             ),
             (r#"{"host":"","port":1}"#, "host", "invalid IP"),
             (r#"{"host":1,"port":1}"#, "host", "expected"),
@@ -320,7 +320,7 @@ mod tests {
         assert!(parse_init_secret_hash(format!("{}\n", "0f".repeat(32)).as_bytes()).is_ok());
         for bad in ["", "00", &"0g".repeat(32), &"00".repeat(33)] {
             let parsed = parse_init_secret_hash(bad.as_bytes());
-            check_refused(parsed, "hash of the init secret", "64 hex digits");
+            check_refused(parsed, "the hash of the init secret", "64 hex digits");
         }
     }
 }

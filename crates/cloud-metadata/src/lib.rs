@@ -2,7 +2,7 @@
 //!
 //! # Security
 //! The platform is the adversary, so every answer is a hint. It may select among things that are checked afterwards
-//! against something attested or signed; it never decides anything alone. A lie costs availability, nothing else.
+//! against something attested or signed, but it never decides anything alone. A lie costs availability and nothing else.
 //! Sizes, times and forms are checked here, so that a hint is at least well-formed.
 
 mod address;
@@ -17,7 +17,7 @@ pub use fetch::MetadataError;
 pub use instance::{InitSecretHash, Instance, ParseMetadataError};
 pub use qemu::{BASE_ADDRESS_FILE, FindMetadataError, QemuMetadata};
 
-/// A pending answer.
+/// An answer that is being fetched.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, MetadataError>> + Send + 'a>>;
 
 /// The metadata service of a platform.
@@ -31,7 +31,7 @@ pub trait CloudMetadata: Send + Sync {
     /// Where nodes reach the API server.
     fn api_endpoint(&self) -> Answer<'_, ApiEndpoint>;
 
-    /// What the init secret of this node hashes to.
+    /// The SHA-256 of this node's init secret.
     fn init_secret_hash(&self) -> Answer<'_, InitSecretHash>;
 
     /// Base address of the mirror that the platform offers to nodes. What it serves is pinned by hashes.

@@ -8,10 +8,10 @@ use crate::fetch::{client, fetch};
 use crate::instance::{parse_endpoint, parse_init_secret_hash, parse_instance, parse_peers};
 use crate::{Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError, ParseMetadataError};
 
-/// Where the kernel shows the SMBIOS system serial number (DMTF DSP0134, type 1).
+/// The file in which the kernel shows the SMBIOS system serial number (DMTF DSP0134, type 1).
 pub const BASE_ADDRESS_FILE: &str = "/sys/class/dmi/id/product_serial";
 
-/// The longest address that is read, in bytes.
+/// Longer addresses are refused, in bytes.
 const MAX_ADDRESS_LEN: u64 = 1024;
 
 /// The metadata service of local nodes: plain HTTP on the host's loopback, found through the SMBIOS serial number.
@@ -24,9 +24,9 @@ pub struct QemuMetadata {
 #[derive(Debug, thiserror::Error)]
 pub enum FindMetadataError {
     /// The serial number cannot be read.
-    #[error("the SMBIOS serial number cannot be read")]
+    #[error("cannot read the SMBIOS serial number")]
     Read(#[from] io::Error),
-    /// It is no address of a metadata service.
+    /// It is not a metadata service's address.
     #[error("the SMBIOS serial number {0:?} is not of the form http://<address>:<port>/<path>")]
     NotAnAddress(String),
 }
@@ -45,7 +45,7 @@ impl QemuMetadata {
     /// Uses the service at a base address.
     ///
     /// # Errors
-    /// When it is no plain HTTP address.
+    /// When it is not a plain HTTP address.
     pub fn at(address: &str) -> Result<Self, FindMetadataError> {
         let refuse = || FindMetadataError::NotAnAddress(address.chars().take(128).collect());
         let mut base = Url::parse(address).map_err(|_| refuse())?;
@@ -57,7 +57,7 @@ impl QemuMetadata {
         if !plain {
             return Err(refuse());
         }
-        // Without the slash the last part would be replaced instead of extended.
+        // Without the slash, joining would replace the last part.
         let folder = format!("{}/", base.path().trim_end_matches('/'));
         base.set_path(&folder);
         Ok(Self { client: client(), base })
@@ -110,7 +110,7 @@ mod tests {
 
     const WORKER: &str = r#"{"Name":"worker-0","ProviderID":"qemu:///worker-0","Role":"Worker","VPCIP":"10.42.2.100"}"#;
 
-    /// Answers every request with these bytes, and gives back what was asked for in the first one.
+    /// Answers every request with these bytes, and returns the first request's first line.
     async fn service(answer: Vec<u8>) -> (QemuMetadata, tokio::task::JoinHandle<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -118,7 +118,7 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = vec![0; 1024];
             let read = stream.read(&mut request).await.unwrap();
-            // A client that has read enough may be gone.
+            // A client that has read enough may have closed the connection.
             let _ = stream.write_all(&answer).await;
             String::from_utf8_lossy(&request[..read])
                 .lines()

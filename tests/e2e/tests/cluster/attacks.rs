@@ -184,7 +184,7 @@ pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image
             for reason in [
                 "not in the documented form",
                 "is longer than 65536 bytes",
-                "192.0.2.1 is no node's address",
+                "192.0.2.1 cannot be a node's address",
                 "within 30s",
                 "the join service refused: role_grant is refused",
             ] {
