@@ -100,7 +100,7 @@ fn run_guest(qemu: &Path, accelerator: Accelerator) -> io::Result<KvmProbe> {
     disk.write_all(&boot_sector())?;
     disk.as_file().set_len(DISK_LEN)?;
     let mut drive = OsString::from("if=none,id=disk,format=raw,readonly=on,file=");
-    drive.push(crate::vm::option_value(disk.path().as_os_str()));
+    drive.push(crate::option::option_value(disk.path().as_os_str()));
     let mut guest = Command::new(qemu)
         .args(accelerator.arguments())
         .args([

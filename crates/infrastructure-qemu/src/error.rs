@@ -2,11 +2,11 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use crate::preflight::PreflightProblem;
+use crate::problem::PreflightProblem;
 
 /// The machines could not be made or ended.
 #[derive(Debug, thiserror::Error)]
-pub enum ProviderError {
+pub enum QemuError {
     /// This machine lacks something.
     #[error("this machine is not ready for a local cluster:{}", List(.0))]
     Preflight(Vec<PreflightProblem>),
@@ -64,12 +64,12 @@ impl fmt::Display for List<'_> {
 
 /// Names the path in the error.
 pub(crate) trait Context<T> {
-    fn on(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T, ProviderError>;
+    fn on(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T, QemuError>;
 }
 
 impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
-    fn on(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T, ProviderError> {
-        self.map_err(|source| ProviderError::Io {
+    fn on(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T, QemuError> {
+        self.map_err(|source| QemuError::Io {
             action,
             path: path.into(),
             source: source.into(),

@@ -9,7 +9,7 @@ use infrastructure::{NodePorts, NodeSpec};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Context, ProviderError};
+use crate::error::{Context, QemuError};
 use crate::process::ProcessRecord;
 
 /// Where everything of one cluster's machines is.
@@ -58,7 +58,7 @@ impl RunFolder {
         self.0.join("metadata.log")
     }
 
-    pub(crate) fn create(&self) -> Result<(), ProviderError> {
+    pub(crate) fn create(&self) -> Result<(), QemuError> {
         let nodes = self.0.join("nodes");
         fs::create_dir_all(&nodes).on("create", &nodes)?;
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
@@ -69,7 +69,7 @@ impl RunFolder {
     ///
     /// A process that is being started holds the lock until its record is written, also when the command that started it
     /// was killed.
-    pub(crate) fn lock(&self) -> Result<Option<File>, ProviderError> {
+    pub(crate) fn lock(&self) -> Result<Option<File>, QemuError> {
         let folder = match File::open(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.on("open", &self.0)?,
@@ -78,25 +78,25 @@ impl RunFolder {
         Ok(Some(folder))
     }
 
-    pub(crate) fn record(&self) -> Result<Option<ClusterRecord>, ProviderError> {
+    pub(crate) fn record(&self) -> Result<Option<ClusterRecord>, QemuError> {
         let path = self.record_path();
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
-                .map_err(|source| ProviderError::Record { path, source }),
+                .map_err(|source| QemuError::Record { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).on("read", path),
         }
     }
 
-    pub(crate) fn save(&self, record: &ClusterRecord) -> Result<(), ProviderError> {
+    pub(crate) fn save(&self, record: &ClusterRecord) -> Result<(), QemuError> {
         let path = self.record_path();
         let json = serde_json::to_vec_pretty(record).expect("the record has text keys only");
         atomic_file::replace(&path, &json, Access::Owner).on("write", path)
     }
 
     /// Ends every recorded process below this folder, whatever the record of the cluster says, then removes it.
-    pub(crate) fn destroy(&self) -> Result<(), ProviderError> {
+    pub(crate) fn destroy(&self) -> Result<(), QemuError> {
         let _lock = self.lock()?;
         stop(&self.metadata_record())?;
         let nodes = self.0.join("nodes");
@@ -149,7 +149,7 @@ impl NodeFolder {
     }
 
     /// A folder of this name appears only once everything in it is there.
-    pub(crate) fn create(&self, state_disk_len: u64) -> Result<(), ProviderError> {
+    pub(crate) fn create(&self, state_disk_len: u64) -> Result<(), QemuError> {
         let new = self.0.with_extension("new");
         remove_folder(&new)?;
         let tpm = new.join(Self::TPM_STATE);
@@ -162,22 +162,22 @@ impl NodeFolder {
     }
 
     /// Ends the node's processes, if they run.
-    pub(crate) fn stop(&self) -> Result<(), ProviderError> {
+    pub(crate) fn stop(&self) -> Result<(), QemuError> {
         stop(&self.qemu_record())?;
         stop(&self.swtpm_record())
     }
 
-    pub(crate) fn remove(&self) -> Result<(), ProviderError> {
+    pub(crate) fn remove(&self) -> Result<(), QemuError> {
         self.stop()?;
         remove_folder(&self.0)
     }
 }
 
-pub(crate) fn stop(record: &Path) -> Result<(), ProviderError> {
+pub(crate) fn stop(record: &Path) -> Result<(), QemuError> {
     ProcessRecord::read(record).map_or(Ok(()), |process| process.stop())
 }
 
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, ProviderError> {
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, QemuError> {
     match fs::read_dir(folder) {
         Ok(entries) => entries.map(|entry| Ok(entry.on("read", folder)?.path())).collect(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -185,7 +185,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, ProviderError> {
     }
 }
 
-fn remove_folder(path: &Path) -> Result<(), ProviderError> {
+fn remove_folder(path: &Path) -> Result<(), QemuError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", path),
         _ => Ok(()),

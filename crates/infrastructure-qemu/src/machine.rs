@@ -9,7 +9,7 @@ use infrastructure::{Machine, MachineStatus};
 
 use crate::accelerator::Accelerator;
 use crate::console::{reason, tail};
-use crate::error::{Context, ProviderError};
+use crate::error::{Context, QemuError};
 use crate::folder::{ClusterRecord, NodeFolder, NodeRecord};
 use crate::preflight::{Host, SYSTEM_DISK};
 use crate::process::{Helper, INTERVAL, ProcessRecord, ended, not_ready};
@@ -39,7 +39,7 @@ impl Starter<'_> {
     /// 2. The node gets its folder, if it has none.
     /// 3. The firmware's variables are fresh at every start: nothing that was written there counts.
     /// 4. The TPM is started, and then the machine.
-    pub(crate) fn start(&self, node: &NodeRecord, folder: &NodeFolder) -> Result<(), ProviderError> {
+    pub(crate) fn start(&self, node: &NodeRecord, folder: &NodeFolder) -> Result<(), QemuError> {
         folder.stop()?;
         if !folder.exists() {
             folder.create(u64::from(node.spec.state_disk_gb) * GB)?;
@@ -53,7 +53,7 @@ impl Starter<'_> {
         self.start_qemu(node, folder)
     }
 
-    fn start_tpm(&self, folder: &NodeFolder) -> Result<(), ProviderError> {
+    fn start_tpm(&self, folder: &NodeFolder) -> Result<(), QemuError> {
         let socket = folder.file(NodeFolder::TPM_SOCKET);
         remove_if_there(&socket)?;
         let (record, log) = (folder.swtpm_record(), folder.file("swtpm.log"));
@@ -63,7 +63,7 @@ impl Starter<'_> {
         until_ready(&record, &log, program, || socket.exists())
     }
 
-    fn start_qemu(&self, node: &NodeRecord, folder: &NodeFolder) -> Result<(), ProviderError> {
+    fn start_qemu(&self, node: &NodeRecord, folder: &NodeFolder) -> Result<(), QemuError> {
         let vm = Vm {
             node,
             uid: &self.cluster.uid,
@@ -92,7 +92,7 @@ pub(crate) fn until_ready(
     log: &Path,
     program: &std::ffi::OsStr,
     ready: impl Fn() -> bool,
-) -> Result<(), ProviderError> {
+) -> Result<(), QemuError> {
     let deadline = Instant::now() + READY_LIMIT;
     while !ready() {
         let running = ProcessRecord::read(record).is_some_and(|process| process.is_running());
@@ -143,7 +143,7 @@ pub(crate) fn console(folder: &NodeFolder) -> Vec<String> {
     tail(&folder.file(NodeFolder::CONSOLE), CONSOLE_LINES)
 }
 
-fn remove_if_there(path: &Path) -> Result<(), ProviderError> {
+fn remove_if_there(path: &Path) -> Result<(), QemuError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", path),
         _ => Ok(()),

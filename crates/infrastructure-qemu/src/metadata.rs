@@ -17,7 +17,7 @@ use tokio::fs::File;
 use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 
-use crate::ProviderError;
+use crate::error::QemuError;
 use crate::folder::{ClusterRecord, RunFolder};
 
 /// The port of the API server in the segment.
@@ -33,7 +33,7 @@ pub enum MetadataError {
     NoCluster(PathBuf),
     /// What there is to tell cannot be read.
     #[error(transparent)]
-    Record(#[from] ProviderError),
+    Record(#[from] QemuError),
     /// The port cannot be listened on.
     #[error("cannot serve on port {port} of loopback")]
     Serve {

@@ -1,7 +1,6 @@
 //! What this machine must have before a node is started, each with how to get it.
 
 use std::env;
-use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,6 +9,7 @@ use infrastructure::ClusterSpec;
 
 use crate::folder::{ClusterRecord, RunFolder};
 use crate::ports;
+use crate::problem::PreflightProblem;
 use crate::vm::forwards;
 
 /// The file of an image folder that nodes boot from.
@@ -27,15 +27,6 @@ const FIRMWARE: [(&str, &str, &str); 3] = [
     ("/usr/share/edk2/x64", "OVMF_CODE.4m.fd", "OVMF_VARS.4m.fd"),
     ("/usr/share/edk2/ovmf", "OVMF_CODE.fd", "OVMF_VARS.fd"),
 ];
-
-/// Something that this machine lacks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PreflightProblem {
-    /// What is missing.
-    pub what: String,
-    /// What to do about it.
-    pub remedy: String,
-}
 
 /// What nodes are started with.
 #[derive(Clone, Debug)]
@@ -222,12 +213,6 @@ struct Problems(Vec<PreflightProblem>);
 impl Problems {
     fn keep<T>(&mut self, result: Result<T, PreflightProblem>) -> Option<T> {
         result.map_err(|problem| self.0.push(problem)).ok()
-    }
-}
-
-impl fmt::Display for PreflightProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.what, self.remedy)
     }
 }
 

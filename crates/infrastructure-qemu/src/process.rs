@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Context, ProviderError};
+use crate::error::{Context, QemuError};
 
 /// How long a process has between being asked and being made to end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -76,7 +76,7 @@ impl Helper {
         log: &Path,
         program: &OsStr,
         arguments: &[OsString],
-    ) -> Result<(), ProviderError> {
+    ) -> Result<(), QemuError> {
         atomic_file::remove(record).on("remove", record)?;
         let output = File::create(log).on("create", log)?;
         let errors = output.try_clone().on("open", log)?;
@@ -109,17 +109,17 @@ impl Helper {
 }
 
 /// The program ended instead of doing its work.
-pub(crate) fn ended(program: &OsStr, log: &Path) -> ProviderError {
+pub(crate) fn ended(program: &OsStr, log: &Path) -> QemuError {
     let text = fs::read(log).unwrap_or_default();
     let said = crate::console::last_line(&text).unwrap_or_else(|| "it said nothing".to_owned());
-    ProviderError::Ended {
+    QemuError::Ended {
         program: program.display().to_string(),
         said,
     }
 }
 
-pub(crate) fn not_ready(program: &OsStr, limit: Duration) -> ProviderError {
-    ProviderError::NotReady {
+pub(crate) fn not_ready(program: &OsStr, limit: Duration) -> QemuError {
+    QemuError::NotReady {
         program: program.display().to_string(),
         seconds: limit.as_secs(),
     }
@@ -154,7 +154,7 @@ impl ProcessRecord {
     }
 
     /// Ends the recorded process, if it runs: politely first.
-    pub(crate) fn stop(&self) -> Result<(), ProviderError> {
+    pub(crate) fn stop(&self) -> Result<(), QemuError> {
         let Some(pid) = Pid::from_raw(self.pid) else {
             return Ok(());
         };
@@ -172,7 +172,7 @@ impl ProcessRecord {
                 return Ok(());
             }
         }
-        Err(ProviderError::DoesNotEnd(self.pid))
+        Err(QemuError::DoesNotEnd(self.pid))
     }
 }
 

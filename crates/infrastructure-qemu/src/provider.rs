@@ -8,7 +8,7 @@ use cluster_types::{NodeName, NodeRole};
 use infrastructure::{Change, ClusterSpec, Infrastructure, Machine, NodePorts, NodeSpec, Plan, Provider};
 
 use crate::accelerator::{Accelerator, KvmProbe, probe_kvm};
-use crate::error::{Context, ProviderError};
+use crate::error::{Context, QemuError};
 use crate::folder::{ClusterRecord, NodeRecord, RunFolder, stop};
 use crate::machine::{Starter, console, machine, until_ready};
 use crate::ports::{free_tcp, free_udp};
@@ -69,7 +69,7 @@ impl QemuProvider {
     }
 
     /// Probed once per run and not remembered: what worked yesterday may not work today.
-    fn accelerator(&self, host: &Host, progress: &dyn Fn(&str)) -> Result<Accelerator, ProviderError> {
+    fn accelerator(&self, host: &Host, progress: &dyn Fn(&str)) -> Result<Accelerator, QemuError> {
         if let Some(accelerator) = self.accelerator.get() {
             return Ok(*accelerator);
         }
@@ -78,7 +78,7 @@ impl QemuProvider {
             (choice, qemu) => match probe_kvm(qemu) {
                 KvmProbe::Works => Accelerator::Kvm,
                 KvmProbe::DoesNotWork(reason) if choice == AccelerationChoice::Kvm => {
-                    return Err(ProviderError::Kvm(reason));
+                    return Err(QemuError::Kvm(reason));
                 }
                 KvmProbe::DoesNotWork(reason) => {
                     progress(&format!("KVM does not work here ({reason}); using software emulation"));
@@ -90,7 +90,7 @@ impl QemuProvider {
     }
 
     /// The record of before, or one with fresh choices.
-    fn record(&self, spec: &ClusterSpec) -> Result<ClusterRecord, ProviderError> {
+    fn record(&self, spec: &ClusterSpec) -> Result<ClusterRecord, QemuError> {
         if let Some(record) = self.folder.record()? {
             return Ok(record);
         }
@@ -108,7 +108,7 @@ impl QemuProvider {
     }
 
     /// Nodes that are not wanted any more are ended; those that are wanted get ports.
-    fn settle(&self, record: &mut ClusterRecord, spec: &ClusterSpec) -> Result<(), ProviderError> {
+    fn settle(&self, record: &mut ClusterRecord, spec: &ClusterSpec) -> Result<(), QemuError> {
         for name in unwanted(record, spec) {
             self.folder.node(&name).remove()?;
             record.nodes.remove(&name);
@@ -135,7 +135,7 @@ impl QemuProvider {
         ProcessRecord::read(&self.folder.metadata_record()).is_some_and(|process| process.is_running())
     }
 
-    fn start_metadata(&self, lock: &File, record: &ClusterRecord) -> Result<(), ProviderError> {
+    fn start_metadata(&self, lock: &File, record: &ClusterRecord) -> Result<(), QemuError> {
         let (process, log) = (self.folder.metadata_record(), self.folder.metadata_log());
         stop(&process)?;
         let (program, arguments) = self.helper.metadata(self.folder.path());
@@ -149,9 +149,9 @@ impl QemuProvider {
 }
 
 impl Provider for QemuProvider {
-    type Error = ProviderError;
+    type Error = QemuError;
 
-    fn plan(&self, spec: &ClusterSpec) -> Result<Plan, ProviderError> {
+    fn plan(&self, spec: &ClusterSpec) -> Result<Plan, QemuError> {
         let record = self.folder.record()?;
         let mut changes: Vec<Change> = record
             .iter()
@@ -184,12 +184,12 @@ impl Provider for QemuProvider {
     /// 2. The machine is checked for everything nodes need.
     /// 3. All choices are stored.
     /// 4. The metadata endpoint is started, then the nodes.
-    fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, ProviderError> {
+    fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, QemuError> {
         let plan = self.plan(spec)?;
         let mut record = self.record(spec)?;
         if !plan.is_empty() {
             let firmware = self.options.firmware.as_deref();
-            let host = preflight::check(spec, &record, &self.folder, firmware).map_err(ProviderError::Preflight)?;
+            let host = preflight::check(spec, &record, &self.folder, firmware).map_err(QemuError::Preflight)?;
             let accelerator = self.accelerator(&host, progress)?;
             self.folder.create()?;
             let lock = self.folder.lock()?.expect("the folder was just made");
@@ -221,11 +221,11 @@ impl Provider for QemuProvider {
         Ok(self.infrastructure(&record, spec))
     }
 
-    fn destroy(&self) -> Result<(), ProviderError> {
+    fn destroy(&self) -> Result<(), QemuError> {
         self.folder.destroy()
     }
 
-    fn machines(&self) -> Result<Vec<Machine>, ProviderError> {
+    fn machines(&self) -> Result<Vec<Machine>, QemuError> {
         let record = self.folder.record()?;
         let nodes = record.iter().flat_map(|record| record.nodes.values());
         Ok(nodes
@@ -262,7 +262,7 @@ fn unwanted(record: &ClusterRecord, spec: &ClusterSpec) -> Vec<NodeName> {
     record.nodes.keys().filter(|name| !wanted(name)).cloned().collect()
 }
 
-fn free_ports() -> Result<NodePorts, ProviderError> {
+fn free_ports() -> Result<NodePorts, QemuError> {
     let [bootstrapper, kubernetes, verify_http, verify, join] = free_tcp().on("find free ports on", "127.0.0.1")?;
     Ok(NodePorts {
         bootstrapper,

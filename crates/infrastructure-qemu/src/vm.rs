@@ -1,7 +1,6 @@
 //! The command lines of a node's programs. Pure: nothing is started here.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsString;
 use std::path::Path;
 
 use cluster_types::ServicePort;
@@ -9,6 +8,7 @@ use infrastructure::NodePorts;
 
 use crate::accelerator::Accelerator;
 use crate::folder::{NodeFolder, NodeRecord};
+use crate::option::option_value;
 
 /// The multicast group of the segment between VMs; only its port differs between clusters.
 const SEGMENT_GROUP: &str = "230.0.0.77";
@@ -148,16 +148,6 @@ impl Vm<'_> {
         let bytes = [0x52 + 4 * card, part(0), part(1), part(2), third, fourth];
         bytes.map(|byte| format!("{byte:02x}")).join(":")
     }
-}
-
-/// A comma ends the value of an option unless it is doubled.
-pub(crate) fn option_value(value: &OsStr) -> OsString {
-    let doubled: Vec<u8> = value
-        .as_bytes()
-        .iter()
-        .flat_map(|byte| std::iter::repeat_n(*byte, if *byte == b',' { 2 } else { 1 }))
-        .collect();
-    OsString::from_vec(doubled)
 }
 
 struct Line(Vec<OsString>);
