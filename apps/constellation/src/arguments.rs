@@ -1,6 +1,5 @@
 //! What can be typed.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -24,7 +23,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Make the cluster as the configuration says, or go on with making it.
-    Apply(ApplyArguments),
+    Apply(Confirmation),
     /// A small cluster on this machine.
     #[command(subcommand)]
     Mini(MiniCommand),
@@ -44,9 +43,6 @@ pub(crate) enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
-    /// Used by this program itself.
-    #[command(subcommand, hide = true)]
-    Internal(InternalCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -91,30 +87,15 @@ pub(crate) struct Confirmation {
     pub(crate) yes: bool,
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct ApplyArguments {
-    #[command(flatten)]
-    pub(crate) confirmation: Confirmation,
-    #[command(flatten)]
-    pub(crate) testing: Testing,
-}
-
-/// For tests only.
-#[derive(Clone, Copy, Debug, Args)]
-pub(crate) struct Testing {
-    /// Do not write guests' flushes through to the disk.
-    #[arg(long, hide = true)]
-    pub(crate) no_flushes: bool,
-}
-
 #[derive(Debug, Subcommand)]
 pub(crate) enum MiniCommand {
     /// Make a cluster of one control plane and one worker on this machine.
     Up {
         #[command(flatten)]
         sources: Sources,
+        /// Making a cluster of one's own never asks; taken so that `apply` and `mini up` are typed alike.
         #[command(flatten)]
-        apply: ApplyArguments,
+        confirmation: Confirmation,
     },
     /// End the cluster and remove everything `mini up` made, keys included.
     Down(Confirmation),
@@ -151,19 +132,6 @@ pub(crate) enum MirrorCommand {
         #[arg(long, value_name = "FILE")]
         list: Option<PathBuf>,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum InternalCommand {
-    /// Write down who this process is, then become another program.
-    Exec {
-        record: PathBuf,
-        program: OsString,
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
-    },
-    /// Serve metadata and mirror of a run folder to its nodes.
-    ServeMetadata { folder: PathBuf },
 }
 
 fn parse_cluster_name(text: &str) -> Result<String, ClusterNameError> {

@@ -1,42 +1,50 @@
-//! `constellation`: makes, shows, verifies and ends confidential Kubernetes clusters.
-//!
-//! Results go to standard output, everything about how it goes to standard error. Every command can be repeated after it
-//! was interrupted at any point; what it does is stored before it is done.
+//! The released program: [`constellation`] with the providers of machines there are.
 
-mod advice;
-mod arguments;
-mod commands;
-mod kubeconfig;
-mod machines;
-mod mirror;
-mod output;
-mod progress;
-
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::arguments::Arguments;
+use anyhow::Context;
+use cluster_config::{Acceleration, ProviderConfig, Workspace};
+use constellation::Providers;
+use infrastructure::Provider;
+use infrastructure_qemu::{AccelerationChoice, Helper, HelperCommand, QemuOptions, QemuProvider, RunFolder};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    // On a task of its own, so that Ctrl-C is noticed while a command blocks.
-    tokio::spawn(end_on_interrupt());
-    match commands::run(arguments).await {
-        Ok(code) => code,
-        Err(error) => {
-            output::note(&advice::render(&error));
-            ExitCode::FAILURE
+    if let Some(helper) = HelperCommand::of(std::env::args_os()) {
+        let Err(error) = helper.run().await;
+        return constellation::failed(&error.into());
+    }
+    constellation::run(std::env::args_os(), &Released).await
+}
+
+struct Released;
+
+impl Providers for Released {
+    fn configured(&self, workspace: &Workspace, config: &ProviderConfig) -> anyhow::Result<Box<dyn Provider>> {
+        match config {
+            ProviderConfig::Qemu(config) => qemu(
+                workspace,
+                QemuOptions {
+                    acceleration: match config.acceleration {
+                        Acceleration::Auto => AccelerationChoice::Auto,
+                        Acceleration::Kvm => AccelerationChoice::Kvm,
+                        Acceleration::Software => AccelerationChoice::Software,
+                    },
+                    firmware: config.firmware.clone(),
+                    flushes: config.flushes,
+                },
+            ),
         }
+    }
+
+    fn existing(&self, workspace: &Workspace) -> anyhow::Result<Box<dyn Provider>> {
+        qemu(workspace, QemuOptions::default())
     }
 }
 
-/// What was begun stays; every step can be repeated.
-async fn end_on_interrupt() {
-    if tokio::signal::ctrl_c().await.is_ok() {
-        output::note("\ninterrupted; the same command goes on where this one stopped");
-        // 128 + SIGINT, as shells have it.
-        std::process::exit(130);
-    }
+fn qemu(workspace: &Workspace, options: QemuOptions) -> anyhow::Result<Box<dyn Provider>> {
+    let program: PathBuf = std::env::current_exe().context("cannot find out where this program is")?;
+    let folder = RunFolder::in_workspace(workspace.folder());
+    Ok(Box::new(QemuProvider::new(folder, Helper::new(program), options)))
 }

@@ -14,7 +14,6 @@ const INCOMPLETE: &[(&[&str], &str)] = &[
     (&["config"], "Usage: constellation config"),
     (&["mini"], "Usage: constellation mini"),
     (&["mirror"], "Usage: constellation mirror"),
-    (&["internal"], "Usage: constellation internal"),
 ];
 
 /// What is typed wrongly, and what the error must say: which argument, and what would be right.
@@ -61,7 +60,6 @@ const BAD: &[(&[&str], &[&str])] = &[
     (&["config", "generate", "qemu", "--zone", "x"], &["--zone"]),
     (&["apply", "--yess"], &["--yess", "--yes"]),
     (&["apply", "--yes=no"], &["--yes", "'no'"]),
-    (&["apply", "--no-flushes=1"], &["--no-flushes", "'1'"]),
     (&["apply", "now"], &["now"]),
     (&["mini", "sideways"], &["sideways"]),
     (&["mini", "up", "--image", ""], &["--image", "value is required"]),
@@ -71,7 +69,6 @@ const BAD: &[(&[&str], &[&str])] = &[
         &["--kubernetes", "v1.35.4"],
     ),
     (&["mini", "up", "--yes=no"], &["--yes", "'no'"]),
-    (&["mini", "up", "--no-flushes=1"], &["--no-flushes", "'1'"]),
     (&["mini", "up", "--name", "x"], &["--name"]),
     (&["mini", "down", "--force"], &["--force"]),
     (&["mini", "down", "--yes=no"], &["--yes", "'no'"]),
@@ -110,12 +107,6 @@ const BAD: &[(&[&str], &[&str])] = &[
     (&["version", "--short"], &["--short"]),
     (&["completion"], &["<SHELL>"]),
     (&["completion", "tcsh"], &["<SHELL>", "tcsh", "bash"]),
-    (&["internal", "exec"], &["<RECORD>", "<PROGRAM>"]),
-    (&["internal", "serve-metadata"], &["<FOLDER>"]),
-    (
-        &["internal", "serve-metadata", "/nonexistent"],
-        &["/nonexistent holds no cluster"],
-    ),
 ];
 
 /// One error, which says all of this, and no more than that.

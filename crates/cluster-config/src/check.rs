@@ -8,7 +8,7 @@ use cluster_types::{Cidr, NodeName, NodeRole, ParseNodeRoleError};
 
 use crate::problems::shown;
 use crate::raw::{self, Given};
-use crate::{Acceleration, ClusterConfig, ConfigProblems, NodeGroup, QemuConfig};
+use crate::{Acceleration, ClusterConfig, ConfigProblems, NodeGroup, ProviderConfig, QemuConfig};
 
 /// Groups that every cluster has, as in the predecessor.
 const CONTROL_PLANES: &str = "control_plane_default";
@@ -18,7 +18,7 @@ const WORKERS: &str = "worker_default";
 const MAX_NAME_LEN: usize = 37;
 /// Further ones would need role grants, which nobody makes yet.
 const MAX_CONTROL_PLANES: u32 = 1;
-/// Their addresses end in 100 to 199.
+/// More were never tried, and the local provider has addresses for no more.
 const MAX_WORKERS: u32 = 100;
 
 impl TryFrom<raw::V5> for ClusterConfig {
@@ -34,7 +34,7 @@ impl TryFrom<raw::V5> for ClusterConfig {
             Cidr::for_services(&text)
         });
         let node_groups = check_groups(raw.node_groups, &mut problems);
-        let qemu = check_provider(raw.provider, &mut problems);
+        let provider = check_provider(raw.provider, &mut problems);
         problems.refuse("", &raw.unknown, known::TOP);
         let value = (|| {
             Some(Self {
@@ -45,7 +45,7 @@ impl TryFrom<raw::V5> for ClusterConfig {
                 service_cidr: service_cidr?,
                 pod_cidr: Cidr::PODS,
                 node_groups: node_groups?,
-                qemu: qemu?,
+                provider: provider?,
             })
         })();
         problems.into_result(value)
@@ -57,7 +57,7 @@ mod known {
     pub(super) const TOP: &str = "version, name, image, kubernetesVersion, mirror, serviceCIDR, nodeGroups or provider";
     pub(super) const GROUP: &str = "role, initialCount, vcpus, memoryMiB or stateDiskSizeGB";
     pub(super) const PROVIDER: &str = "qemu";
-    pub(super) const QEMU: &str = "acceleration or firmware";
+    pub(super) const QEMU: &str = "acceleration, firmware or flushes";
 }
 
 /// What holds where the file says nothing.
@@ -255,10 +255,14 @@ fn role_of(group: &str) -> Option<NodeRole> {
     }
 }
 
-fn check_provider(raw: Given<raw::Provider>, problems: &mut ConfigProblems) -> Option<QemuConfig> {
+fn check_provider(raw: Given<raw::Provider>, problems: &mut ConfigProblems) -> Option<ProviderConfig> {
     let raw = problems.required("provider", raw, anything)?;
     problems.refuse("provider", &raw.unknown, known::PROVIDER);
-    let qemu = problems.required("provider.qemu", raw.qemu, anything)?;
+    check_qemu(raw.qemu, problems).map(ProviderConfig::Qemu)
+}
+
+fn check_qemu(raw: Given<raw::Qemu>, problems: &mut ConfigProblems) -> Option<QemuConfig> {
+    let qemu = problems.required("provider.qemu", raw, anything)?;
     problems.refuse("provider.qemu", &qemu.unknown, known::QEMU);
     let acceleration = problems.optional(
         "provider.qemu.acceleration",
@@ -272,9 +276,11 @@ fn check_provider(raw: Given<raw::Provider>, problems: &mut ConfigProblems) -> O
             .required("provider.qemu.firmware", given, check_firmware)
             .map(Some),
     };
+    let flushes = problems.optional("provider.qemu.flushes", qemu.flushes, true, anything);
     Some(QemuConfig {
         acceleration: acceleration?,
         firmware: firmware?,
+        flushes: flushes?,
     })
 }
 

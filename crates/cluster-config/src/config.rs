@@ -1,11 +1,10 @@
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use cluster_types::{Cidr, KubernetesVersion, NodeName, NodeRole};
-use infrastructure::NodeSpec;
+use infrastructure::{MirrorSource, NodeSpec};
 
+use crate::ConfigProblems;
 use crate::raw::{self, ShapeError};
-use crate::{ConfigProblems, MirrorSource};
 
 /// The Kubernetes version of a configuration that nobody chose one for.
 pub const DEFAULT_KUBERNETES_VERSION: &str = "v1.35.4";
@@ -30,8 +29,15 @@ pub struct ClusterConfig {
     pub pod_cidr: Cidr,
     /// The groups; the two default ones first.
     pub node_groups: Vec<NodeGroup>,
-    /// The local provider, the only one so far.
-    pub qemu: QemuConfig,
+    /// Where the nodes run.
+    pub provider: ProviderConfig,
+}
+
+/// Where nodes run, with what can be chosen there.
+#[derive(Clone, Debug)]
+pub enum ProviderConfig {
+    /// VMs on this machine.
+    Qemu(QemuConfig),
 }
 
 /// Nodes that are alike.
@@ -52,12 +58,14 @@ pub struct NodeGroup {
 }
 
 /// How VMs run on this machine.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct QemuConfig {
     /// Whether hardware virtualisation is used.
     pub acceleration: Acceleration,
     /// A folder with the firmware, where it is not in one of the usual places.
     pub firmware: Option<PathBuf>,
+    /// Whether guests' flushes reach the disk.
+    pub flushes: bool,
 }
 
 /// Whether hardware virtualisation is used.
@@ -119,8 +127,8 @@ impl ClusterConfig {
         if let MirrorSource::Folder(path) = &mut config.mirror {
             *path = folder.join(&path);
         }
-        if let Some(path) = &mut config.qemu.firmware {
-            *path = folder.join(&path);
+        match &mut config.provider {
+            ProviderConfig::Qemu(qemu) => qemu.firmware = qemu.firmware.take().map(|path| folder.join(path)),
         }
         Ok(config)
     }
@@ -139,12 +147,8 @@ impl ClusterConfig {
 }
 
 impl NodeGroup {
-    /// Names and addresses are those of `docs/interfaces.md`.
-    fn node(&self, index: u8) -> NodeSpec {
-        let third = match self.role {
-            NodeRole::ControlPlane => 1,
-            NodeRole::Worker => 2,
-        };
+    /// Names are those of `docs/interfaces.md`.
+    fn node(&self, index: u32) -> NodeSpec {
         let name: Result<NodeName, _> = format!("{}-{index}", self.role).parse();
         NodeSpec {
             name: name.expect("a role and a number make an RFC 1123 label"),
@@ -153,7 +157,6 @@ impl NodeGroup {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             state_disk_gb: self.state_disk_gb,
-            address: Ipv4Addr::new(10, 42, third, 100 + index),
         }
     }
 }
@@ -196,21 +199,11 @@ mod tests {
     }
 
     #[test]
-    fn nodes_have_the_agreed_names_and_addresses() {
+    fn nodes_have_the_agreed_names() {
         let more = text().replace("initialCount: 1 # workers", "initialCount: 2");
         let nodes = parse(&more).unwrap().nodes();
-        let shown: Vec<_> = nodes
-            .iter()
-            .map(|node| format!("{} {}", node.name, node.address))
-            .collect();
-        assert_eq!(
-            shown,
-            [
-                "control-plane-0 10.42.1.100",
-                "worker-0 10.42.2.100",
-                "worker-1 10.42.2.101"
-            ]
-        );
+        let names: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
+        assert_eq!(names, ["control-plane-0", "worker-0", "worker-1"]);
     }
 
     #[test]

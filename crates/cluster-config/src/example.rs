@@ -81,6 +81,8 @@ provider:
     acceleration: auto
     # Folder with OVMF_CODE_4M.fd and OVMF_VARS_4M.fd, where the firmware is not in one of the usual places.
     # firmware: /usr/share/OVMF
+    # Whether the nodes' flushes reach the disk. Without them a crash of this machine loses the state disks.
+    flushes: true
 "
     )
 }

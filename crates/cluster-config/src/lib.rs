@@ -8,16 +8,17 @@
 mod check;
 mod config;
 mod example;
-mod mirror;
 mod problems;
 mod raw;
 mod state;
 mod workspace;
 
 pub use check::{ClusterNameError, check_cluster_name};
-pub use config::{Acceleration, ClusterConfig, DEFAULT_KUBERNETES_VERSION, NodeGroup, ParseConfigError, QemuConfig};
+pub use config::{
+    Acceleration, ClusterConfig, DEFAULT_KUBERNETES_VERSION, NodeGroup, ParseConfigError, ProviderConfig, QemuConfig,
+};
 pub use example::{ExampleOptions, example};
-pub use mirror::{MirrorSource, ParseMirrorSourceError};
+pub use infrastructure::{MirrorSource, ParseMirrorSourceError};
 pub use problems::{ConfigProblems, Problem};
 pub use state::{ClusterState, InitProgress, InitSecret, ParseStateError};
 pub use workspace::{Workspace, WorkspaceError, WorkspaceLock, names};

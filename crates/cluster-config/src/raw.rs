@@ -92,6 +92,8 @@ pub(crate) struct Qemu {
     pub(crate) acceleration: Given<String>,
     #[serde(default)]
     pub(crate) firmware: Given<String>,
+    #[serde(default)]
+    pub(crate) flushes: Given<bool>,
     #[serde(flatten)]
     pub(crate) unknown: Unknown,
 }
@@ -102,6 +104,10 @@ impl Kind for String {
 
 impl Kind for u64 {
     const EXPECTED: &'static str = "a whole number without sign or unit";
+}
+
+impl Kind for bool {
+    const EXPECTED: &'static str = "true or false";
 }
 
 impl Kind for Groups {

@@ -28,8 +28,6 @@ pub mod names {
     pub const ADMIN_CONF: &str = "constellation-admin.conf";
     /// The log of a node whose init failed.
     pub const CLUSTER_LOG: &str = "constellation-cluster.log";
-    /// What the local provider keeps.
-    pub const QEMU: &str = "constellation-qemu";
     /// How long each step of the last run took.
     pub const TIMINGS: &str = "timings.json";
 }

@@ -245,10 +245,10 @@ fn values_of_another_kind() {
             "is a list, expected a text",
         ),
         (
-            "    acceleration: auto",
-            "",
-            "provider.qemu",
-            "is empty, expected the keys of this provider, or {}",
+            "flushes: true",
+            "flushes: 1",
+            "provider.qemu.flushes",
+            "is 1, expected true or false",
         ),
     ] {
         check(part, replacement, path, reason);
@@ -273,6 +273,10 @@ fn sections_of_another_kind() {
         (
             format!("{top}nodeGroups:{groups}provider: {{}}\n"),
             "provider.qemu: is missing, expected the keys of this provider, or {} for the defaults",
+        ),
+        (
+            format!("{top}nodeGroups:{groups}provider:\n  qemu:\n"),
+            "provider.qemu: is empty, expected the keys of this provider, or {} for the defaults",
         ),
         (
             format!("{top}nodeGroups:{groups}provider: qemu\n"),
@@ -325,7 +329,7 @@ fn keys_that_are_not_known() {
             "acceleration: auto",
             "    nested: 1",
             "provider.qemu.nested",
-            "acceleration or firmware",
+            "acceleration, firmware or flushes",
         ),
     ] {
         check(part, &format!("{part}\n{added}"), path, reason);

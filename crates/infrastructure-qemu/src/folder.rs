@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use atomic_file::Access;
@@ -11,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, QemuError};
 use crate::process::ProcessRecord;
+
+/// The name of a [`RunFolder`] in a workspace.
+const NAME: &str = "constellation-qemu";
 
 /// Where everything of one cluster's machines is.
 #[derive(Clone, Debug)]
@@ -24,6 +28,7 @@ pub(crate) struct ClusterRecord {
     pub(crate) segment_port: u16,
     pub(crate) metadata_port: u16,
     pub(crate) init_secret_hash: String,
+    /// The folder that the metadata endpoint serves.
     pub(crate) mirror: Option<PathBuf>,
     pub(crate) nodes: BTreeMap<NodeName, NodeRecord>,
 }
@@ -32,6 +37,8 @@ pub(crate) struct ClusterRecord {
 #[serde(deny_unknown_fields)]
 pub(crate) struct NodeRecord {
     pub(crate) spec: NodeSpec,
+    /// In the private network.
+    pub(crate) address: Ipv4Addr,
     pub(crate) ports: NodePorts,
 }
 
@@ -40,6 +47,12 @@ impl RunFolder {
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self(path)
+    }
+
+    /// The one in a workspace; nothing needs to be there.
+    #[must_use]
+    pub fn in_workspace(workspace: &Path) -> Self {
+        Self(workspace.join(NAME))
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -6,8 +6,8 @@
 //!
 //! # What a crash leaves
 //! Everything is below one run folder. `cluster.json` holds every choice (ports, names) before the first process that
-//! depends on it is started. A process is started through [`exec_recorded`], which writes who it is before it becomes
-//! the program, so there is no process without a record. A node's folder gets its name only when it is complete. So
+//! depends on it is started. A process is started through [`HelperCommand::Exec`], which writes who it is before it
+//! becomes the program, so there is no process without a record. A node's folder gets its name only when it is complete. So
 //! [`create`](infrastructure::Provider::create) resumes and [`destroy`](infrastructure::Provider::destroy) ends whatever
 //! is there.
 //!
@@ -18,6 +18,7 @@ mod accelerator;
 mod console;
 mod error;
 mod folder;
+mod helper;
 mod machine;
 mod metadata;
 mod option;
@@ -31,7 +32,8 @@ mod vm;
 pub use accelerator::{Accelerator, KvmProbe};
 pub use error::QemuError;
 pub use folder::RunFolder;
-pub use metadata::{MetadataError, serve as serve_metadata};
+pub use helper::{HelperCommand, HelperError};
+pub use metadata::MetadataError;
 pub use problem::PreflightProblem;
-pub use process::{Helper, exec_recorded};
+pub use process::Helper;
 pub use provider::{AccelerationChoice, QemuOptions, QemuProvider};

@@ -113,7 +113,7 @@ pub(crate) fn machine(node: &NodeRecord, folder: &NodeFolder) -> Machine {
     Machine {
         name: node.spec.name.clone(),
         role: node.spec.role,
-        address: node.spec.address,
+        address: node.address,
         host: "127.0.0.1".to_owned(),
         ports: node.ports,
         status: status(folder),

@@ -2,6 +2,7 @@
 //!
 //! Nothing it says is trusted by a node, and it holds no secret: of the init secret it knows the hash.
 
+use std::convert::Infallible;
 use std::path::{Component, Path as FilePath, PathBuf};
 
 use axum::body::Body;
@@ -11,14 +12,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use cluster_types::{NodeName, NodeRole};
-use infrastructure::NodeSpec;
 use serde::Serialize;
 use tokio::fs::File;
 use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 
 use crate::error::QemuError;
-use crate::folder::{ClusterRecord, RunFolder};
+use crate::folder::{ClusterRecord, NodeRecord, RunFolder};
 
 /// The port of the API server in the segment.
 const KUBERNETES_PORT: u16 = 6443;
@@ -49,14 +49,17 @@ pub enum MetadataError {
 ///
 /// # Errors
 /// When there is no cluster, or the port cannot be listened on.
-pub async fn serve(folder: RunFolder) -> Result<(), MetadataError> {
+pub(crate) async fn serve(folder: RunFolder) -> Result<Infallible, MetadataError> {
     let Some(record) = folder.record()? else {
         return Err(MetadataError::NoCluster(folder.path().to_owned()));
     };
     let port = record.metadata_port;
     let failed = |source| MetadataError::Serve { port, source };
     let listener = TcpListener::bind(("127.0.0.1", port)).await.map_err(failed)?;
-    axum::serve(listener, router(folder)).await.map_err(failed)
+    match axum::serve(listener, router(folder)).await {
+        Err(error) => Err(failed(error)),
+        Ok(()) => unreachable!("a server without a shutdown signal goes on"),
+    }
 }
 
 fn router(folder: RunFolder) -> Router {
@@ -87,27 +90,26 @@ struct Endpoint {
     port: u16,
 }
 
-impl From<&NodeSpec> for Instance {
-    fn from(spec: &NodeSpec) -> Self {
+impl From<&NodeRecord> for Instance {
+    fn from(node: &NodeRecord) -> Self {
+        let spec = &node.spec;
         Self {
             name: spec.name.clone(),
             provider_id: format!("qemu:///{}", spec.name),
             role: spec.role,
-            address: spec.address,
+            address: node.address,
         }
     }
 }
 
 async fn own(State(folder): State<RunFolder>, Path(name): Path<String>) -> Result<Json<Instance>, Refusal> {
     let (record, name) = known(&folder, &name)?;
-    Ok(Json(Instance::from(&record.nodes[&name].spec)))
+    Ok(Json(Instance::from(&record.nodes[&name])))
 }
 
 async fn peers(State(folder): State<RunFolder>, Path(name): Path<String>) -> Result<Json<Vec<Instance>>, Refusal> {
     let (record, _) = known(&folder, &name)?;
-    Ok(Json(
-        record.nodes.values().map(|node| Instance::from(&node.spec)).collect(),
-    ))
+    Ok(Json(record.nodes.values().map(Instance::from).collect()))
 }
 
 /// The first control plane: there is no load balancer on one machine.
@@ -117,7 +119,7 @@ async fn endpoint(State(folder): State<RunFolder>, Path(name): Path<String>) -> 
         .nodes
         .values()
         .find(|node| node.spec.role == NodeRole::ControlPlane);
-    let host = first.ok_or(Refusal::NotFound)?.spec.address;
+    let host = first.ok_or(Refusal::NotFound)?.address;
     Ok(Json(Endpoint {
         host,
         port: KUBERNETES_PORT,
@@ -188,10 +190,9 @@ mod tests {
     use std::collections::BTreeMap;
     use std::net::Ipv4Addr;
 
-    use infrastructure::NodePorts;
+    use infrastructure::{NodePorts, NodeSpec};
 
     use super::*;
-    use crate::folder::NodeRecord;
 
     struct Server {
         address: String,
@@ -207,7 +208,6 @@ mod tests {
             vcpus: 2,
             memory_mib: 2048,
             state_disk_gb: 20,
-            address,
         };
         let ports = NodePorts {
             bootstrapper: 1,
@@ -216,7 +216,7 @@ mod tests {
             verify: 4,
             join: 5,
         };
-        (name, NodeRecord { spec, ports })
+        (name, NodeRecord { spec, address, ports })
     }
 
     /// Serves two nodes and a mirror on a free port.

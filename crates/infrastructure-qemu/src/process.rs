@@ -41,7 +41,7 @@ pub(crate) struct ProcessRecord {
 /// Becomes another program after writing who that is: process id and start time stay the same over `exec`.
 ///
 /// Standard input is the lock of the run folder, which is let go with becoming the program. Returns only if it fails.
-pub fn exec_recorded(record: &Path, program: &OsStr, arguments: &[OsString]) -> io::Error {
+pub(crate) fn exec_recorded(record: &Path, program: &OsStr, arguments: &[OsString]) -> io::Error {
     // A session of its own: the terminal's Ctrl-C and its end are not for this process.
     if let Err(error) = rustix::process::setsid() {
         return error.into();

@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use cluster_types::{NodeName, NodeRole};
-use infrastructure::{Change, ClusterSpec, Infrastructure, Machine, NodePorts, NodeSpec, Plan, Provider};
+use infrastructure::{
+    Change, ClusterSpec, Infrastructure, Machine, MirrorSource, NodePorts, NodeSpec, Plan, Provider, ProviderError,
+};
 
 use crate::accelerator::{Accelerator, KvmProbe, probe_kvm};
 use crate::error::{Context, QemuError};
@@ -16,8 +18,10 @@ use crate::preflight::{self, Host};
 use crate::process::{Helper, ProcessRecord};
 use crate::vm::HOST_FROM_GUEST;
 
-/// The network of the segment between VMs (docs/interfaces.md).
+/// The private network between VMs (docs/interfaces.md).
 const NODE_CIDR: &str = "10.42.0.0/16";
+const ADVICE_ON_STOPPED: &str = "look at the whole console in the workspace (constellation-qemu/nodes/*/console.log); the \
+                                 same command again makes the node anew";
 const UID_LEN: usize = 4;
 
 /// What an administrator can choose.
@@ -27,8 +31,18 @@ pub struct QemuOptions {
     pub acceleration: AccelerationChoice,
     /// A folder with the firmware, where it is not in a usual place.
     pub firmware: Option<PathBuf>,
-    /// Whether guests' flushes reach the disk. Off only in tests: a crash of this machine then loses state disks.
+    /// Whether guests' flushes reach the disk. Without them a crash of this machine loses state disks.
     pub flushes: bool,
+}
+
+impl Default for QemuOptions {
+    fn default() -> Self {
+        Self {
+            acceleration: AccelerationChoice::Auto,
+            firmware: None,
+            flushes: true,
+        }
+    }
 }
 
 /// Whether KVM is used.
@@ -60,12 +74,6 @@ impl QemuProvider {
             options,
             accelerator: OnceLock::new(),
         }
-    }
-
-    /// The last lines of a node's console.
-    #[must_use]
-    pub fn console(&self, node: &NodeName) -> Vec<String> {
-        console(&self.folder.node(node))
     }
 
     /// Probed once per run and not remembered: what worked yesterday may not work today.
@@ -102,7 +110,7 @@ impl QemuProvider {
             segment_port: free_udp().on("find a free port on", "127.0.0.1")?,
             metadata_port,
             init_secret_hash: spec.init_secret_hash.clone(),
-            mirror: spec.mirror.clone(),
+            mirror: served_folder(&spec.mirror),
             nodes: BTreeMap::new(),
         })
     }
@@ -115,15 +123,20 @@ impl QemuProvider {
             self.folder.save(record)?;
         }
         record.init_secret_hash.clone_from(&spec.init_secret_hash);
-        record.mirror.clone_from(&spec.mirror);
+        record.mirror = served_folder(&spec.mirror);
         for wanted in &spec.nodes {
             let ports = match record.nodes.get(&wanted.name) {
                 Some(known) if self.folder.node(&wanted.name).exists() => known.ports,
                 // Also for a node that was recorded and not made yet: its ports may be in use by now.
                 _ => free_ports()?,
             };
+            let address = match record.nodes.get(&wanted.name) {
+                Some(known) => known.address,
+                None => free_address(wanted.role, record),
+            };
             let node = NodeRecord {
                 spec: wanted.clone(),
+                address,
                 ports,
             };
             record.nodes.insert(wanted.name.clone(), node);
@@ -149,9 +162,37 @@ impl QemuProvider {
 }
 
 impl Provider for QemuProvider {
-    type Error = QemuError;
+    fn plan(&self, spec: &ClusterSpec) -> Result<Plan, ProviderError> {
+        self.changes(spec).map_err(ProviderError::new)
+    }
 
-    fn plan(&self, spec: &ClusterSpec) -> Result<Plan, QemuError> {
+    fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, ProviderError> {
+        self.make(spec, progress).map_err(ProviderError::new)
+    }
+
+    fn destroy(&self) -> Result<(), ProviderError> {
+        self.folder.destroy().map_err(ProviderError::new)
+    }
+
+    fn machines(&self) -> Result<Vec<Machine>, ProviderError> {
+        let record = self.folder.record().map_err(ProviderError::new)?;
+        let nodes = record.iter().flat_map(|record| record.nodes.values());
+        Ok(nodes
+            .map(|node| machine(node, &self.folder.node(&node.spec.name)))
+            .collect())
+    }
+
+    fn console(&self, node: &NodeName) -> Vec<String> {
+        console(&self.folder.node(node))
+    }
+
+    fn advice_on_stopped(&self) -> &'static str {
+        ADVICE_ON_STOPPED
+    }
+}
+
+impl QemuProvider {
+    fn changes(&self, spec: &ClusterSpec) -> Result<Plan, QemuError> {
         let record = self.folder.record()?;
         let mut changes: Vec<Change> = record
             .iter()
@@ -184,8 +225,8 @@ impl Provider for QemuProvider {
     /// 2. The machine is checked for everything nodes need.
     /// 3. All choices are stored.
     /// 4. The metadata endpoint is started, then the nodes.
-    fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, QemuError> {
-        let plan = self.plan(spec)?;
+    fn make(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, QemuError> {
+        let plan = self.changes(spec)?;
         let mut record = self.record(spec)?;
         if !plan.is_empty() {
             let firmware = self.options.firmware.as_deref();
@@ -221,40 +262,54 @@ impl Provider for QemuProvider {
         Ok(self.infrastructure(&record, spec))
     }
 
-    fn destroy(&self) -> Result<(), QemuError> {
-        self.folder.destroy()
-    }
-
-    fn machines(&self) -> Result<Vec<Machine>, QemuError> {
-        let record = self.folder.record()?;
-        let nodes = record.iter().flat_map(|record| record.nodes.values());
-        Ok(nodes
-            .map(|node| machine(node, &self.folder.node(&node.spec.name)))
-            .collect())
-    }
-}
-
-impl QemuProvider {
     fn infrastructure(&self, record: &ClusterRecord, spec: &ClusterSpec) -> Infrastructure {
         let nodes = || record.nodes.values();
         let control_planes = || nodes().filter(|node| node.spec.role == NodeRole::ControlPlane);
-        let first = control_planes().map(|node| node.spec.address.to_string()).next();
-        let addresses = control_planes().map(|node| node.spec.address.to_string());
+        let first = control_planes().map(|node| node.address.to_string()).next();
+        let addresses = control_planes().map(|node| node.address.to_string());
         Infrastructure {
             uid: record.uid.clone(),
             cluster_endpoint: "127.0.0.1".to_owned(),
             in_cluster_endpoint: first.unwrap_or_default(),
             api_server_cert_sans: std::iter::once("127.0.0.1".to_owned()).chain(addresses).collect(),
             ip_cidr_node: NODE_CIDR.to_owned(),
-            component_mirror: spec
-                .mirror
-                .is_some()
-                .then(|| format!("http://{HOST_FROM_GUEST}:{}/mirror", record.metadata_port)),
+            component_mirror: mirror_from_guest(&spec.mirror, record.metadata_port),
             nodes: nodes()
                 .map(|node| machine(node, &self.folder.node(&node.spec.name)))
                 .collect(),
         }
     }
+}
+
+/// The folder of a mirror that the metadata endpoint serves, if it is one.
+fn served_folder(mirror: &MirrorSource) -> Option<PathBuf> {
+    match mirror {
+        MirrorSource::Folder(folder) => Some(folder.clone()),
+        MirrorSource::Http(_) => None,
+    }
+}
+
+/// Where nodes find a mirror. This machine's loopback has another address in a guest.
+fn mirror_from_guest(mirror: &MirrorSource, metadata_port: u16) -> String {
+    match mirror {
+        MirrorSource::Folder(_) => format!("http://{HOST_FROM_GUEST}:{metadata_port}/mirror"),
+        MirrorSource::Http(base) => ["127.0.0.1", "localhost"].iter().fold(base.clone(), |base, host| {
+            base.replacen(&format!("http://{host}"), &format!("http://{HOST_FROM_GUEST}"), 1)
+        }),
+    }
+}
+
+/// The first free address for a node of this role: control planes `10.42.1.100` and on, workers `10.42.2.100` and on.
+fn free_address(role: NodeRole, record: &ClusterRecord) -> Ipv4Addr {
+    let third = match role {
+        NodeRole::ControlPlane => 1,
+        NodeRole::Worker => 2,
+    };
+    let is_free = |address: &Ipv4Addr| record.nodes.values().all(|node| node.address != *address);
+    (100..=u8::MAX)
+        .map(|last| Ipv4Addr::new(10, 42, third, last))
+        .find(is_free)
+        .expect("a configuration has at most 100 nodes of one role")
 }
 
 fn unwanted(record: &ClusterRecord, spec: &ClusterSpec) -> Vec<NodeName> {

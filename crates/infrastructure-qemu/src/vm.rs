@@ -144,7 +144,7 @@ impl Vm<'_> {
     fn mac(&self, card: u8) -> String {
         let uid = hex::decode(self.uid).unwrap_or_default();
         let part = |index: usize| uid.get(index).copied().unwrap_or_default();
-        let [_, _, third, fourth] = self.node.spec.address.octets();
+        let [_, _, third, fourth] = self.node.address.octets();
         let bytes = [0x52 + 4 * card, part(0), part(1), part(2), third, fourth];
         bytes.map(|byte| format!("{byte:02x}")).join(":")
     }
@@ -187,8 +187,8 @@ mod tests {
                 vcpus: 2,
                 memory_mib: 2048,
                 state_disk_gb: 20,
-                address: Ipv4Addr::new(10, 42, 2, 100),
             },
+            address: Ipv4Addr::new(10, 42, 2, 100),
             ports: NodePorts {
                 bootstrapper: 1001,
                 kubernetes: 1002,

@@ -4,36 +4,39 @@ use std::net::Ipv4Addr;
 use cluster_types::{NodeName, NodeRole};
 use serde::{Deserialize, Serialize};
 
-use crate::ClusterSpec;
+use crate::{ClusterSpec, ProviderError};
 
 /// Makes and ends the machines of one cluster. Every operation can be repeated after a crash at any point of it.
-pub trait Provider {
-    /// What can go wrong.
-    type Error: std::error::Error + Send + Sync + 'static;
-
+pub trait Provider: Send + Sync {
     /// What [`create`](Self::create) would change. Changes nothing.
     ///
     /// # Errors
     /// When what exists cannot be read.
-    fn plan(&self, spec: &ClusterSpec) -> Result<Plan, Self::Error>;
+    fn plan(&self, spec: &ClusterSpec) -> Result<Plan, ProviderError>;
 
     /// Makes the machines be as wanted and running; those that are already stay untouched.
     ///
     /// # Errors
     /// When a machine cannot be made. What was made stays, for another try or for [`destroy`](Self::destroy).
-    fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, Self::Error>;
+    fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, ProviderError>;
 
-    /// Ends every machine and removes what belongs to it, finished or not. It is no error if there is nothing.
+    /// Ends every machine and removes what belongs to it, finished or not. It is not an error if there is nothing.
     ///
     /// # Errors
     /// When something cannot be ended or removed.
-    fn destroy(&self) -> Result<(), Self::Error>;
+    fn destroy(&self) -> Result<(), ProviderError>;
 
     /// What became of the machines.
     ///
     /// # Errors
     /// When what exists cannot be read.
-    fn machines(&self) -> Result<Vec<Machine>, Self::Error>;
+    fn machines(&self) -> Result<Vec<Machine>, ProviderError>;
+
+    /// The last lines a machine wrote to its console; none if nothing is known of it.
+    fn console(&self, node: &NodeName) -> Vec<String>;
+
+    /// What an operator does about a machine that stopped: where more is to be read, and how it is started again.
+    fn advice_on_stopped(&self) -> &'static str;
 }
 
 /// What would change, in the order in which it would.
@@ -73,9 +76,8 @@ pub struct Infrastructure {
     pub api_server_cert_sans: Vec<String>,
     /// The network of the nodes.
     pub ip_cidr_node: String,
-    /// Where nodes find the mirror of the specification, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub component_mirror: Option<String>,
+    /// Where nodes find the mirror of the specification.
+    pub component_mirror: String,
     /// The machines.
     pub nodes: Vec<Machine>,
 }

@@ -1,9 +1,10 @@
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use cluster_types::{NodeName, NodeRole};
 use serde::{Deserialize, Serialize};
+
+use crate::MirrorSource;
 
 /// The machines that should exist.
 #[derive(Clone, Debug)]
@@ -14,8 +15,8 @@ pub struct ClusterSpec {
     pub image: PathBuf,
     /// SHA-256 of the init secret in hex: how a node recognises who created it.
     pub init_secret_hash: String,
-    /// A folder that nodes may fetch components from.
-    pub mirror: Option<PathBuf>,
+    /// Where nodes fetch Kubernetes from, as this machine sees it.
+    pub mirror: MirrorSource,
     /// The nodes, control planes first.
     pub nodes: Vec<NodeSpec>,
     /// The nodes that are part of the cluster. Their state disks are kept; any other node is made anew when it stopped.
@@ -42,6 +43,4 @@ pub struct NodeSpec {
     /// Size of the state disk in GB (10^9 bytes).
     #[serde(rename = "stateDiskSizeGB")]
     pub state_disk_gb: u32,
-    /// Its address among the other nodes.
-    pub address: Ipv4Addr,
 }

@@ -32,6 +32,8 @@ const MIRROR: &str = "CONSTELLATION_E2E_MIRROR";
 const FOLDER: &str = "CONSTELLATION_E2E_CLUSTER";
 /// What is in it.
 const WORKSPACE: &str = "cluster";
+/// Where the local provider keeps its files.
+pub const RUN_FOLDER: &str = "constellation-qemu";
 const MIRROR_COPY: &str = "mirror";
 const CLI_LOG: &str = "cli.log";
 /// The longest a condition inside the cluster may take; two busy cores must not fail a test.
@@ -93,8 +95,14 @@ impl Cluster {
             self.image.display().to_string(),
             self.mirror.folder().display().to_string(),
         );
-        self.constellation(["mini", "up", "--no-flushes", "--image", &image, "--mirror", &mirror])
-            .map(drop)
+        let config = self.workspace().join(names::CONFIG);
+        if !config.exists() {
+            self.constellation(["config", "generate", "qemu", "--image", &image, "--mirror", &mirror])?;
+            // The state disks of a test need not survive a crash of this machine.
+            let text = fs::read_to_string(&config)?.replace("flushes: true", "flushes: false");
+            fs::write(&config, text)?;
+        }
+        self.constellation(["mini", "up"]).map(drop)
     }
 
     /// Runs the CLI in the workspace and gives what it prints. How it went is kept in `cli.log` beside the workspace.
@@ -228,7 +236,7 @@ impl Cluster {
     /// # Errors
     /// When a wire cannot be listened on.
     pub fn capture(&self) -> Result<Capture> {
-        Capture::start(&self.workspace().join(names::QEMU), &self.machines()?)
+        Capture::start(&self.workspace().join(RUN_FOLDER), &self.machines()?)
     }
 
     /// The state disks that the join service has recorded: of nodes that joined, and of machines that were refused after they
@@ -266,7 +274,7 @@ impl Cluster {
     /// # Errors
     /// When a folder cannot be read.
     pub fn logs(&self) -> Result<Vec<PathBuf>> {
-        let run = self.workspace().join(names::QEMU);
+        let run = self.workspace().join(RUN_FOLDER);
         let mut logs = vec![self.folder.join(CLI_LOG), run.join("metadata.log")];
         for node in fs::read_dir(run.join("nodes"))? {
             let files = fs::read_dir(node?.path())?.collect::<io::Result<Vec<_>>>()?;

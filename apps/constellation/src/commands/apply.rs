@@ -7,43 +7,26 @@
 //! 5. All nodes become ready.
 //! 6. Every node is verified.
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use atomic_file::Access;
-use cluster_config::{ClusterConfig, ClusterState, InitProgress, Workspace, names};
+use cluster_config::{InitProgress, Workspace, names};
 use cluster_types::NodeRole;
-use infrastructure::{ClusterSpec, Infrastructure, Provider};
-use infrastructure_qemu::QemuProvider;
-use kubernetes_components::ComponentList;
-use measurements::ReferenceValues;
+use infrastructure::ClusterSpec;
 use tokio::task::block_in_place;
 
 use crate::advice::Advise;
-use crate::arguments::{ApplyArguments, Testing};
 use crate::commands::{deploy, init, nodes, verify};
+use crate::machines;
 use crate::output::{confirm, say};
 use crate::progress::{Progress, Step};
-use crate::{machines, mirror};
-
-/// Everything the phases work on.
-pub(crate) struct Run<'a> {
-    pub(crate) workspace: &'a Workspace,
-    pub(crate) config: ClusterConfig,
-    pub(crate) state: ClusterState,
-    pub(crate) provider: QemuProvider,
-    pub(crate) reference_values: ReferenceValues,
-    pub(crate) components: ComponentList,
-}
-
-/// The command.
-pub(crate) async fn run(workspace: &Workspace, arguments: &ApplyArguments) -> Result<()> {
-    make(workspace, arguments.confirmation.yes, arguments.testing).await
-}
+use crate::providers::Providers;
+use crate::run::Run;
 
 /// Makes the cluster and tells how long it took.
-pub(crate) async fn make(workspace: &Workspace, yes: bool, testing: Testing) -> Result<()> {
+pub(crate) async fn run(workspace: &Workspace, yes: bool, providers: &dyn Providers) -> Result<()> {
     let _lock = workspace.lock()?;
     let progress = Progress::start();
-    let mut run = Run::prepare(workspace, testing).await?;
+    let mut run = Run::prepare(workspace, providers).await?;
     run.ask(yes)?;
     let result = run.phases(&progress).await;
     workspace.replace(names::TIMINGS, progress.timings().as_bytes(), Access::Everyone)?;
@@ -59,25 +42,7 @@ pub(crate) async fn make(workspace: &Workspace, yes: bool, testing: Testing) -> 
     Ok(())
 }
 
-impl<'a> Run<'a> {
-    async fn prepare(workspace: &'a Workspace, testing: Testing) -> Result<Self> {
-        let config = workspace
-            .config()
-            .next("correct the configuration, then run the same command again")?;
-        let reference_values = load_reference_values(&config)?;
-        let components = load_components(&config).await?;
-        let state = workspace.state()?.unwrap_or_else(ClusterState::new);
-        let provider = machines::provider(workspace, &config, testing)?;
-        Ok(Self {
-            workspace,
-            config,
-            state,
-            provider,
-            reference_values,
-            components,
-        })
-    }
-
+impl Run<'_> {
     /// Shows what would change and asks, unless it was asked for.
     fn ask(&self, yes: bool) -> Result<()> {
         let plan = self.provider.plan(&machines::spec(&self.config, &self.state))?;
@@ -141,35 +106,4 @@ impl<'a> Run<'a> {
             Ok(self.workspace.save_state(&self.state)?)
         })
     }
-
-    /// The machines, which the first phase has made.
-    pub(crate) fn infrastructure(&self) -> Result<&Infrastructure> {
-        self.state.infrastructure.as_ref().context("the machines were not made")
-    }
-}
-
-/// What the image should measure, from the file beside it.
-pub(crate) fn load_reference_values(config: &ClusterConfig) -> Result<ReferenceValues> {
-    let path = config.image.join("reference-values.json");
-    let bytes = std::fs::read(&path)
-        .with_context(|| format!("cannot read {}", path.display()))
-        .next("set `image` in constellation-conf.yaml to the folder that `cargo xtask image build` wrote")?;
-    ReferenceValues::parse(&bytes).with_context(|| format!("{} cannot be used", path.display()))
-}
-
-/// The components of the configured version.
-async fn load_components(config: &ClusterConfig) -> Result<ComponentList> {
-    let list = mirror::load_list(&config.mirror)
-        .await
-        .context("cannot read the mirror of Kubernetes")
-        .next(
-            "fill a mirror with `constellation mirror create` or `cargo xtask upstream`, and set `mirror` in \
-         constellation-conf.yaml to it",
-        )?;
-    if *list.kubernetes_version() != config.kubernetes_version {
-        let (found, wanted) = (list.kubernetes_version(), &config.kubernetes_version);
-        let mismatch: Result<()> = (|| bail!("the mirror holds Kubernetes {found}, kubernetesVersion is {wanted}"))();
-        mismatch.next("set kubernetesVersion to what the mirror holds, or use another mirror")?;
-    }
-    Ok(list)
 }

@@ -12,17 +12,16 @@ use kube::Client;
 use role_grant::OperatorKey;
 
 use crate::advice::Advise;
-use crate::commands::apply::Run;
-use crate::commands::init::component_mirror;
 use crate::progress::Step;
+use crate::run::Run;
 use crate::{kubeconfig, machines};
 
 /// The API server of a new cluster restarts now and then.
 const LIMIT: Duration = Duration::from_secs(300);
 const INTERVAL: Duration = Duration::from_secs(2);
-/// Matches the addresses of nodes in the segment between them (docs/interfaces.md).
-const NODE_INTERFACE: &str = r"^10\.42\.";
-/// The API server's port in the segment.
+/// The image's name for the card that leads to the other nodes (docs/image.md).
+const NODE_INTERFACE: &str = "^private0$";
+/// The API server's port on the private network.
 const KUBERNETES_PORT: u16 = 6443;
 
 /// Applies everything; what is applied already stays as it is.
@@ -54,7 +53,7 @@ fn join_config(run: &Run<'_>, secret: &MasterSecret) -> Result<JoinConfig> {
         api_server_endpoint: api_server(run)?.into(),
         kubernetes_version: run.config.kubernetes_version.clone(),
         components: run.components.config_map_name(),
-        component_mirror: component_mirror(run)?,
+        component_mirror: run.infrastructure()?.component_mirror.clone(),
     })
 }
 
@@ -76,7 +75,7 @@ async fn apply(run: &Run<'_>, client: &Client, object: &Object) -> Result<()> {
                 return Err(error)
                     .next("look at the control plane (`constellation status`), then run the same command again");
             }
-            Err(_) => machines::check_running(&run.provider)?,
+            Err(_) => machines::check_running(&*run.provider)?,
         }
         tokio::time::sleep(INTERVAL).await;
     }

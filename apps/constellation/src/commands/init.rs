@@ -9,7 +9,7 @@ use attestation::{Purpose, Verifiers};
 use attestation_tpm::{Membership, PcrPolicy};
 use attested_tls::{Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use base64::prelude::{BASE64_URL_SAFE, Engine};
-use cluster_config::{InitProgress, MirrorSource, names};
+use cluster_config::{InitProgress, names};
 use cluster_types::{ClusterId, NodeRole};
 use error_report::Chain;
 use grpc_api::components::Component;
@@ -23,8 +23,8 @@ use tonic::transport::Channel;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::advice::{Advise, advise};
-use crate::commands::apply::Run;
 use crate::progress::{Progress, Step};
+use crate::run::Run;
 use crate::{kubeconfig, machines};
 
 /// From power-on to a bootstrapper that answers; software emulation needs about half a minute.
@@ -102,7 +102,7 @@ async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Chann
             Ok((_, None)) => bail!("{} did not attest", node.name),
             Err(error) => error,
         };
-        machines::check_running(&run.provider)?;
+        machines::check_running(&*run.provider)?;
         if let Some(line) = last_words(run, node) {
             step.detail(&line);
         }
@@ -124,13 +124,13 @@ async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Chann
     }
 }
 
-/// QEMU accepts a connection long before the node is there to do so, and then offers it to the node ever more rarely; a new one gets
-/// through at once. A machine that boots slowly also answers slowly.
+/// What forwards a port accepts a connection long before the node does, and then offers it to the node ever more rarely; a new one
+/// gets through at once. A machine that boots slowly also answers slowly.
 fn answer_limit(waited: Duration) -> Duration {
     (waited / 4).max(ANSWER_LIMIT)
 }
 
-/// QEMU accepts connections on a forwarded port before anything listens in the guest, and then resets them.
+/// What forwards a port accepts connections before anything on the node listens, and then resets them.
 fn is_booting(error: &HandshakeError) -> bool {
     matches!(error, HandshakeError::Io(_) | HandshakeError::TimedOut(_))
 }
@@ -171,7 +171,7 @@ async fn request(
             if result.is_err() {
                 // A machine that stops breaks the connection first; its console tells more.
                 tokio::time::sleep(INTERVAL).await;
-                machines::check_running(&run.provider)?;
+                machines::check_running(&*run.provider)?;
             }
             result.next(AFTER_FAILURE)
         }
@@ -185,7 +185,7 @@ async fn request(
 async fn until_stopped(run: &Run<'_>) -> anyhow::Error {
     loop {
         tokio::time::sleep(INTERVAL).await;
-        if let Err(error) = machines::check_running(&run.provider) {
+        if let Err(error) = machines::check_running(&*run.provider) {
             return error;
         }
     }
@@ -210,7 +210,7 @@ fn init_request(run: &Run<'_>, secret: &MasterSecret) -> Result<InitRequest> {
         cluster_name: run.config.name.clone(),
         apiserver_cert_sans: infrastructure.api_server_cert_sans.clone(),
         service_cidr: run.config.service_cidr.to_string(),
-        component_mirror: component_mirror(run)?,
+        component_mirror: infrastructure.component_mirror.clone(),
         pod_cidr: run.config.pod_cidr.to_string(),
     })
 }
@@ -224,20 +224,6 @@ fn kms_uri(secret: &MasterSecret) -> String {
     );
     key.zeroize();
     uri
-}
-
-/// Where nodes fetch components from. This machine's loopback has another address in a guest.
-pub(crate) fn component_mirror(run: &Run<'_>) -> Result<String> {
-    Ok(match &run.config.mirror {
-        MirrorSource::Folder(_) => run
-            .infrastructure()?
-            .component_mirror
-            .clone()
-            .context("the mirror is not served")?,
-        MirrorSource::Http(base) => ["127.0.0.1", "localhost"].iter().fold(base.clone(), |base, host| {
-            base.replacen(&format!("http://{host}"), "http://10.0.2.2", 1)
-        }),
-    })
 }
 
 /// One success, or one failure and then the node's log.

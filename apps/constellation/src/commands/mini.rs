@@ -7,12 +7,13 @@ use anyhow::{Context, Result};
 use cluster_config::{ClusterState, Workspace, names};
 use measurements::Digest;
 
-use crate::arguments::{ApplyArguments, Confirmation, Sources};
+use crate::arguments::{Confirmation, Sources};
 use crate::commands::{apply, config, terminate};
 use crate::output::{confirm, note, say};
+use crate::providers::Providers;
 
 /// Makes the cluster. A configuration is written if there is none.
-pub(crate) async fn up(folder: &Path, sources: &Sources, arguments: &ApplyArguments) -> Result<()> {
+pub(crate) async fn up(folder: &Path, sources: &Sources, providers: &dyn Providers) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let workspace = Workspace::open(folder)?;
     let lock = workspace.lock()?;
@@ -29,21 +30,24 @@ pub(crate) async fn up(folder: &Path, sources: &Sources, arguments: &ApplyArgume
     }
     drop(lock);
     // Making a cluster of one's own needs no question; taking one away does.
-    apply::make(&workspace, true, arguments.testing).await
+    apply::run(&workspace, true, providers).await
 }
 
 /// Ends the cluster and removes everything that `mini up` made, secrets included. A configuration that was edited stays.
-pub(crate) fn down(workspace: &Workspace, confirmation: &Confirmation) -> Result<()> {
+pub(crate) fn down(workspace: &Workspace, confirmation: &Confirmation, providers: &dyn Providers) -> Result<()> {
     let _lock = workspace.lock()?;
-    let files = [names::STATE, names::QEMU, names::MASTER_SECRET, names::ADMIN_CONF];
-    let anything = files.into_iter().any(|name| workspace.has(name));
+    let files = [names::STATE, names::MASTER_SECRET, names::ADMIN_CONF];
+    // Machines that cannot be listed are there all the same.
+    let machines = providers.existing(workspace)?.machines();
+    let anything =
+        machines.map_or(true, |machines| !machines.is_empty()) || files.into_iter().any(|name| workspace.has(name));
     if anything {
         confirm(
             "This destroys the cluster on this machine with its disks and keys. Do you want to continue?",
             confirmation.yes,
         )?;
     }
-    remove_everything(workspace)?;
+    remove_everything(workspace, providers)?;
     say(if anything {
         "The cluster is gone."
     } else {
@@ -53,9 +57,9 @@ pub(crate) fn down(workspace: &Workspace, confirmation: &Confirmation) -> Result
 }
 
 /// Also what a file that was being replaced left behind.
-fn remove_everything(workspace: &Workspace) -> Result<()> {
+fn remove_everything(workspace: &Workspace, providers: &dyn Providers) -> Result<()> {
     let config = generated_config(workspace);
-    terminate::end_machines(workspace)?;
+    terminate::end_machines(workspace, providers)?;
     for name in [
         names::ADMIN_CONF,
         names::MASTER_SECRET,

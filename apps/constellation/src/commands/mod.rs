@@ -4,7 +4,6 @@ mod apply;
 mod config;
 mod deploy;
 mod init;
-mod internal;
 mod mini;
 mod mirror;
 mod nodes;
@@ -18,11 +17,12 @@ use anyhow::Result;
 use clap::CommandFactory;
 use cluster_config::Workspace;
 
-use crate::arguments::{Arguments, Command, ConfigCommand, InternalCommand, MiniCommand, MirrorCommand};
+use crate::arguments::{Arguments, Command, ConfigCommand, MiniCommand, MirrorCommand};
 use crate::output::say;
+use crate::providers::Providers;
 
 /// Runs what was typed.
-pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
+pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers) -> Result<ExitCode> {
     let workspace = || Workspace::open(&arguments.workspace);
     match arguments.command {
         Command::Config(ConfigCommand::Generate {
@@ -30,25 +30,19 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
             name,
             sources,
         }) => config::generate(&workspace()?, provider, name, &sources).await?,
-        Command::Apply(apply) => apply::run(&workspace()?, &apply).await?,
-        Command::Mini(MiniCommand::Up { sources, apply }) => {
-            mini::up(&arguments.workspace, &sources, &apply).await?;
+        Command::Apply(confirmation) => apply::run(&workspace()?, confirmation.yes, providers).await?,
+        Command::Mini(MiniCommand::Up { sources, .. }) => {
+            mini::up(&arguments.workspace, &sources, providers).await?;
         }
-        Command::Mini(MiniCommand::Down(confirmation)) => mini::down(&workspace()?, &confirmation)?,
-        Command::Status => status::run(&workspace()?).await?,
+        Command::Mini(MiniCommand::Down(confirmation)) => mini::down(&workspace()?, &confirmation, providers)?,
+        Command::Status => status::run(&workspace()?, providers).await?,
         Command::Verify(verify) => return verify::run(&workspace()?, &verify).await,
-        Command::Terminate(confirmation) => terminate::run(&workspace()?, &confirmation)?,
+        Command::Terminate(confirmation) => terminate::run(&workspace()?, &confirmation, providers)?,
         Command::Mirror(MirrorCommand::Create { folder, from, list }) => {
             mirror::create(&folder, from.as_ref(), list.as_deref()).await?;
         }
         Command::Version => version(),
         Command::Completion { shell } => completion(shell),
-        Command::Internal(InternalCommand::Exec {
-            record,
-            program,
-            arguments,
-        }) => return Err(infrastructure_qemu::exec_recorded(&record, &program, &arguments).into()),
-        Command::Internal(InternalCommand::ServeMetadata { folder }) => internal::serve_metadata(folder).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

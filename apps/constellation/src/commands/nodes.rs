@@ -8,8 +8,8 @@ use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 
 use crate::advice::advise;
-use crate::commands::apply::Run;
 use crate::progress::Step;
+use crate::run::Run;
 use crate::{kubeconfig, machines};
 
 /// From the services being applied to all nodes being ready; under software emulation joining takes a minute or two.
@@ -36,7 +36,7 @@ pub(crate) async fn wait(run: &mut Run<'_>, step: &Step<'_>) -> Result<()> {
             return Ok(());
         }
         step.detail(&format!("not ready yet: {}", missing.join(", ")));
-        machines::check_running(&run.provider)?;
+        machines::check_running(&*run.provider)?;
         if Instant::now() > deadline {
             let error = anyhow!("not ready within {} s: {}", LIMIT.as_secs(), missing.join(", "));
             let console = missing

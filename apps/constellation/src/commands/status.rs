@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use anyhow::Result;
 use cluster_config::{InitProgress, Workspace, names};
-use infrastructure::{MachineStatus, Provider};
+use infrastructure::MachineStatus;
 
 use crate::commands::nodes::{self, Seen};
+use crate::kubeconfig;
 use crate::output::say;
-use crate::{kubeconfig, machines};
+use crate::providers::Providers;
 
 /// A cluster that does not answer must not make the command hang.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Prints what is known without changing anything.
-pub(crate) async fn run(workspace: &Workspace) -> Result<()> {
+pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Result<()> {
     let Some(state) = workspace.state()? else {
         say("There is no cluster here. Make one with `constellation mini up` or `constellation apply`.");
         return Ok(());
@@ -38,7 +39,7 @@ pub(crate) async fn run(workspace: &Workspace) -> Result<()> {
         "{:<20} {:<14} {:<15} {:<9} {}",
         "NODE", "ROLE", "ADDRESS", "MACHINE", "KUBERNETES"
     ));
-    for machine in machines::bare_provider(workspace)?.machines()? {
+    for machine in providers.existing(workspace)?.machines()? {
         let (status, reason) = match &machine.status {
             MachineStatus::NotMade => ("not made", None),
             MachineStatus::Running => ("running", None),

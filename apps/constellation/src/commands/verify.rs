@@ -19,10 +19,10 @@ use serde::Serialize;
 
 use crate::advice::{Advise, advise};
 use crate::arguments::{Format, VerifyArguments};
-use crate::commands::apply::{Run, load_reference_values};
 use crate::machines;
 use crate::output::say;
 use crate::progress::Step;
+use crate::run::{Run, load_reference_values};
 
 /// Said before any verdict, so that nobody takes a local cluster for more than it is.
 const WARNING: &str = "The TPM of these nodes is software of the host. Their evidence shows that every mechanism works; it \
@@ -108,7 +108,7 @@ pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
         if !report.nodes.iter().any(|node| node.verdict == UNREACHABLE) || Instant::now() > deadline {
             break report;
         }
-        machines::check_running(&run.provider)?;
+        machines::check_running(&*run.provider)?;
         tokio::time::sleep(INTERVAL).await;
     };
     if report.is_affirming() {

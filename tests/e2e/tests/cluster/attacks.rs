@@ -6,9 +6,8 @@ use anyhow::{Context, Result, bail, ensure};
 use attestation::Purpose;
 use attestation_tpm::NotAuthentic;
 use attested_tls::{HandshakeError, channel};
-use cluster_config::names;
 use cluster_types::key_service::AUDIENCE;
-use e2e::{Answer, Cluster, Image, Machine, segment_port};
+use e2e::{Answer, Cluster, Image, Machine, RUN_FOLDER, segment_port};
 use grpc_api::join::IssueJoinTicketRequest;
 use key_derivation::Label;
 use key_service_client::{KeyServiceClient, KeyServiceError, public_key};
@@ -176,7 +175,7 @@ pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &
 /// A real node on the cluster's segment whose metadata lies in every way, and in the end says that it is a control plane.
 /// The node goes on asking, says why, and is never let in.
 pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image) -> Result<()> {
-    let segment = segment_port(&cluster.workspace().join(names::QEMU))?;
+    let segment = segment_port(&cluster.workspace().join(RUN_FOLDER))?;
     Machine::new("lying metadata", image.disk())
         .with_metadata(lie)
         .on_segment(segment)

@@ -1,0 +1,53 @@
+//! `constellation`: makes, shows, verifies and ends confidential Kubernetes clusters.
+//!
+//! Results go to standard output, everything about how it goes to standard error. Every command can be repeated after it
+//! was interrupted at any point; what it does is stored before it is done.
+//!
+//! This is the program without its providers of machines: a release has those that its `main.rs` gives it, tests have one
+//! of their own.
+
+mod advice;
+mod arguments;
+mod commands;
+mod kubeconfig;
+mod machines;
+mod mirror;
+mod output;
+mod progress;
+mod providers;
+mod run;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use crate::providers::Providers;
+
+use crate::arguments::Arguments;
+
+/// Runs a command line, whose first word is the program's name. Wrong usage ends the process, as clap does it.
+pub async fn run(arguments: impl Iterator<Item = OsString>, providers: &dyn Providers) -> ExitCode {
+    let arguments = Arguments::parse_from(arguments);
+    // On a task of its own, so that Ctrl-C is noticed while a command blocks.
+    tokio::spawn(end_on_interrupt());
+    match commands::run(arguments, providers).await {
+        Ok(code) => code,
+        Err(error) => failed(&error),
+    }
+}
+
+/// Tells an error, and the next step if there is one.
+pub fn failed(error: &anyhow::Error) -> ExitCode {
+    output::note(&advice::render(error));
+    ExitCode::FAILURE
+}
+
+/// What was begun stays; every step can be repeated.
+async fn end_on_interrupt() {
+    if tokio::signal::ctrl_c().await.is_ok() {
+        output::note("\ninterrupted; the same command goes on where this one stopped");
+        // 128 + SIGINT, as shells have it.
+        std::process::exit(130);
+    }
+}

@@ -1,0 +1,73 @@
+//! What the phases of `apply` work on.
+
+use anyhow::{Context, Result, bail};
+use cluster_config::{ClusterConfig, ClusterState, Workspace};
+use infrastructure::{Infrastructure, Provider};
+use kubernetes_components::ComponentList;
+use measurements::ReferenceValues;
+
+use crate::advice::Advise;
+use crate::mirror;
+use crate::providers::Providers;
+
+/// Everything the phases work on.
+pub(crate) struct Run<'a> {
+    pub(crate) workspace: &'a Workspace,
+    pub(crate) config: ClusterConfig,
+    pub(crate) state: ClusterState,
+    pub(crate) provider: Box<dyn Provider>,
+    pub(crate) reference_values: ReferenceValues,
+    pub(crate) components: ComponentList,
+}
+
+impl<'a> Run<'a> {
+    /// Reads what the workspace has. Changes nothing.
+    pub(crate) async fn prepare(workspace: &'a Workspace, providers: &dyn Providers) -> Result<Self> {
+        let config = workspace
+            .config()
+            .next("correct the configuration, then run the same command again")?;
+        let reference_values = load_reference_values(&config)?;
+        let components = load_components(&config).await?;
+        let state = workspace.state()?.unwrap_or_else(ClusterState::new);
+        let provider = providers.configured(workspace, &config.provider)?;
+        Ok(Self {
+            workspace,
+            config,
+            state,
+            provider,
+            reference_values,
+            components,
+        })
+    }
+
+    /// The machines, which the first phase has made.
+    pub(crate) fn infrastructure(&self) -> Result<&Infrastructure> {
+        self.state.infrastructure.as_ref().context("the machines were not made")
+    }
+}
+
+/// What the image should measure, from the file beside it.
+pub(crate) fn load_reference_values(config: &ClusterConfig) -> Result<ReferenceValues> {
+    let path = config.image.join("reference-values.json");
+    let bytes = std::fs::read(&path)
+        .with_context(|| format!("cannot read {}", path.display()))
+        .next("set `image` in constellation-conf.yaml to the folder that `cargo xtask image build` wrote")?;
+    ReferenceValues::parse(&bytes).with_context(|| format!("{} cannot be used", path.display()))
+}
+
+/// The components of the configured version.
+async fn load_components(config: &ClusterConfig) -> Result<ComponentList> {
+    let list = mirror::load_list(&config.mirror)
+        .await
+        .context("cannot read the mirror of Kubernetes")
+        .next(
+            "fill a mirror with `constellation mirror create` or `cargo xtask upstream`, and set `mirror` in \
+         constellation-conf.yaml to it",
+        )?;
+    if *list.kubernetes_version() != config.kubernetes_version {
+        let (found, wanted) = (list.kubernetes_version(), &config.kubernetes_version);
+        let mismatch: Result<()> = (|| bail!("the mirror holds Kubernetes {found}, kubernetesVersion is {wanted}"))();
+        mismatch.next("set kubernetesVersion to what the mirror holds, or use another mirror")?;
+    }
+    Ok(list)
+}
