@@ -1,30 +1,30 @@
 //! The operator's signature that lets one attested machine have one role.
 //!
-//! A node's role is not what the node or the cloud says. Workers need nothing but an affirming attestation; a control
-//! plane needs a [`RoleGrant`], which names the machine by its attested identity, so that a stolen grant is of no use to
-//! another one.
+//! A node's role is not decided by what the node or the cloud says. A worker needs only an affirming attestation. A control
+//! plane also needs a [`RoleGrant`], which names the machine by its attested identity, so that a stolen grant is of no use to
+//! another machine.
 
 use attestation::AttestedIdentity;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use cluster_types::{ClusterId, NodeRole};
 use prost::Message;
 
-/// Keeps these signatures from meaning anything else.
+/// Keeps these signatures from being valid for anything else.
 const DOMAIN: &[u8] = b"constellation role grant v1";
-/// A grant has about 150 bytes.
+/// Longer grants are refused, in bytes. A real one has about 150.
 const MAX_LEN: usize = 1024;
 
-/// The key pair by which the operator grants roles; its seed is derived from the master secret.
+/// The key pair with which the operator grants roles. Its seed is derived from the master secret.
 pub struct OperatorKey(Ed25519KeyPair);
 
-/// The public half, as the join service knows it.
+/// The public half, which the join service knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OperatorPublicKey([u8; 32]);
 
-/// A grant as the operator means it.
+/// What a grant says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoleGrant {
-    /// The cluster to be joined.
+    /// The cluster to join.
     pub cluster: ClusterId,
     /// The machine that may have the role.
     pub machine: AttestedIdentity,
@@ -34,43 +34,43 @@ pub struct RoleGrant {
     pub not_after: u64,
 }
 
-/// A grant that allows nothing.
+/// A grant that does not allow what was requested.
 #[derive(Debug, thiserror::Error)]
 pub enum RoleGrantError {
-    /// None was given.
+    /// There is no grant.
     #[error("a {0} needs a role grant signed by the operator")]
     Missing(NodeRole),
-    /// Not an encoded grant.
+    /// The bytes are not a grant.
     #[error("the role grant is malformed")]
     Malformed,
-    /// Not signed by the operator of this cluster.
+    /// It is not signed by the operator of this cluster.
     #[error("the role grant is not signed by the operator")]
     Signature,
-    /// For another cluster.
-    #[error("the role grant is for cluster {granted}, this is {actual}")]
+    /// It is for another cluster.
+    #[error("the role grant is for cluster {granted}, but this is cluster {actual}")]
     Cluster {
-        /// In the grant.
+        /// What the grant says.
         granted: ClusterId,
-        /// Where it was presented.
+        /// The cluster in which it was presented.
         actual: ClusterId,
     },
-    /// For another machine.
-    #[error("the role grant is for machine {granted}, attested is {actual}")]
+    /// It is for another machine.
+    #[error("the role grant is for machine {granted}, but machine {actual} attested")]
     Machine {
-        /// In the grant.
+        /// What the grant says.
         granted: AttestedIdentity,
-        /// Who presented it.
+        /// The machine that presented it.
         actual: AttestedIdentity,
     },
-    /// For another role.
-    #[error("the role grant is for a {granted}, wanted is {wanted}")]
+    /// It is for another role.
+    #[error("the role grant is for a {granted}, but a {wanted} was requested")]
     Role {
-        /// In the grant.
+        /// What the grant says.
         granted: NodeRole,
-        /// What was asked for.
+        /// The role that was requested.
         wanted: NodeRole,
     },
-    /// Too old.
+    /// It has expired.
     #[error("the role grant expired at {0} seconds after the Unix epoch")]
     Expired(u64),
 }
@@ -90,13 +90,13 @@ struct GrantMessage {
 }
 
 impl OperatorKey {
-    /// The key pair of this seed.
+    /// Derives the key pair from its seed.
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
         Self(Ed25519KeyPair::from_seed_unchecked(seed).expect("every 32 bytes are an Ed25519 seed (RFC 8032)"))
     }
 
-    /// The public half.
+    /// The public key.
     #[must_use]
     pub fn public(&self) -> OperatorPublicKey {
         OperatorPublicKey(
@@ -124,22 +124,22 @@ impl OperatorKey {
 }
 
 impl OperatorPublicKey {
-    /// Wraps 32 bytes of a public key.
+    /// Takes the 32 bytes of a public key.
     #[must_use]
     pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes.
+    /// The key's 32 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// Checks that a grant was signed by the operator and covers exactly this.
+    /// Checks that a grant was signed by the operator and allows exactly this.
     ///
     /// # Errors
-    /// When there is no grant, it is not the operator's, or it is for something else.
+    /// When there is no grant, or the operator did not sign it, or it is for something else.
     pub fn check(
         &self,
         grant: &[u8],
@@ -190,7 +190,7 @@ impl OperatorPublicKey {
 }
 
 impl RoleGrant {
-    /// All parts have a fixed length but the role, which is last.
+    /// Every part has a fixed length, except the role, which comes last.
     fn signed_bytes(&self) -> Vec<u8> {
         let role = self.role.to_string();
         let not_after = self.not_after.to_be_bytes();
