@@ -14,8 +14,8 @@ pub struct Kek(Prk);
 /// A key could not be derived.
 #[derive(Debug, thiserror::Error)]
 pub enum DeriveKeyError {
-    /// HKDF cannot give that many bytes, or none were asked for.
-    #[error("a key of {0} bytes cannot be derived: expected 1 to {MAX_KEY_LEN}")]
+    /// HKDF cannot give that many bytes, or the length is 0.
+    #[error("cannot derive a key of {0} bytes, expected 1 to {MAX_KEY_LEN}")]
     Length(usize),
 }
 
@@ -32,7 +32,7 @@ impl Kek {
         Self(Salt::new(HKDF_SHA256, salt).extract(secret))
     }
 
-    /// Derives a key of `length` bytes. Shorter keys of one label are prefixes of longer ones.
+    /// Derives a key of `length` bytes. For the same label, a shorter key is a prefix of a longer one.
     ///
     /// # Errors
     /// When HKDF cannot give that many bytes.
@@ -57,7 +57,7 @@ impl Kek {
         MeasurementSecret::from_bytes(*self.derive_array(Label::MeasurementSecret))
     }
 
-    /// A 32-byte key of epoch 0, for instance the seed of an Ed25519 identity.
+    /// A 32-byte key of epoch 0, such as the seed of an Ed25519 identity.
     #[must_use]
     pub fn derive_array(&self, label: Label) -> Zeroizing<[u8; 32]> {
         let mut key = Zeroizing::new([0; 32]);
@@ -80,7 +80,7 @@ fn expand(prk: &Prk, info: &str, out: &mut [u8]) {
     let okm: hkdf::Okm<'_, Length> = prk
         .expand(&info, Length(out.len()))
         .expect("callers keep to at most 255 blocks (RFC 5869 section 2.3)");
-    okm.fill(out).expect("the buffer has the length that was asked for");
+    okm.fill(out).expect("the buffer has the requested length");
 }
 
 impl std::fmt::Debug for Kek {

@@ -2,24 +2,24 @@ use std::fmt;
 
 use cluster_types::DiskUuid;
 
-/// What a derived key is for. No two labels have the same encoding.
+/// The purpose of a derived key. No two labels have the same encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Label {
-    /// The DEK of a state disk or an encrypted volume. Both kinds share one form, because they did in the predecessor.
+    /// The DEK of a state disk or an encrypted volume. Both have the same form, as they did in the predecessor.
     Disk(DiskUuid),
-    /// The secret that cluster id is derived from.
+    /// The secret that the cluster id is derived from.
     MeasurementSecret,
-    /// The private key by which the key service shows its callers who it is.
+    /// The private key with which the key service proves its identity to callers.
     KeyServiceIdentity,
-    /// The private key by which the operator signs role grants.
+    /// The private key with which the operator signs role grants.
     OperatorIdentity,
 }
 
-/// Generation of a derived key. 0 is the predecessor's formula.
+/// The generation of a derived key. Generation 0 is the predecessor's formula.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u32);
 
-/// A key id that names none of the keys we hand out.
+/// A key id that names none of the keys that are handed out.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a key id: expected measurementSecret or the UUID of a disk in lower case")]
 pub struct ParseKeyIdError(String);
@@ -27,7 +27,7 @@ pub struct ParseKeyIdError(String);
 impl Label {
     /// Reads the id by which a caller of the key service names a key.
     ///
-    /// Only keys that may ever leave the key service have such an id; the identities have none.
+    /// Only keys that may leave the key service have such an id; the identities have none.
     ///
     /// # Errors
     /// When the id is neither `measurementSecret` nor a disk UUID.
@@ -42,7 +42,7 @@ impl Label {
 
     /// The `info` input of HKDF.
     ///
-    /// Epoch 0 starts with `key-`, every later one with `epoch-`, so that no label of one can be one of the other.
+    /// Labels of epoch 0 start with `key-` and those of later epochs with `epoch-`, so they cannot collide.
     pub(crate) fn info(self, epoch: Epoch) -> String {
         match epoch {
             Epoch(0) => format!("key-{self}"),

@@ -1,10 +1,10 @@
-//! From the MasterSecret to every key of a cluster.
+//! Derives every key of a cluster from the MasterSecret.
 //!
-//! One KDF, HKDF-SHA256 (RFC 5869), and one place that spells its labels: [`Label`]. Nothing derived is stored.
-//! Epoch 0 is the formula of the Go Constellation, so that its disks and volumes can be opened; later epochs put their
-//! number into the label, so that keys can be rotated.
+//! There is one KDF, HKDF-SHA256 (RFC 5869), and one place that spells its labels: [`Label`]. Nothing derived is stored.
+//! Epoch 0 is the formula of the Go Constellation, so that its disks and volumes open. Later epochs put their number into
+//! the label, so that keys can be rotated.
 //!
-//! This crate does no I/O and holds no key longer than its caller does.
+//! This crate does no I/O and keeps no key longer than its caller does.
 
 mod kek;
 mod label;

@@ -5,18 +5,18 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::Kek;
 
-/// Fewer bytes of key are refused.
+/// Keys with fewer bytes are refused.
 const MIN_KEY_LEN: usize = 16;
-/// The salt has at least this many bytes.
+/// Salts with fewer bytes are refused.
 const MIN_SALT_LEN: usize = 32;
-/// What we generate, in bytes, key and salt alike.
+/// Length of the keys and salts that we generate, in bytes.
 const GENERATED_LEN: usize = 32;
-/// No key or salt is longer; a longer file is not ours.
+/// Longer keys and salts are refused, in bytes.
 const MAX_LEN: usize = 1024;
 
 /// The root of all keys of a cluster: a secret and its salt.
 ///
-/// Made once by the CLI, kept by the operator, and held by control planes in memory and on their encrypted state disk.
+/// The CLI generates it once and the operator keeps it. Control planes hold it in memory and on their encrypted state disk.
 pub struct MasterSecret {
     key: Zeroizing<Vec<u8>>,
     salt: Vec<u8>,
@@ -25,9 +25,9 @@ pub struct MasterSecret {
 /// A master secret file or message that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseMasterSecretError {
-    /// Not the documented JSON.
+    /// It is not the documented JSON.
     // The parser's own message could quote the secret, so it is dropped.
-    #[error("master secret is not JSON of the form {{\"key\":\"<base64>\",\"salt\":\"<base64>\"}}")]
+    #[error("the master secret is not JSON of the form {{\"key\":\"<base64>\",\"salt\":\"<base64>\"}}")]
     Form,
     /// Wrong number of key bytes.
     #[error("key of the master secret has {0} bytes, expected {MIN_KEY_LEN} to {MAX_LEN}")]
@@ -45,7 +45,7 @@ struct Document {
 }
 
 impl MasterSecret {
-    /// Draws a new secret and salt from the system's random source.
+    /// Generates a secret and salt from the system's random source.
     #[must_use]
     pub fn generate() -> Self {
         let mut key = Zeroizing::new(vec![0; GENERATED_LEN]);
@@ -55,10 +55,10 @@ impl MasterSecret {
         Self { key, salt }
     }
 
-    /// Takes key and salt as they came over an attested channel.
+    /// Takes a key and a salt that came over an attested channel.
     ///
     /// # Errors
-    /// When either has a length that no cluster uses.
+    /// When one of them has a length that no cluster uses.
     pub fn new(key: Zeroizing<Vec<u8>>, salt: Vec<u8>) -> Result<Self, ParseMasterSecretError> {
         if !(MIN_KEY_LEN..=MAX_LEN).contains(&key.len()) {
             return Err(ParseMasterSecretError::KeyLength(key.len()));
@@ -69,10 +69,10 @@ impl MasterSecret {
         Ok(Self { key, salt })
     }
 
-    /// Reads the file `constellation-mastersecret.json`.
+    /// Parses the file `constellation-mastersecret.json`.
     ///
     /// # Errors
-    /// When the bytes are not of its form, or a part has a length that no cluster uses.
+    /// When the bytes are malformed, or a part has a length that no cluster uses.
     pub fn parse(json: &[u8]) -> Result<Self, ParseMasterSecretError> {
         let document: Document = serde_json::from_slice(json).map_err(|_| ParseMasterSecretError::Form)?;
         let key = BASE64_STANDARD
@@ -84,7 +84,7 @@ impl MasterSecret {
         Self::new(Zeroizing::new(key), salt)
     }
 
-    /// The file `constellation-mastersecret.json`; the caller gives it mode 0600.
+    /// Renders the file `constellation-mastersecret.json`; the caller gives it mode 0600.
     #[must_use]
     pub fn to_json(&self) -> Zeroizing<String> {
         let document = Document {
@@ -106,7 +106,7 @@ impl MasterSecret {
         &self.key
     }
 
-    /// The salt; not secret.
+    /// The salt, which is not secret.
     #[must_use]
     pub fn salt(&self) -> &[u8] {
         &self.salt
