@@ -3,7 +3,7 @@
 //! A type made with [`secret_array!`] or [`secret_bytes!`] is zeroized on drop, is neither `Clone` nor `Serialize`,
 //! prints only its name, and is opened by one greppable word: `expose`.
 //!
-//! What this crate does not do: it does not lock memory. Core dumps are switched off by the programs themselves.
+//! What this crate does not do: it does not lock memory. The programs themselves switch core dumps off.
 
 #[doc(hidden)]
 pub use zeroize;
@@ -26,23 +26,23 @@ macro_rules! secret_array {
         $vis struct $name($crate::zeroize::Zeroizing<[u8; $len]>);
 
         impl $name {
-            /// Length in bytes.
+            /// Length of the secret, in bytes.
             pub const LEN: usize = $len;
 
-            /// Takes ownership of the bytes; the caller's copy is the caller's to wipe.
+            /// Takes the bytes. If the caller keeps a copy, the caller has to wipe it.
             #[must_use]
             pub fn from_bytes(bytes: [u8; $len]) -> Self {
                 Self($crate::zeroize::Zeroizing::new(bytes))
             }
 
-            /// Takes a slice of exactly the right length, or gives `None`.
+            /// Copies a slice of exactly the right length; `None` for another length.
             #[must_use]
             pub fn from_slice(bytes: &[u8]) -> Option<Self> {
                 let bytes: [u8; $len] = bytes.try_into().ok()?;
                 Some(Self::from_bytes(bytes))
             }
 
-            /// The secret itself.
+            /// The secret bytes in clear text.
             #[must_use]
             pub fn expose(&self) -> &[u8; $len] {
                 &self.0
@@ -67,7 +67,7 @@ macro_rules! secret_bytes {
                 Self($crate::zeroize::Zeroizing::new(bytes))
             }
 
-            /// The secret itself.
+            /// The secret bytes in clear text.
             #[must_use]
             pub fn expose(&self) -> &[u8] {
                 &self.0
@@ -96,7 +96,7 @@ secret_array! {
 }
 
 secret_array! {
-    /// Input of the cluster id. Never stored on a disk.
+    /// The secret input of the cluster id. Never stored on a disk.
     pub struct MeasurementSecret(32);
 }
 
