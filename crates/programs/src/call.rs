@@ -6,12 +6,12 @@ use zeroize::Zeroizing;
 
 /// What a program may take unless its call says otherwise.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(60);
-/// What is kept of each output stream unless the call says otherwise, in bytes: its end.
+/// How much of the end of each output stream is kept unless the call says otherwise, in bytes.
 const DEFAULT_KEPT: usize = 64 * 1024;
-/// How many lines of output an error repeats.
+/// The most lines of output that an error repeats.
 const LAST_LINES: usize = 20;
 
-/// One run of a program.
+/// A program to run, with its arguments and limits.
 pub struct Call {
     pub(crate) program: &'static str,
     pub(crate) arguments: Vec<String>,
@@ -20,7 +20,7 @@ pub struct Call {
     redacted: Vec<Zeroizing<String>>,
 }
 
-/// What a program wrote before it ended successfully; of each stream at most the end.
+/// What a program wrote before it ended successfully. Of long streams only the end is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
     /// Standard output.
@@ -29,32 +29,32 @@ pub struct Output {
     pub stderr: Vec<u8>,
 }
 
-/// A program that did not do what it was asked to.
+/// A program that did not end successfully.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// It could not be started or watched.
-    #[error("{program} cannot be run")]
+    /// It could not be started or waited for.
+    #[error("cannot run {program}")]
     Start {
-        /// Its name.
+        /// The program's name.
         program: &'static str,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// It took too long and was ended.
+    /// It took too long and was killed.
     #[error("{program} did not end within {limit:?}")]
     TimedOut {
-        /// Its name.
+        /// The program's name.
         program: &'static str,
-        /// The bound.
+        /// The time limit.
         limit: Duration,
     },
     /// It ended with an error.
     #[error("{program} failed with {}: {last_lines}", status(*.code))]
     Failed {
-        /// Its name.
+        /// The program's name.
         program: &'static str,
-        /// The exit code; none when a signal ended it.
+        /// The exit code; `None` when a signal ended it.
         code: Option<i32>,
         /// The end of its output, without the secrets that the call named.
         last_lines: String,
@@ -88,7 +88,7 @@ impl Call {
         self
     }
 
-    /// Ends the program after this time.
+    /// Sets the time after which the program is killed.
     #[must_use]
     pub fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
@@ -102,7 +102,7 @@ impl Call {
         self
     }
 
-    /// Keeps a text out of error messages.
+    /// Replaces a secret text in error messages.
     #[must_use]
     pub fn redact(mut self, secret: &str) -> Self {
         if !secret.is_empty() {
@@ -128,7 +128,7 @@ impl Call {
     pub fn failed(&self, code: Option<i32>, output: &Output) -> RunError {
         let stdout = String::from_utf8_lossy(&output.stdout);
         let stderr = String::from_utf8_lossy(&output.stderr);
-        // What went wrong is on standard error where there is any.
+        // Programs report errors on standard error, if they write there at all.
         let text = if stderr.trim().is_empty() { stdout } else { stderr };
         let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
         let last_lines = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n");

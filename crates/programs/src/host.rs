@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use crate::tail::read_tail;
 use crate::{Call, Output, RunError};
 
-/// A program that is running.
+/// A running program.
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<Output, RunError>> + Send + 'a>>;
 
 /// Runs programs.
@@ -97,6 +97,6 @@ mod tests {
     #[tokio::test]
     async fn a_missing_program_is_named() {
         let error = check(Call::new("no-such-program")).await.unwrap_err();
-        assert_eq!(error.to_string(), "no-such-program cannot be run");
+        assert_eq!(error.to_string(), "cannot run no-such-program");
     }
 }

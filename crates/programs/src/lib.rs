@@ -1,7 +1,7 @@
 //! Runs the programs of a node's image: kubeadm, ctr, ip, systemctl, journalctl.
 //!
-//! [`Programs`] is where the outside world begins, so that tests replace it. Every call is bounded in time and in what is
-//! kept of its output. Arguments never carry secrets: every process of a node can read them.
+//! [`Programs`] is where the outside world begins, so tests replace it. Every call is bounded in time and in how much of its
+//! output is kept. Arguments never carry secrets, because every process on a node can read them.
 
 mod call;
 mod host;

@@ -3,7 +3,7 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Reads a stream to its end and keeps at most the last `kept` bytes.
+/// Reads a stream to its end and keeps at most its last `kept` bytes.
 pub(crate) async fn read_tail(mut stream: impl AsyncRead + Unpin, kept: usize) -> io::Result<Vec<u8>> {
     let mut tail = VecDeque::new();
     let mut chunk = [0; 8 * 1024];
