@@ -7,12 +7,12 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tracing::error;
 
-/// The service as probes see it.
+/// The service's state, as probes see it.
 #[derive(Clone)]
 pub(crate) struct Health(HealthReporter);
 
 impl Health {
-    /// The empty name stands for the whole server, which is what kubelet asks about.
+    /// The empty name stands for the whole server, which is what the kubelet probes.
     pub(crate) async fn set_ready(&self, ready: bool) {
         let status = if ready {
             ServingStatus::Serving
@@ -26,7 +26,7 @@ impl Health {
 pub(crate) async fn serve(listener: TcpListener, stop: CancellationToken) -> Health {
     let (reporter, service) = tonic_health::server::health_reporter();
     let health = Health(reporter);
-    // Not in the task: on a busy machine that may run after the service is ready.
+    // Not inside the task, which on a busy machine may run only after the service is ready.
     health.set_ready(false).await;
     tokio::spawn(async move {
         let incoming = TcpListenerStream::new(listener);

@@ -1,8 +1,8 @@
-//! What every service needs around its own work: logs, metrics, health, drain.
+//! What every service needs besides its own work: logs, metrics, health, drain.
 //!
 //! A service's `main` reads: parse arguments, [`start`], build, [`Runtime::ready`], serve until [`Runtime::draining`] ends.
-//! Health and metrics have ports of their own without TLS, because the kubelet and Prometheus speak nothing else; they
-//! give away no secret and change nothing.
+//! Health and metrics have their own ports without TLS, because the kubelet and Prometheus speak nothing else. They reveal
+//! no secret and change nothing.
 
 mod health;
 mod logs;
@@ -21,13 +21,13 @@ use tracing::info;
 pub use logs::start_logging;
 pub use memory::Memory;
 
-/// Addresses that every service listens on besides its own.
+/// The addresses on which every service listens, besides its own.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct RuntimeArgs {
-    /// Where gRPC health is served (grpc.health.v1), without TLS.
+    /// Address for gRPC health (grpc.health.v1), without TLS.
     #[arg(long, default_value = "0.0.0.0:8090")]
     pub health_address: SocketAddr,
-    /// Where Prometheus metrics are served, at /metrics.
+    /// Address for Prometheus metrics, at /metrics.
     #[arg(long, default_value = "0.0.0.0:8091")]
     pub metrics_address: SocketAddr,
 }
@@ -38,10 +38,10 @@ pub struct Runtime {
     stop: CancellationToken,
 }
 
-/// Serves health (not ready yet) and metrics, and begins to listen for SIGTERM and SIGINT.
+/// Starts to serve health (not ready yet) and metrics, and to listen for SIGTERM and SIGINT.
 ///
 /// # Errors
-/// When an address cannot be listened on.
+/// When it cannot listen on an address.
 pub async fn start(args: RuntimeArgs, metrics: Registry) -> Result<Runtime> {
     forbid_core_dumps()?;
     let stop = CancellationToken::new();
@@ -51,8 +51,8 @@ pub async fn start(args: RuntimeArgs, metrics: Registry) -> Result<Runtime> {
         metrics,
         stop.clone(),
     );
-    let mut terminate = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let stopper = stop.clone();
     tokio::spawn(async move {
         tokio::select! {
@@ -65,12 +65,12 @@ pub async fn start(args: RuntimeArgs, metrics: Registry) -> Result<Runtime> {
 }
 
 impl Runtime {
-    /// Tells probes that requests are welcome.
+    /// Tells probes that the service takes requests.
     pub async fn ready(&self) {
         self.health.set_ready(true).await;
     }
 
-    /// Ends when the service should stop taking requests. Hand it to `serve_with_incoming_shutdown`.
+    /// Completes when the service should stop taking requests. Hand it to `serve_with_incoming_shutdown`.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
         let (stop, health) = (self.stop.clone(), self.health.clone());
         async move {
@@ -80,23 +80,23 @@ impl Runtime {
     }
 }
 
-/// Opens the port of the address that this flag gave.
+/// Listens on the address that this flag gave.
 ///
 /// # Errors
-/// When the address cannot be listened on.
+/// When it cannot listen on the address.
 pub async fn listen(flag: &str, address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("{flag}: cannot listen on {address}"))
 }
 
-/// Keeps keys out of core dumps and this process out of other processes' reach. [`start`] does it too.
+/// Keeps keys out of core dumps, and other processes from reading this one's memory. [`start`] calls it.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn forbid_core_dumps() -> Result<()> {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("switching core dumps off")
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("cannot switch core dumps off")
 }
 
 #[cfg(test)]
@@ -111,13 +111,13 @@ mod tests {
         assert_eq!(error.to_string(), format!("--address: cannot listen on {address}"));
     }
 
-    /// With one thread nothing that was spawned has run when the service is ready.
+    /// With one thread, no spawned task has run by the time the service is ready.
     #[tokio::test]
     async fn a_service_that_is_ready_at_once_stays_ready() {
         use tonic_health::pb::HealthCheckRequest;
         use tonic_health::pb::health_check_response::ServingStatus;
         use tonic_health::pb::health_client::HealthClient;
-        // Nobody tells the port that a service was given as 0.
+        // A service given port 0 does not report which port it got.
         let health_address = listen("", "127.0.0.1:0".parse().unwrap())
             .await
             .unwrap()

@@ -1,6 +1,6 @@
 use tracing_subscriber::EnvFilter;
 
-/// Starts logging: JSON lines on standard error, level from the environment variable `CONSTELLATION_LOG`, else info.
+/// Starts logging: JSON lines on standard error, at the level in the environment variable `CONSTELLATION_LOG`, or else info.
 pub fn start_logging() {
     let filter = EnvFilter::try_from_env("CONSTELLATION_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()

@@ -3,22 +3,22 @@ use std::io;
 /// Physical memory of a process, in KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// What it holds now, pages of its program included (`VmRSS`).
+    /// What it holds now, including its program's pages (`VmRSS`).
     pub resident: u64,
     /// The most it has held so far (`VmHWM`).
     pub peak: u64,
 }
 
 impl Memory {
-    /// What this process holds.
+    /// The memory of this process.
     ///
     /// # Errors
-    /// When the kernel does not say.
+    /// When the kernel does not tell.
     pub fn of_this_process() -> io::Result<Self> {
         Self::read("self")
     }
 
-    /// What another process holds.
+    /// The memory of another process.
     ///
     /// # Errors
     /// When there is no such process.
@@ -28,10 +28,10 @@ impl Memory {
 
     fn read(process: &str) -> io::Result<Self> {
         let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-        Self::parse(&status).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a process without memory"))
+        Self::parse(&status).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the process has no memory"))
     }
 
-    /// From `/proc/PID/status` (proc_pid_status(5)), which unlike `smaps` may be read whatever the process forbids.
+    /// From `/proc/PID/status` (proc_pid_status(5)), which, unlike `smaps`, can be read even if the process forbids it.
     fn parse(status: &str) -> Option<Self> {
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
