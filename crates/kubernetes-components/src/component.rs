@@ -7,29 +7,29 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Component {
-    /// Where it is.
+    /// Where it is fetched from.
     pub url: ComponentUrl,
-    /// What it must hash to before it is installed.
+    /// The hash it must have to be installed.
     pub hash: ComponentHash,
-    /// The file it becomes, or the folder it is unpacked to.
+    /// The file to install it as, or the folder to unpack it to.
     pub install_path: InstallPath,
     /// Whether it is a gzipped tar file to unpack.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub extract: bool,
 }
 
-/// Where a component is: an HTTP address, or a path below the root of the mirror that lists it.
+/// A component's location: an HTTP address, or a path below the root of the mirror that lists it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ComponentUrl(String);
 
-/// A text that is no component URL.
+/// A text that is not a component URL.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is neither an http(s) URL nor a relative path without '..'")]
 pub struct ParseComponentUrlError(String);
 
 impl ComponentUrl {
-    /// The path below the mirror's root, if it is one.
+    /// The path below the mirror's root, if it is a path.
     #[must_use]
     pub fn relative(&self) -> Option<&str> {
         (!is_http(&self.0)).then_some(&self.0)
@@ -47,7 +47,7 @@ impl FromStr for ComponentUrl {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let printable = text.len() <= MAX_TEXT_LEN && text.bytes().all(|c| c.is_ascii_graphic());
-        // A colon would make "file:x" a relative path that some client takes for a scheme.
+        // With a colon, "file:x" would be a relative path that some client takes for a URL with a scheme.
         if printable && (is_http(text) || (is_normal(text) && !text.contains([':', '\\', '%', '?', '#']))) {
             Ok(Self(text.to_owned()))
         } else {
@@ -56,12 +56,12 @@ impl FromStr for ComponentUrl {
     }
 }
 
-/// An absolute path of a node in normal form.
+/// An absolute path on a node, in normal form.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InstallPath(String);
 
-/// A text that is no absolute path in normal form.
+/// A text that is not an absolute path in normal form.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not an absolute path without '.', '..' and empty parts")]
 pub struct ParseInstallPathError(String);
@@ -93,13 +93,13 @@ impl FromStr for InstallPath {
 #[serde(try_from = "String", into = "String")]
 pub struct ComponentHash([u8; 32]);
 
-/// A text that is no SHA-256 digest.
+/// A text that is not a SHA-256 digest.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not \"sha256:\" followed by 64 lower-case hex digits")]
 pub struct ParseComponentHashError(String);
 
 impl ComponentHash {
-    /// The digest itself.
+    /// The digest's 32 bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -182,5 +182,5 @@ fn shorten(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-/// The longest URL or path that is taken.
+/// Longer URLs and paths are refused, in bytes.
 const MAX_TEXT_LEN: usize = 1024;

@@ -4,30 +4,30 @@ use serde::Deserialize;
 
 use crate::{Component, ComponentList, InvalidListError};
 
-/// Why a ConfigMap's data is no component list.
+/// A ConfigMap's data is not a component list.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseConfigMapError {
-    /// The key `components` is no JSON array of components.
+    /// The key `components` is not a JSON array of components.
     #[error("key \"components\" is not an array of components with URL, hash and install path")]
     Components(#[from] serde_json::Error),
-    /// The key `cluster-version` is no Kubernetes version.
+    /// The key `cluster-version` is not a Kubernetes version.
     #[error("key \"cluster-version\" is invalid")]
     Version(#[from] cluster_types::ParseKubernetesVersionError),
-    /// Single components are valid, together they are not.
-    #[error("the components do not make a list")]
+    /// Each component is valid, but together they are not.
+    #[error("the components do not form a valid list")]
     List(#[from] InvalidListError),
-    /// The name says another hash than the components have.
-    #[error("the ConfigMap is named {named:?}, its components belong to {computed:?}")]
+    /// The name has another hash than the components.
+    #[error("the ConfigMap is named {named:?}, but its components give the name {computed:?}")]
     Name {
         /// The name it was found under.
         named: String,
-        /// The name for what it holds.
+        /// The name that its components give.
         computed: String,
     },
 }
 
 impl ComponentList {
-    /// The ConfigMap's name, which is made of the list's hash.
+    /// The ConfigMap's name, which contains the list's hash.
     #[must_use]
     pub fn config_map_name(&self) -> String {
         format!("k8s-components-{}", self.hash().replace(':', "-"))
@@ -42,7 +42,7 @@ impl ComponentList {
     /// Parses a ConfigMap from its name and its two data keys.
     ///
     /// # Errors
-    /// When a key is malformed, or the name is not that of these components.
+    /// When a key is malformed, or the name does not match these components.
     pub fn from_config_map(name: &str, components: &str, cluster_version: &str) -> Result<Self, ParseConfigMapError> {
         let components: Vec<RawComponent> = serde_json::from_str(components)?;
         let components = components
@@ -62,7 +62,7 @@ impl ComponentList {
     }
 }
 
-/// A component as any release wrote it. Old releases wrote the keys with capitals; such a key counts where the new one
+/// A component as any release wrote it. Old releases wrote keys with capital letters; such a key counts where the new one
 /// is empty.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -1,8 +1,7 @@
 //! The files a Kubernetes version consists of, and the two documents that list them: `components.json` at the root of
 //! a mirror, and the ConfigMap `k8s-components-sha256-…` of a running cluster.
 //!
-//! Every component has a hash; there is no form of either document that leaves one out. Nothing is fetched or
-//! installed here.
+//! Every component has a hash; neither document has a form without one. This crate fetches and installs nothing.
 
 mod component;
 mod config_map;

@@ -12,22 +12,22 @@ pub struct ComponentList {
     components: Vec<Component>,
 }
 
-/// Why components do not make a list.
+/// Components that do not form a list.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidListError {
-    /// There are more than any Kubernetes version has.
+    /// There are more components than any Kubernetes version has.
     #[error("{0} components, at most {MAX_COMPONENTS} are accepted")]
     TooMany(usize),
-    /// Two files would be installed at one path, and the order would decide which one stays.
+    /// Two files have the same destination, so the order would decide which one remains.
     #[error("two components have the install path {0:?}")]
     SamePath(String),
 }
 
 impl ComponentList {
-    /// A list of these components.
+    /// Makes a list of these components.
     ///
     /// # Errors
-    /// When two of them go to one path, or there are too many.
+    /// When two of them have the same destination, or there are too many.
     pub fn new(kubernetes_version: KubernetesVersion, components: Vec<Component>) -> Result<Self, InvalidListError> {
         if components.len() > MAX_COMPONENTS {
             return Err(InvalidListError::TooMany(components.len()));
@@ -45,13 +45,13 @@ impl ComponentList {
         }
     }
 
-    /// The Kubernetes version they make up.
+    /// The Kubernetes version that the components make up.
     #[must_use]
     pub fn kubernetes_version(&self) -> &KubernetesVersion {
         &self.kubernetes_version
     }
 
-    /// The components.
+    /// The components, in order.
     #[must_use]
     pub fn components(&self) -> &[Component] {
         &self.components
@@ -77,14 +77,14 @@ pub fn components_hash<'a>(hashes: impl IntoIterator<Item = &'a str>) -> String 
     format!("sha256:{}", hex::encode(context.finish()))
 }
 
-/// A mirror of ours has about fifteen.
+/// More components are refused. A mirror of ours has about fifteen.
 const MAX_COMPONENTS: usize = 256;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The vectors are the predecessor's, because its clusters are found by these names.
+    /// The vectors come from the predecessor, because its clusters use these names.
     #[test]
     fn hashes_lists_as_the_predecessor_did() {
         let one = "sha256:8dc78774f7cbeaf787994d386eec663f0a3cf24de1ea4893598096cb39ef2508";

@@ -8,25 +8,25 @@ use crate::{Component, ComponentList, InvalidListError};
 /// The name of the document at a mirror's root.
 pub const MIRROR_DOCUMENT: &str = "components.json";
 
-/// The longest document that is read; ours has about 4 KiB.
+/// Longer documents are refused, in bytes. Ours has about 4 KiB.
 pub const MAX_DOCUMENT_LEN: usize = 1 << 20;
 
-/// Why bytes are no mirror document.
+/// Bytes that are not a mirror document.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseMirrorError {
     /// It is longer than [`MAX_DOCUMENT_LEN`].
     #[error("the document has {0} bytes, at most {MAX_DOCUMENT_LEN} are read")]
     TooLong(usize),
-    /// It is no JSON of the expected form.
+    /// It is not JSON of the expected form.
     #[error("the document is malformed")]
     Json(#[from] serde_json::Error),
-    /// Single components are valid, together they are not.
-    #[error("the components do not make a list")]
+    /// Each component is valid, but together they are not.
+    #[error("the components do not form a valid list")]
     List(#[from] InvalidListError),
 }
 
 impl ComponentList {
-    /// The mirror document, as text for people too.
+    /// Renders the mirror document, in a form that people can read.
     #[must_use]
     pub fn to_mirror_document(&self) -> Vec<u8> {
         let document = Document {
