@@ -1,7 +1,7 @@
 //! The kubelet's serving certificate.
 //!
-//! What a node may be called is decided by the ticket; the request only carries its public key, its name and its
-//! addresses. Everything else in it is refused or overwritten.
+//! The ticket decides what a node may be called. The request only carries the node's public key, name and addresses;
+//! everything else in it is refused or overwritten.
 
 use std::net::IpAddr;
 
@@ -14,16 +14,16 @@ use time::{Duration, OffsetDateTime};
 
 const ORGANIZATION: &str = "system:nodes";
 const NAME_PREFIX: &str = "system:node:";
-/// Clocks of two machines differ.
+/// Allows for the difference between two machines' clocks.
 const BACKDATED: Duration = Duration::minutes(5);
-/// As long as the certificates that kubeadm makes.
+/// The same as the certificates that kubeadm issues.
 const LIFETIME: Duration = Duration::days(365);
 const MAX_ADDRESSES: usize = 8;
 
-/// A request that asks for nothing but what a kubelet may have.
+/// A request for nothing that a kubelet may not have.
 pub(crate) struct KubeletRequest {
     request: CertificateSigningRequestParams,
-    /// Checked, but not yet known to belong to the caller.
+    /// Well-formed, but not yet known to belong to the caller.
     pub(crate) node: NodeName,
     addresses: Vec<IpAddr>,
 }
@@ -31,19 +31,19 @@ pub(crate) struct KubeletRequest {
 /// A request for something that no ticket allows.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CertificateRequestError {
-    #[error("the certificate request cannot be read or is not signed by its own key")]
+    #[error("the certificate request is malformed or not signed by its own key")]
     Malformed(#[source] rcgen::Error),
     #[error("the certificate request is for organization {0:?}, expected {ORGANIZATION:?}")]
     Organization(String),
     #[error("the certificate request is for {0:?}, expected {NAME_PREFIX:?} and a node name")]
     CommonName(String),
-    #[error("the certificate request names no valid node")]
+    #[error("the certificate request does not name a valid node")]
     NodeName(#[from] ParseNodeNameError),
     #[error("the certificate request has {0} subject attributes, expected organization and common name")]
     Subject(usize),
     #[error("the certificate request is for a certificate authority")]
     CertificateAuthority,
-    #[error("the certificate request has a subject alternative name that is no IP address")]
+    #[error("the certificate request has a subject alternative name that is not an IP address")]
     AlternativeName,
     #[error("the certificate request has {0} addresses, at most {MAX_ADDRESSES} are signed")]
     Addresses(usize),
@@ -51,11 +51,11 @@ pub(crate) enum CertificateRequestError {
 
 /// The cluster CA could not sign.
 #[derive(Debug, thiserror::Error)]
-#[error("the cluster's certificate authority cannot sign")]
+#[error("the cluster's certificate authority cannot sign the certificate")]
 pub(crate) struct SignError(#[from] rcgen::Error);
 
 impl KubeletRequest {
-    /// Reads a PKCS#10 request and refuses everything but a kubelet's.
+    /// Parses a PKCS#10 request and refuses anything but a kubelet's.
     pub(crate) fn parse(der: &[u8]) -> Result<Self, CertificateRequestError> {
         let request =
             CertificateSigningRequestParams::from_der(&der.into()).map_err(CertificateRequestError::Malformed)?;
@@ -71,7 +71,7 @@ impl KubeletRequest {
         })
     }
 
-    /// Signs a serving certificate: nothing of the request but its key, node name and addresses goes in.
+    /// Signs a serving certificate. Of the request, it contains only the key, the node name and the addresses.
     pub(crate) fn sign(mut self, ca_certificate: &str, ca_key: &str) -> Result<String, SignError> {
         let issuer = Issuer::from_ca_cert_pem(ca_certificate, KeyPair::from_pem(ca_key)?)?;
         let now = OffsetDateTime::now_utc();
@@ -157,7 +157,7 @@ mod tests {
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = ca.self_signed(&ca_key).unwrap();
-        // The request wishes for more than it gets.
+        // The request asks for more than it gets.
         let request = check(|params| {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign];

@@ -13,10 +13,10 @@ use cluster_types::Variant;
 use error_report::Chain;
 use tracing::{error, info};
 
-/// The kubelet swaps mounted files within about a minute of a change; looking this often adds nothing to that.
+/// The kubelet swaps mounted files within about a minute of a change. Looking this often adds little to that.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
-/// The configuration in force, shared by everything that needs it.
+/// The current configuration, shared by everything that needs it.
 #[derive(Clone)]
 pub(crate) struct Config {
     folder: PathBuf,
@@ -25,8 +25,7 @@ pub(crate) struct Config {
 
 impl Config {
     pub(crate) fn load(folder: PathBuf) -> Result<Self> {
-        let config =
-            JoinConfig::load(&folder).with_context(|| format!("--config: {} cannot be used", folder.display()))?;
+        let config = JoinConfig::load(&folder).with_context(|| format!("--config: cannot use {}", folder.display()))?;
         Ok(Self {
             folder,
             current: Arc::new(RwLock::new(Arc::new(config))),
@@ -37,10 +36,10 @@ impl Config {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Never ends. A configuration that cannot be read leaves the old one in force: it is stricter than none.
+    /// Never ends. If the configuration cannot be read, the old one remains in force.
     ///
     /// # Cancel safety
-    /// A reload is done at once or not at all.
+    /// A reload happens completely or not at all.
     pub(crate) async fn reload_on_change(self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -50,13 +49,13 @@ impl Config {
                     info!(image = config.reference_values.image(), "join configuration reloaded");
                     *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
                 }
-                Err(error) => error!(error = %Chain(&error), "join configuration not reloaded"),
+                Err(error) => error!(error = %Chain(&error), "cannot reload the join configuration"),
             }
         }
     }
 }
 
-/// Appraises joining nodes by the reference values that are in force when they come.
+/// Appraises joining nodes by the reference values in force when they connect.
 pub(crate) struct ConfiguredVerifier(Config);
 
 impl ConfiguredVerifier {
@@ -70,7 +69,7 @@ impl Verifier for ConfiguredVerifier {
         Variant::QemuVtpm
     }
 
-    /// A node that joins or rejoins has measured no cluster id yet: it does so with what the ticket holds.
+    /// A node that joins or rejoins has not measured a cluster id yet; it does so with the contents of its ticket.
     fn appraise(&self, evidence: &Evidence, binding: &ReportBinding) -> Result<AttestationResult, AppraisalError> {
         let policy = PcrPolicy::new(self.0.current().reference_values.clone(), Membership::New);
         qemu_vtpm::verifier(policy).appraise(evidence, binding)

@@ -1,8 +1,8 @@
-//! The JoinService: lets in only nodes that prove what they run, and hands them what they need.
+//! The JoinService: admits only nodes that prove what they run, and hands them what they need.
 //!
-//! Both sides attest. A node gets its own disk key and no other, because its disk and its name belong to the attested
-//! machine that claimed them first; it gets a role only with the operator's grant; its kubelet certificate says what the
-//! ticket allows, not what the request says.
+//! Both sides attest. A node gets its own disk key and no other, because a disk and a name belong to the attested machine
+//! that claimed them first. It becomes a control plane only with the operator's grant. Its kubelet certificate says what
+//! the ticket allows, not what the request says.
 
 mod certificate;
 mod config;
@@ -40,21 +40,21 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_MESSAGE_LEN: usize = 64 * 1024;
 
 #[derive(Parser)]
-#[command(version, about = "Lets in only nodes that prove what they run")]
+#[command(version, about = "Admits only nodes that prove what they run")]
 struct Args {
-    /// Where nodes connect.
+    /// Address on which nodes connect.
     #[arg(long, default_value = "0.0.0.0:9090")]
     address: SocketAddr,
-    /// The mounted ConfigMap join-config.
+    /// Folder with the mounted ConfigMap join-config.
     #[arg(long, default_value = "/var/config")]
     config: PathBuf,
-    /// The cluster's certificate authorities.
+    /// Folder with the cluster's certificate authorities.
     #[arg(long, default_value = "/etc/kubernetes/pki")]
     pki: PathBuf,
-    /// host:port of the key service.
+    /// The key service, as host:port.
     #[arg(long, default_value = "key-service.kube-system:9000")]
     key_service: HostPort,
-    /// A service-account token for audience key-service, renewed by the kubelet.
+    /// File with a service-account token for audience key-service, which the kubelet renews.
     #[arg(long, default_value = "/var/run/secrets/key-service/token")]
     key_service_token: PathBuf,
     /// Use the software TPM behind this socket instead of this machine's TPM.

@@ -1,4 +1,4 @@
-//! The cluster's certificate authorities, as kubeadm laid them out on this control plane.
+//! The cluster's certificate authorities, as kubeadm stores them on this control plane.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use secret::SecretBytes;
 use x509_parser::pem::parse_x509_pem;
 use zeroize::Zeroizing;
 
-/// What a control plane needs to become one, in the order of the ticket. Names are paths below the folder.
+/// The files that make a node a control plane, in the ticket's order. Names are paths below the folder.
 const CONTROL_PLANE_FILES: [&str; 8] = [
     "ca.crt",
     "ca.key",
@@ -20,21 +20,21 @@ const CONTROL_PLANE_FILES: [&str; 8] = [
     "etcd/ca.key",
 ];
 
-/// The folder `/etc/kubernetes/pki`. Read anew for each ticket, so that renewed files are used.
+/// The folder `/etc/kubernetes/pki`. It is read again for each ticket, so renewed files are used.
 #[derive(Clone)]
 pub(crate) struct Pki(PathBuf);
 
-/// A file of the PKI cannot be used.
+/// One of the PKI's files is unusable.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadPkiError {
-    #[error("{name} of the cluster's PKI cannot be read")]
+    #[error("cannot read {name} of the cluster's PKI")]
     Read { name: &'static str, source: io::Error },
-    #[error("{name} of the cluster's PKI is no PEM certificate")]
+    #[error("{name} of the cluster's PKI is not a PEM certificate")]
     Malformed { name: &'static str },
 }
 
 impl Pki {
-    /// Finds out at the start, and not with the first node, that nothing can be signed.
+    /// Fails at the start, and not with the first node, if nothing can be signed.
     pub(crate) fn open(folder: PathBuf) -> Result<Self, ReadPkiError> {
         let pki = Self(folder);
         pki.ca_pin()?;
@@ -47,7 +47,7 @@ impl Pki {
         String::from_utf8(bytes).map_err(|_| ReadPkiError::Malformed { name: "ca.crt" })
     }
 
-    /// PEM.
+    /// As PEM.
     pub(crate) fn ca_key(&self) -> Result<Zeroizing<String>, ReadPkiError> {
         let bytes = self.read("ca.key")?;
         String::from_utf8(bytes)
@@ -55,7 +55,7 @@ impl Pki {
             .map_err(|_| ReadPkiError::Malformed { name: "ca.key" })
     }
 
-    /// How kubeadm recognises the cluster: `sha256:` and the hash of the CA's public key.
+    /// What kubeadm recognises the cluster by: `sha256:` and the hash of the CA's public key.
     pub(crate) fn ca_pin(&self) -> Result<String, ReadPkiError> {
         let malformed = || ReadPkiError::Malformed { name: "ca.crt" };
         let bytes = self.read("ca.crt")?;
@@ -107,11 +107,14 @@ mod tests {
         for name in CONTROL_PLANE_FILES {
             std::fs::remove_file(folder.path().join(name)).unwrap();
             let error = Pki::open(folder.path().into()).err().unwrap();
-            assert_eq!(error.to_string(), format!("{name} of the cluster's PKI cannot be read"));
+            assert_eq!(error.to_string(), format!("cannot read {name} of the cluster's PKI"));
             std::fs::write(folder.path().join(name), certificate.pem()).unwrap();
         }
         std::fs::write(folder.path().join("ca.crt"), "nonsense").unwrap();
         let error = Pki::open(folder.path().into()).err().unwrap();
-        assert_eq!(error.to_string(), "ca.crt of the cluster's PKI is no PEM certificate");
+        assert_eq!(
+            error.to_string(),
+            "ca.crt of the cluster's PKI is not a PEM certificate"
+        );
     }
 }

@@ -36,13 +36,13 @@ impl JoinService {
         );
         metrics.register(
             "join_service_tickets_failed",
-            "Tickets that could not be made",
+            "Tickets that could not be issued",
             service.failed.clone(),
         );
         service
     }
 
-    /// Logs everything, and tells the node what is wrong with its request, or a category.
+    /// Logs everything. The node learns what is wrong with its request, or a category.
     fn report<T>(
         &self,
         node: &impl std::fmt::Display,
@@ -62,8 +62,8 @@ impl JoinService {
                 }
                 None => {
                     self.failed.inc();
-                    error!(%node, error = %Chain(&error), "ticket could not be made");
-                    Status::unavailable("the ticket could not be made; try again")
+                    error!(%node, error = %Chain(&error), "cannot issue the ticket");
+                    Status::unavailable("the ticket cannot be issued now; try again")
                 }
             }),
         }

@@ -1,4 +1,4 @@
-//! What a node must show for a ticket, and what is in it.
+//! What a node must present to get a ticket, and what the ticket contains.
 
 use std::error::Error;
 
@@ -27,7 +27,7 @@ pub(crate) struct TicketOffice {
     config: Config,
 }
 
-/// Why there is no ticket.
+/// A ticket could not be issued.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum IssueTicketError {
     #[error("disk_uuid is invalid")]
@@ -36,7 +36,7 @@ pub(crate) enum IssueTicketError {
     Certificate(#[from] CertificateRequestError),
     #[error("role_grant is refused")]
     RoleGrant(#[from] RoleGrantError),
-    #[error("role_grant is refused: it is there, but is_control_plane is not set")]
+    #[error("role_grant is refused: is_control_plane is not set, and only control planes need a grant")]
     NoRoleToGrant,
     #[error("disk_uuid is not a disk of this machine")]
     DiskRecord(#[source] NodeRecordError),
@@ -55,10 +55,10 @@ pub(crate) enum IssueTicketError {
 }
 
 impl IssueTicketError {
-    /// What the node is told if the fault is in its request: which field and why. None if the fault is ours.
+    /// What the node is told if its request is at fault: which field, and why. `None` if the fault is ours.
     ///
     /// # Security
-    /// The node is attested, and everything it is told about is its own. Whose a disk or a name is instead is not.
+    /// The node has attested, and it learns only about its own request. It does not learn who owns a disk or a name.
     pub(crate) fn refusal(&self) -> Option<Status> {
         match self {
             Self::Disk(_) | Self::Certificate(_) => Some(Status::invalid_argument(self.with_reason())),
@@ -69,7 +69,7 @@ impl IssueTicketError {
         }
     }
 
-    /// The field and what is wrong with it, but not the whole chain.
+    /// The field and what is wrong with it, without the rest of the chain.
     fn with_reason(&self) -> String {
         match self.source() {
             Some(reason) => format!("{self}: {reason}"),
@@ -92,14 +92,14 @@ impl TicketOffice {
     ///
     /// 1. Parse the request.
     /// 2. Derive the cluster id.
-    /// 3. A control plane shows the operator's grant for this machine.
-    /// 4. Claim disk and name for this machine; what is another's is refused.
+    /// 3. Check a control plane's grant, which the operator signed for this machine.
+    /// 4. Claim disk and name for this machine, or refuse what belongs to another machine.
     /// 5. Fetch the disk's key.
-    /// 6. Sign the kubelet's certificate, make a bootstrap token, list the components.
-    /// 7. A control plane gets the PKI and the master secret.
+    /// 6. Sign the kubelet's certificate, create a bootstrap token, list the components.
+    /// 7. For a control plane, add the PKI and the master secret.
     ///
     /// # Cancel safety
-    /// Claims stay, which is harmless: they are the caller's. A bootstrap token expires by itself.
+    /// Claims remain, which is harmless because they are the caller's. A bootstrap token expires by itself.
     pub(crate) async fn issue_join_ticket(
         &self,
         node: &AttestedNode,
@@ -131,7 +131,7 @@ impl TicketOffice {
         Ok(ticket)
     }
 
-    /// Issues what a node that is part of the cluster needs to open its disk again.
+    /// Issues what a member needs to open its disk again.
     pub(crate) async fn issue_rejoin_ticket(
         &self,
         node: &AttestedNode,
@@ -200,7 +200,7 @@ impl TicketOffice {
     }
 }
 
-/// The clock is the host's; a grant that it keeps alive for too long still is for this machine alone.
+/// The host sets the clock. It can keep a grant alive for too long, but the grant is still for this machine alone.
 fn check_grant(
     config: &JoinConfig,
     cluster: ClusterId,

@@ -1,4 +1,4 @@
-//! Bad input to each flag and to each key of the configuration gives one error that names it.
+//! Bad input to each flag and each configuration key gives one error that names it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
@@ -34,11 +34,11 @@ const BAD: &[(&[&str], &[&str])] = &[
     (&["now"], &["now"]),
     (
         &["--config", "/nonexistent"],
-        &["--config: /nonexistent", "cannot be read"],
+        &["--config: cannot use /nonexistent", "cannot be read"],
     ),
 ];
 
-/// Runs the service, which must end at once.
+/// Runs the service, which must exit at once.
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_join-service"));
     command.args(arguments).env_remove("KUBECONFIG").output().unwrap()
@@ -55,10 +55,7 @@ fn bad_input_to_each_flag_gives_one_error_that_names_it() {
 fn a_pki_that_cannot_be_used_is_named() {
     let config = config();
     let arguments = ["--config", config.path().to_str().unwrap(), "--pki", "/nonexistent"];
-    must_say_one_error(
-        &run(&arguments),
-        &["--pki", "ca.crt of the cluster's PKI cannot be read"],
-    );
+    must_say_one_error(&run(&arguments), &["--pki", "cannot read ca.crt of the cluster's PKI"]);
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn rejoin(disk: &str) -> IssueRejoinTicketRequest {
     IssueRejoinTicketRequest { disk_uuid: disk.into() }
 }
 
-/// The refusal is of this kind, names the field and says why.
+/// The refusal is of this kind, names the field and gives the reason.
 fn check_refused<T: std::fmt::Debug>(result: Result<T, Status>, code: Code, what: &str) {
     let status = result.unwrap_err();
     assert_eq!(status.code(), code, "{}", status.message());
@@ -39,7 +39,7 @@ fn check_denied<T: std::fmt::Debug>(result: Result<T, Status>, what: &str) {
     check_refused(result, Code::PermissionDenied, what);
 }
 
-/// The refusal names the field and nothing of whoever the disk or the name belongs to.
+/// The refusal names the field, and nothing about the owner of the disk or the name.
 fn check_not_owner<T: std::fmt::Debug>(result: Result<T, Status>, what: &str) {
     let status = result.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, what));
@@ -68,7 +68,7 @@ async fn nodes_get_what_is_theirs_and_nothing_else() {
     assert!(ticket.discovery_token_ca_cert_hash.starts_with("sha256:"));
     assert!(ticket.control_plane_files.is_empty() && ticket.master_secret.is_none());
 
-    // A ticket can be asked for again by the same machine.
+    // The same machine can request a ticket again.
     control_plane.join(&worker, request("worker-0", DISK)).await.unwrap();
     // Another machine gets neither its disk key nor its name, and does not learn whose they are.
     let thief = Node::boot().unwrap();
@@ -83,7 +83,7 @@ async fn nodes_get_what_is_theirs_and_nothing_else() {
         name_of_another,
     );
 
-    // A control plane needs the operator's grant for this very machine.
+    // A control plane needs the operator's grant for exactly this machine.
     let wish = |grant| IssueJoinTicketRequest {
         is_control_plane: true,
         role_grant: grant,
@@ -163,17 +163,17 @@ async fn bad_input_to_each_field_gives_one_error_that_names_it() {
         (
             |m| m.certificate_request.clear(),
             Code::InvalidArgument,
-            "certificate_request is refused: the certificate request cannot be read",
+            "certificate_request is refused: the certificate request is malformed",
         ),
         (
             |m| m.certificate_request.truncate(64),
             Code::InvalidArgument,
-            "certificate_request is refused: the certificate request cannot be read",
+            "certificate_request is refused: the certificate request is malformed",
         ),
         (
             |m| m.certificate_request = request("../n", DISK).certificate_request,
             Code::InvalidArgument,
-            "certificate_request is refused: the certificate request names no valid node",
+            "certificate_request is refused: the certificate request does not name a valid node",
         ),
         (
             |m| m.is_control_plane = true,
@@ -193,7 +193,7 @@ async fn bad_input_to_each_field_gives_one_error_that_names_it() {
         (
             |m| m.role_grant = vec![1],
             Code::PermissionDenied,
-            "role_grant is refused: it is there, but is_control_plane is not set",
+            "role_grant is refused: is_control_plane is not set, and only control planes need a grant",
         ),
     ];
     for (change, code, what) in cases {
