@@ -1,4 +1,4 @@
-//! The record of who asked for which key.
+//! The record of who requested which key.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -17,19 +17,19 @@ pub(crate) struct AuditLog(Arc<Mutex<File>>);
 /// One request. It never holds a key.
 #[derive(Debug, Serialize)]
 pub(crate) struct Record {
-    /// When; the host's clock, so only a hint.
+    /// When it was made. The host sets the clock, so this is only a hint.
     pub(crate) time: Timestamp,
-    /// Who, as the API server says.
+    /// The caller, as the API server says.
     pub(crate) caller: String,
-    /// Which of its pods, if the token is bound to one.
+    /// The caller's pod, if the token is bound to one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) pod: Option<String>,
-    /// Id of the key.
+    /// The id of the key.
     pub(crate) key: String,
-    /// For whom, if not for the caller itself.
+    /// Who gets the key, if not the caller itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) recipient: Option<String>,
-    /// What was decided.
+    /// The decision.
     pub(crate) decision: Decision,
 }
 
@@ -41,7 +41,7 @@ pub(crate) enum Decision {
 }
 
 impl AuditLog {
-    /// Opens the log, or begins it.
+    /// Opens the log, or creates it.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = OpenOptions::new()
             .append(true)
@@ -52,7 +52,7 @@ impl AuditLog {
         Ok(Self(Arc::new(Mutex::new(file))))
     }
 
-    /// Ends when the record is on the disk. Only then may a key leave.
+    /// Returns when the record is on the disk. Only then may a key leave.
     pub(crate) async fn write(&self, record: Record) -> io::Result<()> {
         let mut line = serde_json::to_vec(&record)?;
         line.push(b'\n');

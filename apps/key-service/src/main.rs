@@ -1,8 +1,8 @@
 //! The KeyService: hands out keys derived from the master secret to authenticated callers inside the cluster.
 //!
-//! Every caller shows a service-account token made for this service; [`policy`] says which keys it may have; an audit
-//! record is on the disk before a key leaves, and if it cannot be written no key leaves. The master secret is read from
-//! the encrypted state disk once, at start; there is no Kubernetes object that holds it.
+//! Every caller presents a service-account token that was issued for this service, and [`policy`] says which keys it may
+//! have. An audit record is on the disk before a key leaves; if it cannot be written, no key leaves. The master secret is
+//! read from the encrypted state disk once, at the start, and no Kubernetes object holds it.
 
 mod audit;
 mod policy;
@@ -28,13 +28,13 @@ use crate::service::KeyService;
 #[derive(Parser)]
 #[command(version, about = "Hands out keys to authenticated callers inside the cluster")]
 struct Args {
-    /// Where callers connect.
+    /// Address on which callers connect.
     #[arg(long, default_value = "0.0.0.0:9000")]
     address: SocketAddr,
-    /// The master secret, on the encrypted state disk.
+    /// File with the master secret, on the encrypted state disk.
     #[arg(long, default_value = "/run/constellation/master-secret.json")]
     master_secret: PathBuf,
-    /// Where every request is recorded before it is answered.
+    /// File in which every request is recorded before it is answered.
     #[arg(long, default_value = "/var/log/constellation/key-audit.log")]
     audit_log: PathBuf,
     #[command(flatten)]
@@ -61,5 +61,5 @@ async fn main() -> Result<()> {
 fn load_master_secret(path: &Path) -> Result<MasterSecret> {
     let name = path.display();
     let json = Zeroizing::new(std::fs::read(path).with_context(|| format!("--master-secret: cannot read {name}"))?);
-    MasterSecret::parse(&json).with_context(|| format!("--master-secret: {name} cannot be used"))
+    MasterSecret::parse(&json).with_context(|| format!("--master-secret: cannot use {name}"))
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use cluster_types::Service;
 use key_derivation::Label;
 
-/// What a caller asks for.
+/// What a caller requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
     /// A derived key.
@@ -15,13 +15,13 @@ pub(crate) enum Access {
 }
 
 impl Access {
-    /// Everybody who is not named here may have nothing.
+    /// A caller that is not named here may have nothing.
     pub(crate) fn is_allowed_to(self, caller: &str) -> bool {
         match self {
             Self::DataKey(Label::MeasurementSecret | Label::Disk(_)) | Self::MasterSecret => {
                 caller == Service::Join.username()
             }
-            // They have no id on the wire; should one ever appear, it still is nobody's.
+            // They have no id on the wire. Should one ever appear, no caller may have it.
             Self::DataKey(Label::KeyServiceIdentity | Label::OperatorIdentity) => false,
         }
     }

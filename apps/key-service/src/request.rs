@@ -1,4 +1,4 @@
-//! What callers ask for, parsed.
+//! Callers' requests, parsed.
 
 use cluster_types::key_service::MAX_KEY_LEN;
 use grpc_api::kms::{GetDataKeyRequest, GetMasterSecretRequest};
@@ -6,10 +6,10 @@ use key_derivation::{Label, ParseKeyIdError};
 
 use crate::policy::Access;
 
-/// A request whose every field is valid.
+/// A request in which every field is valid.
 pub(crate) trait Wanted {
     fn access(&self) -> Access;
-    /// For whom, if not for the caller itself.
+    /// Who gets the key, if not the caller itself.
     fn recipient(&self) -> Option<&str>;
 }
 
@@ -17,15 +17,15 @@ pub(crate) trait Wanted {
 #[derive(Debug)]
 pub(crate) struct DataKey {
     pub(crate) label: Label,
-    /// In bytes.
+    /// Its length, in bytes.
     pub(crate) length: usize,
 }
 
-/// The machine that is to have the master secret: an attested identity in hex.
+/// The machine that will get the master secret: an attested identity in hex.
 #[derive(Debug)]
 pub(crate) struct Recipient(String);
 
-/// A field that cannot be used.
+/// An invalid field.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InvalidRequest {
     #[error("data_key_id: {0}")]
@@ -59,7 +59,7 @@ impl Wanted for DataKey {
 }
 
 impl Recipient {
-    /// One spelling for one machine, so that the audit log can be searched.
+    /// Each machine has one spelling, so that the audit log can be searched.
     pub(crate) fn parse(message: &GetMasterSecretRequest) -> Result<Self, InvalidRequest> {
         let text = &message.recipient;
         let digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);

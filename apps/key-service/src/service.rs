@@ -15,7 +15,7 @@ use crate::audit::{AuditLog, Decision, Record};
 use crate::policy::Access;
 use crate::request::{DataKey, InvalidRequest, Recipient, Wanted};
 
-/// Longer tokens are not looked at; real ones have about 1 KiB.
+/// Longer tokens are refused unread. Real ones have about 1 KiB.
 const MAX_TOKEN_LEN: usize = 16 * 1024;
 /// The implementation of `kms.API`.
 pub(crate) struct KeyService {
@@ -40,15 +40,15 @@ impl KeyService {
         }
     }
 
-    /// Seed of the key by which callers know this service.
+    /// Seed of the key by which callers recognise this service.
     pub(crate) fn identity_seed(&self) -> Zeroizing<[u8; 32]> {
         self.master_secret.kek().derive_array(Label::KeyServiceIdentity)
     }
 
     /// 1. Authenticate the caller by its token.
-    /// 2. Parse the request: only who is known here is told what is wrong with it.
+    /// 2. Parse the request: only an authenticated caller learns what is wrong with it.
     /// 3. Authorise the caller for this key.
-    /// 4. Record the decision; without a record nothing leaves.
+    /// 4. Record the decision; without a record, no key leaves.
     async fn admit<M, W: Wanted>(
         &self,
         request: &Request<M>,
@@ -66,7 +66,7 @@ impl KeyService {
         Ok(wanted)
     }
 
-    /// Decides, and ends when the decision is recorded.
+    /// Decides, and returns when the decision has been recorded.
     async fn authorise(&self, caller: &Caller, access: Access, recipient: Option<&str>) -> Result<(), Status> {
         let decision = if access.is_allowed_to(&caller.username) {
             Decision::Granted
@@ -90,7 +90,7 @@ impl KeyService {
 
     async fn authenticate<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         let token = bearer_token(request).ok_or_else(|| {
-            warn!(error = "it sent no usable token", "caller not authenticated");
+            warn!(error = "the request has no usable token", "caller not authenticated");
             Status::unauthenticated("a service-account token for audience key-service is required")
         })?;
         self.cluster
@@ -99,7 +99,7 @@ impl KeyService {
             .map_err(|error| match error {
                 ReviewTokenError::Api(_) => {
                     error!(error = %Chain(&error), "token review failed");
-                    Status::unavailable("the token could not be reviewed")
+                    Status::unavailable("the token cannot be reviewed now")
                 }
                 ReviewTokenError::NotAuthentic(_) | ReviewTokenError::Audience(_) => {
                     warn!(error = %Chain(&error), "caller not authenticated");
@@ -124,8 +124,8 @@ impl KeyService {
             decision,
         };
         self.audit.write(record).await.map_err(|error| {
-            error!(%error, "audit record could not be written");
-            Status::unavailable("the request could not be recorded, so no key is given out")
+            error!(%error, "cannot write the audit record");
+            Status::unavailable("the request cannot be recorded, so no key is handed out")
         })
     }
 }

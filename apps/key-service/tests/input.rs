@@ -21,11 +21,11 @@ const BAD: &[(&[&str], &[&str])] = &[
     ),
     (
         &["--master-secret", "/dev/null"],
-        &["--master-secret: /dev/null cannot be used"],
+        &["--master-secret: cannot use /dev/null"],
     ),
 ];
 
-/// Runs the service, which must end at once.
+/// Runs the service, which must exit at once.
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_key-service"));
     command.args(arguments).env_remove("KUBECONFIG").output().unwrap()
@@ -55,7 +55,7 @@ fn a_master_secret_that_cannot_be_used_is_not_repeated() {
     for bad in ["canary", r#"{"canary": 1}"#, r#"{"key": "canary", "salt": "canary"}"#] {
         std::fs::write(&path, bad).unwrap();
         let output = run(&["--master-secret", path.to_str().unwrap()]);
-        must_say_one_error(&output, &["--master-secret", "cannot be used"]);
+        must_say_one_error(&output, &["--master-secret", "cannot use"]);
         assert!(
             !String::from_utf8_lossy(&output.stderr).contains("canary"),
             "{bad}: {output:?}"

@@ -1,4 +1,4 @@
-//! The key service as a process, with callers whose tokens a real API server made and reviews.
+//! The key service as a process, with callers whose tokens a real API server issues and reviews.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use tonic::Code;
 
 const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
-/// Seen nowhere but in the master secret's file.
+/// Occurs only in the master secret's file.
 const CANARY: &str = "canary-0123456789-canary-01234567";
 
 fn programs() -> &'static Path {
@@ -42,7 +42,7 @@ async fn refusal(client: &KeyServiceClient, id: &str) -> Code {
     }
 }
 
-/// The error names the field and says why.
+/// The error names the field and gives the reason.
 fn check_invalid<T>(result: Result<T, KeyServiceError>, what: &str) {
     let Err(KeyServiceError::Refused(status)) = result else {
         panic!("not refused: {what}")
@@ -90,15 +90,15 @@ async fn callers_get_what_they_may_have_and_every_request_is_recorded() {
         refusal(&service.client_with_token("a.b.c").unwrap(), DISK).await,
         Code::Unauthenticated
     );
-    for reason in ["it sent no usable token", "the token is not authentic"] {
+    for reason in ["the request has no usable token", "the token is not authentic"] {
         assert!(service.log().contains(reason), "{reason:?} is not in {}", service.log());
     }
-    // Who is not authenticated is not told what is wrong with the request either.
+    // A caller that is not authenticated does not learn what is wrong with its request either.
     assert_eq!(
         refusal(&service.client_with_token("a.b.c").unwrap(), "nonsense").await,
         Code::Unauthenticated
     );
-    // Keys that are nobody's, and nonsense.
+    // Keys that no caller may have, and nonsense.
     for id in [
         "keyServiceIdentity",
         "operatorIdentity",
@@ -147,7 +147,7 @@ async fn no_key_leaves_when_it_cannot_be_recorded() {
     let join_service = client(&service, "join-service", Some(AUDIENCE)).await;
     assert_eq!(refusal(&join_service, DISK).await, Code::Unavailable);
     assert!(
-        service.log().contains("audit record could not be written"),
+        service.log().contains("cannot write the audit record"),
         "{}",
         service.log()
     );
