@@ -22,7 +22,7 @@ struct Document {
     data: String,
 }
 
-/// Serves until told to drain.
+/// Serves until the service drains.
 pub(crate) async fn serve(
     listener: TcpListener,
     quoting: Quoting,

@@ -1,8 +1,8 @@
-//! The VerificationService: gives fresh Evidence of its node to anyone who asks.
+//! The VerificationService: gives fresh Evidence of its node to anyone.
 //!
-//! gRPC runs inside attested TLS (purpose `verify`), so that opening a session already is the verification: the node's
-//! Evidence is bound to it. For those who have nothing but `curl`, HTTP gives Evidence over a nonce alone, which shows
-//! that a node in this state answered, not who the peer is. Nothing secret is here, so nobody has to authenticate.
+//! gRPC runs inside attested TLS (purpose `verify`). Opening a session is already the verification, because the node's
+//! Evidence is bound to it. For callers that have only `curl`, HTTP gives Evidence over a nonce alone, which shows that a
+//! node in this state answered, but not who the peer is. Nothing here is secret, so callers need not authenticate.
 
 mod http;
 mod service;
@@ -32,10 +32,10 @@ const MAX_MESSAGE_LEN: usize = 4096;
 #[derive(Parser)]
 #[command(version, about = "Gives fresh evidence of its node to anyone")]
 struct Args {
-    /// Where gRPC is served, inside attested TLS.
+    /// Address for gRPC, inside attested TLS.
     #[arg(long, default_value = "0.0.0.0:9090")]
     address: SocketAddr,
-    /// Where HTTP is served.
+    /// Address for HTTP.
     #[arg(long, default_value = "0.0.0.0:8080")]
     http_address: SocketAddr,
     /// Use the software TPM behind this socket instead of this machine's TPM.

@@ -10,10 +10,10 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use tracing::error;
 
-/// A TPM makes one quote at a time. More than a few callers in the queue would only wait longer than they are willing to.
+/// A TPM makes one quote at a time. In a longer queue, callers would wait longer than they are willing to.
 const QUEUE: usize = 8;
 
-/// Evidence on demand, a bounded number at once.
+/// Evidence on demand, for a bounded number of callers at once.
 #[derive(Clone)]
 pub(crate) struct Quoting {
     attester: Arc<dyn Attester>,
@@ -21,14 +21,14 @@ pub(crate) struct Quoting {
     made: Counter,
 }
 
-/// There is no Evidence this time.
+/// Evidence could not be produced.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum QuoteError {
-    #[error("the nonce has {0} bytes, expected 32 random ones")]
+    #[error("the nonce has {0} bytes, expected 32 random bytes")]
     Nonce(usize),
     #[error("too many callers are waiting for evidence")]
     Busy,
-    #[error("the TPM gave no evidence")]
+    #[error("the TPM produced no evidence")]
     Device,
 }
 
@@ -43,7 +43,7 @@ impl Quoting {
         }
     }
 
-    /// Encoded Evidence over a caller's nonce.
+    /// Encoded Evidence over the caller's nonce.
     pub(crate) async fn evidence(&self, nonce: &[u8]) -> Result<Vec<u8>, QuoteError> {
         let nonce: [u8; 32] = nonce.try_into().map_err(|_| QuoteError::Nonce(nonce.len()))?;
         let place = self.queue.clone().try_acquire_owned().map_err(|_| QuoteError::Busy)?;
@@ -60,7 +60,7 @@ impl Quoting {
                 Ok(evidence.encode())
             }
             Ok(Err(failure)) => {
-                error!(error = %Chain(&failure), "no evidence");
+                error!(error = %Chain(&failure), "cannot produce evidence");
                 Err(QuoteError::Device)
             }
             Err(_) => Err(QuoteError::Device),

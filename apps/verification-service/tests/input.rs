@@ -23,7 +23,7 @@ const BAD: &[(&[&str], &[&str])] = &[
     (&["now"], &["now"]),
 ];
 
-/// Runs the service, which must end at once.
+/// Runs the service, which must exit at once.
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_verification-service"));
     command.args(arguments).output().unwrap()

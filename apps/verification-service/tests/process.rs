@@ -29,7 +29,7 @@ async fn get(service: &VerificationService, query: &str) -> (u16, String) {
     (response.status().as_u16(), response.text().await.unwrap())
 }
 
-/// PCR 11 of a software TPM that booted nothing is zero.
+/// PCR 11 of a software TPM on which nothing booted is zero.
 fn verifier(pcr_11: PcrValue) -> TpmVerifier {
     let image = ReferenceValues::new("image", BTreeMap::from([(PcrIndex::new(11), pcr_11)]));
     qemu_vtpm::verifier(PcrPolicy::new(image, Membership::New))
@@ -72,7 +72,7 @@ async fn grpc_names_what_is_wrong_with_a_request() {
     for length in [0, 31, 33] {
         let request = GetAttestationRequest { nonce: vec![0; length] };
         let status = ApiClient::new(grpc.clone()).get_attestation(request).await.unwrap_err();
-        let expected = format!("nonce: the nonce has {length} bytes, expected 32 random ones");
+        let expected = format!("nonce: the nonce has {length} bytes, expected 32 random bytes");
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, &*expected));
     }
 }
