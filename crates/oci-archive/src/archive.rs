@@ -9,21 +9,21 @@ use crate::digest::Hashing;
 use crate::image::{CONFIG, Descriptor, MANIFEST};
 use crate::{Compression, Digest, Image, Layer};
 
-/// Why an archive was not written.
+/// An archive could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteArchiveError {
-    /// A file of the host could not be read, or the layer not be stored.
-    #[error("layer {index} of {image} could not be made")]
+    /// A file of the host could not be read, or the layer could not be stored.
+    #[error("cannot write layer {index} of {image}")]
     Layer {
         /// The image's name.
         image: String,
-        /// Which layer, from 0.
+        /// The layer's position, from 0.
         index: usize,
         /// The cause.
         source: io::Error,
     },
     /// The archive itself could not be written.
-    #[error("{path:?} could not be written")]
+    #[error("cannot write {path:?}")]
     Archive {
         /// The archive.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum WriteArchiveError {
 ///
 /// 1. Each layer is stored in a temporary file beside `path` and hashed before and after compression.
 /// 2. Configuration, manifest and index are made from those digests.
-/// 3. Everything is written to a temporary archive, which then takes the place of `path`.
+/// 3. Everything is written to a temporary archive, which then replaces `path`.
 ///
 /// # Errors
 /// When a file cannot be read or written; `path` is then as it was before.
@@ -56,7 +56,7 @@ pub fn write_archive(image: &Image, path: &Path) -> Result<Digest, WriteArchiveE
     Ok(documents.manifest_digest)
 }
 
-/// A layer as it will be in the archive.
+/// A layer as it is stored in the archive.
 struct StoredLayer {
     file: File,
     diff_id: Digest,
@@ -215,5 +215,5 @@ fn describe(media_type: &'static str, bytes: &[u8]) -> Descriptor {
 /// OCI image layout 1.1, "oci-layout file".
 const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
-/// A little beyond the default: archives are made once and read by every node.
+/// A little above the default: archives are written once and read by every node.
 const ZSTD_LEVEL: i32 = 6;

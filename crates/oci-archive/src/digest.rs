@@ -14,7 +14,7 @@ impl Digest {
         Self::from_context(context)
     }
 
-    /// The digest without its algorithm, as blobs are named.
+    /// The digest without its algorithm, as in the names of blobs.
     pub(crate) fn hex(&self) -> String {
         hex::encode(self.0)
     }
@@ -36,7 +36,7 @@ impl fmt::Display for Digest {
     }
 }
 
-/// Counts and hashes what passes through to `inner`.
+/// Counts and hashes what is written to `inner`.
 pub(crate) struct Hashing<W> {
     inner: W,
     context: Context,

@@ -1,5 +1,5 @@
-//! The JSON documents of an image (OCI image spec 1.1). They are written out here instead of taken from a library
-//! because their keys must have one order: maps that hash would give other bytes on each run.
+//! The JSON documents of an image (OCI image spec 1.1). They are defined here, and not taken from a library, because their
+//! keys must have a fixed order: hash maps would give other bytes on each run.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +7,20 @@ use serde::Serialize;
 
 use crate::{Digest, ImageName, Layer};
 
-/// A container image as it will be in the archive.
+/// A container image to write to an archive.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// The name and tag it is imported under.
+    /// The name and tag under which it is imported.
     pub name: ImageName,
     /// Its layers, lowest first.
     pub layers: Vec<Layer>,
-    /// How layers are stored.
+    /// How its layers are stored.
     pub compression: Compression,
     /// The program and its first arguments.
     pub entrypoint: Vec<String>,
-    /// Environment variables.
+    /// Its environment variables.
     pub env: BTreeMap<String, String>,
-    /// The user, as number or `user:group`; root when empty.
+    /// The user, as a number or `user:group`; empty means root.
     pub user: String,
     /// Labels of the image's configuration.
     pub labels: BTreeMap<String, String>,
@@ -29,14 +29,14 @@ pub struct Image {
 /// How layers are stored in the archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
-    /// As they are: for archives in a compressed file system.
+    /// Uncompressed, for archives in a compressed file system.
     None,
-    /// Zstandard, which containerd has read since 1.5.
+    /// Compressed with Zstandard, which containerd reads since version 1.5.
     Zstd,
 }
 
 impl Image {
-    /// An image of these layers with nothing set but its name and program.
+    /// An image of these layers in which only name and program are set.
     #[must_use]
     pub fn new(name: ImageName, layers: Vec<Layer>, entrypoint: &[&str]) -> Self {
         Self {
@@ -83,7 +83,7 @@ impl Image {
     /// The index, which gives the manifest its name.
     pub(crate) fn index_json(&self, manifest: Descriptor) -> Vec<u8> {
         let annotations = BTreeMap::from([
-            // What `ctr images import` names the image; the next one is what other tools look at.
+            // `ctr images import` names the image by this one; other tools use the next.
             ("io.containerd.image.name", self.name.to_string()),
             ("org.opencontainers.image.ref.name", self.name.tag().to_owned()),
         ]);

@@ -12,23 +12,23 @@ pub struct Layer {
     entries: BTreeMap<String, Entry>,
 }
 
-/// What is in a file.
+/// The content of a file.
 #[derive(Clone, Debug)]
 pub enum Content {
-    /// These bytes.
+    /// The bytes themselves.
     Bytes(Vec<u8>),
-    /// What this file of the host holds when the archive is written.
+    /// The content of this file of the host when the archive is written.
     HostFile(PathBuf),
 }
 
-/// A capability that a file can grant, by its number in Linux.
+/// A Linux capability that a file can grant, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
     /// Binding to ports below 1024: `CAP_NET_BIND_SERVICE`, linux/capability.h.
     NetBindService = 10,
 }
 
-/// Why an entry was not added to a layer.
+/// An entry could not be added to a layer.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// The path is relative, ends with a slash, or has empty, `.` or `..` parts.
@@ -37,7 +37,7 @@ pub enum LayerError {
     /// Something else is already there, or a file is where a directory is needed.
     #[error("{0:?} is in the layer twice")]
     Twice(String),
-    /// A capability was granted to something that is no file of this layer.
+    /// A capability was granted to something that is not a file of this layer.
     #[error("{0:?} is not a file of the layer")]
     NoFile(String),
 }
@@ -49,10 +49,10 @@ impl Layer {
         Self::default()
     }
 
-    /// Adds a file at the absolute `path`; missing parents are added with mode 0755.
+    /// Adds a file at the absolute `path`, and missing parents with mode 0755.
     ///
     /// # Errors
-    /// When the path is not in normal form or is taken.
+    /// When the path is not in normal form or is already taken.
     pub fn file(&mut self, path: &str, mode: u32, content: Content) -> Result<&mut Self, LayerError> {
         self.insert(
             path,
@@ -64,7 +64,7 @@ impl Layer {
         )
     }
 
-    /// Lets the program at `path` gain `capability` when a user other than root runs it.
+    /// Lets the program at `path` gain `capability` even if the user is not root.
     ///
     /// # Errors
     /// When there is no file at `path`.
@@ -78,7 +78,7 @@ impl Layer {
         Ok(self)
     }
 
-    /// Adds a directory, or gives the one that is there this mode.
+    /// Adds a directory, or sets the mode of an existing one.
     ///
     /// # Errors
     /// When the path is not in normal form or names something else.
@@ -86,10 +86,10 @@ impl Layer {
         self.insert(path, Entry::Directory { mode })
     }
 
-    /// Adds a symbolic link to `target`, which is not looked at.
+    /// Adds a symbolic link to `target`, which is not checked.
     ///
     /// # Errors
-    /// When the path is not in normal form or is taken.
+    /// When the path is not in normal form or is already taken.
     pub fn symlink(&mut self, path: &str, target: &str) -> Result<&mut Self, LayerError> {
         self.insert(
             path,
@@ -125,7 +125,7 @@ impl Layer {
     /// Writes the layer as a tar file, sorted by path, parents first.
     ///
     /// # Errors
-    /// When a file of the host cannot be read or changes meanwhile, or `out` fails.
+    /// When a file of the host cannot be read or changes meanwhile, or writing to `out` fails.
     pub fn write_tar(&self, out: impl Write) -> io::Result<()> {
         let mut tar = tar::Builder::new(out);
         for (path, entry) in &self.entries {
@@ -211,7 +211,7 @@ fn xattr(capability: Capability) -> [u8; 20] {
     bytes
 }
 
-/// A file that must have the length it had when it was opened, or the tar file around it would be broken.
+/// A file that must keep the length it had when it was opened; otherwise the tar file around it would be broken.
 struct ExactLen<R> {
     inner: R,
     left: u64,

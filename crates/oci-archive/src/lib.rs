@@ -1,10 +1,10 @@
-//! Container images as OCI archives (OCI image layout 1.1 in one tar file), made from files of the host.
+//! Writes container images as OCI archives (OCI image layout 1.1 in one tar file), from files of the host.
 //!
-//! - Same inputs, same bytes: entries are sorted, times and owners are zero, JSON keys have one order.
-//! - An image never is in memory as a whole; layers go through a temporary file beside the archive.
+//! - The same inputs give the same bytes: entries are sorted, times and owners are zero, JSON keys have a fixed order.
+//! - An image is never in memory as a whole: layers go through a temporary file beside the archive.
 //! - `ctr --namespace k8s.io images import FILE` gives the image exactly the name it was written with.
 //!
-//! Nothing is pulled, pushed or read back here.
+//! What this crate does not do: it does not pull, push or read images.
 
 mod archive;
 mod digest;

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The longest name that is taken; registries allow 255 for the repository and 128 for the tag.
+/// Longer names are refused. Registries allow 255 bytes for the repository and 128 for the tag.
 const MAX_LEN: usize = 384;
 
 /// The full name of an image with its tag, such as `registry.k8s.io/kube-apiserver:v1.35.4`.
@@ -11,7 +11,7 @@ pub struct ImageName {
     tag: String,
 }
 
-/// A text that is no full image name.
+/// A text that is not a full image name.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a full image name: expected a form like registry.example/path/name:tag")]
 pub struct ParseImageNameError(String);
@@ -33,7 +33,7 @@ impl ImageName {
 impl FromStr for ImageName {
     type Err = ParseImageNameError;
 
-    /// Takes names with a host and a tag only: short names mean something else to each tool.
+    /// Accepts only names with a host and a tag: each tool understands short names differently.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refused = || ParseImageNameError(text.chars().take(64).collect());
         let (repository, tag) = text.rsplit_once(':').ok_or_else(refused)?;

@@ -1,4 +1,4 @@
-//! What is in an archive, and that it is always the same.
+//! What an archive contains, and that it is always the same.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -93,7 +93,7 @@ fn same_inputs_give_the_same_bytes() {
     for compression in [Compression::None, Compression::Zstd] {
         let folder = tempfile::tempdir().unwrap();
         let archives = ["a", "b"].map(|name| {
-            // Another file, another time and another mode: none of it may show.
+            // Another file, another time and another mode; none of these may make a difference.
             let program = folder.path().join(format!("program-{name}"));
             fs::write(&program, vec![7; 300_000]).unwrap();
             let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(u64::from(name.as_bytes()[0]));
@@ -131,6 +131,6 @@ fn a_missing_host_file_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("archive");
     let err = write_archive(&image(&folder.path().join("absent"), Compression::None), &archive).unwrap_err();
-    assert_eq!(err.to_string(), format!("layer 1 of {NAME} could not be made"));
+    assert_eq!(err.to_string(), format!("cannot write layer 1 of {NAME}"));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
