@@ -56,7 +56,7 @@ pub(crate) struct BuildArgs {
     /// OCI archives to put into the image, instead of those of this workspace's services.
     #[arg(long, value_name = "DIR")]
     container_images: Option<PathBuf>,
-    /// Fail if a locked Debian package cannot be had any more, instead of choosing newer ones.
+    /// Fail if a locked Debian package is no longer available, instead of choosing newer ones.
     #[arg(long)]
     locked: bool,
     /// The folder for results of earlier runs [default: constellation/image in the user's cache folder].

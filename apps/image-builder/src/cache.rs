@@ -59,7 +59,7 @@ fn user_cache() -> Result<PathBuf> {
     };
     folder("XDG_CACHE_HOME")
         .or_else(|| Some(folder("HOME")?.join(".cache")))
-        .ok_or_else(|| anyhow!("neither XDG_CACHE_HOME nor HOME is set: name a folder with --cache"))
+        .ok_or_else(|| anyhow!("neither XDG_CACHE_HOME nor HOME is set; pass --cache DIR"))
 }
 
 impl Cache {

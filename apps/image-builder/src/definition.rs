@@ -1,4 +1,4 @@
-//! The folder `images/`: what an image is made of.
+//! Reads the folder `images/`, which defines an image.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::glob::Glob;
 
-/// The lists of `images/`, read.
+/// The parsed lists of `images/`.
 pub(crate) struct Definition {
     pub(crate) folder: PathBuf,
     pub(crate) node_packages: Vec<String>,

@@ -13,15 +13,15 @@ use crate::tools::{Tools, run};
 
 const BLOCK: u64 = 4096;
 const SECTOR: u64 = 512;
-/// Partitions start at multiples of this.
+/// Partitions start at multiples of this many bytes.
 const ALIGNMENT: u64 = 1 << 20;
 
-/// Types of the Discoverable Partitions Specification; the first is the UEFI Specification's.
+/// Partition types. The first is from the UEFI Specification, the others from the Discoverable Partitions Specification.
 const ESP: Uuid = uuid::uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
 const ROOT: Uuid = uuid::uuid!("4f68bce3-e8cd-4db1-96e7-fbcaf984b709");
 const ROOT_VERITY: Uuid = uuid::uuid!("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5");
 
-/// Fixed, so that two builds agree. A salt only keeps precomputed trees of well-known data from being useful.
+/// Fixed, so that two builds give the same bytes. All a salt does is make precomputed trees of well-known data useless.
 const SALT_LABEL: &[u8] = b"constellation root file system v1";
 
 /// A file system image and the tree that verifies it.
@@ -50,7 +50,7 @@ impl Root {
         run(&mut mkfs)?;
         ensure!(
             fs::metadata(&image)?.len() % BLOCK == 0,
-            "root file system is not a whole number of blocks"
+            "the root file system is not a whole number of blocks"
         );
 
         let tree = into.join("root.verity");
@@ -69,7 +69,7 @@ impl Root {
     pub(crate) fn open(folder: PathBuf) -> Result<Self> {
         let hash = fs::read_to_string(folder.join("root.hash"))?;
         let mut bytes = [0; 32];
-        hex::decode_to_slice(hash.trim(), &mut bytes).context("veritysetup wrote no root hash")?;
+        hex::decode_to_slice(hash.trim(), &mut bytes).context("veritysetup did not print a root hash")?;
         Ok(Self {
             folder,
             hash: Digest::new(bytes),
@@ -80,7 +80,7 @@ impl Root {
         self.hash
     }
 
-    /// What node-init needs to open the file system, for the measured command line.
+    /// The options of the measured command line with which node-init opens the file system.
     pub(crate) fn options(&self) -> Result<[String; 3]> {
         let blocks = fs::metadata(self.image())?.len() / BLOCK;
         Ok([
@@ -131,7 +131,7 @@ pub(crate) fn build(root: &Root, uki: &Path, tools: &Tools, work: &Path, output:
     layout.write(tools, output)
 }
 
-/// A FAT file system with the unified kernel image where every firmware looks for it.
+/// A FAT file system with the unified kernel image in the place where every firmware looks for it.
 fn build_esp(uki: &Path, tools: &Tools, esp: &Path) -> Result<()> {
     // FAT32 has at least 65525 clusters; with one sector per cluster that is 33 MiB.
     let size = (fs::metadata(uki)?.len() + (4 << 20))
@@ -156,7 +156,7 @@ fn build_esp(uki: &Path, tools: &Tools, esp: &Path) -> Result<()> {
     .map(drop)
 }
 
-/// A partition table in the making.
+/// A partition table that is being built.
 struct Layout {
     script: String,
     contents: Vec<(PathBuf, u64)>,
@@ -173,7 +173,7 @@ impl Layout {
         }
     }
 
-    /// Adds a partition. Its UUID is its name too: that is where node-init looks for it.
+    /// Adds a partition. Its UUID is also its name, because node-init finds it by that.
     fn add(&mut self, content: &Path, kind: Uuid, id: Uuid) -> Result<()> {
         let len = fs::metadata(content)?.len();
         let (start, size) = (self.end / SECTOR, len.div_ceil(SECTOR));
@@ -184,7 +184,7 @@ impl Layout {
     }
 
     fn write(&self, tools: &Tools, output: &Path) -> Result<()> {
-        // The second copy of the table is behind the last partition.
+        // The second copy of the table follows the last partition.
         File::create(output)?.set_len(self.end + ALIGNMENT)?;
         let mut sfdisk = tools.command("usr/sbin/sfdisk");
         sfdisk
@@ -201,7 +201,7 @@ impl Layout {
     }
 }
 
-/// Copies a file into another one at an offset; blocks of zeroes stay holes.
+/// Copies a file into another one at an offset. Blocks of zeroes become holes.
 fn copy_into(from: &Path, to: &Path, offset: u64) -> io::Result<()> {
     let mut from = File::open(from)?;
     let mut to = OpenOptions::new().write(true).open(to)?;

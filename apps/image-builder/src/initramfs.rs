@@ -1,4 +1,4 @@
-//! The initramfs: node-init, veritysetup and the modules that reach the boot disk.
+//! The initramfs: node-init, veritysetup and the modules for the boot disk.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +13,7 @@ use crate::tree;
 
 const VERITYSETUP: &str = "usr/sbin/veritysetup";
 
-/// Puts the initramfs together in `folder` and writes it, compressed, to `output`.
+/// Assembles the initramfs in `folder` and writes it, compressed, to `output`.
 pub(crate) fn build(
     definition: &Definition,
     kernel: &Kernel,
@@ -49,7 +49,7 @@ pub(crate) fn build(
     run(&mut zstd).map(drop)
 }
 
-/// A cpio archive in the "newc" format (kernel documentation, "initramfs buffer format"), the same for the same files.
+/// A cpio archive in the "newc" format (kernel documentation, "initramfs buffer format"). The same files give the same bytes.
 fn archive_of(folder: &Path) -> Result<Vec<u8>> {
     let mut paths = tree::walk(folder)?;
     paths.sort();

@@ -14,15 +14,15 @@ use crate::tree;
 /// End of a module that carries a signature (kernel documentation, "Kernel module signing facility").
 const SIGNATURE_MARK: &[u8] = b"~Module signature appended~\n";
 
-/// A kernel with its modules, as [`unpack`] leaves them.
+/// A kernel with its modules, as [`unpack`] wrote them.
 pub(crate) struct Kernel {
     folder: PathBuf,
     release: String,
 }
 
-/// Copies the kernel and the chosen modules, with all they depend on, decompressed, into a folder.
+/// Copies the kernel, the chosen modules and everything they depend on into a folder, decompressed.
 ///
-/// Modules keep the signatures of Debian's kernel: they are appended before compression.
+/// Modules keep the signatures of Debian's kernel, which were appended before compression.
 pub(crate) fn unpack(tools: &Tools, modules: &[Glob], into: &Path) -> Result<()> {
     let release = release(tools.root())?;
     tree::copy_file(
@@ -40,7 +40,7 @@ pub(crate) fn unpack(tools: &Tools, modules: &[Glob], into: &Path) -> Result<()>
     for module in dependencies.closure(modules)? {
         decompress(tools, &from.join(&module), &to.join(without_xz(&module)))?;
     }
-    // kubeadm's preflight check wants to read it (its list of places has this one).
+    // kubeadm's preflight check reads it (this is one of the places it looks in).
     tree::copy_file(
         &tools.root().join(format!("boot/config-{release}")),
         &to.join("config"),
@@ -49,7 +49,7 @@ pub(crate) fn unpack(tools: &Tools, modules: &[Glob], into: &Path) -> Result<()>
     for list in ["modules.builtin", "modules.builtin.modinfo", "modules.order"] {
         tree::copy_file(&from.join(list), &to.join(list), 0o644)?;
     }
-    // depmod looks in lib/modules only.
+    // depmod looks only in lib/modules.
     let link = into.join("root/lib");
     std::os::unix::fs::symlink("usr/lib", &link)?;
     depmod(tools, &into.join("root"), &into.join("root"), &release)?;
@@ -75,7 +75,7 @@ impl Kernel {
         self.folder.join("root")
     }
 
-    /// Paths in the root file system of the named modules and all they depend on, in the order they can be loaded in.
+    /// Paths in the root file system of the named modules and everything they depend on, in an order in which they can be loaded.
     pub(crate) fn load_order(&self, modules: &[Glob]) -> Result<Vec<String>> {
         let folder = format!("usr/lib/modules/{}", self.release);
         let dependencies = Dependencies::load(&self.root().join(&folder).join("modules.dep"))?;
@@ -97,7 +97,7 @@ impl Dependencies {
         let entries = text.lines().map(|line| {
             let (module, needs) = line
                 .split_once(':')
-                .ok_or_else(|| anyhow!("modules.dep has the line {line}"))?;
+                .ok_or_else(|| anyhow!("cannot parse this line of modules.dep: {line}"))?;
             Ok((module.to_owned(), needs.split_whitespace().map(str::to_owned).collect()))
         });
         Ok(Self(entries.collect::<Result<_>>()?))

@@ -1,7 +1,7 @@
-//! The lock: exactly which Debian packages an image is made from.
+//! The lock: exactly which Debian packages an image is built from.
 //!
-//! A mirror keeps only the newest versions, so a lock that is some weeks old cannot be downloaded any more, except from an archive of
-//! old packages or from the builder's own cache. See `docs/adr/0003-image-from-package-archives.md`.
+//! A mirror keeps only the newest versions. The packages of a lock that is some weeks old can be downloaded only from an archive of
+//! old packages, or taken from the builder's own cache. See `docs/adr/0003-image-from-package-archives.md`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use measurements::Digest;
 
-/// What the packages are for.
+/// The purpose of packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Purpose {
     /// The root file system of a node.
@@ -33,7 +33,7 @@ pub(crate) struct Lock(BTreeSet<LockedPackage>);
 
 /// A lock file that cannot be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("line {line} of the package lock is not `node|tools NAME VERSION SHA256`: {text}")]
+#[error("line {line} of the package lock is not of the form `node|tools NAME VERSION SHA256`: {text}")]
 pub(crate) struct ParseLockError {
     line: usize,
     text: String,

@@ -1,7 +1,7 @@
 //! Builds and measures the node image that `images/` describes.
 //!
-//! Needs no privileges: packages are unpacked as archives of files, and nothing is mounted. Nothing of the building machine gets
-//! into the image except the bytes named on the command line: two builds from the same inputs give the same bytes.
+//! Needs no privileges: packages are unpacked as archives of files, and nothing is mounted. Nothing from the build machine gets
+//! into the image except what the command line names: two builds from the same inputs give the same bytes.
 
 mod cache;
 mod definition;
@@ -38,9 +38,9 @@ enum Command {
         #[arg(long, default_value = "unnamed", value_parser = pipeline::parse_image_name)]
         image: String,
     },
-    /// Print the folder with the unpacked Debian packages of the lock, unpacking them if need be.
+    /// Print the folder with the lock's unpacked Debian packages, unpacking them if necessary.
     Unpacked {
-        /// What the packages are for.
+        /// The purpose of packages.
         purpose: lock::Purpose,
         /// The folder that describes the image.
         #[arg(long, default_value = "images")]

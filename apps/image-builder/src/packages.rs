@@ -1,7 +1,7 @@
-//! Debian packages: chosen and downloaded by apt, unpacked by ourselves.
+//! Debian packages: apt chooses and downloads them, we unpack them.
 //!
-//! apt runs with a configuration of its own and checks Debian's signatures. Maintainer scripts never run: no code of a package is
-//! executed with the builder's rights, and what is unpacked depends on nothing but the archives.
+//! apt runs with its own configuration and checks Debian's signatures. Maintainer scripts never run: no package's code is executed
+//! with the builder's rights, and the result depends on nothing but the archives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,14 +19,14 @@ use crate::tools::run;
 const RELEASE: &str = "trixie";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// A package as apt names it.
+/// A package, named the way apt names it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Chosen {
     name: String,
     version: String,
 }
 
-/// Chooses the newest versions of everything the definition names, downloads them and gives the lock.
+/// Chooses the newest versions of everything the definition names, downloads them and returns the lock.
 pub(crate) fn choose(definition: &Definition, cache: &Cache, progress: &Progress) -> Result<Lock> {
     progress.say("choosing Debian packages");
     let apt = Apt::update(cache)?;
@@ -82,7 +82,7 @@ pub(crate) fn unpack(lock: &Lock, purpose: Purpose, cache: &Cache, into: &Path) 
         let sha256 = digest_of_file(&archive)?;
         ensure!(
             sha256 == package.sha256,
-            "{} has digest {sha256}, locked is {}",
+            "{} has digest {sha256}, the lock says {}",
             archive.display(),
             package.sha256
         );
@@ -91,7 +91,7 @@ pub(crate) fn unpack(lock: &Lock, purpose: Purpose, cache: &Cache, into: &Path) 
     Ok(())
 }
 
-/// The lock of the definition if it covers what the definition names.
+/// The definition's lock, if it covers everything that the definition names.
 pub(crate) fn load_lock(definition: &Definition) -> Result<Option<Lock>> {
     let path = definition.lock_file();
     if !path.is_file() {
@@ -168,20 +168,20 @@ impl Apt {
         command
     }
 
-    /// The named packages with everything they depend on.
+    /// The named packages and everything they depend on.
     fn resolve(&self, packages: &[String]) -> Result<BTreeSet<Chosen>> {
         let output = run(self
             .command("apt-get")
             .args(["install", "--print-uris", "-qq", "-y"])
             .args(packages))?;
-        let lines = String::from_utf8(output).context("apt-get writes no text")?;
+        let lines = String::from_utf8(output).context("apt-get's output is not text")?;
         lines
             .lines()
             .map(|line| {
                 let name = line
                     .split(' ')
                     .nth(1)
-                    .ok_or_else(|| anyhow!("apt-get printed: {line}"))?;
+                    .ok_or_else(|| anyhow!("cannot parse this line of apt-get: {line}"))?;
                 Chosen::from_file_name(name)
             })
             .collect()
@@ -210,7 +210,7 @@ impl Apt {
         Ok(found)
     }
 
-    /// Moves downloaded archives into the cache, under the digest the lock has for them.
+    /// Moves downloaded archives into the cache, where they are named by their digests in the lock.
     fn store(&self, lock: &Lock, archives: &BTreeMap<Chosen, PathBuf>, cache: &Cache) -> Result<()> {
         for package in lock.packages() {
             let chosen = Chosen {
@@ -223,7 +223,7 @@ impl Apt {
             let sha256 = digest_of_file(archive)?;
             ensure!(
                 sha256 == package.sha256,
-                "the mirror's {} {} has digest {sha256}, locked is {}",
+                "the mirror's {} {} has digest {sha256}, the lock says {}",
                 package.name,
                 package.version,
                 package.sha256
@@ -235,7 +235,7 @@ impl Apt {
 }
 
 impl Chosen {
-    /// Reads `NAME_VERSION_ARCHITECTURE.deb`; the colon of an epoch is written `%3a`.
+    /// Parses `NAME_VERSION_ARCHITECTURE.deb`. The colon after an epoch is written `%3a`.
     fn from_file_name(file: &str) -> Result<Self> {
         let mut parts = file.split('_');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
@@ -267,7 +267,7 @@ fn configuration(folder: &Path) -> String {
     )
 }
 
-/// Sources of the image's release from the mirror that this machine takes its own packages from.
+/// apt sources for the image's release, on the mirror from which this machine gets its own packages.
 fn sources() -> Result<String> {
     let output = run(Command::new("apt-get")
         .args([
@@ -278,18 +278,18 @@ fn sources() -> Result<String> {
             "Component: main",
         ])
         .stdin(Stdio::null()))
-    .context("apt is needed to download Debian packages")?;
-    let output = String::from_utf8(output).context("apt-get writes no text")?;
+    .context("cannot run apt, which downloads the Debian packages")?;
+    let output = String::from_utf8(output).context("apt-get's output is not text")?;
     let suites: BTreeSet<_> = output.lines().filter_map(suite_for_image).collect();
     ensure!(
         suites.iter().any(|(_, suite)| suite == RELEASE),
-        "apt on this machine knows no mirror of Debian bookworm or trixie"
+        "this machine's apt has no mirror of Debian bookworm or trixie"
     );
     let line = |(mirror, suite)| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
     Ok(suites.into_iter().map(line).collect())
 }
 
-/// What a source of this machine is for the image: the same mirror, with the image's release in place of the machine's.
+/// Turns one of this machine's sources into one for the image: the same mirror, with the image's release instead of the machine's.
 fn suite_for_image(source: &str) -> Option<(&str, String)> {
     let (mirror, release) = source.split_once(' ')?;
     let (codename, kind) = release.split_once('-').unwrap_or((release, ""));

@@ -38,16 +38,16 @@ struct Certificates {
     size: usize,
 }
 
-/// A file that is not a UEFI program we can measure.
+/// A file that is not a UEFI program that can be measured.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum ParsePeError {
-    #[error("file ends within its headers or sections")]
+    #[error("the file ends inside its headers or sections")]
     Truncated,
-    #[error("file has no PE signature")]
+    #[error("the file has no PE signature")]
     Signature,
-    #[error("file is not a 64-bit program")]
+    #[error("the file is not a 64-bit program")]
     NotA64BitProgram,
-    #[error("name of a section is not text")]
+    #[error("a section's name is not text")]
     SectionName,
     #[error("section {0} appears twice")]
     SectionTwice(String),
@@ -82,7 +82,7 @@ impl<'file> Pe<'file> {
         })
     }
 
-    /// The digest the firmware extends when it loads the program: everything but the checksum and the certificates.
+    /// The digest with which the firmware extends PCR 4 when it loads the program. It covers everything but checksum and certificates.
     pub(crate) fn authenticode(&self) -> Result<Digest, ParsePeError> {
         let mut hasher = Context::new(&SHA256);
         let checksum = self.optional_header + CHECKSUM;
@@ -102,7 +102,7 @@ impl<'file> Pe<'file> {
             hasher.update(bytes(self.file, section.offset, section.size_in_file)?);
             hashed += section.size_in_file;
         }
-        // What follows the sections counts as well, except the certificates at the very end.
+        // The digest also covers what follows the sections, except the certificates at the very end.
         let end = self
             .file
             .len()
@@ -117,7 +117,7 @@ impl<'file> Pe<'file> {
         ))
     }
 
-    /// The content of a section as it is in memory, or `None` if the program has no such section.
+    /// The content of a section, as it will be in memory, or `None` if the program has no such section.
     pub(crate) fn section(&self, name: &str) -> Result<Option<&'file [u8]>, ParsePeError> {
         let mut sections = self.sections.iter().filter(|section| section.name == name);
         let Some(section) = sections.next() else {
@@ -233,7 +233,7 @@ pub(crate) mod tests {
         let digest = check(&file);
         let optional_header = 0x40 + 4 + FILE_HEADER_LEN;
         let checksum = optional_header + CHECKSUM..optional_header + CHECKSUM + 4;
-        // From the checksum to the number of directories, and the content: changing these moves nothing else.
+        // From the checksum to the number of directories, and the content. Changing these moves nothing else.
         let header = checksum.start..optional_header + NUMBER_OF_DIRECTORIES;
         for offset in header.chain(file.len() - 20..file.len()) {
             let mut changed = file.clone();

@@ -16,13 +16,13 @@ use crate::progress::Progress;
 use crate::tools::Tools;
 use crate::{initramfs, packages, prediction, tree, uki};
 
-/// Raised when the code makes something else of the same inputs, so that no older result is taken from the cache.
+/// To be raised when new code makes something else from the same inputs, so that older cached results are not used.
 const FORMAT: &str = "2";
 
 /// The program that becomes `/init` of the initramfs; every other program of the folder goes to `/usr/bin`.
 const NODE_INIT: &str = "node-init";
 
-/// Places the running system mounts something on, or links to.
+/// Folders on which the running system mounts something, or that links point to.
 const MOUNT_POINTS: [&str; 6] = [
     "etc/kubernetes",
     "etc/cni",
@@ -50,7 +50,7 @@ pub(crate) struct Build {
     /// Name and version of the image
     #[arg(long, default_value = concat!("constellation-node v", env!("CARGO_PKG_VERSION")), value_parser = parse_image_name)]
     image: String,
-    /// Fail if a locked Debian package cannot be had any more, instead of choosing newer ones
+    /// Fail if a locked Debian package is no longer available, instead of choosing newer ones
     #[arg(long)]
     locked: bool,
     #[command(flatten)]
@@ -62,8 +62,8 @@ pub(crate) struct Build {
 /// 1. Fetch the locked Debian packages.
 /// 2. Unpack them: the tools, and the packages of the node.
 /// 3. Choose and decompress the kernel's modules.
-/// 4. Put the root file system together; make its image and hash tree.
-/// 5. Put the initramfs and, with the root hash, the unified kernel image together.
+/// 4. Assemble the root file system; make its image and hash tree.
+/// 5. Assemble the initramfs and, with the root hash, the unified kernel image.
 /// 6. Write the disk.
 /// 7. Compute the reference values.
 pub(crate) fn build(build: &Build) -> Result<()> {
@@ -106,7 +106,7 @@ pub(crate) fn build(build: &Build) -> Result<()> {
     Ok(())
 }
 
-/// What would otherwise be noticed after minutes of work.
+/// Finds at once what would otherwise fail after minutes of work.
 fn check_folders(build: &Build) -> Result<()> {
     let node_init = build.programs.join(NODE_INIT);
     ensure!(node_init.is_file(), "--programs: {} is missing", node_init.display());
@@ -157,20 +157,20 @@ pub(crate) fn lock(definition: &Path, cache: &CacheArgs) -> Result<()> {
     fs::write(&path, lock.to_string()).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The packages of the lock, or newer ones if the mirror has dropped them and the caller does not insist.
+/// The lock's packages, or newer ones if the mirror has dropped them and `locked` is not set.
 fn fetch_packages(definition: &Definition, locked: bool, cache: &Cache, progress: &Progress) -> Result<Lock> {
     let reason = match packages::load_lock(definition)? {
         None => "images/packages.lock does not cover the listed packages".to_owned(),
         Some(lock) => match packages::fetch(&lock, cache, progress) {
             Ok(()) => return Ok(lock),
-            Err(error) => format!("locked packages cannot be had: {error:#}"),
+            Err(error) => format!("cannot fetch the locked packages: {error:#}"),
         },
     };
     if locked {
         bail!("{reason}");
     }
     progress.say(&format!(
-        "{reason}; choosing newer ones, so the image differs from the locked one"
+        "{reason}; choosing newer packages, so the image differs from the locked one"
     ));
     packages::choose(definition, cache, progress)
 }
@@ -207,7 +207,7 @@ fn unpack_kernel(
     })?)
 }
 
-/// What the root file system is made from.
+/// The inputs of the root file system.
 struct Inputs<'build> {
     build: &'build Build,
     definition: &'build Definition,
@@ -280,7 +280,7 @@ fn os_release(image: &str) -> String {
     )
 }
 
-/// One file with all certificate authorities, where Go and OpenSSL look for it, instead of one file each.
+/// Joins all certificate authorities into one file, where Go and OpenSSL look for it.
 fn join_certificates(root: &Path) -> Result<()> {
     let folder = root.join("usr/share/ca-certificates");
     let mut names = tree::walk(&folder)?;

@@ -1,4 +1,4 @@
-//! What the registers of a node hold after it booted one certain unified kernel image.
+//! Predicts what a node's registers hold after it has booted a given unified kernel image.
 //!
 //! Follows the TCG PC Client Platform Firmware Profile for the firmware's part, `drivers/firmware/efi/libstub` for the kernel's, and
 //! systemd-stub(7) for the stub's.
@@ -17,18 +17,18 @@ const MEASURED_SECTIONS: [&str; 8] = [
 /// Sections of the stub's own code, which are part of PCR 4 only.
 const CODE_SECTIONS: [&str; 7] = [".text", ".rodata", ".data", ".reloc", ".dynamic", ".dynsym", ".sdmagic"];
 
-/// An image whose measurements cannot be told in advance.
+/// An image whose measurements cannot be predicted.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum PredictError {
-    #[error("unified kernel image cannot be read")]
+    #[error("cannot parse the unified kernel image")]
     Image(#[source] ParsePeError),
-    #[error("kernel in the unified kernel image cannot be read")]
+    #[error("cannot parse the kernel in the unified kernel image")]
     Kernel(#[source] ParsePeError),
-    #[error("unified kernel image has no section {0}")]
+    #[error("the unified kernel image has no section {0}")]
     MissingSection(&'static str),
-    #[error("unified kernel image has a section {0} that is not known here")]
+    #[error("the unified kernel image has an unknown section {0}")]
     UnknownSection(String),
-    #[error("embedded command line is not ASCII text")]
+    #[error("the embedded command line is not ASCII text")]
     CommandLine,
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn reference_values(image: &str, uki: &[u8]) -> Result<ReferenceValue
 
     let registers = [
         (4, boot_programs(&[uki_digest, kernel_digest])),
-        // No boot loader of the kind that measures here (GRUB) is part of the boot.
+        // GRUB, the boot loader that measures here, is not part of the boot.
         (8, PcrValue::ZERO),
         (9, kernel_inputs(command_line, initrd)?),
         (11, sections(&measured_sections(&uki)?)),
@@ -59,7 +59,7 @@ pub(crate) fn reference_values(image: &str, uki: &[u8]) -> Result<ReferenceValue
     Ok(ReferenceValues::new(image, registers))
 }
 
-/// PCR 4: the firmware says that it boots, then measures every program it loads.
+/// PCR 4: the firmware measures that it is booting, then every program it loads.
 fn boot_programs(programs: &[Digest]) -> PcrValue {
     let boot = PcrValue::ZERO
         .event(b"Calling EFI Application from Boot Option")
@@ -67,7 +67,7 @@ fn boot_programs(programs: &[Digest]) -> PcrValue {
     programs.iter().fold(boot, |pcr, &program| pcr.extend(program))
 }
 
-/// PCR 9: the kernel measures its command line as it got it from UEFI, with the NUL at its end, and the initramfs.
+/// PCR 9: the kernel measures its command line as UEFI passed it, with the final NUL, and then the initramfs.
 fn kernel_inputs(command_line: &[u8], initrd: Digest) -> Result<PcrValue, PredictError> {
     let text = command_line.strip_suffix(&[0]).unwrap_or(command_line);
     if !text.iter().all(|byte| matches!(byte, b' '..=b'~')) {
@@ -77,7 +77,7 @@ fn kernel_inputs(command_line: &[u8], initrd: Digest) -> Result<PcrValue, Predic
     Ok(PcrValue::ZERO.event(&utf16).extend(initrd))
 }
 
-/// PCR 11: for each section its name with the NUL at the end, then its content.
+/// PCR 11: for each section, its name with the final NUL, then its content.
 fn sections(sections: &[(&str, Digest)]) -> PcrValue {
     sections.iter().fold(PcrValue::ZERO, |pcr, (name, content)| {
         pcr.event(format!("{name}\0").as_bytes()).extend(*content)

@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::time::Instant;
 
-/// Says what is going on, with the time since the start.
+/// Reports progress, with the time since the start.
 pub(crate) struct Progress {
     start: Instant,
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// The folder the tools' packages were unpacked to.
+/// The folder to which the tools' packages were unpacked.
 pub(crate) struct Tools(PathBuf);
 
 impl Tools {
@@ -17,7 +17,7 @@ impl Tools {
         &self.0
     }
 
-    /// A command that runs one of the tools with the tools' own C library, whatever the building machine has.
+    /// A command that runs one of the tools with the tools' own C library, whatever the build machine has.
     pub(crate) fn command(&self, program: &str) -> Command {
         let libraries = self.0.join("usr/lib/x86_64-linux-gnu");
         let mut command = Command::new(self.0.join("usr/lib64/ld-linux-x86-64.so.2"));
@@ -45,7 +45,7 @@ impl Tools {
     }
 }
 
-/// Runs a command to its end and gives what it wrote to standard output.
+/// Runs a command to its end and returns its standard output.
 pub(crate) fn run(command: &mut Command) -> Result<Vec<u8>> {
     let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
     if !output.status.success() {

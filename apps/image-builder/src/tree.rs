@@ -1,4 +1,4 @@
-//! The root file system as a folder: what of the packages is kept, and what is copied over it.
+//! The root file system as a folder: which of the packages' files are kept, and what is copied over them.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, Metadata, Permissions};
@@ -43,7 +43,7 @@ const PROMPTS: [&str; 25] = [
     "systemd-sulogin-shell",
 ];
 
-/// Links are followed this often, as the kernel does (path_resolution(7)).
+/// The most links that are followed, as in the kernel (path_resolution(7)).
 const MAX_LINKS: usize = 40;
 
 /// All paths below a folder, relative to it.
@@ -77,7 +77,7 @@ pub(crate) fn is_executable(metadata: &Metadata) -> bool {
     metadata.mode() & 0o111 != 0
 }
 
-/// Copies what the patterns name from one folder to another, with link targets and shared libraries.
+/// Copies the files that match the patterns to another folder, with link targets and shared libraries.
 ///
 /// # Errors
 /// When a pattern matches nothing, or a library is missing.
@@ -94,7 +94,7 @@ pub(crate) fn keep(patterns: &[Glob], from: &Path, to: &Path) -> Result<()> {
     }
     ensure!(
         useless.is_empty(),
-        "nothing in the packages matches {}",
+        "no file of the packages matches {}",
         useless.join(", ")
     );
     keep_paths(wanted, from, to)
@@ -124,7 +124,7 @@ pub(crate) fn keep_paths(wanted: impl IntoIterator<Item = String>, from: &Path, 
     Ok(())
 }
 
-/// Copies a folder of ours over the tree, replacing what is there.
+/// Copies one of our folders over the tree, replacing existing files.
 pub(crate) fn overlay(from: &Path, to: &Path) -> Result<()> {
     for path in walk(from)? {
         let (source, target) = (from.join(&path), to.join(&path));
@@ -141,7 +141,7 @@ pub(crate) fn overlay(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Copies a file, with folders, replacing what is there.
+/// Copies a file and creates its folders. An existing file is replaced.
 pub(crate) fn copy_file(from: &Path, to: &Path, mode: u32) -> Result<()> {
     let copy = || -> io::Result<()> {
         make_room(to)?;
@@ -151,7 +151,7 @@ pub(crate) fn copy_file(from: &Path, to: &Path, mode: u32) -> Result<()> {
     copy().with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
-/// Writes a file, with folders, replacing what is there.
+/// Writes a file and creates its folders. An existing file is replaced.
 pub(crate) fn write_file(to: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     let write = || -> io::Result<()> {
         make_room(to)?;
@@ -161,7 +161,7 @@ pub(crate) fn write_file(to: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     write().with_context(|| format!("cannot write {}", to.display()))
 }
 
-/// Removes links whose target was not kept, and gives folders the mode that the building machine's mask may have taken.
+/// Removes links whose target was not kept, and restores the modes of folders that the build machine's umask may have narrowed.
 pub(crate) fn finish(root: &Path) -> Result<()> {
     for path in walk(root)? {
         let full = root.join(&path);
@@ -175,7 +175,7 @@ pub(crate) fn finish(root: &Path) -> Result<()> {
     Ok(fs::set_permissions(root, Permissions::from_mode(0o755))?)
 }
 
-/// A link into a folder that exists only on a running system is not dangling.
+/// A link into a folder that exists only on a running system does not count as dangling.
 fn is_dangling(root: &Path, path: &str) -> Result<bool> {
     let target = fs::read_link(root.join(path))?;
     let at_run_time = ["/run", "/proc", "/dev", "../proc", "../run"];
@@ -209,7 +209,7 @@ fn is_script(file: &Path) -> Result<bool> {
     Ok(start == b"#!")
 }
 
-/// Makes sure that a program of ours needs no libraries: the initramfs has none for it.
+/// Makes sure that one of our programs needs no libraries, because the initramfs has none.
 pub(crate) fn check_static(file: &Path) -> Result<()> {
     let bytes = fs::read(file)?;
     let elf = Elf::parse(&bytes).with_context(|| format!("{} is not a program", file.display()))?;
@@ -217,9 +217,9 @@ pub(crate) fn check_static(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that nothing in the tree gives anybody a prompt or runs what it is told.
+/// Makes sure that nothing in the tree offers a prompt or runs commands that it is given.
 ///
-/// The list of kept files is written by people; this is what they must not add to it.
+/// People write the list of kept files; these are the files that they must not add.
 pub(crate) fn check_closed(root: &Path) -> Result<()> {
     for path in walk(root)? {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", &path));
@@ -230,13 +230,13 @@ pub(crate) fn check_closed(root: &Path) -> Result<()> {
         );
         ensure!(
             !folder.ends_with("-generators"),
-            "{path} would make units from what the host says"
+            "{path} would create units from the host's data"
         );
     }
     Ok(())
 }
 
-/// Where a path leads inside `root`, without any symbolic link, or `None` if it leads nowhere.
+/// Resolves a path inside `root` to one without symbolic links, or `None` if it leads nowhere.
 fn resolve(root: &Path, path: &str) -> Result<Option<String>> {
     let mut rest: VecDeque<String> = path.split('/').map(str::to_owned).collect();
     let mut done = PathBuf::new();
@@ -287,14 +287,14 @@ fn libraries(root: &Path, file: &Path) -> Result<Vec<String>> {
             .iter()
             .map(|folder| format!("{folder}/{library}"))
             .find(|path| fs::symlink_metadata(root.join(path)).is_ok());
-        paths.push(path.ok_or_else(|| anyhow!("{} needs {library}, which no package has", file.display()))?);
+        paths.push(path.ok_or_else(|| anyhow!("{} needs {library}, which is in no package", file.display()))?);
     }
     if let Some(interpreter) = elf.interpreter {
-        // The name itself is a link, which has to come along too.
+        // The name itself is a link, which is also needed.
         let (folder, name) = interpreter.rsplit_once('/').unwrap_or(("", interpreter));
         match resolve(root, folder)? {
             Some(folder) => paths.push(format!("{folder}/{name}")),
-            None => bail!("{} needs {interpreter}, which no package has", file.display()),
+            None => bail!("{} needs {interpreter}, which is in no package", file.display()),
         }
     }
     Ok(paths)
