@@ -1,4 +1,4 @@
-# What people type. Everything else is `cargo xtask`.
+# The commands that people type. Everything else is in `cargo xtask`.
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/constellation
 TEST_BINARIES := $(CACHE)/test-binaries
@@ -6,7 +6,7 @@ E2E := $(CACHE)/e2e
 BENCH := $(CACHE)/bench
 TARGET = $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 CARGO_DENY := 0.20.2
-# Where `cargo xtask compile` leaves what runs in nodes and pods.
+# Where `cargo xtask compile` leaves the programs of nodes and pods.
 COMPILED = $(TARGET)/x86_64-unknown-linux-musl/release
 MIRROR := $(CACHE)/mirror
 IMAGE := $(CACHE)/node-image
@@ -18,12 +18,12 @@ export PATH := $(CACHE)/tools/bin:$(PATH)
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-setup: ## Install what is missing from Debian's packages and crates
+setup: ## Install missing Debian packages and cargo tools
 	scripts/install-dependencies
 	@cargo deny --version 2>/dev/null | grep -qx 'cargo-deny $(CARGO_DENY)' || \
 		CARGO_TARGET_DIR=$(CACHE)/tools/target cargo install cargo-deny --version $(CARGO_DENY) --locked --root $(CACHE)/tools
 
-check: setup ## Formatting, lints, documentation, dependencies
+check: setup ## Check formatting, lints, documentation and dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --manifest-path fuzz/Cargo.toml --target-dir $(TARGET)/fuzz --locked -- -D warnings
@@ -31,12 +31,12 @@ check: setup ## Formatting, lints, documentation, dependencies
 	cargo xtask tidy
 	cargo deny --locked --log-level error check bans licenses sources
 
-test: check ## All of check, then unit and integration tests
+test: check ## Run check, then unit and integration tests
 	cargo xtask upstream --only kube-apiserver,etcd --out $(TEST_BINARIES)
 	cargo build --workspace --locked
 	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) cargo test --workspace --exclude e2e --locked
 
-e2e: setup ## The node image, its state disks and a cluster in VMs, and a host that attacks them
+e2e: setup ## Run the node image, state disks and a cluster in VMs, with a host that attacks them
 	cargo xtask upstream --out $(MIRROR)
 	cargo xtask image reproduce --out $(E2E)/image
 	cargo xtask compile disk-mapper disk-vm-guest probe
@@ -48,7 +48,7 @@ e2e: setup ## The node image, its state disks and a cluster in VMs, and a host t
 		CONSTELLATION_E2E_PROBE=$(COMPILED)/probe CONSTELLATION_E2E_CLUSTER=$(E2E)/cluster \
 		cargo test --locked -p e2e -- --test-threads=1 --nocapture
 
-up: setup ## A cluster on this machine, from the current code, in the folder local/
+up: setup ## Create a cluster on this machine from the current code, in the folder local/
 	cargo xtask upstream --out $(MIRROR)
 	cargo xtask image build --out $(IMAGE)
 	$(CONSTELLATION) mini up --image $(IMAGE) --mirror $(MIRROR)
@@ -56,10 +56,10 @@ up: setup ## A cluster on this machine, from the current code, in the folder loc
 	$(MIRROR)/bin/kubectl --kubeconfig local/constellation-admin.conf get nodes -o wide
 	$(MIRROR)/bin/kubectl --kubeconfig local/constellation-admin.conf get pods -A
 
-down: ## End that cluster and remove what it left
+down: ## Terminate that cluster and remove its files
 	$(CONSTELLATION) mini down --yes
 
-bench: setup ## Figures with their aims, as medians and ratios of one run
+bench: setup ## Measure, and print the figures with their aims
 	cargo xtask upstream --only kube-apiserver,etcd --out $(TEST_BINARIES)
 	cargo xtask image build --out $(E2E)/image
 	@mkdir -p $(BENCH)
