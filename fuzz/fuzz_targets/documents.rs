@@ -7,7 +7,8 @@ use cluster_types::{ClusterId, NodeRole};
 use key_derivation::{Label, MasterSecret};
 use kubernetes_components::ComponentList;
 use libfuzzer_sys::fuzz_target;
-use measurements::{Digest, ReferenceValues};
+use digest::Digest;
+use measurements::ReferenceValues;
 use role_grant::OperatorKey;
 
 fuzz_target!(|bytes: &[u8]| {

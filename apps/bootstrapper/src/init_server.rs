@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use attested_tls::Peer;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::digest::{SHA256, digest};
 use cloud_metadata::InitSecretHash;
 use cluster_types::ClusterId;
+use digest::Digest;
 use error_report::Chain;
 use grpc_api::init::api_server::Api;
 use grpc_api::init::init_response::Kind;
@@ -120,7 +120,7 @@ impl Api for InitServer {
 
 /// Compares digests in constant time, so that the time reveals neither length nor content of the secret.
 fn is_init_secret(expected: &InitSecretHash, secret: &[u8]) -> bool {
-    verify_slices_are_equal(digest(&SHA256, secret).as_ref(), expected.as_bytes()).is_ok()
+    verify_slices_are_equal(Digest::of(secret).as_bytes(), expected.as_bytes()).is_ok()
 }
 
 type Sender = mpsc::Sender<Result<InitResponse, Status>>;
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn only_the_init_secret_is_the_init_secret() {
-        let hash = InitSecretHash::new(digest(&SHA256, b"secret").as_ref().try_into().unwrap());
+        let hash = InitSecretHash::new(*Digest::of(b"secret").as_bytes());
         assert!(is_init_secret(&hash, b"secret"));
         for other in [&b""[..], b"secre", b"secret\n", b"Secret", hash.as_bytes()] {
             assert!(!is_init_secret(&hash, other));

@@ -245,7 +245,7 @@ mod tests {
         ];
         let component = |path: &str| Component {
             url: "x".parse().unwrap(),
-            hash: [0; 32].into(),
+            hash: digest::Digest::new([0; 32]),
             install_path: path.parse().unwrap(),
             extract: false,
         };

@@ -146,7 +146,7 @@ fn parse_components(version: &str, messages: Vec<ComponentMessage>, problems: &m
     for (index, message) in messages.into_iter().enumerate() {
         let field = |name: &str| format!("kubernetes_components[{index}].{name}");
         let url = problems.take(&field("url"), message.url.parse());
-        let hash = problems.take(&field("hash"), message.hash.parse());
+        let hash = problems.take(&field("hash"), digest::oci::parse(&message.hash));
         let install_path = problems.take(&field("install_path"), message.install_path.parse());
         if let (Some(url), Some(hash), Some(install_path)) = (url, hash, install_path) {
             components.push(Component {

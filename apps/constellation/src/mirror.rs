@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use atomic_file::Access;
-use aws_lc_rs::digest::{Context as Sha256, SHA256};
 use cluster_config::MirrorSource;
-use kubernetes_components::{Component, ComponentHash, ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT};
+use digest::{Digest, oci};
+use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT};
 use reqwest::header::RANGE;
 use reqwest::{Client, Response, StatusCode};
 
@@ -77,7 +77,7 @@ fn place(component: &Component) -> Result<String> {
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
         .collect();
-    let hash = hex::encode(&component.hash.as_bytes()[..8]);
+    let hash = &component.hash.to_string()[..16];
     Ok(format!("files/{hash}-{name}"))
 }
 
@@ -87,7 +87,7 @@ async fn fetch_component(
     path: &Path,
     from: Option<&MirrorSource>,
 ) -> Result<()> {
-    if path.is_file() && hash_of(path)? == component.hash {
+    if path.is_file() && digest_of(path)? == component.hash {
         return Ok(());
     }
     let parent = path.parent().context("a component has a folder")?;
@@ -101,13 +101,13 @@ async fn fetch_component(
         (Some(relative), Some(MirrorSource::Folder(folder))) => copy(&folder.join(relative), &partial)?,
         (Some(relative), None) => bail!("{relative} is a path inside a mirror, and no mirror is given with --from"),
     }
-    let actual = hash_of(&partial)?;
+    let actual = digest_of(&partial)?;
     if actual != component.hash {
         fs::remove_file(&partial)?;
-        bail!("the file has the hash {actual}, expected {}", component.hash);
+        let [actual, expected] = [actual, component.hash].map(|hash| oci::format(&hash));
+        bail!("the file has the hash {actual}, expected {expected}");
     }
-    File::open(&partial)?.sync_all()?;
-    fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+    atomic_file::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn partial(path: &Path) -> PathBuf {
@@ -165,20 +165,6 @@ async fn fetch_small(url: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn hash_of(path: &Path) -> Result<ComponentHash> {
-    let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut context = Sha256::new(&SHA256);
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            count => context.update(&buffer[..count]),
-        }
-    }
-    let digest: [u8; 32] = context
-        .finish()
-        .as_ref()
-        .try_into()
-        .expect("SHA-256 gives 32 bytes (FIPS 180-4)");
-    Ok(ComponentHash::from(digest))
+fn digest_of(path: &Path) -> Result<Digest> {
+    Digest::of_file(path).with_context(|| format!("cannot read {}", path.display()))
 }

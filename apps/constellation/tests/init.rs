@@ -17,6 +17,7 @@ use attested_tls::{Endpoint, PeerPolicy, incoming};
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, Workspace};
 use cluster_types::ClusterId;
+use digest::Digest;
 use grpc_api::init::api_server::{Api, ApiServer};
 use grpc_api::init::init_response::Kind;
 use grpc_api::init::{
@@ -24,7 +25,7 @@ use grpc_api::init::{
 };
 use infrastructure::NodePorts;
 use key_derivation::cluster_id;
-use measurements::{Digest, PcrIndex};
+use measurements::PcrIndex;
 use support::{Host, stdout};
 use test_tpm::SoftwareTpm;
 use tokio::net::{TcpListener, TcpStream};

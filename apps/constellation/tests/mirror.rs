@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::{Arc, Mutex};
 
-use measurements::Digest;
+use digest::Digest;
 use support::{Host, stderr};
 
 const KUBELET: &[u8] = b"the kubelet, as far as a test is concerned";

@@ -1,13 +1,11 @@
 //! Results of expensive steps, kept outside the checkout and found by a hash of everything that went into them.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
-use aws_lc_rs::digest::{Context as Hasher, SHA256};
 use clap::Args;
-use measurements::Digest;
+use digest::{Digest, Hasher};
 
 /// How many results of one step are kept. Builds of several checkouts can share a cache.
 const KEPT: usize = 4;
@@ -124,7 +122,7 @@ fn remove_old(folder: &Path, newest: &Path) -> Result<()> {
 impl Key {
     /// Starts with what makes the result, and the version of the code that makes it.
     pub(crate) fn new(step: &str) -> Self {
-        Self(Hasher::new(&SHA256)).text(step)
+        Self(Hasher::new()).text(step)
     }
 
     pub(crate) fn text(mut self, text: &str) -> Self {
@@ -171,37 +169,13 @@ impl Key {
     }
 
     fn finish(self) -> Digest {
-        Digest::new(
-            self.0
-                .finish()
-                .as_ref()
-                .try_into()
-                .expect("SHA-256 gives 32 bytes (FIPS 180-4)"),
-        )
+        self.0.finish()
     }
 }
 
-/// The SHA-256 digest of a file of any size.
+/// The digest of a file, with its name in the error.
 pub(crate) fn digest_of_file(path: &Path) -> Result<Digest> {
-    let digest = || -> io::Result<Digest> {
-        let mut file = File::open(path)?;
-        let mut hasher = Hasher::new(&SHA256);
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => break,
-                len => hasher.update(&buffer[..len]),
-            }
-        }
-        Ok(Digest::new(
-            hasher
-                .finish()
-                .as_ref()
-                .try_into()
-                .expect("SHA-256 gives 32 bytes (FIPS 180-4)"),
-        ))
-    };
-    digest().with_context(|| format!("cannot read {}", path.display()))
+    Digest::of_file(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 #[cfg(test)]

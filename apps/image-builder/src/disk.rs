@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use measurements::Digest;
+use digest::Digest;
 use uuid::Uuid;
 
 use crate::tools::{Tools, run};
@@ -68,12 +68,8 @@ impl Root {
 
     pub(crate) fn open(folder: PathBuf) -> Result<Self> {
         let hash = fs::read_to_string(folder.join("root.hash"))?;
-        let mut bytes = [0; 32];
-        hex::decode_to_slice(hash.trim(), &mut bytes).context("veritysetup did not print a root hash")?;
-        Ok(Self {
-            folder,
-            hash: Digest::new(bytes),
-        })
+        let hash = hash.trim().parse().context("veritysetup did not print a root hash")?;
+        Ok(Self { folder, hash })
     }
 
     pub(crate) fn hash(&self) -> Digest {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use measurements::Digest;
+use digest::Digest;
 
 /// The purpose of packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -108,13 +108,12 @@ fn parse_line(line: &str) -> Option<LockedPackage> {
     };
     let name = words.next()?.to_owned();
     let version = words.next()?.to_owned();
-    let mut sha256 = [0; 32];
-    hex::decode_to_slice(words.next()?, &mut sha256).ok()?;
+    let sha256 = words.next()?.parse().ok()?;
     words.next().is_none().then_some(LockedPackage {
         purpose,
         name,
         version,
-        sha256: Digest::new(sha256),
+        sha256,
     })
 }
 

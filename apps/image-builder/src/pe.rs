@@ -3,8 +3,7 @@
 //! Offsets are those of "PE Format" (Microsoft) for 64-bit images; the digest is that of "Windows Authenticode Portable Executable
 //! Signature Format", which the UEFI Specification refers to and the TCG PC Client Platform Firmware Profile (section 2.3.4) measures.
 
-use aws_lc_rs::digest::{Context, SHA256};
-use measurements::Digest;
+use digest::{Digest, Hasher};
 
 /// Offset of the file's offset of the PE header.
 const PE_OFFSET: usize = 0x3c;
@@ -84,7 +83,7 @@ impl<'file> Pe<'file> {
 
     /// The digest with which the firmware extends PCR 4 when it loads the program. It covers everything but checksum and certificates.
     pub(crate) fn authenticode(&self) -> Result<Digest, ParsePeError> {
-        let mut hasher = Context::new(&SHA256);
+        let mut hasher = Hasher::new();
         let checksum = self.optional_header + CHECKSUM;
         let directory = self.optional_header + CERTIFICATE_DIRECTORY;
         hasher.update(range(self.file, 0, checksum)?);
@@ -111,10 +110,7 @@ impl<'file> Pe<'file> {
         if end > hashed {
             hasher.update(range(self.file, hashed, end)?);
         }
-        let digest = hasher.finish();
-        Ok(Digest::new(
-            digest.as_ref().try_into().expect("SHA-256 gives 32 bytes (FIPS 180-4)"),
-        ))
+        Ok(hasher.finish())
     }
 
     /// The content of a section, as it will be in memory, or `None` if the program has no such section.

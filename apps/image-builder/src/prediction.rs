@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use measurements::{Digest, PcrIndex, PcrValue, ReferenceValues};
+use digest::Digest;
+use measurements::{PcrIndex, PcrValue, ReferenceValues};
 
 use crate::pe::{ParsePeError, Pe};
 

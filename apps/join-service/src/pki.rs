@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use aws_lc_rs::digest::{SHA256, digest};
+use digest::{Digest, oci};
 use secret::SecretBytes;
 use x509_parser::pem::parse_x509_pem;
 use zeroize::Zeroizing;
@@ -61,8 +61,7 @@ impl Pki {
         let bytes = self.read("ca.crt")?;
         let (_, pem) = parse_x509_pem(&bytes).map_err(|_| malformed())?;
         let certificate = pem.parse_x509().map_err(|_| malformed())?;
-        let hash = digest(&SHA256, certificate.public_key().raw);
-        Ok(format!("sha256:{}", hex::encode(hash)))
+        Ok(oci::format(&Digest::of(certificate.public_key().raw)))
     }
 
     pub(crate) fn control_plane_files(&self) -> Result<Vec<(&'static str, SecretBytes)>, ReadPkiError> {
@@ -87,11 +86,8 @@ mod tests {
         let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("ca.crt"), certificate.pem()).unwrap();
-        let expected = hex::encode(digest(&SHA256, &rcgen::PublicKeyData::subject_public_key_info(&key)));
-        assert_eq!(
-            Pki(folder.path().into()).ca_pin().unwrap(),
-            format!("sha256:{expected}")
-        );
+        let expected = Digest::of(&rcgen::PublicKeyData::subject_public_key_info(&key));
+        assert_eq!(Pki(folder.path().into()).ca_pin().unwrap(), oci::format(&expected));
     }
 
     #[test]

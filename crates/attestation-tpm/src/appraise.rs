@@ -3,7 +3,8 @@ use std::collections::BTreeSet;
 use attestation::{AppraisalError, AttestationResult, Evidence, ReportBinding, TrustBasis, Verifier};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use cluster_types::Variant;
-use measurements::{Digest, PcrIndex, PcrValues};
+use digest::Digest;
+use measurements::{PcrIndex, PcrValues};
 use tpm2_protocol::TpmUnmarshal;
 use tpm2_protocol::data::{TpmAlgId, TpmSt, TpmsAttest, TpmsQuoteInfo, TpmuAttest};
 

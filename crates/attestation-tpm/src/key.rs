@@ -1,6 +1,6 @@
 use attestation::AttestedIdentity;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
-use measurements::Digest;
+use digest::Digest;
 use tpm2_protocol::data::{
     TpmAlgId, TpmEccCurve, TpmaObject, TpmsEccParms, TpmsSchemeHash, TpmtEccScheme, TpmtPublic, TpmtSignature,
     TpmuAsymScheme, TpmuPublicId, TpmuPublicParms, TpmuSignature,

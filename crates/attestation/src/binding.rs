@@ -17,7 +17,7 @@ use std::str::FromStr;
 
 use aws_lc_rs::digest::{SHA512, digest};
 use aws_lc_rs::rand;
-use measurements::Digest;
+use digest::Digest;
 
 const SESSION_DOMAIN: &str = "constellation attested-tls v1";
 const STANDALONE_DOMAIN: &str = "constellation standalone evidence v1";

@@ -1,7 +1,8 @@
 use std::fmt;
 
 use cluster_types::Variant;
-use measurements::{Digest, PcrIndex, PcrValue, PcrValues};
+use digest::Digest;
+use measurements::{PcrIndex, PcrValue, PcrValues};
 
 /// What an appraisal found (RFC 9334 section 8.4), in the three tiers of the EAT attestation result.
 ///

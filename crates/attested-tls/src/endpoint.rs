@@ -5,7 +5,7 @@ use std::time::Duration;
 use attestation::{
     AppraisalError, AttestError, Attester, Direction, NotAffirmed, ParseEvidenceError, Purpose, Verifiers,
 };
-use measurements::Digest;
+use digest::Digest;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;

@@ -2,7 +2,7 @@ use std::io;
 use std::sync::Arc;
 
 use attestation::{Affirmed, Attester, Direction, Evidence, Nonce, Purpose, ReportBinding, SessionParts, Verifiers};
-use measurements::Digest;
+use digest::Digest;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsStream;
 

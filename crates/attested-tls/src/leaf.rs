@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use measurements::Digest;
+use digest::Digest;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};

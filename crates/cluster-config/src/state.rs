@@ -1,9 +1,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand;
 use cluster_types::{ClusterId, MeasurementSalt, NodeName};
+use digest::Digest;
 use infrastructure::Infrastructure;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
@@ -133,7 +133,7 @@ impl InitSecret {
     /// What the metadata says: SHA-256 in hex.
     #[must_use]
     pub fn hash(&self) -> String {
-        hex::encode(digest(&SHA256, self.expose()))
+        Digest::of(self.expose()).to_string()
     }
 }
 

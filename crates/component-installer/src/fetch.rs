@@ -3,13 +3,12 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{Context, SHA256};
+use atomic_file::{Access, NewFile};
 use backon::{ExponentialBuilder, Retryable};
+use digest::{Digest, HashingWriter};
 use error_report::Chain;
-use kubernetes_components::ComponentHash;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, StatusCode, Url};
-use tempfile::NamedTempFile;
 use tokio::time::timeout;
 use tracing::info;
 
@@ -46,9 +45,9 @@ pub enum FetchError {
     #[error("the file's hash is {actual}, expected {expected}")]
     Hash {
         /// The hash of the fetched file.
-        actual: ComponentHash,
+        actual: Digest,
         /// The pinned hash.
-        expected: ComponentHash,
+        expected: Digest,
     },
     /// The local disk failed.
     #[error("cannot read or write a local file")]
@@ -90,12 +89,7 @@ fn client_with(redirects: Policy) -> Result<Client, FetchError> {
 ///
 /// # Cancel safety
 /// Dropping the future leaves no partial file.
-pub(crate) async fn fetch(
-    client: &Client,
-    from: &Location,
-    expected: ComponentHash,
-    target: &Path,
-) -> Result<(), FetchError> {
+pub(crate) async fn fetch(client: &Client, from: &Location, expected: Digest, target: &Path) -> Result<(), FetchError> {
     let attempt = || async {
         let work = fetch_once(client, from, expected, target);
         timeout(ATTEMPT_LIMIT, work)
@@ -114,19 +108,13 @@ pub(crate) async fn fetch(
         .await
 }
 
-async fn fetch_once(
-    client: &Client,
-    from: &Location,
-    expected: ComponentHash,
-    target: &Path,
-) -> Result<(), FetchError> {
-    let folder = target.parent().expect("targets are files in a folder");
-    let mut file = HashedFile::create_in(folder)?;
+async fn fetch_once(client: &Client, from: &Location, expected: Digest, target: &Path) -> Result<(), FetchError> {
+    let mut file = HashedFile::create(target)?;
     match from {
         Location::Address(url) => download(client, url.clone(), &mut file).await?,
         Location::File(path) => file = copy_file(path.clone(), file).await?,
     }
-    file.keep_if(expected, target)
+    file.keep_if(expected)
 }
 
 async fn download(client: &Client, url: Url, file: &mut HashedFile) -> Result<(), FetchError> {
@@ -171,76 +159,44 @@ async fn get(client: &Client, url: Url) -> Result<Response, FetchError> {
 
 async fn copy_file(from: std::path::PathBuf, mut file: HashedFile) -> Result<HashedFile, FetchError> {
     let copy = move || {
-        for_each_chunk(File::open(from)?, |chunk| file.append(chunk))?;
+        let mut from = File::open(from)?.take(MAX_LEN + 1);
+        io::copy(&mut from, &mut file.file)?;
+        file.check_length()?;
         Ok(file)
     };
     tokio::task::spawn_blocking(copy).await.expect("copying does not panic")
 }
 
-/// The SHA-256 of a file.
-pub(crate) fn hash_file(path: &Path) -> io::Result<ComponentHash> {
-    let mut context = Context::new(&SHA256);
-    for_each_chunk(File::open(path)?, |chunk| {
-        context.update(chunk);
-        io::Result::Ok(())
-    })?;
-    Ok(finish(context))
-}
-
-fn for_each_chunk<E: From<io::Error>>(mut file: File, mut work: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
-    let mut chunk = vec![0; 256 * 1024];
-    loop {
-        match file.read(&mut chunk)? {
-            0 => return Ok(()),
-            read => work(&chunk[..read])?,
-        }
-    }
-}
-
-fn finish(context: Context) -> ComponentHash {
-    let digest: [u8; 32] = context
-        .finish()
-        .as_ref()
-        .try_into()
-        .expect("SHA-256 gives 32 bytes (FIPS 180-4)");
-    digest.into()
-}
-
 /// A file that is hashed while it is written and does not have its final name yet.
 struct HashedFile {
-    file: NamedTempFile,
-    context: Context,
-    length: u64,
+    file: HashingWriter<NewFile>,
 }
 
 impl HashedFile {
-    fn create_in(folder: &Path) -> io::Result<Self> {
-        fs::create_dir_all(folder)?;
-        Ok(Self {
-            file: tempfile::Builder::new().prefix(".fetching-").tempfile_in(folder)?,
-            context: Context::new(&SHA256),
-            length: 0,
-        })
+    fn create(target: &Path) -> io::Result<Self> {
+        fs::create_dir_all(target.parent().expect("targets are files in a folder"))?;
+        let file = HashingWriter::new(NewFile::create(target, Access::Everyone)?);
+        Ok(Self { file })
     }
 
     /// Writes to the page cache, which is quick enough not to need another thread.
     fn append(&mut self, chunk: &[u8]) -> Result<(), FetchError> {
-        self.length += chunk.len() as u64;
-        if self.length > MAX_LEN {
+        self.file.write_all(chunk)?;
+        self.check_length()
+    }
+
+    fn check_length(&self) -> Result<(), FetchError> {
+        if self.file.len() > MAX_LEN {
             return Err(FetchError::TooLong(MAX_LEN));
         }
-        self.context.update(chunk);
-        self.file.write_all(chunk)?;
         Ok(())
     }
 
-    fn keep_if(self, expected: ComponentHash, target: &Path) -> Result<(), FetchError> {
-        let actual = finish(self.context);
+    fn keep_if(self, expected: Digest) -> Result<(), FetchError> {
+        let (file, actual, _) = self.file.finish();
         if actual != expected {
             return Err(FetchError::Hash { actual, expected });
         }
-        self.file.as_file().sync_all()?;
-        self.file.persist(target).map_err(|error| error.error)?;
-        Ok(())
+        Ok(file.commit()?)
     }
 }

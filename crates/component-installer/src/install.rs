@@ -4,13 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use digest::Digest;
 use kubernetes_components::{Component, ComponentList};
 use reqwest::Client;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::info;
 
-use crate::fetch::{FetchError, client, fetch, hash_file};
+use crate::fetch::{FetchError, client, fetch};
 use crate::place::move_file;
 use crate::source::{Location, Mirror};
 use crate::unpack::{UnpackError, unpack};
@@ -149,7 +150,7 @@ impl Installer {
         let installer = self.clone();
         let components = list.components().to_vec();
         let is_missing = move |component: &Component| {
-            component.extract || !hash_file(&installer.target(component)).is_ok_and(|hash| hash == component.hash)
+            component.extract || !Digest::of_file(installer.target(component)).is_ok_and(|hash| hash == component.hash)
         };
         spawn_blocking(move || components.into_iter().filter(is_missing).collect())
             .await
@@ -202,8 +203,7 @@ impl Installer {
     /// The file is named by hash and destination; the same file for two destinations is fetched twice.
     fn staged(&self, component: &Component) -> PathBuf {
         let place = component.install_path.as_str().replace('/', "_");
-        let digest = component.hash.to_string().replace(':', "-");
-        self.staging.join(format!("{digest}{place}"))
+        self.staging.join(format!("{}{place}", component.hash))
     }
 
     fn target(&self, component: &Component) -> PathBuf {
@@ -233,7 +233,7 @@ async fn fetch_one(
 /// Only complete files with the right hash get their name, but a crash can lose what the disk had not written yet.
 async fn is_staged(path: &Path, component: &Component) -> bool {
     let (path, expected) = (path.to_owned(), component.hash);
-    spawn_blocking(move || hash_file(&path).is_ok_and(|hash| hash == expected))
+    spawn_blocking(move || Digest::of_file(&path).is_ok_and(|hash| hash == expected))
         .await
         .expect("hashing does not panic")
 }

@@ -19,7 +19,7 @@ impl From<&kubernetes_components::Component> for components::Component {
     fn from(component: &kubernetes_components::Component) -> Self {
         Self {
             url: component.url.to_string(),
-            hash: component.hash.to_string(),
+            hash: digest::oci::format(&component.hash),
             install_path: component.install_path.to_string(),
             extract: component.extract,
         }

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use digest::Digest;
 use serde::{Deserialize, Serialize};
 
 /// One file that a node fetches, checks and installs.
@@ -10,7 +11,8 @@ pub struct Component {
     /// Where it is fetched from.
     pub url: ComponentUrl,
     /// The hash it must have to be installed.
-    pub hash: ComponentHash,
+    #[serde(with = "digest::oci")]
+    pub hash: Digest,
     /// The file to install it as, or the folder to unpack it to.
     pub install_path: InstallPath,
     /// Whether it is a gzipped tar file to unpack.
@@ -88,50 +90,6 @@ impl FromStr for InstallPath {
     }
 }
 
-/// A SHA-256 digest, written `sha256:` and 64 lower-case hex digits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ComponentHash([u8; 32]);
-
-/// A text that is not a SHA-256 digest.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not \"sha256:\" followed by 64 lower-case hex digits")]
-pub struct ParseComponentHashError(String);
-
-impl ComponentHash {
-    /// The digest's 32 bytes.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl From<[u8; 32]> for ComponentHash {
-    fn from(digest: [u8; 32]) -> Self {
-        Self(digest)
-    }
-}
-
-impl FromStr for ComponentHash {
-    type Err = ParseComponentHashError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut digest = [0; 32];
-        text.strip_prefix("sha256:")
-            // The list's hash covers the text, so one digest must have one spelling.
-            .filter(|digits| !digits.bytes().any(|c| c.is_ascii_uppercase()))
-            .and_then(|digits| hex::decode_to_slice(digits, &mut digest).ok())
-            .map(|()| Self(digest))
-            .ok_or_else(|| ParseComponentHashError(shorten(text)))
-    }
-}
-
-impl fmt::Display for ComponentHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", hex::encode(self.0))
-    }
-}
-
 macro_rules! text_conversions {
     ($($name:ident: $error:ident),*) => {$(
         impl TryFrom<String> for $name {
@@ -152,8 +110,7 @@ macro_rules! text_conversions {
 
 text_conversions!(
     ComponentUrl: ParseComponentUrlError,
-    InstallPath: ParseInstallPathError,
-    ComponentHash: ParseComponentHashError
+    InstallPath: ParseInstallPathError
 );
 
 impl fmt::Display for ComponentUrl {

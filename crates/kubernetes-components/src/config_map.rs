@@ -89,7 +89,7 @@ impl TryFrom<RawComponent> for Component {
         let either = |new: String, legacy: String| if new.is_empty() { legacy } else { new };
         Ok(Self {
             url: either(raw.url, raw.legacy_url).parse().map_err(Self::Error::custom)?,
-            hash: either(raw.hash, raw.legacy_hash).parse().map_err(Self::Error::custom)?,
+            hash: digest::oci::parse(&either(raw.hash, raw.legacy_hash)).map_err(Self::Error::custom)?,
             install_path: either(raw.install_path, raw.legacy_install_path)
                 .parse()
                 .map_err(Self::Error::custom)?,

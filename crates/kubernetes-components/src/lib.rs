@@ -8,10 +8,7 @@ mod config_map;
 mod list;
 mod mirror;
 
-pub use component::{
-    Component, ComponentHash, ComponentUrl, InstallPath, ParseComponentHashError, ParseComponentUrlError,
-    ParseInstallPathError,
-};
+pub use component::{Component, ComponentUrl, InstallPath, ParseComponentUrlError, ParseInstallPathError};
 pub use config_map::ParseConfigMapError;
 pub use list::{ComponentList, InvalidListError, components_hash};
 pub use mirror::{MAX_DOCUMENT_LEN, MIRROR_DOCUMENT, ParseMirrorError};

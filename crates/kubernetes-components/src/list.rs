@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
-use aws_lc_rs::digest::{Context, SHA256};
 use cluster_types::KubernetesVersion;
+use digest::{Hasher, oci};
 
 use crate::Component;
 
@@ -63,7 +63,7 @@ impl ComponentList {
         let hashes: Vec<String> = self
             .components
             .iter()
-            .map(|component| component.hash.to_string())
+            .map(|component| oci::format(&component.hash))
             .collect();
         components_hash(hashes.iter().map(String::as_str))
     }
@@ -72,9 +72,9 @@ impl ComponentList {
 /// The hash of a list: SHA-256 over the concatenated hash texts, in order and without separator.
 #[must_use]
 pub fn components_hash<'a>(hashes: impl IntoIterator<Item = &'a str>) -> String {
-    let mut context = Context::new(&SHA256);
-    hashes.into_iter().for_each(|hash| context.update(hash.as_bytes()));
-    format!("sha256:{}", hex::encode(context.finish()))
+    let mut hasher = Hasher::new();
+    hashes.into_iter().for_each(|hash| hasher.update(hash.as_bytes()));
+    oci::format(&hasher.finish())
 }
 
 /// More components are refused. A mirror of ours has about fifteen.

@@ -127,7 +127,7 @@ fn reads_a_config_map_with_the_keys_of_old_releases() {
     let data = json!([{"URL": "a", "url": "", "Hash": hash('a'), "InstallPath": "/b", "Extract": true}]).to_string();
     let expected = Component {
         url: "a".parse().unwrap(),
-        hash: hash('a').parse().unwrap(),
+        hash: digest::oci::parse(&hash('a')).unwrap(),
         install_path: "/b".parse().unwrap(),
         extract: true,
     };

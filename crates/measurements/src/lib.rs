@@ -1,4 +1,4 @@
-//! PCRs, digests and the document of ReferenceValues (RFC 9334 section 8.3).
+//! PCRs and the document of ReferenceValues (RFC 9334 section 8.3).
 //!
 //! Only the SHA-256 bank exists here: a weaker or a second bank would be a choice that a peer could make for us.
 //! There is no I/O; callers bring bytes and files.
@@ -6,5 +6,5 @@
 mod pcr;
 mod reference;
 
-pub use pcr::{Digest, PcrIndex, PcrIndexOutOfRange, PcrValue, PcrValues};
+pub use pcr::{PcrIndex, PcrIndexOutOfRange, PcrValue, PcrValues};
 pub use reference::{Enforcement, ParseReferenceValuesError, ReferenceValue, ReferenceValues};

@@ -2,12 +2,12 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use atomic_file::{Access, NewFile};
+use digest::{Digest, HashingWriter};
 use tar::{EntryType, Header};
-use tempfile::NamedTempFile;
 
-use crate::digest::Hashing;
 use crate::image::{CONFIG, Descriptor, MANIFEST};
-use crate::{Compression, Digest, Image, Layer};
+use crate::{Compression, Image, Layer};
 
 /// An archive could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -47,11 +47,9 @@ pub fn write_archive(image: &Image, path: &Path) -> Result<Digest, WriteArchiveE
         .unwrap_or(Path::new("."));
     let stored = store_layers(image, folder)?;
     let documents = Documents::new(image, &stored);
-    write_and_rename(documents.blobs(stored), &documents, folder, path).map_err(|source| {
-        WriteArchiveError::Archive {
-            path: path.to_owned(),
-            source,
-        }
+    write_blobs(documents.blobs(stored), &documents, path).map_err(|source| WriteArchiveError::Archive {
+        path: path.to_owned(),
+        source,
     })?;
     Ok(documents.manifest_digest)
 }
@@ -76,16 +74,16 @@ fn store_layers(image: &Image, folder: &Path) -> Result<Vec<StoredLayer>, WriteA
 }
 
 fn store_layer(layer: &Layer, compression: Compression, folder: &Path) -> io::Result<StoredLayer> {
-    let out = Hashing::new(BufWriter::new(tempfile::tempfile_in(folder)?));
+    let out = HashingWriter::new(BufWriter::new(tempfile::tempfile_in(folder)?));
     let (out, diff_id) = match compression {
         Compression::None => {
-            let mut plain = Hashing::new(out);
+            let mut plain = HashingWriter::new(out);
             layer.write_tar(&mut plain)?;
             let (out, diff_id, _) = plain.finish();
             (out, diff_id)
         }
         Compression::Zstd => {
-            let mut plain = Hashing::new(zstd::Encoder::new(out, ZSTD_LEVEL)?);
+            let mut plain = HashingWriter::new(zstd::Encoder::new(out, ZSTD_LEVEL)?);
             layer.write_tar(&mut plain)?;
             let (encoder, diff_id, _) = plain.finish();
             (encoder.finish()?, diff_id)
@@ -148,7 +146,7 @@ struct Blob {
 impl Blob {
     fn from_layer(layer: StoredLayer) -> Self {
         Self {
-            name: layer.digest.hex(),
+            name: layer.digest.to_string(),
             len: layer.len,
             content: Box::new(layer.file),
         }
@@ -157,16 +155,16 @@ impl Blob {
     fn from_bytes(bytes: &[u8]) -> Self {
         let content = Box::new(io::Cursor::new(bytes.to_vec()));
         Self {
-            name: Digest::of(bytes).hex(),
+            name: Digest::of(bytes).to_string(),
             len: bytes.len() as u64,
             content,
         }
     }
 }
 
-fn write_and_rename(blobs: Vec<Blob>, documents: &Documents, folder: &Path, path: &Path) -> io::Result<()> {
-    let temporary = NamedTempFile::new_in(folder)?;
-    let mut tar = tar::Builder::new(BufWriter::new(temporary));
+fn write_blobs(blobs: Vec<Blob>, documents: &Documents, path: &Path) -> io::Result<()> {
+    let file = NewFile::create(path, Access::Mode(0o644))?;
+    let mut tar = tar::Builder::new(BufWriter::new(file));
     for directory in ["blobs/", "blobs/sha256/"] {
         append(&mut tar, directory, EntryType::Directory, 0, io::empty())?;
     }
@@ -182,13 +180,8 @@ fn write_and_rename(blobs: Vec<Blob>, documents: &Documents, folder: &Path, path
     for (name, bytes) in [("index.json", documents.index.as_slice()), ("oci-layout", OCI_LAYOUT)] {
         append(&mut tar, name, EntryType::Regular, bytes.len() as u64, bytes)?;
     }
-    let temporary = tar.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-    temporary
-        .as_file()
-        .set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    temporary.as_file().sync_all()?;
-    temporary.persist(path)?;
-    File::open(folder)?.sync_all()
+    let file = tar.into_inner()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.commit()
 }
 
 fn append(

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use digest::{Digest, oci};
 use serde::Serialize;
 
-use crate::{Digest, ImageName, Layer};
+use crate::{ImageName, Layer};
 
 /// A container image to write to an archive.
 #[derive(Clone, Debug)]
@@ -63,7 +64,7 @@ impl Image {
             created: "1970-01-01T00:00:00Z",
             os: "linux",
             rootfs: RootFs {
-                diff_ids: diff_ids.iter().map(Digest::to_string).collect(),
+                diff_ids: diff_ids.iter().map(oci::format).collect(),
                 kind: "layers",
             },
         };
@@ -133,7 +134,7 @@ impl Descriptor {
     pub(crate) fn new(media_type: &'static str, digest: Digest, size: u64) -> Self {
         Self {
             annotations: BTreeMap::new(),
-            digest: digest.to_string(),
+            digest: oci::format(&digest),
             media_type,
             platform: None,
             size,

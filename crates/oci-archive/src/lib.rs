@@ -7,13 +7,11 @@
 //! What this crate does not do: it does not pull, push or read images.
 
 mod archive;
-mod digest;
 mod image;
 mod layer;
 mod name;
 
 pub use archive::{WriteArchiveError, write_archive};
-pub use digest::Digest;
 pub use image::{Compression, Image};
 pub use layer::{Capability, Content, Layer, LayerError};
 pub use name::{ImageName, ParseImageNameError};

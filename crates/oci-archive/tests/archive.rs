@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
+use digest::{Digest, oci};
 use oci_archive::{Compression, Content, Image, Layer, write_archive};
 use serde_json::{Value, json};
 
@@ -47,8 +48,7 @@ fn blob<'a>(files: &'a BTreeMap<String, Vec<u8>>, descriptor: &Value) -> &'a [u8
     let digest = descriptor["digest"].as_str().unwrap();
     let bytes = &files[&format!("blobs/{}", digest.replace(':', "/"))];
     assert_eq!(descriptor["size"], bytes.len());
-    let actual = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
-    assert_eq!(digest, format!("sha256:{}", hex::encode(actual)));
+    assert_eq!(digest, oci::format(&Digest::of(bytes)));
     bytes
 }
 
@@ -64,7 +64,7 @@ fn holds_what_was_asked_for_under_the_name_that_containerd_reads() {
     assert_eq!(files["oci-layout"], br#"{"imageLayoutVersion":"1.0.0"}"#);
     let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
     let described = &index["manifests"][0];
-    assert_eq!(described["digest"], digest.to_string());
+    assert_eq!(described["digest"], oci::format(&digest));
     let names = json!({"io.containerd.image.name": NAME, "org.opencontainers.image.ref.name": "3.10.1"});
     assert_eq!(described["annotations"], names);
 
@@ -81,11 +81,7 @@ fn holds_what_was_asked_for_under_the_name_that_containerd_reads() {
         .map(|e| e.unwrap().path().unwrap().display().to_string())
         .collect();
     assert_eq!(paths, ["etc/", "etc/motd", "usr/", "usr/bin/", "usr/bin/pause"]);
-    let diff_id = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &plain);
-    assert_eq!(
-        config["rootfs"]["diff_ids"][1],
-        format!("sha256:{}", hex::encode(diff_id))
-    );
+    assert_eq!(config["rootfs"]["diff_ids"][1], oci::format(&Digest::of(&plain)));
 }
 
 #[test]

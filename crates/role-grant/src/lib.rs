@@ -209,7 +209,7 @@ fn parse(message: &GrantMessage) -> Option<RoleGrant> {
     let machine: [u8; 32] = message.machine.as_slice().try_into().ok()?;
     Some(RoleGrant {
         cluster: message.cluster.as_slice().try_into().ok()?,
-        machine: AttestedIdentity::new(measurements::Digest::new(machine)),
+        machine: AttestedIdentity::new(digest::Digest::new(machine)),
         role: message.role.parse().ok()?,
         not_after: message.not_after,
     })
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     fn machine(byte: u8) -> AttestedIdentity {
-        AttestedIdentity::new(measurements::Digest::new([byte; 32]))
+        AttestedIdentity::new(digest::Digest::new([byte; 32]))
     }
 
     fn grant() -> RoleGrant {

@@ -5,7 +5,8 @@ use attestation_tpm::{Membership, PcrPolicy, TpmEvidence, TpmVerifier};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use cluster_types::Variant;
-use measurements::{Digest, PcrIndex, PcrValue, PcrValues, ReferenceValues};
+use digest::Digest;
+use measurements::{PcrIndex, PcrValue, PcrValues, ReferenceValues};
 
 /// Answers like a TPM, as a lying host can, with a key in this process. Each one is another machine.
 pub struct InProcessAttester {

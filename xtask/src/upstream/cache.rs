@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use aws_lc_rs::digest::{Context, SHA256};
+use digest::Hasher;
 
 use crate::folders;
 
@@ -53,7 +53,7 @@ impl Cache {
 /// Hashes the inputs of a result.
 pub(super) struct Key {
     name: String,
-    context: Context,
+    hasher: Hasher,
 }
 
 impl Key {
@@ -61,7 +61,7 @@ impl Key {
     pub(super) fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
-            context: Context::new(&SHA256),
+            hasher: Hasher::new(),
         }
         .with(LAYOUT)
     }
@@ -90,14 +90,14 @@ impl Key {
 
     /// The name and the first 16 digits of the hash.
     pub(super) fn finish(self) -> String {
-        let digest = hex::encode(self.context.finish());
+        let digest = self.hasher.finish().to_string();
         format!("{}-{}", self.name, &digest[..16])
     }
 
     fn add_bytes(&mut self, bytes: &[u8]) -> &mut Self {
         // The length keeps neighbouring inputs apart.
-        self.context.update(&(bytes.len() as u64).to_le_bytes());
-        self.context.update(bytes);
+        self.hasher.update(&(bytes.len() as u64).to_le_bytes());
+        self.hasher.update(bytes);
         self
     }
 

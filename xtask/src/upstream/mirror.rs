@@ -5,9 +5,9 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use aws_lc_rs::digest::{self, SHA256};
+use digest::Digest;
 use flate2::{Compression, GzBuilder};
-use kubernetes_components::{Component, ComponentHash, ComponentList, MIRROR_DOCUMENT};
+use kubernetes_components::{Component, ComponentList, MIRROR_DOCUMENT};
 use oci_archive::{Content, Layer, write_archive};
 
 use super::cache::Key;
@@ -75,7 +75,7 @@ pub(super) fn key(recipe: &Recipe, modules: &[Module], build: &Build, packages: 
     key.add(include_str!("debian.rs"))
         .add(include_str!("images.rs"))
         .add(include_str!("mirror.rs"));
-    key.add(&hash_file(packages)?.to_string());
+    key.add(&digest_of(packages)?.to_string());
     Ok(key.finish())
 }
 
@@ -89,7 +89,7 @@ pub(super) fn write(
 ) -> Result<()> {
     let mut components = Vec::new();
     let mut add = |url: String, install_path: String, extract| {
-        let hash = hash_file(&folder.join(&url))?;
+        let hash = digest_of(&folder.join(&url))?;
         components.push(Component {
             url: url.parse()?,
             hash,
@@ -145,30 +145,8 @@ fn write_cni_plugins(programs: &Programs, archive: &Path) -> Result<()> {
     Ok(())
 }
 
-fn hash_file(path: &Path) -> Result<ComponentHash> {
-    let mut file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    let mut hasher = Hasher(digest::Context::new(&SHA256));
-    std::io::copy(&mut file, &mut hasher)?;
-    let digest: [u8; 32] = hasher
-        .0
-        .finish()
-        .as_ref()
-        .try_into()
-        .expect("a SHA-256 digest has 32 bytes");
-    Ok(digest.into())
-}
-
-struct Hasher(digest::Context);
-
-impl Write for Hasher {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+fn digest_of(path: &Path) -> Result<Digest> {
+    Digest::of_file(path).with_context(|| format!("reading {}", path.display()))
 }
 
 /// Whether every file of `from` is in `to` with the same length; wrong contents are found by their hashes.

@@ -2,10 +2,11 @@
 
 use cluster_types::{ClusterId, MeasurementSalt, NodeRole, ParseHostPortError, WrongLength};
 use component_installer::{Mirror, ParseMirrorAddressError};
+use digest::oci;
 use grpc_api::join::{ControlPlaneCertOrKey, IssueJoinTicketResponse, MasterSecret as MasterSecretMessage};
 use key_derivation::{MasterSecret, ParseMasterSecretError, cluster_id};
 use kubeadm::{JoinSettings, ParseTokenError};
-use kubernetes_components::{ComponentHash, ComponentList};
+use kubernetes_components::ComponentList;
 use measurements::{PcrIndex, PcrValue, PcrValues};
 use secret::{MeasurementSecret, StateDiskKey};
 use zeroize::Zeroizing;
@@ -71,7 +72,7 @@ pub(super) enum InvalidTicket {
     #[error("the address of the API server is malformed")]
     Endpoint(#[from] ParseHostPortError),
     #[error("the hash of the cluster CA is malformed")]
-    CaHash(#[from] kubernetes_components::ParseComponentHashError),
+    CaHash(#[from] oci::ParseOciDigestError),
     #[error("the list of components is malformed")]
     Components(#[from] InvalidRequest),
     #[error("the address of the mirror is malformed")]
@@ -120,10 +121,7 @@ impl Ticket {
                 role,
                 endpoint: message.api_server_endpoint.parse()?,
                 token: secrets.token.parse()?,
-                ca_cert_hash: message
-                    .discovery_token_ca_cert_hash
-                    .parse::<ComponentHash>()?
-                    .to_string(),
+                ca_cert_hash: oci::format(&oci::parse(&message.discovery_token_ca_cert_hash)?),
             },
             mirror: parse_mirror(&message.component_mirror)?,
             components: parse_component_list(&message.kubernetes_version, message.kubernetes_components)?,

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use attestation_tpm::{Membership, PcrPolicy, SocketTransport, Tpm, TpmAttester};
 use attestation_variants::qemu_vtpm;
 use attested_tls::PeerPolicy;
-use aws_lc_rs::digest::{SHA256, digest};
 use cloud_metadata::{Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance};
 use cluster_types::{DiskUuid, NodeRole};
+use digest::Digest;
 use grpc_api::components::Component;
 use programs::{Call, Output, Programs, Running};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
@@ -129,7 +129,6 @@ pub(crate) fn instance(role: NodeRole, host: u8) -> Instance {
 }
 
 fn hints(role: NodeRole) -> Hints {
-    let hash = digest(&SHA256, INIT_SECRET).as_ref().try_into().unwrap();
     let host = match role {
         NodeRole::ControlPlane => 100,
         NodeRole::Worker => 150,
@@ -140,7 +139,7 @@ fn hints(role: NodeRole) -> Hints {
             host: Ipv4Addr::new(10, 42, 1, 100).try_into().unwrap(),
             port: 6443,
         },
-        init_secret_hash: InitSecretHash::new(hash),
+        init_secret_hash: InitSecretHash::new(*Digest::of(INIT_SECRET).as_bytes()),
     }
 }
 
@@ -148,7 +147,7 @@ fn hints(role: NodeRole) -> Hints {
 pub(crate) fn components() -> Vec<Component> {
     vec![Component {
         url: "bin/kubelet".into(),
-        hash: format!("sha256:{}", measurements::Digest::of(KUBELET)),
+        hash: digest::oci::format(&Digest::of(KUBELET)),
         install_path: "/run/state/bin/kubelet".into(),
         extract: false,
     }]

@@ -193,19 +193,13 @@ async fn until_stopped(run: &Run<'_>) -> anyhow::Error {
 
 fn init_request(run: &Run<'_>, secret: &MasterSecret) -> Result<InitRequest> {
     let infrastructure = run.infrastructure()?;
-    let component = |component: &kubernetes_components::Component| Component {
-        url: component.url.to_string(),
-        hash: component.hash.to_string(),
-        install_path: component.install_path.to_string(),
-        extract: component.extract,
-    };
     Ok(InitRequest {
         kms_uri: kms_uri(secret),
         storage_uri: "storage://no-store".to_owned(),
         measurement_salt: run.state.measurement_salt.as_bytes().to_vec(),
         kubernetes_version: run.config.kubernetes_version.to_string(),
         conformance_mode: false,
-        kubernetes_components: run.components.components().iter().map(component).collect(),
+        kubernetes_components: run.components.components().iter().map(Component::from).collect(),
         init_secret: run.state.init_secret.expose().to_vec(),
         cluster_name: run.config.name.clone(),
         apiserver_cert_sans: infrastructure.api_server_cert_sans.clone(),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use cluster_config::{ClusterState, Workspace, names};
-use measurements::Digest;
+use digest::Digest;
 
 use crate::arguments::{Confirmation, Sources};
 use crate::commands::{apply, config, terminate};

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use aws_lc_rs::digest::{SHA256, digest};
-use kubernetes_components::{Component, ComponentHash, ComponentList, MIRROR_DOCUMENT};
+use digest::Digest;
+use kubernetes_components::{Component, ComponentList, MIRROR_DOCUMENT};
 use oci_archive::{Content, Image, Layer, write_archive};
 
 /// The image of test pods.
@@ -82,10 +82,9 @@ fn probe(folder: &Path) -> Result<Component> {
     layer.file("/probe", 0o755, Content::HostFile(program.into()))?;
     let archive = folder.join(PROBE_ARCHIVE);
     write_archive(&Image::new(PROBE_IMAGE.parse()?, vec![layer], &["/probe"]), &archive)?;
-    let hash: [u8; 32] = digest(&SHA256, &fs::read(&archive)?).as_ref().try_into()?;
     Ok(Component {
         url: PROBE_ARCHIVE.parse()?,
-        hash: ComponentHash::from(hash),
+        hash: Digest::of_file(&archive)?,
         install_path: "/run/state/images/probe.oci.tar".parse()?,
         extract: false,
     })
