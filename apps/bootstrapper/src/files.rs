@@ -1,11 +1,12 @@
 //! What this node keeps on its encrypted state disk.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
+use std::fs::{self, Permissions};
+use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use atomic_file::Access;
 use cluster_types::{MeasurementSalt, NodeRole};
 use key_derivation::MasterSecret;
 use serde::{Deserialize, Serialize};
@@ -104,7 +105,7 @@ impl NodeFiles {
 
     /// Replaces a file that everyone may read.
     pub(crate) fn replace(&self, absolute: &str, content: &[u8]) -> io::Result<()> {
-        replace_file(&self.path(absolute), content, 0o644, None)
+        replace_file(&self.path(absolute), content, Access::Mode(0o644))
     }
 
     pub(crate) fn load_state(&self) -> Result<NodeState, LoadNodeStateError> {
@@ -120,13 +121,17 @@ impl NodeFiles {
     /// Takes a locked node, because until then the disk has only its ephemeral key.
     pub(crate) fn write_state(&self, _: &Locked, state: &NodeState) -> io::Result<()> {
         let json = serde_json::to_vec_pretty(state).expect("the document has text keys only");
-        replace_file(&self.root.join(NODE_STATE), &json, 0o600, None)
+        replace_file(&self.root.join(NODE_STATE), &json, Access::Owner)
     }
 
     /// For control planes only.
     pub(crate) fn write_master_secret(&self, _: &Locked, secret: &MasterSecret) -> io::Result<()> {
         let path = self.root.join(MASTER_SECRET);
-        replace_file(&path, secret.to_json().as_bytes(), 0o400, Some(self.key_service))?;
+        let access = Access::User {
+            id: self.key_service,
+            mode: 0o400,
+        };
+        replace_file(&path, secret.to_json().as_bytes(), access)?;
         // The key service runs as another user and has to reach its file.
         let folder = path.parent().expect("the file is in a folder");
         fs::set_permissions(folder, Permissions::from_mode(0o711))
@@ -135,23 +140,14 @@ impl NodeFiles {
     /// Writes one of the files that control planes share. `name` was checked and is below the folder with the cluster's keys.
     pub(crate) fn write_pki(&self, _: &Locked, name: &str, content: &[u8]) -> io::Result<()> {
         let mode = if name.ends_with(".key") { 0o600 } else { 0o644 };
-        replace_file(&self.root.join(PKI).join(name), content, mode, None)
+        replace_file(&self.root.join(PKI).join(name), content, Access::Mode(mode))
     }
 }
 
-/// Temporary file, fsync, rename, fsync of the folder.
-fn replace_file(path: &Path, content: &[u8], mode: u32, owner: Option<u32>) -> io::Result<()> {
-    let folder = path.parent().expect("our files are in folders");
-    fs::create_dir_all(folder)?;
-    let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(folder)?;
-    file.write_all(content)?;
-    file.as_file().set_permissions(Permissions::from_mode(mode))?;
-    if owner.is_some() {
-        chown(file.path(), owner, owner)?;
-    }
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    File::open(folder)?.sync_all()
+/// Replaces a file, and makes the folder it is in.
+fn replace_file(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
+    fs::create_dir_all(path.parent().expect("our files are in folders"))?;
+    atomic_file::replace(path, content, access)
 }
 
 #[cfg(test)]
@@ -175,15 +171,5 @@ mod tests {
         );
         assert_eq!(serde_json::from_str::<NodeState>(&json).unwrap(), state);
         assert!(serde_json::from_str::<NodeState>(&json.replace("v1", "v2")).is_err());
-    }
-
-    #[test]
-    fn a_file_is_replaced_with_its_mode() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a/b");
-        replace_file(&path, b"long content", 0o400, None).unwrap();
-        replace_file(&path, b"short", 0o400, None).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"short");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o400);
     }
 }

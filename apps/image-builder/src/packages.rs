@@ -228,7 +228,7 @@ impl Apt {
                 package.version,
                 package.sha256
             );
-            fs::rename(archive, archive_of(package, cache)?)?;
+            atomic_file::rename(archive, &archive_of(package, cache)?)?;
         }
         Ok(())
     }

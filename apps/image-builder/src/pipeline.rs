@@ -96,7 +96,7 @@ pub(crate) fn build(build: &Build) -> Result<()> {
     fs::write(work.path().join("reference-values.json"), values.to_json())?;
     fs::write(work.path().join("packages.lock"), lock.to_string())?;
     for file in ["node.efi", "node.img", "packages.lock", "reference-values.json"] {
-        fs::rename(work.path().join(file), build.out.join(file))?;
+        atomic_file::rename(&work.path().join(file), &build.out.join(file))?;
     }
     progress.say(&format!(
         "done: {}, root hash {}",

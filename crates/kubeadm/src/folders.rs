@@ -1,4 +1,8 @@
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use atomic_file::Access;
 
 /// Where kubeadm and kubelet keep their files, below a root folder that only tests change.
 #[derive(Clone, Debug)]
@@ -49,20 +53,8 @@ impl Folders {
     }
 }
 
-/// Replaces a file as a whole, with this mode from the start.
-pub(crate) fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::PermissionsExt;
-
-    let folder = path.parent().expect("our files are in folders");
-    std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::Builder::new()
-        .permissions(std::fs::Permissions::from_mode(mode))
-        .tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    // The umask may have narrowed it.
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
-    file.persist(path)?;
-    std::fs::File::open(folder)?.sync_all()
+/// Replaces a file, and makes the folder it is in.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    fs::create_dir_all(path.parent().expect("our files are in folders"))?;
+    atomic_file::replace(path, bytes, Access::Mode(mode))
 }
