@@ -14,7 +14,7 @@ use crate::service_images;
 use crate::workspace::{Workspace, cargo, run_to_end};
 
 /// Programs that run on the node itself.
-const NODE_PROGRAMS: [&str; 3] = ["node-init", "disk-mapper", "bootstrapper"];
+pub(crate) const NODE_PROGRAMS: [&str; 3] = ["node-init", "disk-mapper", "bootstrapper"];
 
 /// The Debian packages of an image, in its definition and beside it.
 const LOCK: &str = "packages.lock";
