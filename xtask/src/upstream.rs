@@ -12,6 +12,7 @@ mod debian;
 mod go;
 mod images;
 mod mirror;
+mod programs;
 mod recipe;
 
 use std::env;
@@ -25,6 +26,7 @@ use crate::progress::Progress;
 use cache::Cache;
 use go::Go;
 use mirror::Mirror;
+use programs::Programs;
 use recipe::{Minor, Module, Recipe};
 
 /// Build upstream Kubernetes from its Go modules and write a mirror.
@@ -98,13 +100,14 @@ impl Build {
             None => debian::fetch(&self.cache, &self.progress)?,
         };
         let modules = self.recipe.modules();
-        let key = mirror::key(&self.recipe, &modules, self, &packages)?;
+        let keys = modules.iter().map(|module| self.module_key(module));
+        let key = mirror::key(&self.recipe, &keys.collect::<Result<Vec<_>>>()?, &packages)?;
         let folder = self.cache.folder("mirrors", &key, |folder| {
             let programs = modules
                 .iter()
                 .map(|module| self.module(module))
                 .collect::<Result<Vec<_>>>()?;
-            let programs = Programs { folders: programs };
+            let programs = Programs::new(programs);
             self.check_image_names(&programs.path("kubeadm")?)?;
             let images = images::all(&self.recipe, &programs, &debian::network_tools(&packages)?)?;
             mirror::write(folder, &self.recipe, &programs, &images, &self.progress)
@@ -154,22 +157,6 @@ impl Build {
             );
         }
         Ok(())
-    }
-}
-
-/// Folders with built programs.
-struct Programs {
-    folders: Vec<PathBuf>,
-}
-
-impl Programs {
-    fn path(&self, name: &str) -> Result<PathBuf> {
-        let path = self
-            .folders
-            .iter()
-            .map(|folder| folder.join(name))
-            .find(|path| path.is_file());
-        path.with_context(|| format!("{name} was not built"))
     }
 }
 

@@ -5,11 +5,14 @@ use std::io;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::vm::{INTERVAL, PATIENCE};
+/// The longest anything may take. A boot takes a minute on two idle cores; a busy machine must not fail a test.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
+/// Between two looks at a condition.
+pub(crate) const INTERVAL: Duration = Duration::from_millis(200);
 
 /// A running process. Dropping it ends it.
 pub(crate) struct Process(Child);

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
@@ -15,12 +15,8 @@ use tempfile::TempDir;
 
 use crate::metadata::Metadata;
 use crate::monitor::Monitor;
-use crate::process::Process;
+use crate::process::{INTERVAL, PATIENCE, Process};
 
-/// The longest anything may take. A boot takes a minute on two idle cores; a busy machine must not fail a test.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
-/// Between two looks at a condition.
-pub(crate) const INTERVAL: Duration = Duration::from_millis(200);
 /// More of a console is not printed.
 const MAX_PRINTED: usize = 64 * 1024;
 

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use oci_archive::{Capability, Content, Image, Layer};
 
-use super::Programs;
+use super::programs::Programs;
 use super::recipe::{IMAGES, Recipe};
 
 /// An image and the name of its archive, without the ending.
@@ -91,9 +91,7 @@ mod tests {
         for program in IMAGES.iter().chain(&["etcdctl", "flanneld"]) {
             fs::write(folder.path().join(program), "").unwrap();
         }
-        let programs = Programs {
-            folders: vec![folder.path().to_owned()],
-        };
+        let programs = Programs::new(vec![folder.path().to_owned()]);
         let images = all(&Recipe::new(Minor::V1_35), &programs, &Layer::new()).unwrap();
         let summary: Vec<_> = images
             .iter()

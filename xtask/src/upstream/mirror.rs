@@ -12,8 +12,8 @@ use oci_archive::{Content, Layer, write_archive};
 
 use super::cache::Key;
 use super::images::NamedImage;
-use super::recipe::{CNI_PLUGINS, Module, PROGRAMS, Recipe};
-use super::{Build, Programs};
+use super::programs::Programs;
+use super::recipe::{CNI_PLUGINS, PROGRAMS, Recipe};
 use crate::folders;
 use crate::progress::Progress;
 
@@ -62,11 +62,11 @@ impl Mirror {
     }
 }
 
-/// Everything a mirror depends on.
-pub(super) fn key(recipe: &Recipe, modules: &[Module], build: &Build, packages: &Path) -> Result<String> {
+/// Everything a mirror depends on; `modules` are the keys of the modules with its programs.
+pub(super) fn key(recipe: &Recipe, modules: &[String], packages: &Path) -> Result<String> {
     let mut key = Key::new(recipe.kubernetes);
     for module in modules {
-        key.add(&build.module_key(module)?);
+        key.add(module);
     }
     for name in recipe.image_names() {
         key.add(&name);
@@ -238,7 +238,7 @@ mod tests {
                 fs::write(folder.join(name), name).unwrap();
             }
             let archive = root.path().join(format!("{run}.tgz"));
-            write_cni_plugins(&Programs { folders: vec![folder] }, &archive).unwrap();
+            write_cni_plugins(&Programs::new(vec![folder]), &archive).unwrap();
             fs::read(archive).unwrap()
         });
         assert!(archives[0] == archives[1]);

@@ -11,7 +11,7 @@ use test_figures::{Clock, Samples, Table};
 use test_services::{ControlPlane, Node, join_request};
 
 use crate::load::{CALLERS, Load, Meter, side_by_side};
-use crate::say;
+use crate::progress::say;
 
 const ROUNDS: usize = 200;
 /// Of each of several nodes.

@@ -8,7 +8,7 @@ use test_figures::{Clock, Samples, WARM_UP};
 use test_services::KeyService;
 
 use crate::load::{CALLERS, Load, Meter, side_by_side};
-use crate::say;
+use crate::progress::say;
 
 const ROUNDS: usize = 500;
 const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";

@@ -15,6 +15,7 @@ mod joins;
 mod keys;
 mod load;
 mod node;
+mod progress;
 mod services;
 
 use std::env;
@@ -68,9 +69,4 @@ fn memory(mut processes: Vec<(&'static str, Memory)>, node: &node::Figures, work
 
 fn cells(memory: Memory) -> [String; 2] {
     [memory.resident, memory.peak].map(|kib| mebibytes(kib * 1024))
-}
-
-/// Says what takes so long.
-fn say(what: &str) {
-    eprintln!("bench: {what}");
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use service_runtime::Memory;
 use test_figures::{Table, mebibytes, time};
 
-use crate::say;
+use crate::progress::say;
 
 /// What `zstd` does when it is told nothing else.
 const LEVEL: i32 = 3;

@@ -14,7 +14,8 @@ use test_services::{ControlPlane, ServiceProcess, VerificationService};
 use test_tpm::verifier;
 
 use crate::load::{Load, Meter};
-use crate::{joins, keys, say};
+use crate::progress::say;
+use crate::{joins, keys};
 
 const ROUNDS: usize = 200;
 
