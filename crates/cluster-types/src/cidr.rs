@@ -7,34 +7,34 @@ use ipnet::Ipv4Net;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr(Ipv4Net);
 
-/// A text that is no network for pods or Services.
+/// A text that is not a network for pods or Services.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseCidrError {
-    /// Not of the form.
+    /// It is not of the form.
     #[error("{0:?} is not an IPv4 network: expected a form like 10.96.0.0/12")]
     Form(String),
-    /// Bits of the host part are set: a typing error.
-    #[error("{text:?} has host bits set: the network is {network}")]
+    /// Bits of the host part are set, which is a typing error.
+    #[error("{text:?} has host bits set; the network is {network}")]
     HostBits {
-        /// What was written.
+        /// The network as written.
         text: String,
-        /// What was probably meant.
+        /// The network that was probably meant.
         network: Cidr,
     },
-    /// The node image would let packets to other addresses out onto the host's wires.
-    #[error("{network} is outside {whole}: only these addresses the node image keeps off the host's wires")]
+    /// The node image would let packets to these addresses out onto the host's wires.
+    #[error("{network} is outside {whole}, the only addresses that the node image keeps off the host's wires")]
     Outside {
-        /// What was written.
+        /// The network as written.
         network: Cidr,
-        /// What it must be a part of.
+        /// The network that it must be a part of.
         whole: Cidr,
     },
-    /// Too few addresses.
+    /// It has too few addresses.
     #[error("{network} is too small: expected a prefix of at most {longest} bits")]
     TooSmall {
-        /// What was written.
+        /// The network as written.
         network: Cidr,
-        /// Bits.
+        /// The longest prefix, in bits.
         longest: u8,
     },
 }
@@ -43,21 +43,21 @@ impl Cidr {
     /// Addresses of pods (docs/interfaces.md). The image keeps packets to these and to those of Services off the host's
     /// wires (images/root/usr/share/constellation/pod-network.nft).
     pub const PODS: Self = Self(Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16));
-    /// Addresses of Services. The API server takes at most 20 bits of them.
+    /// Addresses of Services. The API server accepts at most 20 bits of them.
     pub const SERVICES: Self = Self(Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 12));
 
-    /// [`Cidr::PODS`] or a part of it with room for one node at least: each gets 8 bits.
+    /// Parses [`Cidr::PODS`] or a part of it with room for at least one node. Each node gets 8 bits.
     ///
     /// # Errors
-    /// When the text is nothing of this.
+    /// When the text is neither.
     pub fn for_pods(text: &str) -> Result<Self, ParseCidrError> {
         parse(text)?.part_of(Self::PODS, 24)
     }
 
-    /// [`Cidr::SERVICES`] or a part of it with at least ten addresses, which kubeadm insists on.
+    /// Parses [`Cidr::SERVICES`] or a part of it with at least ten addresses, which kubeadm requires.
     ///
     /// # Errors
-    /// When the text is nothing of this.
+    /// When the text is neither.
     pub fn for_services(text: &str) -> Result<Self, ParseCidrError> {
         parse(text)?.part_of(Self::SERVICES, 28)
     }
@@ -76,7 +76,7 @@ impl Cidr {
 
 fn parse(text: &str) -> Result<Cidr, ParseCidrError> {
     let given: Option<Ipv4Net> = text.parse().ok();
-    // Leading zeros: others take such numbers for octal ones.
+    // Leading zeros: some programs read such numbers as octal.
     let given = given.filter(|given| given.to_string() == text);
     let given = given.ok_or_else(|| ParseCidrError::Form(text.chars().take(64).collect()))?;
     let network = Cidr(given.trunc());

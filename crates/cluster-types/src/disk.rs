@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 /// The UUID of a node's LUKS2 state disk or of an encrypted volume.
 ///
-/// Written in lower case with hyphens, because that text is the input of key derivation and case matters there.
+/// Written in lower case with hyphens, because that text is the input of key derivation, where case matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DiskUuid(Uuid);
@@ -19,7 +19,7 @@ pub struct ParseDiskUuidError(String);
 impl FromStr for DiskUuid {
     type Err = ParseDiskUuidError;
 
-    /// Accepts the canonical form only: no braces, no URN, no upper case. Two spellings of one disk would be two keys.
+    /// Accepts only the canonical form: no braces, no URN, no upper case. Two spellings of one disk would give two keys.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refuse = || ParseDiskUuidError(text.chars().take(64).collect());
         let uuid = Uuid::parse_str(text).map_err(|_| refuse())?;

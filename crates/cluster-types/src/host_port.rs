@@ -4,13 +4,13 @@ use std::str::FromStr;
 
 use crate::NodeName;
 
-/// Where a server is: an IP address or a DNS name, and a port. IPv6 addresses are in brackets (RFC 3986 section 3.2.2).
+/// A server's address: an IP address or a DNS name, and a port. IPv6 addresses are in brackets (RFC 3986 section 3.2.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort(String);
 
-/// A text that is no address of a server.
+/// A text that is not a server's address.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no address of a server: expected <host>:<port>")]
+#[error("{0:?} is not a server's address: expected <host>:<port>")]
 pub struct ParseHostPortError(String);
 
 impl HostPort {

@@ -2,11 +2,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A byte string that does not have the one length its type has.
+/// A byte string that does not have the length of its type.
 #[derive(Debug, thiserror::Error)]
 #[error("{what} has {actual} bytes, expected 32")]
 pub struct WrongLength {
-    /// The type that refused.
+    /// The type.
     pub what: &'static str,
     /// Length in bytes.
     pub actual: usize,
@@ -19,7 +19,7 @@ macro_rules! public_array {
         pub struct $name(#[serde(with = "hex::serde")] [u8; 32]);
 
         impl $name {
-            /// Wraps 32 bytes.
+            /// Takes 32 bytes.
             #[must_use]
             pub const fn new(bytes: [u8; 32]) -> Self {
                 Self(bytes)
@@ -58,13 +58,13 @@ macro_rules! public_array {
 }
 
 public_array! {
-    /// What a node extends into PCR 15 when it becomes part of a cluster. Derived from the measurement secret and the
-    /// [`MeasurementSalt`]; public.
+    /// What a node extends into PCR 15 when it becomes part of a cluster. It is derived from the measurement secret and the
+    /// [`MeasurementSalt`], and is public.
     ClusterId
 }
 
 public_array! {
-    /// Random bytes made by the CLI once per cluster; public.
+    /// Random bytes that the CLI generates once per cluster. They are public.
     MeasurementSalt
 }
 

@@ -8,7 +8,7 @@ use crate::Service;
 /// Audience of the service-account tokens that the key service accepts.
 pub const AUDIENCE: &str = Service::Key.name();
 
-/// The most bytes of a key that are given out.
+/// The longest key that is handed out, in bytes.
 pub const MAX_KEY_LEN: u32 = 64;
 
 /// The Ed25519 public key of a cluster's key service, written in hex.
@@ -21,7 +21,7 @@ pub struct KeyServicePublicKey([u8; 32]);
 pub struct ParseKeyServicePublicKeyError(String);
 
 impl KeyServicePublicKey {
-    /// A key by its bytes (RFC 8032 section 5.1.5).
+    /// Takes a key's bytes (RFC 8032 section 5.1.5).
     #[must_use]
     pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)

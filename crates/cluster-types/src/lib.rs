@@ -1,6 +1,6 @@
-//! The words every part of the system shares: ids, roles, versions.
+//! The words that all parts of the system share: ids, roles, versions.
 //!
-//! Each type can hold only a valid value, so that code below the edge never checks again. There is no I/O here.
+//! Each type can hold only valid values, so that code behind the edge never has to check them again. There is no I/O here.
 
 mod cidr;
 mod disk;

@@ -19,10 +19,10 @@ pub struct NodeName(String);
 pub struct ParseNodeNameError(String);
 
 impl NodeName {
-    /// Makes a node name of a machine's own name, as the cloud spells it: lower case, `_` becomes `-`.
+    /// Turns a machine's name, as the cloud spells it, into a node name: in lower case, with `-` for `_`.
     ///
     /// # Errors
-    /// When the result still is no RFC 1123 subdomain.
+    /// When the result is still not an RFC 1123 subdomain.
     pub fn from_machine_name(name: &str) -> Result<Self, ParseNodeNameError> {
         name.to_ascii_lowercase().replace('_', "-").parse()
     }
@@ -47,7 +47,7 @@ impl FromStr for NodeName {
     }
 }
 
-/// RFC 1123 section 2.1, in lower case as Kubernetes wants it.
+/// RFC 1123 section 2.1, in lower case as Kubernetes requires.
 fn is_label(label: &str) -> bool {
     let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
     !label.is_empty()

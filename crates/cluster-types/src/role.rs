@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a node does in the cluster.
 ///
-/// A role that a node or the cloud states is only a wish; a control plane needs a role grant signed by the operator.
+/// A role that a node or the cloud states is only a request. A control plane needs a role grant signed by the operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum NodeRole {
     /// Runs the API server, etcd and the services that hold keys.
@@ -14,7 +14,7 @@ pub enum NodeRole {
     Worker,
 }
 
-/// A text that names no role.
+/// A text that is not a role.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a node role: use control-plane or worker")]
 pub struct ParseNodeRoleError(String);

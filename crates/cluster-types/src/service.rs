@@ -1,33 +1,33 @@
-/// The programs of ours that run as pods.
+/// Our programs that run as pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// Lets nodes in.
+    /// Admits nodes that prove what they run.
     Join,
-    /// Hands out keys.
+    /// Hands out keys to authenticated callers.
     Key,
-    /// Proves what a node runs.
+    /// Proves what its node runs.
     Verification,
 }
 
-/// A port at which a service is reached.
+/// A port of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// `grpc` or `http`.
     pub name: &'static str,
-    /// Inside the cluster.
+    /// The port inside the cluster.
     pub number: u16,
-    /// On every node that runs the service, if it is reached from outside of the cluster.
+    /// The port on every node that runs the service, if it is reached from outside the cluster.
     pub on_node: Option<u16>,
 }
 
 impl Service {
-    /// All of them; the key service first, because the join service calls it.
+    /// All services. The key service comes first, because the join service calls it.
     pub const ALL: [Self; 3] = [Self::Key, Self::Join, Self::Verification];
 
     /// The Kubernetes namespace of the services and their configuration.
     pub const NAMESPACE: &str = "kube-system";
 
-    /// Name of its program, container image, DaemonSet, Service and service account.
+    /// The name of its program, container image, DaemonSet, Service and service account.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -37,9 +37,9 @@ impl Service {
         }
     }
 
-    /// Name of its container image.
+    /// The name of its container image.
     ///
-    /// The images are part of the measured root and never pulled, so the registry is no host.
+    /// The images are part of the measured root and never pulled, so the registry in the name does not exist.
     #[must_use]
     pub fn image_name(self) -> String {
         format!("localhost/constellation/{}:v{}", self.name(), env!("CARGO_PKG_VERSION"))
@@ -57,7 +57,7 @@ impl Service {
         format!("system:serviceaccount:{}:{}", Self::NAMESPACE, self.name())
     }
 
-    /// Where it is reached.
+    /// The ports at which it is reached.
     #[must_use]
     pub const fn ports(self) -> &'static [ServicePort] {
         match self {
@@ -74,7 +74,7 @@ impl ServicePort {
     pub const JOIN_ON_NODE: u16 = 30090;
     /// The verification service, on every node.
     pub const VERIFICATION_ON_NODE: u16 = 30081;
-    /// The same for clients that do not speak gRPC.
+    /// The verification service, for clients that do not speak gRPC.
     pub const VERIFICATION_HTTP_ON_NODE: u16 = 30080;
 
     const JOIN: Self = Self::new("grpc", 9090, Some(Self::JOIN_ON_NODE));

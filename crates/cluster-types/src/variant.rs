@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 #[non_exhaustive]
 pub enum Variant {
-    /// A virtual TPM 2.0 made by the host's software: shows that every mechanism works, does not protect from the host.
+    /// A virtual TPM 2.0 that the host's software provides. It shows that every mechanism works and does not protect from the host.
     QemuVtpm,
 }
 
-/// A text that names no variant.
+/// A text that is not a variant.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not an attestation variant: known is qemu-vtpm")]
+#[error("{0:?} is not an attestation variant: expected qemu-vtpm")]
 pub struct ParseVariantError(String);
 
 impl Variant {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct KubernetesVersion(Version);
 
-/// A text that is no Kubernetes release.
+/// A text that is not a Kubernetes release.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a Kubernetes release: expected a form like v1.35.4")]
 pub struct ParseKubernetesVersionError(String);
@@ -25,7 +25,7 @@ impl KubernetesVersion {
 impl FromStr for KubernetesVersion {
     type Err = ParseKubernetesVersionError;
 
-    /// Takes releases only; pre-releases and build metadata are refused, as is a missing `v`.
+    /// Accepts only releases. Pre-releases, build metadata and a missing `v` are refused.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         text.strip_prefix('v')
             .and_then(|number| Version::parse(number).ok())
