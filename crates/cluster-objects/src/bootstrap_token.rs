@@ -12,24 +12,24 @@ use crate::Cluster;
 
 /// Long enough for a kubeadm join under emulation, short enough to be worthless afterwards.
 const LIFETIME: SignedDuration = SignedDuration::from_mins(15);
-/// 32 characters, so that five random bits choose one without bias. All are legal in a bootstrap token.
+/// 32 characters, so that five random bits choose one of them without bias. All are legal in a bootstrap token.
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const ID_LEN: usize = 6;
 const SECRET_LEN: usize = 16;
-/// kubeadm lets this group ask for kubelet certificates.
+/// kubeadm allows this group to request kubelet certificates.
 const JOINING_NODES: &str = "system:bootstrappers:kubeadm:default-node-token";
 
-/// A token by which kubeadm on a joining node talks to the API server for the first time.
+/// A token with which kubeadm on a joining node first talks to the API server.
 #[derive(Debug)]
 pub struct BootstrapToken(SecretBytes);
 
 /// The token could not be stored.
 #[derive(Debug, thiserror::Error)]
-#[error("the bootstrap token could not be stored")]
+#[error("cannot store the bootstrap token")]
 pub struct CreateBootstrapTokenError(#[source] Box<kube::Error>);
 
 impl BootstrapToken {
-    /// The form `abcdef.0123456789abcdef`.
+    /// The token in clear text, of the form `abcdef.0123456789abcdef`.
     ///
     /// # Panics
     /// Never: it is made of ASCII characters.
@@ -40,7 +40,7 @@ impl BootstrapToken {
 }
 
 impl Cluster {
-    /// Makes a token for one join. It expires by itself.
+    /// Creates a token for one join. It expires by itself.
     ///
     /// # Errors
     /// When the API server refuses it.
@@ -50,7 +50,7 @@ impl Cluster {
         let data = [
             ("token-id", id.as_str()),
             ("token-secret", secret.as_str()),
-            ("description", "made by the join service for one attested node"),
+            ("description", "issued by the join service for one attested node"),
             ("expiration", &expiration.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
             ("usage-bootstrap-signing", "true"),
             ("usage-bootstrap-authentication", "true"),

@@ -4,28 +4,28 @@ use kube::api::PostParams;
 
 use crate::Cluster;
 
-/// Extra field by which the API server names the pod that a token is bound to.
+/// The extra field in which the API server names the pod that a token is bound to.
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 
 /// Who presented a service-account token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// For instance `system:serviceaccount:kube-system:join-service`.
+    /// The user name, such as `system:serviceaccount:kube-system:join-service`.
     pub username: String,
     /// The pod that the token is bound to, if it is bound to one.
     pub pod: Option<String>,
 }
 
-/// A token that identifies nobody.
+/// A token that does not identify a caller of this service.
 #[derive(Debug, thiserror::Error)]
 pub enum ReviewTokenError {
-    /// The API server could not be asked.
+    /// The API server did not answer.
     #[error("the API server could not review the token")]
     Api(#[source] Box<kube::Error>),
-    /// Forged, expired, of a deleted pod, or of another cluster.
+    /// It is forged, expired, of a deleted pod, or of another cluster.
     #[error("the token is not authentic: {0}")]
     NotAuthentic(String),
-    /// Good, but meant for another service.
+    /// It is authentic, but for another service.
     #[error("the token is not for audience {0:?}")]
     Audience(&'static str),
 }
@@ -34,11 +34,11 @@ impl Cluster {
     /// Asks the API server who a token belongs to.
     ///
     /// # Errors
-    /// When the token is not authentic or was made for another audience.
+    /// When the token is not authentic or was issued for another audience.
     ///
     /// # Security
-    /// A token without the audience is refused although it is authentic: every pod has one for the API server, and
-    /// whoever a pod sends that one to could present it here.
+    /// An authentic token without the audience is refused: every pod has a token for the API server, and anyone to whom a
+    /// pod sends it could present it here.
     pub async fn review_token(&self, token: &str, audience: &'static str) -> Result<Caller, ReviewTokenError> {
         let spec = TokenReviewSpec {
             audiences: Some(vec![audience.into()]),
@@ -69,7 +69,7 @@ impl Cluster {
         }
         let user = status.user.unwrap_or_default();
         let username = user.username.filter(|name| !name.is_empty());
-        let username = username.ok_or_else(|| ReviewTokenError::NotAuthentic("it names no user".into()))?;
+        let username = username.ok_or_else(|| ReviewTokenError::NotAuthentic("the review names no user".into()))?;
         let pod = user.extra.and_then(|extra| extra.get(POD_NAME)?.first().cloned());
         Ok(Caller { username, pod })
     }

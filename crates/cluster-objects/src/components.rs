@@ -15,20 +15,20 @@ const CLUSTER_VERSION: &str = "cluster-version";
 #[derive(Debug, thiserror::Error)]
 pub enum ReadComponentsError {
     /// The API server failed, or there is no such list.
-    #[error("the component list {name} could not be read")]
+    #[error("cannot read the component list {name}")]
     Api {
-        /// Name of the ConfigMap.
+        /// The name of the ConfigMap.
         name: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: Box<kube::Error>,
     },
-    /// It is no valid list.
+    /// It is not a valid list.
     #[error("the component list {name} is invalid")]
     Invalid {
-        /// Name of the ConfigMap.
+        /// The name of the ConfigMap.
         name: String,
-        /// What is wrong.
+        /// What is wrong with it.
         #[source]
         source: ParseConfigMapError,
     },
@@ -56,7 +56,7 @@ impl Cluster {
     /// Reads a list of components by the name of its ConfigMap, which pins its content.
     ///
     /// # Errors
-    /// When it cannot be read, or is not what its name says.
+    /// When it cannot be read, or its content does not match its name.
     pub async fn components(&self, name: &str) -> Result<ComponentList, ReadComponentsError> {
         let api: Api<ConfigMap> = Api::namespaced(self.client(), Service::NAMESPACE);
         let object = api.get(name).await.map_err(|source| ReadComponentsError::Api {

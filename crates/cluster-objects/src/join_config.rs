@@ -12,45 +12,45 @@ use role_grant::OperatorPublicKey;
 /// Name of the ConfigMap.
 pub const JOIN_CONFIG: &str = "join-config";
 
-/// What the join service needs to know of its cluster. Written by the CLI, mounted as files into the join service.
+/// What the join service needs to know about its cluster. The CLI writes it, and it is mounted into the join service as files.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JoinConfig {
     /// The image that a joining node must have booted.
     pub reference_values: ReferenceValues,
-    /// Part of every ticket.
+    /// The salt of the cluster id, which is part of every ticket.
     pub measurement_salt: MeasurementSalt,
-    /// Whose role grants count.
+    /// The operator's key, which signs role grants.
     pub operator_key: OperatorPublicKey,
-    /// Which key service to believe.
+    /// The public key of the key service.
     pub key_service_key: KeyServicePublicKey,
-    /// The API server, as nodes reach it.
+    /// The API server's address for nodes.
     pub api_server_endpoint: HostPort,
     /// The version that joining nodes install.
     pub kubernetes_version: KubernetesVersion,
-    /// Name of the ConfigMap that lists the components of that version.
+    /// The name of the ConfigMap that lists that version's components.
     pub components: String,
-    /// Base address of the mirror that relative component URLs are resolved against; empty without one.
+    /// Base address of the mirror for relative component URLs. Empty without a mirror.
     pub component_mirror: String,
 }
 
-/// A folder of mounted files that is no usable configuration.
+/// A folder of mounted files that is not a usable configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadJoinConfigError {
     /// A file cannot be read.
     #[error("{key} of the join configuration cannot be read")]
     Read {
-        /// Key of the ConfigMap, name of the file.
+        /// The key of the ConfigMap, which is the name of the file.
         key: &'static str,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// A file holds nothing usable.
+    /// A file's content is invalid.
     #[error("{key} of the join configuration is invalid: {reason}")]
     Invalid {
-        /// Key of the ConfigMap, name of the file.
+        /// The key of the ConfigMap, which is the name of the file.
         key: &'static str,
-        /// What is wrong.
+        /// What is wrong with it.
         reason: String,
     },
 }
@@ -67,7 +67,7 @@ const COMPONENT_MIRROR: &str = "componentMirror";
 const COMPONENTS_PREFIX: &str = "k8s-components-";
 
 impl JoinConfig {
-    /// The ConfigMap.
+    /// Renders the ConfigMap.
     #[must_use]
     pub fn to_config_map(&self) -> ConfigMap {
         let data = [
@@ -92,7 +92,7 @@ impl JoinConfig {
         }
     }
 
-    /// Reads the folder that the ConfigMap is mounted at.
+    /// Reads the folder at which the ConfigMap is mounted.
     ///
     /// # Errors
     /// When a file is missing or invalid.
@@ -144,7 +144,7 @@ fn check_mirror(text: String) -> Result<String, LoadJoinConfigError> {
     if text.is_empty() || is_http && text.bytes().all(plain) {
         Ok(text)
     } else {
-        Err(invalid(COMPONENT_MIRROR, "expected an http address, or nothing"))
+        Err(invalid(COMPONENT_MIRROR, "expected an http address or an empty value"))
     }
 }
 
@@ -177,7 +177,7 @@ mod tests {
         }
     }
 
-    /// What the kubelet makes of the ConfigMap.
+    /// The files that the kubelet makes of the ConfigMap.
     fn mount(config: &ConfigMap) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for (key, value) in config.data.iter().flatten() {

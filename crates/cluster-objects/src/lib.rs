@@ -1,7 +1,7 @@
 //! What our programs read and write in a running cluster: their configuration, node records, tokens.
 //!
-//! [`Cluster`] wraps a client with the few operations that our services need, so that what they may do can be read off
-//! one page. It decides nothing about trust: callers bring attested identities and get stored facts.
+//! [`Cluster`] wraps a client with the few operations that our services need, so that one page shows what they may do. It
+//! decides nothing about trust: callers bring attested identities and get stored facts.
 
 mod bootstrap_token;
 mod caller;
@@ -23,19 +23,19 @@ pub struct Cluster {
     client: Client,
 }
 
-/// No way to the API server was found.
+/// There is no way to reach the API server.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Neither a pod's service account nor a kubeconfig.
-    #[error("no Kubernetes configuration was found")]
+    /// There is neither a pod's service account nor a kubeconfig.
+    #[error("cannot find a Kubernetes configuration")]
     Config(#[from] kube::config::InferConfigError),
     /// The configuration cannot be used.
-    #[error("the Kubernetes configuration cannot be used")]
+    #[error("unusable Kubernetes configuration")]
     Client(#[from] kube::Error),
 }
 
 impl Cluster {
-    /// Connects as this pod's service account, or as the `KUBECONFIG` of the environment says.
+    /// Connects as this pod's service account, or with the kubeconfig in the environment variable `KUBECONFIG`.
     ///
     /// # Errors
     /// When there is no usable configuration.
@@ -48,7 +48,7 @@ impl Cluster {
         })
     }
 
-    /// Uses a client with whatever rights it has.
+    /// Uses a client, with whatever rights it has.
     #[must_use]
     pub fn new(client: Client) -> Self {
         Self { client }

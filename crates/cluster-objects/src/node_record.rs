@@ -9,35 +9,35 @@ use kube::{Api, Error};
 
 use crate::Cluster;
 
-/// Namespace that holds nothing but records of which machine a disk and a node name belong to.
+/// The namespace that holds only records of which machine a disk or a node name belongs to.
 pub const RECORDS_NAMESPACE: &str = "constellation-nodes";
 
 const IDENTITY: &str = "attestedIdentity";
 
-/// What is claimed belongs to another machine, or the record cannot be read.
+/// A disk or node name belongs to another machine, or its record cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeRecordError {
-    /// Taken.
-    #[error("{what} belongs to machine {owner}, attested is {claimant}")]
+    /// It belongs to another machine.
+    #[error("{what} belongs to machine {owner}, but machine {claimant} attested")]
     BelongsToAnother {
         /// The disk or the node name.
         what: String,
-        /// Who claimed it first.
+        /// The machine that claimed it first.
         owner: String,
-        /// Who wants it now.
+        /// The machine that claims it now.
         claimant: AttestedIdentity,
     },
-    /// Never claimed.
-    #[error("{0} is not known to this cluster")]
+    /// It was never claimed.
+    #[error("{0} is unknown to this cluster")]
     Unknown(String),
     /// The API server failed.
     #[error("the record of {what} could not be {action}")]
     Api {
         /// The disk or the node name.
         what: String,
-        /// What was tried.
+        /// What was attempted.
         action: &'static str,
-        /// Why it failed.
+        /// The cause.
         #[source]
         source: Box<Error>,
     },
@@ -68,7 +68,7 @@ impl fmt::Display for Property<'_> {
 }
 
 impl Cluster {
-    /// Gives a disk to the machine that claims it first; claiming again is fine for the same machine only.
+    /// Gives a disk to the machine that claims it first. Only the same machine can claim it again.
     ///
     /// # Errors
     /// When it belongs to another machine, or the API server fails.
@@ -76,7 +76,7 @@ impl Cluster {
         self.claim(&Property::Disk(disk), machine).await
     }
 
-    /// Gives a node name to the machine that claims it first; claiming again is fine for the same machine only.
+    /// Gives a node name to the machine that claims it first. Only the same machine can claim it again.
     ///
     /// # Errors
     /// When it belongs to another machine, or the API server fails.
@@ -84,7 +84,7 @@ impl Cluster {
         self.claim(&Property::Name(name), machine).await
     }
 
-    /// Checks that a disk was claimed before, by this very machine.
+    /// Checks that a disk was claimed before, by this machine.
     ///
     /// # Errors
     /// When it was not, or the API server fails.
@@ -92,7 +92,7 @@ impl Cluster {
         self.check(&Property::Disk(disk), machine).await
     }
 
-    /// The API server lets only one create of a name succeed, so two machines cannot both be first.
+    /// The API server lets only one creation of a name succeed, so two machines cannot both be first.
     async fn claim(&self, property: &Property<'_>, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
         let record = ConfigMap {
             metadata: ObjectMeta {
