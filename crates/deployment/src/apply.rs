@@ -5,18 +5,18 @@ use kube::discovery::ApiResource;
 use kube::{Api, Client};
 use serde::Serialize;
 
-/// Who owns the fields we set.
+/// The owner of the fields that we set.
 const FIELD_MANAGER: &str = "constellation";
 
-/// One object to be applied.
+/// An object to apply.
 pub struct Object {
     resource: ApiResource,
     object: DynamicObject,
 }
 
-/// An object that the API server did not take.
+/// An object that the API server did not accept.
 #[derive(Debug, thiserror::Error)]
-#[error("{kind} {name} could not be applied")]
+#[error("cannot apply {kind} {name}")]
 pub struct ApplyError {
     kind: String,
     name: String,
@@ -24,7 +24,7 @@ pub struct ApplyError {
 }
 
 impl Object {
-    /// Any typed object with a name.
+    /// Takes any typed object with a name.
     ///
     /// # Panics
     /// When the object cannot be written as JSON, which no typed object does.
@@ -47,7 +47,7 @@ impl Object {
         format!("{} {}", self.resource.kind, self.name())
     }
 
-    /// Creates the object or makes it what it should be (server-side apply). Can be repeated.
+    /// Creates or updates the object (server-side apply). Repeating it is harmless.
     ///
     /// # Errors
     /// When the API server refuses it.

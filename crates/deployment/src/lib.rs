@@ -1,6 +1,6 @@
-//! What runs in a cluster because we put it there: our services, their rights and the pod network, as typed objects.
+//! What we deploy into a cluster: our services, their rights and the pod network, as typed objects.
 //!
-//! There is no templating: an object is built by a function, and two objects that must agree share a constant.
+//! There is no templating: functions build the objects, and two objects that must agree share a constant.
 
 mod apply;
 mod pod_network;
@@ -16,7 +16,7 @@ use kube::api::ObjectMeta;
 pub use apply::{ApplyError, Object};
 pub use pod_network::{PodNetwork, pod_network};
 
-/// Rights and service account of one service.
+/// The rights and the service account of one service.
 #[must_use]
 pub fn rights(service: Service) -> Vec<Object> {
     rights::rights(service)
@@ -31,7 +31,7 @@ pub fn objects(config: &JoinConfig) -> Vec<Object> {
     objects
 }
 
-/// Where [`cluster_objects::Cluster::claim_disk`] and its like keep their records.
+/// The namespace in which [`cluster_objects::Cluster::claim_disk`] and its like keep their records.
 #[must_use]
 pub fn namespace() -> Object {
     Object::new(Namespace {

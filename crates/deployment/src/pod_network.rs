@@ -1,5 +1,5 @@
-//! The pod network: flannel with the kernel's WireGuard, so that what pods send each other never crosses a wire in
-//! plaintext. The image comes from the mirror, pinned by hash like every component.
+//! The pod network: flannel with the kernel's WireGuard, so that traffic between pods never crosses a wire in plaintext.
+//! The image comes from the mirror and is pinned by hash, like every component.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
@@ -163,8 +163,8 @@ fn container(network: &PodNetwork) -> Container {
         args: Some(vec![
             "--ip-masq".into(),
             "--kube-subnet-mgr".into(),
-            // Each time it starts a dozen programs to see whether its packet filter rules are still there. With the default of
-            // 5 seconds that is an eighth of a processor of an emulated machine.
+            // Each time, flanneld starts a dozen programs to see whether its packet filter rules are still there. With the default of
+            // 5 seconds that takes an eighth of a processor on an emulated machine.
             "--iptables-resync=60".into(),
             format!("--iface-regex={}", network.node_interface),
         ]),
@@ -174,7 +174,7 @@ fn container(network: &PodNetwork) -> Container {
             variable("KUBERNETES_SERVICE_HOST", network.api_server.ip()),
             variable("KUBERNETES_SERVICE_PORT", network.api_server.port()),
         ]),
-        // It makes interfaces, routes and packet filter rules of the host.
+        // flanneld creates interfaces, routes and packet filter rules on the node.
         security_context: Some(SecurityContext {
             capabilities: Some(Capabilities {
                 add: Some(vec!["NET_ADMIN".into(), "NET_RAW".into()]),

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ObjectMeta;
 
-/// User of pods that need no device and no file of root's.
+/// The user of pods that need neither a device nor a file of root.
 const UNPRIVILEGED: i64 = 65532;
 const HEALTH_PORT: i32 = 8090;
 const METRICS_PORT: i32 = 8091;
@@ -58,7 +58,7 @@ fn pod(service: Service) -> PodSpec {
         automount_service_account_token: Some(service != Service::Verification),
         node_selector: (service != Service::Verification).then_some(control_planes),
         priority_class_name: Some("system-node-critical".into()),
-        // Nodes must be able to join and to be verified whatever state they are in.
+        // Nodes must be able to join and be verified in any state.
         tolerations: Some(vec![Toleration {
             operator: Some("Exists".into()),
             ..Toleration::default()
@@ -79,7 +79,7 @@ fn container(service: Service) -> Container {
     Container {
         name: service.name().into(),
         image: Some(service.image_name()),
-        // The image is part of the measured root; what a registry has under this name is never wanted.
+        // The image is part of the measured root; an image of this name in a registry must never be used.
         image_pull_policy: Some("Never".into()),
         ports: Some(vec![
             container_port("health", HEALTH_PORT),
@@ -98,8 +98,8 @@ fn container(service: Service) -> Container {
     }
 }
 
-/// The TPM is a device of root's, and the kernel opens devices only to privileged containers; the cluster's CA key is
-/// readable by root only. The key service needs neither.
+/// Only root can open the TPM, and the kernel allows devices only in privileged containers. Only root can read the cluster's
+/// CA key. The key service needs neither.
 fn security(service: Service) -> SecurityContext {
     let least = SecurityContext {
         read_only_root_filesystem: Some(true),
@@ -138,7 +138,7 @@ fn resources() -> ResourceRequirements {
     }
 }
 
-/// Limits are wide because emulated machines are slow.
+/// Limits are generous, because emulated machines are slow.
 fn probe(period_seconds: i32) -> Probe {
     Probe {
         grpc: Some(GRPCAction {
@@ -221,7 +221,7 @@ fn join_config() -> Volume {
     }
 }
 
-/// A token that is good for the key service and for nothing else.
+/// A token that is valid only for the key service.
 fn key_service_token() -> Volume {
     let token = ServiceAccountTokenProjection {
         audience: Some(AUDIENCE.into()),

@@ -8,7 +8,7 @@ use crate::Object;
 
 const RBAC: &str = "rbac.authorization.k8s.io";
 
-/// The least that works. What is not listed here is forbidden.
+/// The fewest rights that work. What is not listed here is forbidden.
 pub(super) fn rights(service: Service) -> Vec<Object> {
     let mut objects = vec![Object::new(ServiceAccount {
         metadata: named(service, Some(Service::NAMESPACE)),
@@ -21,7 +21,7 @@ pub(super) fn rights(service: Service) -> Vec<Object> {
             vec![rule("authentication.k8s.io", "tokenreviews", &["create"])],
         )),
         Service::Join => {
-            // Bootstrap tokens are created, never read back; the list of components is in a ConfigMap named by its hash.
+            // Bootstrap tokens are created but never read back. The list of components is in a ConfigMap named by its hash.
             let rules = vec![rule("", "secrets", &["create"]), rule("", "configmaps", &["get"])];
             objects.extend(within(service, Service::NAMESPACE, rules));
             objects.extend(within(
@@ -75,7 +75,7 @@ fn within(service: Service, namespace: &str, rules: Vec<PolicyRule>) -> Vec<Obje
 
 fn named(service: Service, namespace: Option<&str>) -> ObjectMeta {
     let name = match namespace {
-        // Cluster-wide names are shared with everybody.
+        // Cluster-wide names are shared with all other users of the cluster.
         None => format!("constellation:{}", service.name()),
         Some(_) => service.name().to_owned(),
     };

@@ -11,7 +11,7 @@ pub(super) fn objects(service: Service) -> Vec<Object> {
     vec![Object::new(daemon_set(service)), Object::new(front(service))]
 }
 
-/// Where a service is reached.
+/// The Service through which a program is reached.
 fn front(service: Service) -> ServiceObject {
     let ports = service.ports();
     let on_nodes = ports.iter().any(|port| port.on_node.is_some());
@@ -25,7 +25,7 @@ fn front(service: Service) -> ServiceObject {
         spec: Some(ServiceSpec {
             type_: Some(if on_nodes { "NodePort" } else { "ClusterIP" }.into()),
             selector: Some(labels(service)),
-            // A node answers for itself: what verifies one node must not be sent to another.
+            // A node answers for itself: a request to verify one node must not be sent to another.
             external_traffic_policy: on_nodes.then(|| "Local".into()),
             ports: Some(ports.iter().map(port).collect()),
             ..ServiceSpec::default()

@@ -1,4 +1,4 @@
-//! What each service may do, as a real API server sees it. A wider right shows up here as a difference.
+//! What each service may do, as a real API server sees it. A broader right shows up here as a difference.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
