@@ -19,40 +19,40 @@ use tonic::{Code, Request, Status};
 
 use crate::identity::client_config;
 
-/// For one attempt, and for connecting.
+/// Time limit for one attempt, and for connecting.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// In a new cluster the key service and the cluster's DNS come to life just before they are needed; a node that is sent away
-/// comes back later, with new Evidence.
+/// In a new cluster, the key service and the cluster's DNS start just before they are needed, and a node that is refused comes
+/// back only later, with new Evidence.
 const DELAYS: ConstantBuilder = ConstantBuilder::new()
     .with_delay(Duration::from_secs(1))
     .with_max_times(4);
 
-/// Asks one key service for keys.
+/// A client of the key service.
 pub struct KeyServiceClient {
     channel: Channel,
     token: PathBuf,
 }
 
-/// A key that was not handed out.
+/// The key service handed out no usable key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyServiceError {
     /// The service-account token cannot be read.
-    #[error("the service-account token {path} cannot be read")]
+    #[error("cannot read the service-account token {path}")]
     Token {
-        /// Where the kubelet should have put it.
+        /// The file in which the kubelet should have stored it.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// The token has characters that no token has.
+    /// The token contains characters that are invalid in a token.
     #[error("the service-account token {0} is malformed")]
     MalformedToken(PathBuf),
     /// The key service refused or could not be reached.
-    #[error("the key service gave no key")]
+    #[error("the key service did not hand out the key")]
     Refused(#[from] Status),
-    /// A key of another length than asked for.
-    #[error("the key service gave {0} bytes, expected 32")]
+    /// The key does not have the requested length.
+    #[error("the key service handed out {0} bytes, expected 32")]
     Length(usize),
 }
 
@@ -61,10 +61,10 @@ impl KeyServiceClient {
     /// because the kubelet renews it there.
     ///
     /// # Errors
-    /// When the address is no `host:port`.
+    /// When the address is not `host:port`.
     pub fn new(address: &str, pinned: KeyServicePublicKey, token: PathBuf) -> Result<Self, tonic::transport::Error> {
         let config = client_config(pinned);
-        // The scheme is http because TLS is ours: tonic must not add a layer of its own.
+        // The scheme is http, because we do TLS ourselves and tonic must not add its own.
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .timeout(TIMEOUT)
             .connect_timeout(TIMEOUT);
@@ -75,10 +75,10 @@ impl KeyServiceClient {
         })
     }
 
-    /// A key of 32 bytes by its id.
+    /// Fetches a key of 32 bytes by its id.
     ///
     /// # Errors
-    /// When this caller may not have it, or the key service fails. One that is out of reach is tried again for a few seconds.
+    /// When this caller may not have it, or the key service fails. If it cannot be reached, it is tried again for a few seconds.
     pub async fn data_key(&self, id: &str) -> Result<[u8; 32], KeyServiceError> {
         let request = GetDataKeyRequest {
             data_key_id: id.to_owned(),
@@ -95,7 +95,7 @@ impl KeyServiceClient {
             .map_err(|_| KeyServiceError::Length(key.expose().len()))
     }
 
-    /// The master secret and its salt, for the control plane with this attested identity.
+    /// Fetches the master secret and its salt, for the control plane with this attested identity.
     ///
     /// # Errors
     /// As for [`Self::data_key`].

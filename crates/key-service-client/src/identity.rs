@@ -40,7 +40,7 @@ pub fn server_config(seed: &[u8; 32]) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-/// The caller's side: TLS 1.3 to nobody but the holder of this key.
+/// The caller's side: TLS 1.3 to the holder of this key and no one else.
 pub(crate) fn client_config(pinned: KeyServicePublicKey) -> Arc<ClientConfig> {
     let provider = provider();
     let mut config = ClientConfig::builder_with_provider(provider.clone())
@@ -65,7 +65,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-/// Accepts a certificate by its public key alone. Names and dates would be the holder's own words.
+/// Accepts a certificate by its public key alone. Names and dates are only the holder's claims.
 #[derive(Debug)]
 struct Pinned {
     key: KeyServicePublicKey,

@@ -1,8 +1,8 @@
-//! How a program inside the cluster asks the key service for a key.
+//! The client with which programs inside the cluster get keys from the key service.
 //!
-//! The connection is TLS 1.3 to a server with one pinned Ed25519 key, which the key service derives from the master
-//! secret: nobody without the master secret can answer in its place. The caller shows who it is by a service-account
-//! token made for the audience [`AUDIENCE`](cluster_types::key_service::AUDIENCE).
+//! The connection is TLS 1.3 to a server with a pinned Ed25519 key. The key service derives that key from the master secret,
+//! so no one without the master secret can answer in its place. The caller identifies itself by a service-account token
+//! issued for the audience [`AUDIENCE`](cluster_types::key_service::AUDIENCE).
 
 mod client;
 mod identity;
