@@ -1,6 +1,6 @@
 //! PCRs and the document of ReferenceValues (RFC 9334 section 8.3).
 //!
-//! Only the SHA-256 bank exists here: a weaker or a second bank would be a choice that a peer could make for us.
+//! Only the SHA-256 bank exists here: with a second or weaker bank, a peer could choose for us.
 //! There is no I/O; callers bring bytes and files.
 
 mod pcr;

@@ -11,14 +11,14 @@ pub struct PcrIndex(u8);
 
 /// A register number above 23.
 #[derive(Debug, thiserror::Error)]
-#[error("PCR {0} does not exist: a TPM has the registers 0 to 23")]
+#[error("PCR {0} does not exist; a TPM has registers 0 to 23")]
 pub struct PcrIndexOutOfRange(u8);
 
 impl PcrIndex {
-    /// The register that belongs to us alone: zero until the node is part of a cluster, then extended with its id.
+    /// The register that only we use: zero until the node is part of a cluster, then extended with the cluster's id.
     pub const CLUSTER_ID: Self = Self(15);
 
-    /// A constant index.
+    /// Makes an index of a constant.
     ///
     /// # Panics
     /// When the index is above 23; in a `const` that is a compile error.
@@ -28,7 +28,7 @@ impl PcrIndex {
         Self(index)
     }
 
-    /// The number.
+    /// The register's number.
     #[must_use]
     pub const fn get(self) -> u8 {
         self.0
@@ -64,7 +64,7 @@ impl fmt::Display for PcrIndex {
 pub struct PcrValue(Digest);
 
 impl PcrValue {
-    /// What PCR 0 to 16 hold after power-on.
+    /// The value of PCR 0 to 16 after power-on.
     pub const ZERO: Self = Self(Digest::new([0; 32]));
 
     /// A value read from a TPM.
@@ -73,7 +73,7 @@ impl PcrValue {
         Self(Digest::new(bytes))
     }
 
-    /// What the register holds after one more extension: `SHA-256(old ‖ digest)` (TPM 2.0 part 1, section 17.2).
+    /// The value of the register after one more extension: `SHA-256(old ‖ digest)` (TPM 2.0 part 1, section 17.2).
     #[must_use]
     pub fn extend(self, digest: Digest) -> Self {
         let mut both = [0; 64];
@@ -82,7 +82,7 @@ impl PcrValue {
         Self(Digest::of(&both))
     }
 
-    /// What the register holds after `TPM2_PCR_Event` with this event: the TPM hashes the event data itself.
+    /// The value of the register after `TPM2_PCR_Event` with this event, whose data the TPM hashes itself.
     #[must_use]
     pub fn event(self, data: &[u8]) -> Self {
         self.extend(Digest::of(data))

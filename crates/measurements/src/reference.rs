@@ -4,13 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{PcrIndex, PcrValue};
 
-/// The largest document we read, in bytes. A real one has about 2 KiB.
+/// Longer documents are refused, in bytes. A real one has about 2 KiB.
 const MAX_DOCUMENT_LEN: usize = 64 * 1024;
 
-/// What the measured registers of a node with one certain image hold before it is part of a cluster.
+/// The values of a node's measured registers after it booted a given image and before it is part of a cluster.
 ///
-/// Computed from the files of the image, never read off a running machine. The set is never empty, and a register that
-/// is not in it is not judged: what must be zero is listed as zero.
+/// They are computed from the image's files, never read off a running machine. The set is never empty. A register that is not in
+/// it is not appraised, so registers that must be zero are listed as zero.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Document", into = "Document")]
 pub struct ReferenceValues {
@@ -22,13 +22,13 @@ pub struct ReferenceValues {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReferenceValue {
-    /// The one accepted value.
+    /// The only accepted value.
     pub expected: PcrValue,
-    /// What another value means.
+    /// The consequence of another value.
     pub enforcement: Enforcement,
 }
 
-/// What follows when a register differs from its reference value.
+/// The consequence of a register that differs from its reference value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Enforcement {
@@ -42,17 +42,17 @@ pub enum Enforcement {
 #[derive(Debug, thiserror::Error)]
 pub enum ParseReferenceValuesError {
     /// Longer than any real document.
-    #[error("reference values have {actual} bytes, at most {MAX_DOCUMENT_LEN} are read")]
+    #[error("the reference values have {actual} bytes, at most {MAX_DOCUMENT_LEN} are accepted")]
     TooLong {
         /// Length in bytes.
         actual: usize,
     },
     /// Not JSON of the documented form.
-    #[error("reference values are not in the documented form")]
+    #[error("the reference values are malformed")]
     Json(#[from] serde_json::Error),
 }
 
-/// Why a well-formed document still is refused.
+/// A well-formed document that is refused nevertheless.
 #[derive(Debug, thiserror::Error)]
 enum InvalidDocument {
     #[error("version {0} is not supported, expected 1")]
@@ -72,7 +72,7 @@ struct Document {
 }
 
 impl ReferenceValues {
-    /// Reference values for the image of that name.
+    /// Reference values for the image with this name.
     ///
     /// PCR 15 is added: it must be zero until the node is part of a cluster.
     #[must_use]
@@ -92,7 +92,7 @@ impl ReferenceValues {
         }
     }
 
-    /// Reads the JSON document that the image builder writes.
+    /// Parses the JSON document that the image builder writes.
     ///
     /// # Errors
     /// When the document is too long, has an unknown field, another version, or requires nothing.
@@ -103,7 +103,7 @@ impl ReferenceValues {
         Ok(serde_json::from_slice(bytes)?)
     }
 
-    /// The JSON document, ending in a newline.
+    /// Renders the JSON document, ending in a newline.
     #[must_use]
     pub fn to_json(&self) -> String {
         let mut json = serde_json::to_string_pretty(self).expect("maps with integer keys and hex strings are JSON");
@@ -123,7 +123,7 @@ impl ReferenceValues {
         &self.pcrs
     }
 
-    /// The same image as a member of a cluster: PCR 15 holds the measured cluster id instead of zero.
+    /// The values for the same image as a member of a cluster: PCR 15 holds the measured cluster id instead of zero.
     #[must_use]
     pub fn for_member(&self, cluster_id: &[u8; 32]) -> Self {
         let mut member = self.clone();
