@@ -1,7 +1,7 @@
 //! Accepts connections with a bounded number of handshakes at once.
 //!
-//! A peer that fails or stalls costs one place for as long as its handshake may take, is logged, and never ends the
-//! server. What a handshake is, and how long it may take, is the caller's business.
+//! A peer that fails or stalls occupies one place for as long as its handshake may take. It is logged and never stops the
+//! server. The caller decides what a handshake is and how long it may take.
 
 use std::error::Error;
 use std::io;
@@ -14,12 +14,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{info, warn};
 
-/// Finished handshakes that the server has not yet taken.
+/// The most finished handshakes that wait for the server to take them.
 const BACKLOG: usize = 16;
-/// After accepting failed, for instance for want of file descriptors, trying again at once would only burn the CPU.
+/// Pause after accepting failed, for instance because there were no file descriptors left: retrying at once would only burn CPU.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// Accepts connections and performs `handshake` on each; gives those that succeeded, for `serve_with_incoming`.
+/// Accepts connections, performs `handshake` on each, and yields those that succeeded, for `serve_with_incoming`.
 ///
 /// Ends when the receiver is dropped.
 pub fn accept<S, E, F>(
@@ -43,7 +43,7 @@ where
                 .expect("the semaphore is never closed");
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                // The server ended; without this the port would stay open.
+                // The server has ended. Without this, the port would stay open.
                 () = sender.closed() => return,
             };
             let (stream, address) = match accepted {

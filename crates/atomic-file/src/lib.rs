@@ -1,4 +1,4 @@
-//! Files that are replaced as a whole or not at all, whatever happens in between.
+//! Replaces files as a whole or not at all, even if the process or the machine stops in between.
 //!
 //! Writers of one file must exclude each other; readers need nothing.
 
@@ -38,8 +38,8 @@ pub struct NewFile {
 
 /// Replaces a file: temporary file, fsync, rename, fsync of the folder.
 ///
-/// After a crash the file is the old or the new one. A temporary file may be left; the next call replaces it, and
-/// [`remove`] removes it.
+/// After a crash, the file is either the old or the new one. A temporary file may be left over; the next call replaces it,
+/// and [`remove`] removes it.
 ///
 /// # Errors
 /// When the folder cannot be written to.
@@ -59,7 +59,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     sync_folder(to)
 }
 
-/// Removes a file and what an interrupted [`replace`] may have left beside it. It is no error if there is none.
+/// Removes a file, and what an interrupted [`replace`] may have left beside it. A missing file is not an error.
 ///
 /// # Errors
 /// When the folder cannot be written to.
@@ -78,7 +78,7 @@ impl NewFile {
         remove_if_there(&temporary)?;
         let file = OpenOptions::new()
             .write(true)
-            // Never through a link that somebody put there.
+            // Never through a link that someone put there.
             .create_new(true)
             .mode(access.mode())
             .open(&temporary)?;

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-/// Shows an error and everything that caused it, for a log or an operator; never for a peer.
+/// Displays an error and all its causes, for a log or an operator, but never for a peer.
 ///
 /// ```
 /// let error = std::io::Error::new(std::io::ErrorKind::Other, "disk on fire");
@@ -17,7 +17,7 @@ impl fmt::Display for Chain<'_> {
         f.write_str(&last)?;
         let mut source = self.0.source();
         while let Some(cause) = source {
-            // Transparent errors repeat what they wrap.
+            // Transparent errors repeat the error they wrap.
             let text = cause.to_string();
             if text != last {
                 write!(f, ": {text}")?;

@@ -1,7 +1,7 @@
 //! The gRPC interfaces between the CLI, the nodes and the services.
 //!
-//! Packages, methods and field numbers are the Go Constellation's; fields of ours have new numbers. What the messages
-//! mean is written in the `.proto` files. Converting them into the words of `cluster-types` is done where they arrive.
+//! Packages, methods and field numbers are the Go Constellation's; fields of our own have new numbers. The `.proto` files say
+//! what the messages mean. Whoever receives a message converts it into the words of `cluster-types`.
 #![allow(
     missing_docs,
     unreachable_pub,
