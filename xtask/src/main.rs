@@ -8,6 +8,8 @@ mod tidy;
 mod upstream;
 mod workspace;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::Parser;
 
@@ -24,13 +26,21 @@ enum Command {
     Tidy,
 }
 
-fn main() -> Result<()> {
-    match Command::parse() {
-        Command::Image(command) => image::run(&command),
-        Command::Upstream(args) => upstream::run(&args),
-        Command::Compile(args) => workspace::run(&args),
-        Command::Tidy => tidy::run(),
+fn main() -> ExitCode {
+    match terminal::parse(std::env::args_os()) {
+        Ok(command) => terminal::end(run(command), |error| format!("Error: {error:?}")),
+        Err(code) => code,
     }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Image(command) => image::run(&command)?,
+        Command::Upstream(args) => upstream::run(&args)?,
+        Command::Compile(args) => workspace::run(&args)?,
+        Command::Tidy => tidy::run()?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -29,9 +29,8 @@ impl Progress {
         self.line("finished");
     }
 
-    #[expect(clippy::print_stderr, reason = "progress is for the person at the terminal")]
     fn line(&self, text: &str) {
-        eprintln!("[{:>7}] {text}", seconds(self.start.elapsed()));
+        terminal::note(&format!("[{:>7}] {text}", seconds(self.start.elapsed())));
     }
 }
 

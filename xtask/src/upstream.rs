@@ -50,7 +50,6 @@ pub(crate) struct UpstreamArgs {
 }
 
 /// Runs the command and prints where the result is.
-#[expect(clippy::print_stdout, reason = "the path is the command's result")]
 pub(crate) fn run(args: &UpstreamArgs) -> Result<()> {
     let build = Build {
         recipe: Recipe::new(args.version),
@@ -64,8 +63,7 @@ pub(crate) fn run(args: &UpstreamArgs) -> Result<()> {
         None => build.mirror(args.packages.as_deref())?.into_path(),
     };
     build.progress.done();
-    println!("{}", path.display());
-    Ok(())
+    Ok(terminal::print(&path.display().to_string())?)
 }
 
 /// What one run works with.

@@ -20,27 +20,24 @@ mod run;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 pub use crate::providers::Providers;
 
 use crate::arguments::Arguments;
 
-/// Runs a command line, whose first word is the program's name. Wrong usage ends the process, as clap does it.
+/// Runs a command line, whose first word is the program's name.
 pub async fn run(arguments: impl Iterator<Item = OsString>, providers: &dyn Providers) -> ExitCode {
-    let arguments = Arguments::parse_from(arguments);
+    let arguments: Arguments = match terminal::parse(arguments) {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
     // On a task of its own, so that Ctrl-C is noticed while a command blocks.
     tokio::spawn(end_on_interrupt());
-    match commands::run(arguments, providers).await {
-        Ok(code) => code,
-        Err(error) => failed(&error),
-    }
+    terminal::end(commands::run(arguments, providers).await, advice::render)
 }
 
 /// Tells an error, and the next step if there is one.
-pub fn failed(error: &anyhow::Error) -> ExitCode {
-    output::note(&advice::render(error));
-    ExitCode::FAILURE
+pub fn failed(error: anyhow::Error) -> ExitCode {
+    terminal::end(Err(error), advice::render)
 }
 
 /// What was begun stays; every step can be repeated.

@@ -13,7 +13,7 @@ use infrastructure_qemu::{AccelerationChoice, Helper, HelperCommand, QemuOptions
 async fn main() -> ExitCode {
     if let Some(helper) = HelperCommand::of(std::env::args_os()) {
         let Err(error) = helper.run().await;
-        return constellation::failed(&error.into());
+        return constellation::failed(error.into());
     }
     constellation::run(std::env::args_os(), &Released).await
 }

@@ -1,26 +1,9 @@
-//! The only places that print.
+//! What commands say, and the question they ask.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 
-use anyhow::{Result, bail};
-
-/// A line of the result.
-#[expect(clippy::print_stdout, reason = "the result is what the command is for")]
-pub(crate) fn say(text: &str) {
-    println!("{text}");
-}
-
-/// A line about how it goes.
-#[expect(clippy::print_stderr, reason = "for the person at the terminal")]
-pub(crate) fn note(text: &str) {
-    eprintln!("{text}");
-}
-
-/// Replaces the current line of the terminal.
-pub(crate) fn redraw(text: &str) {
-    // Who closed the terminal does not miss it.
-    let _ = write!(std::io::stderr(), "\r\x1b[K{text}").and_then(|()| std::io::stderr().flush());
-}
+use anyhow::{Context, Result, bail};
+pub(crate) use terminal::{note, print, redraw, say};
 
 /// Asks before something happens that the user may not have meant.
 pub(crate) fn confirm(question: &str, yes: bool) -> Result<()> {
@@ -28,10 +11,10 @@ pub(crate) fn confirm(question: &str, yes: bool) -> Result<()> {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        bail!("nobody can be asked, because standard input is no terminal; with --yes nothing is asked ({question})");
+        bail!("cannot ask for confirmation: stdin is not a terminal; pass --yes ({question})");
     }
     for _ in 0..3 {
-        redraw(&format!("{question} [y/n]: "));
+        redraw(&format!("{question} [y/n]: ")).context("cannot ask for confirmation; pass --yes")?;
         let mut answer = String::new();
         if std::io::stdin().read_line(&mut answer)? == 0 {
             break;

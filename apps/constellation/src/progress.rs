@@ -1,6 +1,5 @@
 //! Steps with elapsed time: one line that changes on a terminal, two lines otherwise.
 
-use std::io::IsTerminal;
 use std::pin::pin;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -42,7 +41,7 @@ impl Progress {
     pub(crate) fn start() -> Self {
         Self {
             start: Instant::now(),
-            terminal: std::io::stderr().is_terminal(),
+            terminal: terminal::is_terminal(),
             finished: Mutex::default(),
         }
     }
@@ -73,9 +72,14 @@ impl Progress {
     /// A line between the steps.
     pub(crate) fn line(&self, text: &str) {
         if self.terminal {
-            redraw("");
+            self.redraw("");
         }
         note(&format!("[{:>8}] {text}", seconds(self.start.elapsed())));
+    }
+
+    fn redraw(&self, text: &str) {
+        // Whoever closed the terminal does not miss it.
+        let _ = redraw(text);
     }
 
     /// How long each step took, as JSON.
@@ -123,7 +127,8 @@ impl Step<'_> {
         if self.progress.terminal {
             let elapsed = seconds(self.progress.start.elapsed());
             let detail = self.detail.lock().expect("nothing panics while it is held");
-            redraw(&format!("[{elapsed:>8}] {} ... {detail}", self.title));
+            self.progress
+                .redraw(&format!("[{elapsed:>8}] {} ... {detail}", self.title));
         }
     }
 

@@ -20,6 +20,7 @@ mod tree;
 mod uki;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
@@ -58,21 +59,25 @@ enum Command {
     },
 }
 
-fn main() -> Result<()> {
-    run(Command::parse())
+fn main() -> ExitCode {
+    match terminal::parse(std::env::args_os()) {
+        Ok(command) => terminal::end(run(command), |error| format!("Error: {error:?}")),
+        Err(code) => code,
+    }
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Build(build) => pipeline::build(&build),
-        Command::Measure { uki, image } => pipeline::measure(&uki, &image),
+        Command::Build(build) => pipeline::build(&build)?,
+        Command::Measure { uki, image } => pipeline::measure(&uki, &image)?,
         Command::Unpacked {
             purpose,
             definition,
             cache,
-        } => pipeline::unpacked_folder(purpose, &definition, &cache),
-        Command::Lock { definition, cache } => pipeline::lock(&definition, &cache),
+        } => pipeline::unpacked_folder(purpose, &definition, &cache)?,
+        Command::Lock { definition, cache } => pipeline::lock(&definition, &cache)?,
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

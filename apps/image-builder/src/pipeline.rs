@@ -1,7 +1,6 @@
 //! The steps from Debian packages to a measured disk image.
 
 use std::fs;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -134,8 +133,7 @@ pub(crate) fn parse_image_name(text: &str) -> Result<String, &'static str> {
 pub(crate) fn measure(uki: &Path, image: &str) -> Result<()> {
     let file = fs::read(uki).with_context(|| format!("cannot read {}", uki.display()))?;
     let values = prediction::reference_values(image, &file)?;
-    io::stdout().write_all(values.to_json().as_bytes())?;
-    Ok(())
+    Ok(terminal::print(values.to_json().trim_end())?)
 }
 
 /// Writes the folder with the unpacked packages of one purpose to standard output.
@@ -145,8 +143,7 @@ pub(crate) fn unpacked_folder(purpose: Purpose, definition: &Path, cache: &Cache
     let cache = cache.open()?;
     let lock = fetch_packages(&definition, false, &cache, &progress)?;
     let folder = unpacked(&lock, purpose, &cache, &progress)?;
-    writeln!(io::stdout(), "{}", folder.display())?;
-    Ok(())
+    Ok(terminal::print(&folder.display().to_string())?)
 }
 
 /// Writes a lock with the newest packages.

@@ -1,4 +1,3 @@
-use std::io::Write;
 use std::time::Instant;
 
 /// Reports progress, with the time since the start.
@@ -12,11 +11,6 @@ impl Progress {
     }
 
     pub(crate) fn say(&self, message: &str) {
-        // A closed standard error is no reason to stop building.
-        let _ = writeln!(
-            std::io::stderr(),
-            "[{:6.1} s] {message}",
-            self.start.elapsed().as_secs_f64()
-        );
+        terminal::note(&format!("[{:6.1} s] {message}", self.start.elapsed().as_secs_f64()));
     }
 }

@@ -17,7 +17,7 @@ use tokio::task::block_in_place;
 use crate::advice::Advise;
 use crate::commands::{deploy, init, nodes, verify};
 use crate::machines;
-use crate::output::{confirm, say};
+use crate::output::{confirm, note, print, say};
 use crate::progress::{Progress, Step};
 use crate::providers::Providers;
 use crate::run::Run;
@@ -49,9 +49,9 @@ impl Run<'_> {
         if plan.is_empty() || yes {
             return Ok(());
         }
-        say("These changes are needed:");
+        print("These changes are needed:")?;
         for change in &plan.changes {
-            say(&format!("  {change}"));
+            print(&format!("  {change}"))?;
         }
         confirm("Do you want to make them?", yes)
     }

@@ -18,7 +18,7 @@ use clap::CommandFactory;
 use cluster_config::Workspace;
 
 use crate::arguments::{Arguments, Command, ConfigCommand, MiniCommand, MirrorCommand};
-use crate::output::say;
+use crate::output::print;
 use crate::providers::Providers;
 
 /// Runs what was typed.
@@ -41,20 +41,23 @@ pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers) -> Resu
         Command::Mirror(MirrorCommand::Create { folder, from, list }) => {
             mirror::create(&folder, from.as_ref(), list.as_deref()).await?;
         }
-        Command::Version => version(),
-        Command::Completion { shell } => completion(shell),
+        Command::Version => version()?,
+        Command::Completion { shell } => completion(shell)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn version() {
-    say(&format!("Version:\t{}", env!("CARGO_PKG_VERSION")));
-    say(&format!("Kubernetes:\t{}", cluster_config::DEFAULT_KUBERNETES_VERSION));
+fn version() -> Result<()> {
+    print(&format!("Version:\t{}", env!("CARGO_PKG_VERSION")))?;
+    print(&format!("Kubernetes:\t{}", cluster_config::DEFAULT_KUBERNETES_VERSION))?;
     let (system, processor) = (std::env::consts::OS, std::env::consts::ARCH);
-    say(&format!("Platform:\t{system}/{processor}"));
+    Ok(print(&format!("Platform:\t{system}/{processor}"))?)
 }
 
-fn completion(shell: clap_complete::Shell) {
+fn completion(shell: clap_complete::Shell) -> Result<()> {
     let mut command = Arguments::command();
-    clap_complete::generate(shell, &mut command, "constellation", &mut std::io::stdout());
+    // Into memory, because it panics when it cannot write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "constellation", &mut script);
+    Ok(print(String::from_utf8_lossy(&script).trim_end())?)
 }

@@ -9,7 +9,7 @@ use infrastructure::MachineStatus;
 
 use crate::commands::nodes::{self, Seen};
 use crate::kubeconfig;
-use crate::output::say;
+use crate::output::print;
 use crate::providers::Providers;
 
 /// A cluster that does not answer must not make the command hang.
@@ -18,13 +18,13 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Prints what is known without changing anything.
 pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Result<()> {
     let Some(state) = workspace.state()? else {
-        say("There is no cluster here. Make one with `constellation mini up` or `constellation apply`.");
+        print("There is no cluster here. Make one with `constellation mini up` or `constellation apply`.")?;
         return Ok(());
     };
     match (state.init, state.cluster_id) {
-        (InitProgress::Done, Some(id)) => say(&format!("Cluster {id}")),
-        (InitProgress::Started, _) => say("Cluster: making it was interrupted; `constellation apply` starts anew"),
-        _ => say("Cluster: not made yet; `constellation apply` goes on"),
+        (InitProgress::Done, Some(id)) => print(&format!("Cluster {id}"))?,
+        (InitProgress::Started, _) => print("Cluster: making it was interrupted; `constellation apply` starts anew")?,
+        _ => print("Cluster: not made yet; `constellation apply` goes on")?,
     }
     let seen = if workspace.has(names::ADMIN_CONF) {
         seen(workspace).await
@@ -32,13 +32,13 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
         Err("there is none yet".to_owned())
     };
     if let Err(reason) = &seen {
-        say(&format!("Kubernetes: {reason}"));
+        print(&format!("Kubernetes: {reason}"))?;
     }
     let seen = seen.unwrap_or_default();
-    say(&format!(
+    print(&format!(
         "{:<20} {:<14} {:<15} {:<9} {}",
         "NODE", "ROLE", "ADDRESS", "MACHINE", "KUBERNETES"
-    ));
+    ))?;
     for machine in providers.existing(workspace)?.machines()? {
         let (status, reason) = match &machine.status {
             MachineStatus::NotMade => ("not made", None),
@@ -52,9 +52,9 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
             machine.address.to_string(),
         );
         let kubernetes = describe(seen.get(&name));
-        say(&format!("{name:<20} {role:<14} {address:<15} {status:<9} {kubernetes}"));
+        print(&format!("{name:<20} {role:<14} {address:<15} {status:<9} {kubernetes}"))?;
         if let Some(reason) = reason {
-            say(&format!("  {reason}"));
+            print(&format!("  {reason}"))?;
         }
     }
     Ok(())

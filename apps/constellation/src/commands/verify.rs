@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::advice::{Advise, advise};
 use crate::arguments::{Format, VerifyArguments};
 use crate::machines;
-use crate::output::say;
+use crate::output::print;
 use crate::progress::Step;
 use crate::run::{Run, load_reference_values};
 
@@ -88,8 +88,8 @@ pub(crate) async fn run(workspace: &Workspace, arguments: &VerifyArguments) -> R
     let nodes = state.infrastructure.map(|made| made.nodes).unwrap_or_default();
     let report = report(&nodes, &reference_values, cluster).await;
     match arguments.output {
-        Format::Text => print(&report),
-        Format::Json => say(&serde_json::to_string_pretty(&report)?),
+        Format::Text => print(&text(&report))?,
+        Format::Json => print(&serde_json::to_string_pretty(&report)?)?,
     }
     Ok(if report.is_affirming() {
         ExitCode::SUCCESS
@@ -242,28 +242,32 @@ fn found(findings: &[Finding], wanted: PcrIndex) -> Option<PcrValue> {
     })
 }
 
-fn print(report: &Report) {
-    say(&format!("Note: {}", report.warning));
-    say(&format!("Cluster {}", report.cluster_id));
+/// The verdicts as lines for people.
+fn text(report: &Report) -> String {
+    let mut lines = vec![
+        format!("Note: {}", report.warning),
+        format!("Cluster {}", report.cluster_id),
+    ];
     for node in &report.nodes {
-        say(&format!(
+        lines.push(format!(
             "\n{} ({}, {}): {}",
             node.name, node.role, node.endpoint, node.verdict
         ));
         if let Some(reason) = &node.reason {
-            say(&format!("  {reason}"));
+            lines.push(format!("  {reason}"));
         }
         if let (Some(identity), Some(variant)) = (&node.identity, &node.variant) {
-            say(&format!("  attested identity {identity} ({variant})"));
+            lines.push(format!("  attested identity {identity} ({variant})"));
         }
         for (index, register) in &node.pcrs {
             let Some(actual) = register.actual else { continue };
-            match register.matches {
-                Some(true) => say(&format!("  PCR {index:>2}  {actual}  as expected")),
-                _ => say(&format!("  PCR {index:>2}  {actual}  expected {}", register.expected)),
-            }
+            lines.push(match register.matches {
+                Some(true) => format!("  PCR {index:>2}  {actual}  as expected"),
+                _ => format!("  PCR {index:>2}  {actual}  expected {}", register.expected),
+            });
         }
     }
     let good = report.nodes.iter().filter(|node| node.reason.is_none()).count();
-    say(&format!("\n{good} of {} nodes are affirming", report.nodes.len()));
+    lines.push(format!("\n{good} of {} nodes are affirming", report.nodes.len()));
+    lines.join("\n")
 }

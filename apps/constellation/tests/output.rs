@@ -1,0 +1,125 @@
+//! Whoever reads the output may go away, and the disk it is written to may be full.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
+mod support;
+
+use std::fs::File;
+use std::io::PipeWriter;
+use std::process::{Command, Output, Stdio};
+
+use support::{Host, stderr};
+
+/// Commands whose result is what they print.
+const PRINTING: &[&[&str]] = &[
+    &["version"],
+    &["completion", "bash"],
+    &["completion", "zsh"],
+    &["--help"],
+    &["mini", "up", "--help"],
+    &["status"],
+    &[
+        "verify",
+        "--cluster-id",
+        "abababababababababababababababababababababababababababababababab",
+    ],
+    &[
+        "verify",
+        "--output=json",
+        "--cluster-id=abababababababababababababababababababababababababababababababab",
+    ],
+];
+
+/// A pipe whose reader is gone.
+fn broken_pipe() -> PipeWriter {
+    std::io::pipe().unwrap().1
+}
+
+fn full() -> File {
+    File::options().write(true).open("/dev/full").unwrap()
+}
+
+fn into(command: &mut Command, stdout: impl Into<Stdio>) -> Output {
+    command.stdout(stdout).output().unwrap()
+}
+
+/// A host with a state, which has no machines yet.
+fn host() -> Host {
+    let host = Host::new();
+    host.configure();
+    let workspace = cluster_config::Workspace::open(&host.workspace()).unwrap();
+    workspace.save_state(&cluster_config::ClusterState::new()).unwrap();
+    host
+}
+
+#[test]
+fn a_printing_command_without_a_reader_ends_quietly() {
+    let host = host();
+    for arguments in PRINTING {
+        let output = into(&mut host.command(arguments), broken_pipe());
+        assert_eq!(stderr(&output), "", "{arguments:?}");
+        // What a shell reports for a process that SIGPIPE ended.
+        assert_eq!(output.status.code(), Some(128 + 13), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_printing_command_says_that_the_disk_is_full() {
+    let host = host();
+    for arguments in PRINTING {
+        let output = into(&mut host.command(arguments), full());
+        let error = stderr(&output);
+        assert_eq!(error.lines().count(), 1, "{arguments:?}: {error}");
+        assert!(
+            error
+                .to_lowercase()
+                .starts_with("error: cannot write to standard output: no space left"),
+            "{arguments:?}: {error}"
+        );
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_error_that_nobody_reads_is_still_an_error() {
+    let host = host();
+    for (arguments, code) in [
+        (&["launch"][..], 2),
+        (&["mirror", "create", "x", "--from", "/nonexistent"], 1),
+    ] {
+        for sink in [Stdio::from(broken_pipe()), full().into()] {
+            let status = host.command(arguments).stderr(sink).status().unwrap();
+            assert_eq!(status.code(), Some(code), "{arguments:?}");
+        }
+    }
+}
+
+#[test]
+fn a_cluster_is_made_and_ended_without_a_reader() {
+    let host = host();
+    for (up, down) in [
+        (["mini", "up"], ["mini", "down", "--yes"].as_slice()),
+        (["apply", "--yes"], &["terminate", "--yes"]),
+    ] {
+        let mut making = host.command(&up);
+        let mut making = making.stdout(broken_pipe()).stderr(broken_pipe()).spawn().unwrap();
+        // The metadata endpoint, and the two programs of the first node, which never answers.
+        while host.processes().len() < 3 {
+            assert!(making.try_wait().unwrap().is_none(), "{up:?} ended");
+            std::thread::yield_now();
+        }
+        making.kill().unwrap();
+        making.wait().unwrap();
+        let ended = host.command(down).stdout(full()).stderr(full()).status().unwrap();
+        assert!(ended.success(), "{down:?}");
+        assert_eq!(host.processes(), Vec::<i32>::new());
+    }
+}
+
+#[test]
+fn a_question_that_nobody_can_see_is_an_error() {
+    let host = host();
+    let output = into(host.command(&["apply"]).stdin(Stdio::null()), broken_pipe());
+    assert!(!output.status.success());
+    assert_eq!(host.processes(), Vec::<i32>::new());
+}
