@@ -1,7 +1,7 @@
 //! What can be typed.
 
-use std::path::PathBuf;
-
+use camino::Utf8PathBuf;
+use clap::builder::{NonEmptyStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cluster_config::{ClusterNameError, MirrorSource, check_cluster_name};
 use cluster_types::{ClusterId, KubernetesVersion};
@@ -11,8 +11,8 @@ use cluster_types::{ClusterId, KubernetesVersion};
 #[command(name = "constellation", disable_version_flag = true)]
 pub(crate) struct Arguments {
     /// Folder that holds the files of the cluster.
-    #[arg(short = 'C', long, global = true, value_name = "DIR", default_value = ".")]
-    pub(crate) workspace: PathBuf,
+    #[arg(short = 'C', long, global = true, value_name = "DIR", default_value = ".", value_parser = path())]
+    pub(crate) workspace: Utf8PathBuf,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -70,8 +70,8 @@ pub(crate) enum Provider {
 #[derive(Debug, Args)]
 pub(crate) struct Sources {
     /// Folder with the node image [default in a new configuration: image].
-    #[arg(long, value_name = "DIR")]
-    pub(crate) image: Option<PathBuf>,
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    pub(crate) image: Option<Utf8PathBuf>,
     /// Folder or http address of a mirror of Kubernetes [default in a new configuration: mirror].
     #[arg(long, value_name = "DIR|URL")]
     pub(crate) mirror: Option<MirrorSource>,
@@ -124,14 +124,20 @@ pub(crate) enum MirrorCommand {
     /// Fill a folder with every file of a Kubernetes version, each checked by its SHA-256. Goes on where it stopped.
     Create {
         /// The folder to fill.
-        folder: PathBuf,
+        #[arg(value_parser = path())]
+        folder: Utf8PathBuf,
         /// Another mirror: a folder or an http address.
         #[arg(long, value_name = "DIR|URL", required_unless_present = "list")]
         from: Option<MirrorSource>,
         /// A list in the form of components.json, whose files are fetched from their own addresses.
-        #[arg(long, value_name = "FILE")]
-        list: Option<PathBuf>,
+        #[arg(long, value_name = "FILE", value_parser = path())]
+        list: Option<Utf8PathBuf>,
     },
+}
+
+/// Paths go into files, which are text.
+fn path() -> impl TypedValueParser<Value = Utf8PathBuf> {
+    NonEmptyStringValueParser::new().map(Utf8PathBuf::from)
 }
 
 fn parse_cluster_name(text: &str) -> Result<String, ClusterNameError> {

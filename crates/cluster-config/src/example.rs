@@ -1,4 +1,8 @@
-use crate::DEFAULT_KUBERNETES_VERSION;
+use std::collections::BTreeMap;
+
+use camino::Utf8PathBuf;
+
+use crate::{DEFAULT_KUBERNETES_VERSION, MirrorSource};
 
 /// What an example is filled with.
 #[derive(Clone, Debug)]
@@ -6,20 +10,20 @@ pub struct ExampleOptions {
     /// The cluster's name.
     pub name: String,
     /// The folder with the node image.
-    pub image: String,
+    pub image: Utf8PathBuf,
     /// The Kubernetes release.
     pub kubernetes_version: String,
     /// The folder or address with the Kubernetes components.
-    pub mirror: String,
+    pub mirror: MirrorSource,
 }
 
 impl Default for ExampleOptions {
     fn default() -> Self {
         Self {
             name: "mini".to_owned(),
-            image: "image".to_owned(),
+            image: "image".into(),
             kubernetes_version: DEFAULT_KUBERNETES_VERSION.to_owned(),
-            mirror: "mirror".to_owned(),
+            mirror: MirrorSource::Folder("mirror".into()),
         }
     }
 }
@@ -27,13 +31,10 @@ impl Default for ExampleOptions {
 /// A commented configuration for a cluster on this machine.
 #[must_use]
 pub fn example(options: &ExampleOptions) -> String {
-    let [name, image, kubernetes_version, mirror] = [
-        &options.name,
-        &options.image,
-        &options.kubernetes_version,
-        &options.mirror,
-    ]
-    .map(|text| scalar(text));
+    let name = entry("name", &options.name);
+    let image = entry("image", &options.image);
+    let kubernetes_version = entry("kubernetesVersion", &options.kubernetes_version);
+    let mirror = entry("mirror", &options.mirror);
     format!(
         "\
 # What this cluster is made of. Relative paths start at the folder of this file.
@@ -41,17 +42,17 @@ pub fn example(options: &ExampleOptions) -> String {
 version: v5
 
 # Name of the cluster: up to 37 lower-case letters, digits and '-'.
-name: {name}
+{name}
 
 # Folder with the node image: node.img and reference-values.json, as the image builder writes them.
-image: {image}
+{image}
 
 # Kubernetes release. The mirror must hold this one.
-kubernetesVersion: {kubernetes_version}
+{kubernetes_version}
 
 # Where nodes fetch Kubernetes from: a folder filled by `constellation mirror create`, or the http address of one.
 # Nodes check every file against components.json, whose hashes this program sends them.
-mirror: {mirror}
+{mirror}
 
 # Addresses of Services; only used when the cluster is made.
 serviceCIDR: 10.96.0.0/12
@@ -87,40 +88,89 @@ provider:
     )
 }
 
-/// Plain where YAML reads the same text back, quoted otherwise.
-fn scalar(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
-    if text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/') && text.chars().all(plain) && !is_word(text) {
-        text.to_owned()
-    } else {
-        // Every JSON string is a double-quoted YAML scalar.
-        format!("\"{}\"", text.escape_default())
-    }
-}
-
-/// Words that some YAML reader takes for a truth value or nothing.
-fn is_word(text: &str) -> bool {
-    ["y", "n", "yes", "no", "on", "off", "true", "false", "null"].contains(&text.to_ascii_lowercase().as_str())
+/// One line of YAML, which any reader takes for this text.
+fn entry(key: &str, value: &impl ToString) -> String {
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    let yaml = serde_saphyr::to_string_with_options(&BTreeMap::from([(key, value.to_string())]), options);
+    let yaml = yaml.expect("a text can be written as YAML");
+    yaml.trim_end_matches('\n').to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::{ClusterConfig, MirrorSource};
+    use crate::ClusterConfig;
+
+    /// What YAML, shells or addresses treat in a special way, and everything else that can be in a path.
+    fn paths() -> impl Strategy<Value = String> {
+        let signs = prop::sample::select(
+            "'\"\\\n\r\t #:-?,[]{}&*!|>%@`$~/.=<_+\u{85}\u{a0}\u{2028}\u{feff}\u{fffe}"
+                .chars()
+                .collect::<Vec<_>>(),
+        );
+        let words = prop::sample::select(vec![
+            "no", "0x12", "1e3", "---", "...", "<<", "null", "ftp://", "http:", "${a}", "ü",
+        ]);
+        let part = prop_oneof![
+            signs.prop_map(String::from),
+            words.prop_map(str::to_owned),
+            any::<char>().prop_map(String::from),
+        ];
+        // No path holds a zero byte.
+        let paths = prop::collection::vec(part, 1..12).prop_map(|parts| parts.concat().replace('\0', ""));
+        paths.prop_filter("a path has letters", |path| !path.is_empty())
+    }
+
+    fn check(path: &str) {
+        let options = ExampleOptions {
+            image: path.into(),
+            mirror: MirrorSource::Folder(path.into()),
+            ..ExampleOptions::default()
+        };
+        let text = example(&options);
+        let config = ClusterConfig::parse(&text, Path::new("/w")).unwrap_or_else(|error| panic!("{error}: {text}"));
+        assert_eq!(config.image.as_os_str(), Path::new("/w").join(path).as_os_str());
+        let MirrorSource::Folder(mirror) = config.mirror else {
+            panic!("{path:?} became {:?}", config.mirror)
+        };
+        assert_eq!(mirror, Path::new("/w").join(path));
+        assert_eq!(
+            text.lines().count(),
+            example(&ExampleOptions::default()).lines().count()
+        );
+    }
 
     #[test]
-    fn what_is_filled_in_is_read_back() {
-        for odd in ["/a b/c", "no", "x: y", "#hash", "a\"b", "0x12", "- a"] {
-            let options = ExampleOptions {
-                image: odd.to_owned(),
-                mirror: odd.to_owned(),
-                ..ExampleOptions::default()
-            };
-            let config = ClusterConfig::parse(&example(&options), Path::new("/w")).unwrap();
-            assert_eq!(config.image, Path::new("/w").join(odd));
-            assert_eq!(config.mirror, MirrorSource::Folder(Path::new("/w").join(odd)));
+    fn the_paths_that_were_refused_are_read_back() {
+        for odd in [
+            "/x/o'brien",
+            "/x/müller",
+            "/a b/c",
+            "no",
+            "x: y",
+            "#hash",
+            "a\"b",
+            "0x12",
+            "- a",
+            "ftp://x",
+        ] {
+            check(odd);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_path_is_read_back(path in paths()) {
+            check(&path);
+        }
+
+        #[test]
+        fn a_path_of_any_length_stays_on_its_line(path in "[a-z '\\n]{1,400}") {
+            check(&path);
         }
     }
 }

@@ -50,6 +50,9 @@ pub enum WorkspaceError {
     Folder(PathBuf),
     /// Another command is at work.
     #[error("another constellation command is at work in {0}")]
+    /// Configuration and state, which are text, could not name files in it.
+    #[error("the path of the workspace, {0:?}, is not valid UTF-8")]
+    NotUtf8(PathBuf),
     Busy(PathBuf),
     /// A file is needed that is not there.
     #[error("{path} does not exist: {hint}")]
@@ -106,11 +109,14 @@ impl Workspace {
     /// Takes an existing folder.
     ///
     /// # Errors
-    /// When there is none.
+    /// When there is none, or its path is not UTF-8.
     pub fn open(folder: &Path) -> Result<Self, WorkspaceError> {
         match folder.canonicalize() {
-            Ok(folder) if folder.is_dir() => Ok(Self { folder }),
-            _ => Err(WorkspaceError::Folder(folder.to_owned())),
+            Ok(real) if !real.is_dir() => Err(WorkspaceError::Folder(folder.to_owned())),
+            Ok(real) if real.to_str().is_none() => Err(WorkspaceError::NotUtf8(real)),
+            Ok(folder) => Ok(Self { folder }),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(io_error("open", folder, error)),
+            Err(_) => Err(WorkspaceError::Folder(folder.to_owned())),
         }
     }
 

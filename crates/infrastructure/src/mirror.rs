@@ -18,7 +18,9 @@ pub enum ParseMirrorSourceError {
     #[error("is empty: expected a folder or an http address")]
     Empty,
     /// It has the form of an address, but is none we can use.
-    #[error("{0:?} is neither a folder nor an address of the form http://<host>[:<port>][/<path>]")]
+    #[error(
+        "{0:?} is neither a folder nor an address of the form http://<host>[:<port>][/<path>]; a folder of this name is ./{0}"
+    )]
     Address(String),
 }
 
@@ -26,7 +28,7 @@ impl FromStr for MirrorSource {
     type Err = ParseMirrorSourceError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.split_once("://") {
+        match split_scheme(text) {
             _ if text.is_empty() => Err(ParseMirrorSourceError::Empty),
             None => Ok(Self::Folder(text.into())),
             Some(("http" | "https", rest)) if is_address(rest) => Ok(Self::Http(text.trim_end_matches('/').to_owned())),
@@ -38,10 +40,23 @@ impl FromStr for MirrorSource {
 impl fmt::Display for MirrorSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Folder(folder) => folder.display().fmt(f),
+            Self::Folder(folder) => {
+                let folder = folder.display().to_string();
+                // Or it would be read back as an address.
+                let prefix = split_scheme(&folder).map_or("", |_| "./");
+                write!(f, "{prefix}{folder}")
+            }
             Self::Http(address) => address.fmt(f),
         }
     }
+}
+
+/// What comes before and after `://`, if that is the scheme of an address (RFC 3986 section 3.1). No absolute path begins so.
+fn split_scheme(text: &str) -> Option<(&str, &str)> {
+    let (scheme, rest) = text.split_once("://")?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic()) && scheme.chars().all(plain);
+    is_scheme.then_some((scheme, rest))
 }
 
 /// Host, port and path; nodes take neither a query nor a password.
@@ -65,6 +80,8 @@ mod tests {
         for (text, expected) in [
             ("mirror", MirrorSource::Folder("mirror".into())),
             ("a b/c:d", MirrorSource::Folder("a b/c:d".into())),
+            ("/a://b", MirrorSource::Folder("/a://b".into())),
+            ("./ftp://b", MirrorSource::Folder("./ftp://b".into())),
             ("http://host/", MirrorSource::Http("http://host".into())),
             (
                 "https://host:443/a/b",

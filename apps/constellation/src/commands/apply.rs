@@ -34,10 +34,10 @@ pub(crate) async fn run(workspace: &Workspace, yes: bool, providers: &dyn Provid
     for line in progress.summary() {
         say(&line);
     }
-    let path = workspace.path(names::ADMIN_CONF);
+    let path = workspace.path(names::ADMIN_CONF).display().to_string();
     say(&format!(
-        "The cluster is ready. To use it:\n\n  export KUBECONFIG=\"{}\"\n",
-        path.display()
+        "The cluster is ready. To use it:\n\n  export KUBECONFIG={}\n",
+        shlex::try_quote(&path).unwrap_or_default()
     ));
     Ok(())
 }

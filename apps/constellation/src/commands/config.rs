@@ -1,8 +1,9 @@
 //! `config generate`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
+use camino::Utf8PathBuf;
 use cluster_config::{ClusterConfig, ExampleOptions, MirrorSource, Workspace, example};
 
 use crate::advice::Advise;
@@ -27,9 +28,9 @@ pub(crate) async fn text(workspace: &Workspace, name: String, sources: &Sources)
     let defaults = ExampleOptions::default();
     let image = sources.image.as_deref().map(absolute).transpose()?;
     let mirror = match &sources.mirror {
-        Some(MirrorSource::Folder(folder)) => MirrorSource::Folder(absolute(folder)?),
+        Some(MirrorSource::Folder(folder)) => MirrorSource::Folder(absolute(folder)?.into()),
         Some(http) => http.clone(),
-        None => defaults.mirror.parse()?,
+        None => defaults.mirror,
     };
     let kubernetes_version = match &sources.kubernetes {
         Some(version) => version.to_string(),
@@ -39,8 +40,8 @@ pub(crate) async fn text(workspace: &Workspace, name: String, sources: &Sources)
     };
     let text = example(&ExampleOptions {
         name,
-        image: image.map_or(defaults.image, |path| path.display().to_string()),
-        mirror: mirror.to_string(),
+        image: image.unwrap_or(defaults.image),
+        mirror,
         kubernetes_version,
     });
     // What was typed goes through the same checks as what is edited.
@@ -59,6 +60,7 @@ async fn version_of(workspace: &Workspace, mirror: &MirrorSource) -> Option<Stri
 }
 
 /// What is typed starts at the current folder, what is written at the workspace.
-fn absolute(path: &Path) -> Result<PathBuf> {
-    Ok(std::path::absolute(path)?)
+fn absolute(path: impl AsRef<Path>) -> Result<Utf8PathBuf> {
+    let path = std::path::absolute(path)?;
+    Utf8PathBuf::from_path_buf(path).map_err(|path| anyhow!("the path {path:?} is not valid UTF-8"))
 }

@@ -14,6 +14,7 @@ mod verify;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use camino::Utf8Path;
 use clap::CommandFactory;
 use cluster_config::Workspace;
 
@@ -23,7 +24,7 @@ use crate::providers::Providers;
 
 /// Runs what was typed.
 pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers) -> Result<ExitCode> {
-    let workspace = || Workspace::open(&arguments.workspace);
+    let workspace = || Workspace::open(arguments.workspace.as_std_path());
     match arguments.command {
         Command::Config(ConfigCommand::Generate {
             provider,
@@ -32,14 +33,19 @@ pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers) -> Resu
         }) => config::generate(&workspace()?, provider, name, &sources).await?,
         Command::Apply(confirmation) => apply::run(&workspace()?, confirmation.yes, providers).await?,
         Command::Mini(MiniCommand::Up { sources, .. }) => {
-            mini::up(&arguments.workspace, &sources, providers).await?;
+            mini::up(arguments.workspace.as_std_path(), &sources, providers).await?;
         }
         Command::Mini(MiniCommand::Down(confirmation)) => mini::down(&workspace()?, &confirmation, providers)?,
         Command::Status => status::run(&workspace()?, providers).await?,
         Command::Verify(verify) => return verify::run(&workspace()?, &verify).await,
         Command::Terminate(confirmation) => terminate::run(&workspace()?, &confirmation, providers)?,
         Command::Mirror(MirrorCommand::Create { folder, from, list }) => {
-            mirror::create(&folder, from.as_ref(), list.as_deref()).await?;
+            mirror::create(
+                folder.as_std_path(),
+                from.as_ref(),
+                list.as_deref().map(Utf8Path::as_std_path),
+            )
+            .await?;
         }
         Command::Version => version()?,
         Command::Completion { shell } => completion(shell)?,

@@ -42,8 +42,13 @@ pub(crate) struct Host {
 impl Host {
     /// Scripts, firmware, image and mirror are there; the workspace is not.
     pub(crate) fn new() -> Self {
+        Self::named("host")
+    }
+
+    /// All its paths hold this.
+    pub(crate) fn named(name: &str) -> Self {
         let host = Self {
-            folder: tempfile::tempdir().unwrap(),
+            folder: tempfile::Builder::new().prefix(name).tempdir().unwrap(),
         };
         for folder in ["bin", "firmware", "image", "mirror"] {
             fs::create_dir(host.path(folder)).unwrap();
@@ -90,7 +95,7 @@ impl Host {
             &text(&mirror),
         ]);
         assert!(written.status.success(), "{}", stderr(&written));
-        let firmware = format!("firmware: {}", self.path("firmware").display());
+        let firmware = format!("firmware: {}", serde_json::to_string(&self.path("firmware")).unwrap());
         self.change_config("# firmware: /usr/share/OVMF", &firmware);
         self.change_config("acceleration: auto", "acceleration: software");
         self.change_config("memoryMiB: 3072", "memoryMiB: 2048");
