@@ -1,7 +1,7 @@
 //! What the phases of `apply` work on.
 
 use anyhow::{Context, Result, bail};
-use cluster_config::{ClusterConfig, ClusterState, Workspace};
+use cluster_config::{ClusterConfig, ClusterState, InitProgress, Workspace, names};
 use infrastructure::{Infrastructure, Provider};
 use kubernetes_components::ComponentList;
 use measurements::ReferenceValues;
@@ -29,6 +29,12 @@ impl<'a> Run<'a> {
         let reference_values = load_reference_values(&config)?;
         let components = load_components(&config).await?;
         let state = workspace.state()?.unwrap_or_else(ClusterState::new);
+        if state.init != InitProgress::Done {
+            // Found now, not when the node has given its kubeconfig away.
+            workspace
+                .check_own(&state, names::ADMIN_CONF)
+                .next("move it to another folder, then run the same command again")?;
+        }
         let provider = providers.configured(workspace, &config.provider)?;
         Ok(Self {
             workspace,

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use aws_lc_rs::rand;
@@ -32,9 +32,9 @@ pub struct ClusterState {
     /// Nodes that were seen as part of the cluster.
     #[serde(default)]
     pub members: BTreeSet<NodeName>,
-    /// SHA-256 of the configuration, if `mini up` wrote it: unchanged, `mini down` takes it away again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub generated_config: Option<String>,
+    /// The SHA-256 of each file that this program wrote for this cluster, by name. Only those may be replaced or removed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) files: BTreeMap<String, Digest>,
     /// The machines, once there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infrastructure: Option<Infrastructure>,
@@ -88,7 +88,7 @@ impl ClusterState {
             init: InitProgress::NotStarted,
             cluster_id: None,
             members: BTreeSet::new(),
-            generated_config: None,
+            files: BTreeMap::new(),
             infrastructure: None,
         }
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use atomic_file::Access;
 use backon::{BlockingRetryable, ConstantBuilder};
+use digest::Digest;
+use error_report::explain_denied;
 use key_derivation::{MasterSecret, ParseMasterSecretError};
 use rustix::fs::FlockOperation;
 use zeroize::Zeroizing;
@@ -48,11 +50,11 @@ pub enum WorkspaceError {
     /// The folder is not there.
     #[error("the workspace {0} is not a folder")]
     Folder(PathBuf),
-    /// Another command is at work.
-    #[error("another constellation command is at work in {0}")]
     /// Configuration and state, which are text, could not name files in it.
     #[error("the path of the workspace, {0:?}, is not valid UTF-8")]
     NotUtf8(PathBuf),
+    /// Another command is at work.
+    #[error("another constellation command is at work in {0}")]
     Busy(PathBuf),
     /// A file is needed that is not there.
     #[error("{path} does not exist: {hint}")]
@@ -65,6 +67,9 @@ pub enum WorkspaceError {
     /// A file is there that would be overwritten.
     #[error("{0} exists already and is not overwritten")]
     Exists(PathBuf),
+    /// A file that would be replaced or removed belongs to the user.
+    #[error("{0} was not written for this cluster, or was changed since")]
+    Foreign(PathBuf),
     /// Reading or writing failed.
     #[error("cannot {action} {path}")]
     Io {
@@ -150,10 +155,17 @@ impl Workspace {
         self.folder.join(name)
     }
 
-    /// Whether one of the [`names`] is there.
-    #[must_use]
-    pub fn has(&self, name: &str) -> bool {
-        self.path(name).exists()
+    /// Whether one of the [`names`] is there. A link is, wherever it leads: what it leads to may come back.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn has(&self, name: &str) -> Result<bool, WorkspaceError> {
+        let path = self.path(name);
+        match fs::symlink_metadata(&path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(io_error("look at", &path, error)),
+        }
     }
 
     /// Reads the configuration.
@@ -175,7 +187,7 @@ impl Workspace {
     /// When there is one.
     pub fn create_config(&self, text: &str) -> Result<PathBuf, WorkspaceError> {
         let path = self.path(names::CONFIG);
-        if path.exists() {
+        if self.has(names::CONFIG)? {
             return Err(WorkspaceError::Exists(path));
         }
         self.replace(names::CONFIG, text.as_bytes(), Access::Everyone)?;
@@ -224,7 +236,7 @@ impl Workspace {
     /// # Errors
     /// When it cannot be read or written.
     pub fn master_secret_or_new(&self) -> Result<(MasterSecret, bool), WorkspaceError> {
-        if self.has(names::MASTER_SECRET) {
+        if self.has(names::MASTER_SECRET)? {
             return Ok((self.master_secret()?, false));
         }
         let secret = MasterSecret::generate();
@@ -232,20 +244,68 @@ impl Workspace {
         Ok((secret, true))
     }
 
-    /// Replaces a file as a whole.
+    /// Writes a file that belongs to the cluster. One that belongs to the user is not touched.
+    ///
+    /// That it is ours is stored before it is there, so a crash in between leaves nothing that nobody removes.
     ///
     /// # Errors
-    /// When the folder cannot be written to.
-    pub fn replace(&self, name: &str, bytes: &[u8], access: Access) -> Result<(), WorkspaceError> {
+    /// When the file belongs to the user, or the folder cannot be written to.
+    pub fn write_own(
+        &self,
+        state: &mut ClusterState,
+        name: &str,
+        bytes: &[u8],
+        access: Access,
+    ) -> Result<(), WorkspaceError> {
+        self.remove_own(state, name)?;
+        state.files.insert(name.to_owned(), Digest::of(bytes));
+        self.save_state(state)?;
+        self.replace(name, bytes, access)
+    }
+
+    /// Removes a file that belongs to the cluster, if it is there. One that belongs to the user is not touched.
+    ///
+    /// # Errors
+    /// When the file belongs to the user, or the folder cannot be written to.
+    pub fn remove_own(&self, state: &ClusterState, name: &str) -> Result<(), WorkspaceError> {
+        self.check_own(state, name)?;
+        if state.files.contains_key(name) {
+            self.remove(name)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a file is there and belongs to the cluster.
+    ///
+    /// # Errors
+    /// When the file belongs to the user, or cannot be read.
+    pub fn check_own(&self, state: &ClusterState, name: &str) -> Result<bool, WorkspaceError> {
+        if !self.has(name)? {
+            return Ok(false);
+        }
+        let path = self.path(name);
+        let content = Zeroizing::new(fs::read(&path).map_err(|error| io_error("read", &path, error))?);
+        match state.files.get(name) {
+            Some(recorded) if *recorded == Digest::of(&content) => Ok(true),
+            _ => Err(WorkspaceError::Foreign(path)),
+        }
+    }
+
+    /// Replaces a file as a whole.
+    fn replace(&self, name: &str, bytes: &[u8], access: Access) -> Result<(), WorkspaceError> {
         let path = self.path(name);
         atomic_file::replace(&path, bytes, access).map_err(|error| io_error("write", &path, error))
     }
 
-    /// Removes a file, if it is there.
+    /// Removes the state, and what a crash left of writing it.
     ///
     /// # Errors
     /// When the folder cannot be written to.
-    pub fn remove(&self, name: &str) -> Result<(), WorkspaceError> {
+    pub fn remove_state(&self) -> Result<(), WorkspaceError> {
+        self.remove(names::STATE)
+    }
+
+    fn remove(&self, name: &str) -> Result<(), WorkspaceError> {
         let path = self.path(name);
         atomic_file::remove(&path).map_err(|error| io_error("remove", &path, error))
     }
@@ -254,7 +314,7 @@ impl Workspace {
         let path = self.path(name);
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(Zeroizing::new(text))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.has(name)? => Ok(None),
             Err(error) => Err(io_error("read", &path, error)),
         }
     }
@@ -264,7 +324,7 @@ fn io_error(action: &'static str, path: &Path, source: io::Error) -> WorkspaceEr
     WorkspaceError::Io {
         action,
         path: path.to_owned(),
-        source,
+        source: explain_denied(path, source),
     }
 }
 
@@ -308,6 +368,54 @@ mod tests {
             workspace.create_config("second"),
             Err(WorkspaceError::Exists(_))
         ));
+    }
+
+    /// The disk with the real file may be mounted later.
+    #[test]
+    fn a_link_that_leads_nowhere_is_never_overwritten() {
+        let (_folder, workspace) = workspace();
+        for name in [names::CONFIG, names::STATE, names::MASTER_SECRET, names::TIMINGS] {
+            std::os::unix::fs::symlink("/nonexistent/file", workspace.path(name)).unwrap();
+        }
+        assert!(matches!(workspace.create_config("x"), Err(WorkspaceError::Exists(_))));
+        assert!(matches!(workspace.state(), Err(WorkspaceError::Io { .. })));
+        assert!(workspace.master_secret_or_new().is_err());
+        let written = workspace.write_own(&mut ClusterState::new(), names::TIMINGS, b"", Access::Everyone);
+        assert!(matches!(written, Err(WorkspaceError::Io { .. })), "{written:?}");
+    }
+
+    #[test]
+    fn only_what_was_recorded_and_not_changed_is_replaced_or_removed() {
+        let (_folder, workspace) = workspace();
+        let path = workspace.path(names::TIMINGS);
+        let mut state = ClusterState::new();
+        let foreign = |result| matches!(result, Err(WorkspaceError::Foreign(_)));
+
+        fs::write(&path, "the user's").unwrap();
+        assert!(foreign(workspace.write_own(
+            &mut state,
+            names::TIMINGS,
+            b"ours",
+            Access::Everyone
+        )));
+        assert!(foreign(workspace.remove_own(&state, names::TIMINGS)));
+        assert_eq!(fs::read(&path).unwrap(), b"the user's");
+
+        fs::remove_file(&path).unwrap();
+        for content in ["ours", "ours again"] {
+            workspace
+                .write_own(&mut state, names::TIMINGS, content.as_bytes(), Access::Everyone)
+                .unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+        // What counts is what is stored.
+        let state = workspace.state().unwrap().unwrap();
+        fs::write(&path, "ours, edited").unwrap();
+        assert!(foreign(workspace.remove_own(&state, names::TIMINGS)));
+        fs::write(&path, "ours again").unwrap();
+        workspace.remove_own(&state, names::TIMINGS).unwrap();
+        assert!(!path.exists());
+        workspace.remove_own(&state, names::TIMINGS).unwrap();
     }
 
     #[test]

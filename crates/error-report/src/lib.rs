@@ -1,7 +1,11 @@
-//! Errors with all their causes on one line.
+//! Errors with all their causes on one line, and what to do about a missing permission.
+
+mod denied;
 
 use std::error::Error;
 use std::fmt;
+
+pub use denied::{User, explain_denied};
 
 /// Displays an error and all its causes, for a log or an operator, but never for a peer.
 ///

@@ -23,6 +23,9 @@ pub enum QemuError {
     },
     /// The record of the machines is damaged.
     #[error("{path} cannot be read; `constellation terminate` removes it and the machines")]
+    /// Somebody else made the folder of the machines.
+    #[error("{0} was not made by this program: it holds no cluster.json; move it away")]
+    Foreign(PathBuf),
     Record {
         /// Which file.
         path: PathBuf,

@@ -23,6 +23,7 @@ use tonic::transport::Channel;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::advice::{Advise, advise};
+use crate::output::note;
 use crate::progress::{Progress, Step};
 use crate::run::Run;
 use crate::{kubeconfig, machines};
@@ -61,15 +62,17 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
     progress
         .step("making the cluster", async |step| {
             begin(run)?;
-            let success = request(run, &secret, channel, step).await?;
-            finish(run, &secret, &node, success)
+            match request(run, &secret, channel, step).await? {
+                Outcome::Success(success) => finish(run, &secret, &node, success),
+                Outcome::Failure(failure) => Err(failed(run, &failure)).next(AFTER_FAILURE),
+            }
         })
         .await
 }
 
 /// Whether a run that was interrupted after the node's success left everything that is needed.
 pub(crate) fn finish_interrupted(run: &mut Run<'_>) -> Result<bool> {
-    if !run.workspace.has(names::ADMIN_CONF) || !run.workspace.has(names::MASTER_SECRET) {
+    if !run.workspace.check_own(&run.state, names::ADMIN_CONF)? || !run.workspace.has(names::MASTER_SECRET)? {
         return Ok(false);
     }
     let expected = expected_id(run, &run.workspace.master_secret()?);
@@ -148,23 +151,20 @@ fn console(run: &Run<'_>, node: &Machine) -> Vec<String> {
 
 /// From here on the node may have begun: its disk cannot be used for another try.
 fn begin(run: &mut Run<'_>) -> Result<()> {
-    run.workspace.remove(names::ADMIN_CONF)?;
-    run.workspace.remove(names::CLUSTER_LOG)?;
+    run.workspace.remove_own(&run.state, names::ADMIN_CONF)?;
+    if let Err(error) = run.workspace.remove_own(&run.state, names::CLUSTER_LOG) {
+        note(&format!("no log of the node will be kept: {}", Chain(&error)));
+    }
     run.state.init = InitProgress::Started;
     Ok(run.workspace.save_state(&run.state)?)
 }
 
-async fn request(
-    run: &Run<'_>,
-    secret: &MasterSecret,
-    channel: Channel,
-    step: &Step<'_>,
-) -> Result<InitSuccessResponse> {
+async fn request(run: &Run<'_>, secret: &MasterSecret, channel: Channel, step: &Step<'_>) -> Result<Outcome> {
     let conversation = async {
         let mut client = ApiClient::new(channel);
         let responses = client.init(init_request(run, secret)?).await;
         let mut responses = responses.context("the node refused to make a cluster")?.into_inner();
-        converse(run, &mut responses, step).await
+        converse(&mut responses, step).await
     };
     tokio::select! {
         result = conversation => {
@@ -220,22 +220,32 @@ fn kms_uri(secret: &MasterSecret) -> String {
     uri
 }
 
+/// How the node's work ended.
+enum Outcome {
+    Success(InitSuccessResponse),
+    Failure(Failure),
+}
+
+/// What a node tells that could not make a cluster.
+struct Failure {
+    error: String,
+    log: Vec<u8>,
+    log_broke_off: bool,
+}
+
 /// One success, or one failure and then the node's log.
-async fn converse(
-    run: &Run<'_>,
-    responses: &mut Streaming<InitResponse>,
-    step: &Step<'_>,
-) -> Result<InitSuccessResponse> {
+async fn converse(responses: &mut Streaming<InitResponse>, step: &Step<'_>) -> Result<Outcome> {
     while let Some(response) = responses.message().await.context("the connection to the node broke")? {
         match response.kind {
             Some(Kind::Progress(progress)) => step.detail(&shown(&progress.step)),
-            Some(Kind::InitSuccess(success)) => return Ok(success),
+            Some(Kind::InitSuccess(success)) => return Ok(Outcome::Success(success)),
             Some(Kind::InitFailure(failure)) => {
-                let log = save_log(run, responses).await;
-                return Err(anyhow!(
-                    "the node could not make a cluster: {} ({log})",
-                    shown(&failure.error)
-                ));
+                let (log, log_broke_off) = receive_log(responses).await;
+                return Ok(Outcome::Failure(Failure {
+                    error: shown(&failure.error),
+                    log,
+                    log_broke_off,
+                }));
             }
             Some(Kind::Log(_)) | None => bail!("the node sent a message that has no meaning at this point"),
         }
@@ -243,26 +253,35 @@ async fn converse(
     bail!("the node ended the conversation without an answer")
 }
 
-/// Keeps the node's log, and says where it is.
-async fn save_log(run: &Run<'_>, responses: &mut Streaming<InitResponse>) -> String {
+/// The node's log, and whether it broke off.
+async fn receive_log(responses: &mut Streaming<InitResponse>) -> (Vec<u8>, bool) {
     let mut log = Vec::new();
-    let ended = loop {
+    let broke_off = loop {
         match responses.message().await {
             Ok(Some(InitResponse {
                 kind: Some(Kind::Log(part)),
             })) => log.extend_from_slice(&part.log),
-            Ok(_) => break None,
-            Err(error) => break Some(error),
+            Ok(_) => break false,
+            Err(_) => break true,
         }
         if log.len() > MAX_LOG_LEN {
-            break None;
+            break true;
         }
     };
-    match run.workspace.replace(names::CLUSTER_LOG, &log, Access::Owner) {
-        Ok(()) if ended.is_none() => format!("its log is in {}", names::CLUSTER_LOG),
-        Ok(()) => format!("the beginning of its log is in {}", names::CLUSTER_LOG),
+    (log, broke_off)
+}
+
+/// Keeps the node's log, and says where it is.
+fn failed(run: &mut Run<'_>, failure: &Failure) -> anyhow::Error {
+    let kept = run
+        .workspace
+        .write_own(&mut run.state, names::CLUSTER_LOG, &failure.log, Access::Owner);
+    let place = match kept {
+        Ok(()) if failure.log_broke_off => format!("the beginning of its log is in {}", names::CLUSTER_LOG),
+        Ok(()) => format!("its log is in {}", names::CLUSTER_LOG),
         Err(error) => format!("its log cannot be kept: {}", Chain(&error)),
-    }
+    };
+    anyhow!("the node could not make a cluster: {} ({place})", failure.error)
 }
 
 /// Text of a peer on a terminal: one line without control characters.
@@ -283,7 +302,7 @@ fn finish(run: &mut Run<'_>, secret: &MasterSecret, node: &Machine, success: Ini
     }
     let rewritten = kubeconfig::rewrite(&kubeconfig, &node.host, node.ports.kubernetes)?;
     run.workspace
-        .replace(names::ADMIN_CONF, rewritten.as_bytes(), Access::Owner)?;
+        .write_own(&mut run.state, names::ADMIN_CONF, rewritten.as_bytes(), Access::Owner)?;
     run.state.cluster_id = Some(expected);
     run.state.init = InitProgress::Done;
     run.state.members.insert(node.name.clone());

@@ -26,7 +26,7 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
         (InitProgress::Started, _) => print("Cluster: making it was interrupted; `constellation apply` starts anew")?,
         _ => print("Cluster: not made yet; `constellation apply` goes on")?,
     }
-    let seen = if workspace.has(names::ADMIN_CONF) {
+    let seen = if workspace.has(names::ADMIN_CONF)? {
         seen(workspace).await
     } else {
         Err("there is none yet".to_owned())

@@ -1,0 +1,127 @@
+use std::fmt;
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Says of a permission that is missing on a path whose it is and what to do; other errors stay as they are.
+#[must_use]
+pub fn explain_denied(path: &Path, error: io::Error) -> io::Error {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return error;
+    }
+    let Some((denied, metadata)) = who_denies(path) else {
+        return error;
+    };
+    let denied = Denied {
+        path: denied.to_owned(),
+        owner: User(metadata.uid()),
+        mode: metadata.mode() & 0o7777,
+    };
+    io::Error::new(io::ErrorKind::PermissionDenied, denied)
+}
+
+/// A user, as an operator knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User(u32);
+
+impl User {
+    /// The one that this process runs as; none if the kernel does not tell.
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        Self::of(Path::new("/proc/self"))
+    }
+
+    /// The owner of a file, or of a process by its folder in `/proc`.
+    #[must_use]
+    pub fn of(path: &Path) -> Option<Self> {
+        fs::metadata(path).ok().map(|metadata| Self(metadata.uid()))
+    }
+
+    /// How to do something as this user.
+    #[must_use]
+    pub fn advice(self) -> String {
+        match self.0 {
+            0 => "run the command with sudo".to_owned(),
+            id => format!("run the command as that user (sudo -u '#{id}')"),
+        }
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("root"),
+            id => write!(f, "user {id}"),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Denied {
+    path: PathBuf,
+    owner: User,
+    mode: u32,
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, owner, mode, .. } = self;
+        let path = path.display();
+        match User::current() {
+            Some(user) if user != *owner => write!(
+                f,
+                "permission denied: {path} belongs to {owner} and this command runs as {user}; {}, or give it away with \
+                 `sudo chown -R {} {path}`",
+                owner.advice(),
+                user.0
+            ),
+            _ => write!(
+                f,
+                "permission denied: {path} has the mode {mode:04o}; allow its owner to use it with `chmod u+rwX {path}`"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Denied {}
+
+/// The file or folder that the permission is missing on: the last on the way to the path that can be looked at, or, if it can
+/// be read, the folder it would be written to.
+fn who_denies(path: &Path) -> Option<(&Path, Metadata)> {
+    let mut way = path.ancestors();
+    let (last, metadata) = way.find_map(|place| Some((place, fs::symlink_metadata(place).ok()?)))?;
+    match last.parent() {
+        Some(parent) if last == path && File::open(last).is_ok() => Some((parent, fs::metadata(parent).ok()?)),
+        _ => Some((last, metadata)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn explained(path: &Path) -> String {
+        explain_denied(path, io::ErrorKind::PermissionDenied.into()).to_string()
+    }
+
+    #[test]
+    fn the_owner_and_the_way_out_are_told() {
+        let text = explained(Path::new("/proc/1/root/nonexistent"));
+        assert!(text.contains("/proc/1") && text.contains("permission denied"), "{text}");
+    }
+
+    #[test]
+    fn other_errors_stay_as_they_are() {
+        let error = explain_denied(Path::new("/"), io::ErrorKind::NotFound.into());
+        assert_eq!(error.to_string(), io::Error::from(io::ErrorKind::NotFound).to_string());
+    }
+
+    #[test]
+    fn users_are_named() {
+        assert_eq!(User(0).to_string(), "root");
+        assert_eq!(User(1000).to_string(), "user 1000");
+        assert_eq!(User::of(Path::new("/proc/1")), Some(User(0)));
+        assert!(User(1000).advice().contains("#1000"));
+    }
+}
