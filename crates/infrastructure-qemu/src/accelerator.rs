@@ -30,19 +30,33 @@ pub enum KvmProbe {
     DoesNotWork(String),
 }
 
+/// Code that QEMU translated for one machine, in MiB; a node fills it while it boots.
+const TRANSLATION_BUFFER_MIB: u64 = 2048;
+
 impl Accelerator {
+    /// What it takes for each machine, in MiB.
+    pub(crate) fn memory_mib(self) -> u64 {
+        match self {
+            Self::Kvm => 0,
+            Self::Software => TRANSLATION_BUFFER_MIB,
+        }
+    }
+
     /// `-machine`, `-accel`, `-cpu`: the same for the probe and for nodes.
     pub(crate) fn arguments(self) -> Vec<OsString> {
         let (accelerator, cpu) = match self {
-            Self::Kvm => ("kvm", "host"),
+            Self::Kvm => ("kvm".to_owned(), "host"),
             // 5-level paging makes page walks of the emulation longer.
-            Self::Software => ("tcg,thread=multi,tb-size=2048", "max,la57=off"),
+            Self::Software => (
+                format!("tcg,thread=multi,tb-size={TRANSLATION_BUFFER_MIB}"),
+                "max,la57=off",
+            ),
         };
         [
             "-machine",
             "q35,smm=off,vmport=off,hpet=off",
             "-accel",
-            accelerator,
+            &accelerator,
             "-cpu",
             cpu,
         ]

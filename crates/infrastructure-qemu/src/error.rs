@@ -2,6 +2,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use error_report::{User, explain_denied};
+
 use crate::problem::PreflightProblem;
 
 /// The machines could not be made or ended.
@@ -21,11 +23,11 @@ pub enum QemuError {
         #[source]
         source: io::Error,
     },
-    /// The record of the machines is damaged.
-    #[error("{path} cannot be read; `constellation terminate` removes it and the machines")]
     /// Somebody else made the folder of the machines.
     #[error("{0} was not made by this program: it holds no cluster.json; move it away")]
     Foreign(PathBuf),
+    /// The record of the machines is damaged.
+    #[error("{path} cannot be read; `constellation terminate` removes it and the machines")]
     Record {
         /// Which file.
         path: PathBuf,
@@ -52,6 +54,16 @@ pub enum QemuError {
     /// A process does not end.
     #[error("process {0} does not end")]
     DoesNotEnd(i32),
+    /// A process belongs to somebody else.
+    #[error("process {pid} ({program}) belongs to {owner}: {}", .owner.advice())]
+    NotPermitted {
+        /// Its id.
+        pid: i32,
+        /// What it runs.
+        program: String,
+        /// Whose it is.
+        owner: User,
+    },
     /// KVM is demanded and does not work.
     #[error("acceleration kvm is configured, but KVM does not work: {0}")]
     Kvm(String),
@@ -72,10 +84,13 @@ pub(crate) trait Context<T> {
 
 impl<T, E: Into<io::Error>> Context<T> for Result<T, E> {
     fn on(self, action: &'static str, path: impl Into<PathBuf>) -> Result<T, QemuError> {
-        self.map_err(|source| QemuError::Io {
-            action,
-            path: path.into(),
-            source: source.into(),
+        self.map_err(|source| {
+            let path = path.into();
+            QemuError::Io {
+                action,
+                source: explain_denied(&path, source.into()),
+                path,
+            }
         })
     }
 }

@@ -67,13 +67,24 @@ impl RunFolder {
         self.0.join("metadata.process")
     }
 
+    pub(crate) fn metadata_key(&self) -> PathBuf {
+        self.0.join("metadata.key")
+    }
+
     pub(crate) fn metadata_log(&self) -> PathBuf {
         self.0.join("metadata.log")
     }
 
+    /// Makes the folder, which is ours from when it holds the record of the cluster.
     pub(crate) fn create(&self) -> Result<(), QemuError> {
-        let nodes = self.0.join("nodes");
-        fs::create_dir_all(&nodes).on("create", &nodes)?;
+        match fs::create_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                if !self.is_ours()? {
+                    return Err(QemuError::Foreign(self.0.clone()));
+                }
+            }
+            created => created.on("create", &self.0)?,
+        }
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(&self.0, private).on("protect", &self.0)
     }
@@ -108,15 +119,33 @@ impl RunFolder {
         atomic_file::replace(&path, &json, Access::Owner).on("write", path)
     }
 
-    /// Ends every recorded process below this folder, whatever the record of the cluster says, then removes it.
+    /// Ends every recorded process below this folder, whatever the record of the cluster says, then removes it. A folder
+    /// that somebody else made is left alone.
     pub(crate) fn destroy(&self) -> Result<(), QemuError> {
-        let _lock = self.lock()?;
+        let Some(_lock) = self.lock()? else { return Ok(()) };
+        if !self.is_ours()? {
+            return Ok(());
+        }
         stop(&self.metadata_record())?;
         let nodes = self.0.join("nodes");
         for entry in entries(&nodes)? {
             NodeFolder(entry).stop()?;
         }
+        // The record last: as long as anything else is there, the folder is ours.
+        for entry in entries(&self.0)? {
+            if entry != self.record_path() {
+                remove(&entry)?;
+            }
+        }
         remove_folder(&self.0)
+    }
+
+    /// Whether this program made the folder: it holds the record of a cluster, or nothing but what a crash left of writing it.
+    fn is_ours(&self) -> Result<bool, QemuError> {
+        let entries = entries(&self.0)?;
+        let record = self.record_path();
+        let unfinished = self.0.join(".cluster.json.new");
+        Ok(entries.contains(&record) || entries.iter().all(|entry| *entry == unfinished))
     }
 
     fn record_path(&self) -> PathBuf {
@@ -157,8 +186,8 @@ impl NodeFolder {
         self.0.is_dir()
     }
 
-    pub(crate) fn is_running(&self) -> bool {
-        ProcessRecord::read(&self.qemu_record()).is_some_and(|process| process.is_running())
+    pub(crate) fn is_running(&self) -> Result<bool, QemuError> {
+        is_running(&self.qemu_record())
     }
 
     /// A folder of this name appears only once everything in it is there.
@@ -187,7 +216,12 @@ impl NodeFolder {
 }
 
 pub(crate) fn stop(record: &Path) -> Result<(), QemuError> {
-    ProcessRecord::read(record).map_or(Ok(()), |process| process.stop())
+    ProcessRecord::read(record)?.map_or(Ok(()), |process| process.stop())
+}
+
+/// Whether a recorded process runs.
+pub(crate) fn is_running(record: &Path) -> Result<bool, QemuError> {
+    ProcessRecord::read(record)?.map_or(Ok(false), |process| process.is_running())
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, QemuError> {
@@ -198,9 +232,64 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, QemuError> {
     }
 }
 
+fn remove(path: &Path) -> Result<(), QemuError> {
+    let metadata = fs::symlink_metadata(path).on("look at", path)?;
+    if metadata.is_dir() {
+        remove_folder(path)
+    } else {
+        fs::remove_file(path).on("remove", path)
+    }
+}
+
 fn remove_folder(path: &Path) -> Result<(), QemuError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).on("remove", path),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> ClusterRecord {
+        ClusterRecord {
+            uid: String::new(),
+            segment_port: 0,
+            metadata_port: 0,
+            init_secret_hash: String::new(),
+            mirror: None,
+            nodes: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_folder_that_somebody_else_made_is_neither_used_nor_removed() {
+        let workspace = tempfile::tempdir().unwrap();
+        let folder = RunFolder::in_workspace(workspace.path());
+        let file = folder.path().join("nodes/thesis.tex");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, "").unwrap();
+        assert!(matches!(folder.create(), Err(QemuError::Foreign(_))));
+        folder.destroy().unwrap();
+        assert!(file.exists());
+    }
+
+    #[test]
+    fn what_a_crash_left_at_any_point_is_ours() {
+        let workspace = tempfile::tempdir().unwrap();
+        let folder = RunFolder::in_workspace(workspace.path());
+        let steps: [&dyn Fn(); 4] = [
+            &|| folder.create().unwrap(),
+            &|| fs::write(folder.path().join(".cluster.json.new"), "{").unwrap(),
+            &|| folder.save(&record()).unwrap(),
+            &|| fs::write(folder.path().join("metadata.log"), "").unwrap(),
+        ];
+        for count in 0..=steps.len() {
+            steps[..count].iter().for_each(|step| step());
+            folder.create().unwrap();
+            folder.destroy().unwrap();
+            assert!(!folder.path().exists(), "after {count} steps");
+        }
     }
 }

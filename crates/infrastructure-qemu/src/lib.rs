@@ -20,12 +20,14 @@ mod error;
 mod folder;
 mod helper;
 mod machine;
+mod memory;
 mod metadata;
 mod option;
 mod ports;
 mod preflight;
 mod problem;
 mod process;
+mod proof;
 mod provider;
 mod vm;
 

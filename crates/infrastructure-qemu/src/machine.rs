@@ -10,9 +10,9 @@ use infrastructure::{Machine, MachineStatus};
 use crate::accelerator::Accelerator;
 use crate::console::{reason, tail};
 use crate::error::{Context, QemuError};
-use crate::folder::{ClusterRecord, NodeFolder, NodeRecord};
+use crate::folder::{ClusterRecord, NodeFolder, NodeRecord, is_running};
 use crate::preflight::{Host, SYSTEM_DISK};
-use crate::process::{Helper, INTERVAL, ProcessRecord, ended, not_ready};
+use crate::process::{Helper, INTERVAL, ended, not_ready};
 use crate::vm::{Vm, swtpm_arguments};
 
 /// How long a program may take until it can be talked to.
@@ -95,7 +95,7 @@ pub(crate) fn until_ready(
 ) -> Result<(), QemuError> {
     let deadline = Instant::now() + READY_LIMIT;
     while !ready() {
-        let running = ProcessRecord::read(record).is_some_and(|process| process.is_running());
+        let running = is_running(record)?;
         // It may have become ready and ended between the two looks; what it said tells more than its end.
         if !running && !ready() {
             return Err(ended(program, log));
@@ -121,8 +121,10 @@ pub(crate) fn machine(node: &NodeRecord, folder: &NodeFolder) -> Machine {
 }
 
 fn status(folder: &NodeFolder) -> MachineStatus {
-    if folder.is_running() {
-        return MachineStatus::Running;
+    match folder.is_running() {
+        Ok(true) => return MachineStatus::Running,
+        Ok(false) => {}
+        Err(_) => return MachineStatus::Unknown,
     }
     if !folder.exists() {
         return MachineStatus::NotMade;

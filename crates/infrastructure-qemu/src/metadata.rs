@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::path::{Component, Path as FilePath, PathBuf};
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -19,6 +20,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::error::QemuError;
 use crate::folder::{ClusterRecord, NodeRecord, RunFolder};
+use crate::proof::ProofKey;
 
 /// The port of the API server in the segment.
 const KUBERNETES_PORT: u16 = 6443;
@@ -55,15 +57,19 @@ pub(crate) async fn serve(folder: RunFolder) -> Result<Infallible, MetadataError
     };
     let port = record.metadata_port;
     let failed = |source| MetadataError::Serve { port, source };
+    let key = ProofKey::load(&folder.metadata_key())?;
     let listener = TcpListener::bind(("127.0.0.1", port)).await.map_err(failed)?;
-    match axum::serve(listener, router(folder)).await {
+    match axum::serve(listener, router(folder, key, port)).await {
         Err(error) => Err(failed(error)),
         Ok(()) => unreachable!("a server without a shutdown signal goes on"),
     }
 }
 
-fn router(folder: RunFolder) -> Router {
+fn router(folder: RunFolder, key: ProofKey, port: u16) -> Router {
+    let key = Arc::new(key);
+    let prove = async move |Path(challenge): Path<String>| key.answer(port, &challenge);
     Router::new()
+        .route("/proof/{challenge}", get(prove))
         .route("/nodes/{name}/self", get(own))
         .route("/nodes/{name}/peers", get(peers))
         .route("/nodes/{name}/endpoint", get(endpoint))
@@ -195,7 +201,7 @@ mod tests {
     use super::*;
 
     struct Server {
-        address: String,
+        port: u16,
         folder: tempfile::TempDir,
     }
 
@@ -239,14 +245,19 @@ mod tests {
         })
         .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(async move { axum::serve(listener, router(run)).await });
-        Server { address, folder }
+        let port = listener.local_addr().unwrap().port();
+        let key = ProofKey::from([1; 32]);
+        tokio::spawn(async move { axum::serve(listener, router(run, key, port)).await });
+        Server { port, folder }
     }
 
     impl Server {
+        fn address(&self) -> String {
+            format!("http://127.0.0.1:{}", self.port)
+        }
+
         async fn get(&self, path: &str) -> (u16, String) {
-            let response = reqwest::get(format!("{}{path}", self.address)).await.unwrap();
+            let response = reqwest::get(format!("{}{path}", self.address())).await.unwrap();
             (response.status().as_u16(), response.text().await.unwrap())
         }
     }
@@ -270,6 +281,19 @@ mod tests {
             peers.starts_with('[') && peers.contains(worker) && peers.contains("ControlPlane"),
             "{peers}"
         );
+    }
+
+    #[tokio::test]
+    async fn proves_that_it_is_ours() {
+        let server = server().await;
+        let port = server.port;
+        let known = async |key: [u8; 32]| {
+            tokio::task::spawn_blocking(move || ProofKey::from(key).is_known_at(port))
+                .await
+                .unwrap()
+        };
+        assert!(known([1; 32]).await);
+        assert!(!known([2; 32]).await);
     }
 
     #[tokio::test]
@@ -298,7 +322,7 @@ mod tests {
         let content = vec![7; 10_000_000];
         std::fs::create_dir(server.folder.path().join("mirror/bin")).unwrap();
         std::fs::write(server.folder.path().join("mirror/bin/kubelet"), &content).unwrap();
-        let response = reqwest::get(format!("{}/mirror/bin/kubelet", server.address))
+        let response = reqwest::get(format!("{}/mirror/bin/kubelet", server.address()))
             .await
             .unwrap();
         assert_eq!(response.content_length(), Some(10_000_000));
@@ -309,9 +333,9 @@ mod tests {
     async fn refuses_what_is_too_much_and_goes_on() {
         let server = server().await;
         let long = format!("/nodes/{}/self", "a".repeat(10_000_000));
-        let refused = reqwest::get(format!("{}{long}", server.address)).await;
+        let refused = reqwest::get(format!("{}{long}", server.address())).await;
         assert!(refused.is_err() || refused.is_ok_and(|response| !response.status().is_success()));
-        let post = reqwest::Client::new().post(format!("{}/nodes/worker-0/self", server.address));
+        let post = reqwest::Client::new().post(format!("{}/nodes/worker-0/self", server.address()));
         let answer = post.body(vec![0; 10_000_000]).send().await;
         assert!(answer.is_err() || answer.is_ok_and(|response| response.status() == 405));
         assert_eq!(server.get("/nodes/worker-0/self").await.0, 200);

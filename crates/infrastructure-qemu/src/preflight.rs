@@ -5,9 +5,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use infrastructure::ClusterSpec;
+use infrastructure::{ClusterSpec, NodeSpec};
 
+use crate::accelerator::Accelerator;
+use crate::error::QemuError;
 use crate::folder::{ClusterRecord, RunFolder};
+use crate::memory::{self, Available};
 use crate::ports;
 use crate::problem::PreflightProblem;
 use crate::vm::forwards;
@@ -48,22 +51,23 @@ pub(crate) fn check(
     record: &ClusterRecord,
     folder: &RunFolder,
     firmware: Option<&Path>,
-) -> Result<Host, Vec<PreflightProblem>> {
+    probe: impl FnOnce(&Path) -> Result<Accelerator, QemuError>,
+) -> Result<(Host, Accelerator), QemuError> {
     let mut problems = Problems::default();
     let qemu = problems.keep(find_qemu());
+    let accelerator = qemu.as_deref().map(probe);
     let swtpm = problems.keep(find_program("swtpm", "install the Debian package swtpm"));
     let firmware = problems.keep(find_firmware(firmware));
     problems.keep(check_image(&spec.image));
-    let stopped: Vec<_> = spec
-        .nodes
-        .iter()
-        .filter(|node| !folder.node(&node.name).is_running())
-        .collect();
-    let memory = stopped
-        .iter()
-        .map(|node| u64::from(node.memory_mib) + VM_OVERHEAD_MIB)
-        .sum();
-    problems.keep(check_memory(memory, available_memory_mib()));
+    let mut stopped = Vec::new();
+    for node in &spec.nodes {
+        if !folder.node(&node.name).is_running()? {
+            stopped.push(node);
+        }
+    }
+    if let Some(Ok(accelerator)) = accelerator {
+        problems.keep(check_memory(&stopped, accelerator, memory::available()));
+    }
     problems.keep(check_space(stopped.len() as u64 * NODE_DISK_MIB, folder.path()));
     for node in stopped.into_iter().filter(|node| folder.node(&node.name).exists()) {
         let Some(known) = record.nodes.get(&node.name) else {
@@ -73,9 +77,11 @@ pub(crate) fn check(
             problems.keep(check_port(port, &format!("port {there} of {}", node.name)));
         }
     }
-    match (qemu, swtpm, firmware) {
-        (Some(qemu), Some(swtpm), Some(firmware)) if problems.0.is_empty() => Ok(Host { qemu, swtpm, firmware }),
-        _ => Err(problems.0),
+    match (qemu, accelerator, swtpm, firmware) {
+        (Some(qemu), Some(accelerator), Some(swtpm), Some(firmware)) if problems.0.is_empty() => {
+            Ok((Host { qemu, swtpm, firmware }, accelerator?))
+        }
+        _ => Err(QemuError::Preflight(problems.0)),
     }
 }
 
@@ -155,22 +161,28 @@ fn check_image(folder: &Path) -> Result<(), PreflightProblem> {
     })
 }
 
-fn check_memory(needed_mib: u64, available_mib: Option<u64>) -> Result<(), PreflightProblem> {
-    match available_mib {
-        Some(available) if available < needed_mib => Err(problem(
-            format!("the nodes need {needed_mib} MiB of memory, {available} MiB are available"),
-            "end other programs, or set a smaller memoryMiB or initialCount",
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// `MemAvailable` of proc_meminfo(5): what programs can get without swapping.
-fn available_memory_mib() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib / 1024)
+fn check_memory(
+    nodes: &[&NodeSpec],
+    accelerator: Accelerator,
+    available: Option<Available>,
+) -> Result<(), PreflightProblem> {
+    let beside = VM_OVERHEAD_MIB + accelerator.memory_mib();
+    let needed: u64 = nodes.iter().map(|node| u64::from(node.memory_mib) + beside).sum();
+    let Some(available) = available.filter(|available| available.mib < needed) else {
+        return Ok(());
+    };
+    let what = format!(
+        "the nodes need {needed} MiB of memory ({beside} MiB for each machine beside its own with {accelerator}), {} MiB are \
+         available",
+        available.mib
+    );
+    Err(match available.limited_by {
+        None => problem(what, "end other programs, or set a smaller memoryMiB or initialCount"),
+        Some(group) => problem(
+            format!("{what} in the control group {}", group.display()),
+            "raise its limit (MemoryMax of the unit or session), or set a smaller memoryMiB or initialCount",
+        ),
+    })
 }
 
 fn check_space(needed_mib: u64, folder: &Path) -> Result<(), PreflightProblem> {
@@ -232,11 +244,39 @@ mod tests {
 
     #[test]
     fn too_little_memory_names_both_numbers_and_the_way_out() {
-        let problem = check_memory(5000, Some(4000)).unwrap_err().to_string();
-        for part in ["5000 MiB", "4000 MiB", "memoryMiB"] {
+        let check = |accelerator, mib, group: Option<&str>| {
+            let nodes = [node(3072), node(2048)];
+            let available = Available {
+                mib,
+                limited_by: group.map(PathBuf::from),
+            };
+            check_memory(&nodes.each_ref(), accelerator, Some(available)).map_err(|problem| problem.to_string())
+        };
+        let problem = check(Accelerator::Kvm, 4000, None).unwrap_err();
+        for part in ["5632 MiB", "4000 MiB", "memoryMiB"] {
             assert!(problem.contains(part), "{problem}");
         }
-        assert!(check_memory(4000, Some(4000)).is_ok());
+        check(Accelerator::Kvm, 5632, None).unwrap();
+        // Each emulated machine has its translated code beside it.
+        let problem = check(Accelerator::Software, 9727, None).unwrap_err();
+        assert!(problem.contains("9728 MiB"), "{problem}");
+        check(Accelerator::Software, 9728, None).unwrap();
+        // MemoryMax=3G
+        let problem = check(Accelerator::Kvm, 3000, Some("/sys/fs/cgroup/a")).unwrap_err();
+        for part in ["5632 MiB", "3000 MiB", "/sys/fs/cgroup/a", "MemoryMax"] {
+            assert!(problem.contains(part), "{problem}");
+        }
+    }
+
+    fn node(memory_mib: u32) -> NodeSpec {
+        NodeSpec {
+            name: "worker-0".parse().unwrap(),
+            role: cluster_types::NodeRole::Worker,
+            group: String::new(),
+            vcpus: 2,
+            memory_mib,
+            state_disk_gb: 20,
+        }
     }
 
     #[test]

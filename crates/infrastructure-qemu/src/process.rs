@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use atomic_file::Access;
+use error_report::User;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How often a condition without an event is looked at.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(10);
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// This program, which starts others for the provider: `constellation internal ...`.
 #[derive(Clone, Debug)]
@@ -140,17 +144,36 @@ impl ProcessRecord {
     }
 
     /// The record in a file, if there is one. A damaged one is none: it was never written by [`exec_recorded`].
-    pub(crate) fn read(path: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>, QemuError> {
+        match fs::read(path) {
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).on("read", path),
+        }
     }
 
-    /// Whether the recorded process runs.
-    pub(crate) fn is_running(&self) -> bool {
+    /// Whether the recorded process runs. That it cannot be seen does not mean that it ended.
+    pub(crate) fn is_running(&self) -> Result<bool, QemuError> {
         let Some(pid) = Pid::from_raw(self.pid) else {
-            return false;
+            return Ok(false);
         };
-        let same_boot = boot_id().is_ok_and(|boot| boot == self.boot_id);
-        same_boot && start_time(pid).is_ok_and(|time| time == Some(self.start_time))
+        if boot_id().on("read", BOOT_ID)? != self.boot_id {
+            return Ok(false);
+        }
+        if let Some(time) = start_time(pid).on("look at", self.folder())? {
+            return Ok(time == self.start_time);
+        }
+        // It has ended, or `/proc` is mounted so that it hides processes of others (`hidepid`, proc(5)).
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => Ok(false),
+            Ok(process) if ends_within(&process, Duration::ZERO) => Ok(false),
+            Ok(_) => Err(Errno::ACCESS).on("look at", self.folder()),
+            Err(error) => Err(error).on("look at", self.folder()),
+        }
+    }
+
+    fn folder(&self) -> PathBuf {
+        format!("/proc/{}", self.pid).into()
     }
 
     /// Ends the recorded process, if it runs: politely first.
@@ -159,20 +182,42 @@ impl ProcessRecord {
             return Ok(());
         };
         // The descriptor is taken before the check, so the process that is checked is the process that is signalled.
-        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
-            return Ok(());
+        let process = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(Errno::SRCH) => return Ok(()),
+            // The id may be that of another process's thread by now. Otherwise it is not known whether ours has ended.
+            Err(error) if self.is_running()? => return Err(error).on("open process", self.folder()),
+            Err(_) => return Ok(()),
         };
-        if !self.is_running() {
+        if !self.is_running()? {
             return Ok(());
         }
         for signal in [Signal::TERM, Signal::KILL] {
-            // It may end at any time by itself.
-            let _ = pidfd_send_signal(&process, signal);
+            match pidfd_send_signal(&process, signal) {
+                Err(Errno::PERM) => return Err(self.not_permitted()),
+                // It may end at any time by itself.
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(error) => return Err(error).on("end process", self.folder()),
+            }
             if ends_within(&process, PATIENCE) {
                 return Ok(());
             }
         }
         Err(QemuError::DoesNotEnd(self.pid))
+    }
+
+    fn not_permitted(&self) -> QemuError {
+        let folder = self.folder();
+        let name = fs::read_to_string(folder.join("comm")).unwrap_or_default();
+        let program = name.trim().to_owned();
+        match User::of(&folder) {
+            Some(owner) => QemuError::NotPermitted {
+                pid: self.pid,
+                program,
+                owner,
+            },
+            None => QemuError::DoesNotEnd(self.pid),
+        }
     }
 }
 
@@ -200,7 +245,7 @@ fn parse_stat(stat: &str) -> Option<u64> {
 }
 
 fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(fs::read_to_string(BOOT_ID)?.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -221,9 +266,9 @@ mod tests {
     #[test]
     fn ends_the_recorded_process() {
         let (mut child, record) = sleeper();
-        assert!(record.is_running());
+        assert!(record.is_running().unwrap());
         record.stop().unwrap();
-        assert!(!record.is_running());
+        assert!(!record.is_running().unwrap());
         child.wait().unwrap();
         record.stop().unwrap();
     }
@@ -241,12 +286,55 @@ mod tests {
                 ..record.clone()
             },
         ] {
-            assert!(!other.is_running());
+            assert!(!other.is_running().unwrap());
             other.stop().unwrap();
             assert!(child.try_wait().unwrap().is_none());
         }
         record.stop().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Of a thread's id the kernel gives no descriptor. The same happens when there are too many open files.
+    #[test]
+    fn a_process_that_cannot_be_opened_is_not_taken_for_ended() {
+        let (send, receive) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            send.send(rustix::thread::gettid()).unwrap();
+            let _ = ended.recv();
+        });
+        let id = receive.recv().unwrap();
+        let record = ProcessRecord {
+            pid: id.as_raw_pid(),
+            start_time: start_time(id).unwrap().unwrap(),
+            boot_id: boot_id().unwrap(),
+        };
+        let error = record.stop().unwrap_err();
+        assert!(
+            matches!(
+                error,
+                QemuError::Io {
+                    action: "open process",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        // The thread of a process that is not ours: the id was used again.
+        let other = ProcessRecord {
+            start_time: record.start_time + 1,
+            ..record
+        };
+        other.stop().unwrap();
+        drop(end);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_taken_for_none() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(ProcessRecord::read(&folder.path().join("none")).unwrap().is_none());
+        assert!(ProcessRecord::read(folder.path()).is_err());
     }
 
     #[test]

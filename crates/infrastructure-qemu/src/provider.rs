@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::{Ipv4Addr, TcpStream};
-use std::path::PathBuf;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use cluster_types::{NodeName, NodeRole};
@@ -11,11 +11,12 @@ use infrastructure::{
 
 use crate::accelerator::{Accelerator, KvmProbe, probe_kvm};
 use crate::error::{Context, QemuError};
-use crate::folder::{ClusterRecord, NodeRecord, RunFolder, stop};
+use crate::folder::{ClusterRecord, NodeRecord, RunFolder, is_running, stop};
 use crate::machine::{Starter, console, machine, until_ready};
 use crate::ports::{free_tcp, free_udp};
-use crate::preflight::{self, Host};
-use crate::process::{Helper, ProcessRecord};
+use crate::preflight;
+use crate::process::Helper;
+use crate::proof::ProofKey;
 use crate::vm::HOST_FROM_GUEST;
 
 /// The private network between VMs (docs/interfaces.md).
@@ -77,13 +78,13 @@ impl QemuProvider {
     }
 
     /// Probed once per run and not remembered: what worked yesterday may not work today.
-    fn accelerator(&self, host: &Host, progress: &dyn Fn(&str)) -> Result<Accelerator, QemuError> {
+    fn accelerator(&self, qemu: &Path, progress: &dyn Fn(&str)) -> Result<Accelerator, QemuError> {
         if let Some(accelerator) = self.accelerator.get() {
             return Ok(*accelerator);
         }
-        let accelerator = match (self.options.acceleration, &host.qemu) {
-            (AccelerationChoice::Software, _) => Accelerator::Software,
-            (choice, qemu) => match probe_kvm(qemu) {
+        let accelerator = match self.options.acceleration {
+            AccelerationChoice::Software => Accelerator::Software,
+            choice => match probe_kvm(qemu) {
                 KvmProbe::Works => Accelerator::Kvm,
                 KvmProbe::DoesNotWork(reason) if choice == AccelerationChoice::Kvm => {
                     return Err(QemuError::Kvm(reason));
@@ -144,20 +145,15 @@ impl QemuProvider {
         self.folder.save(record)
     }
 
-    fn metadata_is_running(&self) -> bool {
-        ProcessRecord::read(&self.folder.metadata_record()).is_some_and(|process| process.is_running())
-    }
-
     fn start_metadata(&self, lock: &File, record: &ClusterRecord) -> Result<(), QemuError> {
         let (process, log) = (self.folder.metadata_record(), self.folder.metadata_log());
         stop(&process)?;
+        let key = ProofKey::generate(&self.folder.metadata_key())?;
         let (program, arguments) = self.helper.metadata(self.folder.path());
         self.helper
             .start(lock, self.folder.path(), &process, &log, &program, &arguments)?;
-        let port = record.metadata_port;
-        until_ready(&process, &log, &program, || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
-        })
+        // Another program may have taken the port meanwhile.
+        until_ready(&process, &log, &program, || key.is_known_at(record.metadata_port))
     }
 }
 
@@ -199,7 +195,7 @@ impl QemuProvider {
             .flat_map(|record| unwanted(record, spec))
             .map(Change::Remove)
             .collect();
-        if !self.metadata_is_running() {
+        if !is_running(&self.folder.metadata_record())? {
             changes.push(Change::StartMetadata);
         }
         let known = |node: &NodeSpec| {
@@ -209,7 +205,7 @@ impl QemuProvider {
         };
         for node in spec.nodes.iter().filter(|node| !spec.later.contains(&node.name)) {
             let folder = self.folder.node(&node.name);
-            if folder.is_running() && known(node) {
+            if folder.is_running()? && known(node) {
                 continue;
             }
             changes.push(match (folder.exists(), spec.members.contains(&node.name)) {
@@ -230,8 +226,8 @@ impl QemuProvider {
         let mut record = self.record(spec)?;
         if !plan.is_empty() {
             let firmware = self.options.firmware.as_deref();
-            let host = preflight::check(spec, &record, &self.folder, firmware).map_err(QemuError::Preflight)?;
-            let accelerator = self.accelerator(&host, progress)?;
+            let probe = |qemu: &Path| self.accelerator(qemu, progress);
+            let (host, accelerator) = preflight::check(spec, &record, &self.folder, firmware, probe)?;
             self.folder.create()?;
             let lock = self.folder.lock()?.expect("the folder was just made");
             self.settle(&mut record, spec)?;
