@@ -6,59 +6,59 @@ use std::process::{Command, ExitStatus, Stdio};
 
 /// Runs cryptsetup with a secret on its standard input.
 ///
-/// The one place where keys leave this process; they go through a pipe and are never an argument, an environment variable
-/// or a file.
+/// This is the only place where keys leave this process. They go through a pipe and are never an argument, an environment
+/// variable or a file.
 pub trait Cryptsetup {
-    /// Runs one command to its end. `input` becomes its standard input.
+    /// Runs a command to its end, with `input` as its standard input.
     ///
     /// # Errors
-    /// When the program cannot be run or reports a failure.
+    /// When the program cannot be started or fails.
     fn run(&self, arguments: &[&str], input: &[u8]) -> Result<(), CryptsetupError>;
 }
 
-/// Why a cryptsetup command failed.
+/// A cryptsetup command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CryptsetupError {
     /// It could not be started.
-    #[error("{program:?} cannot be started")]
+    #[error("cannot start {program:?}")]
     Start {
-        /// What was to be run.
+        /// The program.
         program: PathBuf,
         /// The reason.
         source: io::Error,
     },
-    /// It could not be spoken to.
-    #[error("cryptsetup cannot be given its input")]
+    /// Its input could not be written or its end not awaited.
+    #[error("cannot write cryptsetup's input")]
     Input(#[source] io::Error),
-    /// The key opens no keyslot.
+    /// The key does not open the keyslot.
     #[error("the key does not open the disk")]
     WrongKey,
-    /// It ended with another failure.
+    /// It failed for another reason.
     #[error("cryptsetup {command} ended with {status}: {message}")]
     Failed {
         /// The command, without its options.
         command: String,
         /// How it ended.
         status: ExitStatus,
-        /// What it printed, cut.
+        /// The beginning of what it printed.
         message: String,
     },
 }
 
-/// The program itself.
+/// The cryptsetup program of this machine.
 #[derive(Clone, Debug)]
 pub struct CryptsetupProgram {
     path: PathBuf,
 }
 
-/// man 8 cryptsetup, "RETURN CODES": no permission, which means a bad passphrase.
+/// cryptsetup(8), "RETURN CODES": no permission, which means a wrong passphrase.
 const NO_PERMISSION: i32 = 2;
 
-/// What cryptsetup may print into one of our errors.
+/// How much of cryptsetup's output an error shows.
 const MAX_MESSAGE_CHARS: usize = 500;
 
 impl CryptsetupProgram {
-    /// Will run the program at this path.
+    /// Takes the program's path.
     #[must_use]
     pub fn new(path: &Path) -> Self {
         Self { path: path.to_owned() }
@@ -79,7 +79,7 @@ impl Cryptsetup for CryptsetupProgram {
                 program: self.path.clone(),
                 source,
             })?;
-        // Keys are far shorter than a pipe's buffer, so this does not wait for the other side; dropping closes the pipe.
+        // Keys are far shorter than a pipe's buffer, so writing does not block. Dropping the pipe closes it.
         let written = child.stdin.take().expect("the pipe was asked for").write_all(input);
         let output = child.wait_with_output().map_err(CryptsetupError::Input)?;
         if output.status.success() {

@@ -1,14 +1,14 @@
-//! What a never-written sector means.
+//! What happens to sectors that were never written.
 //!
-//! dm-integrity keeps a tag for every sector. A disk that was not wiped has no valid tags, and wiping writes the whole
-//! disk: minutes for 20 GiB in an emulated VM. We do not wipe, and say what that means:
+//! dm-integrity keeps a tag for every sector. A disk that was not wiped has no valid tags, and wiping it writes the whole
+//! disk, which takes minutes for 20 GiB in an emulated VM. We do not wipe. That means:
 //!
 //! **Reading a sector that this disk's key never wrote is an I/O error**, never zeros and never what the host put there.
-//! A file system that reads only what it wrote never sees it, and for anybody else the error is the right answer.
+//! A file system that reads only what it wrote never sees such an error, and for any other reader the error is right.
 //!
-//! ext4 keeps to that once it runs, if its journal was zeroed when it was made: recovery after a crash reads one block
-//! past the last transaction. `mkfs.ext4` itself does not: it looks for older file systems and changes parts of blocks,
-//! which reads the rest of them. [`write_sectors_that_mkfs_reads`] writes zeros there first.
+//! A mounted ext4 reads only what it wrote, provided that its journal was zeroed when it was made: recovery after a crash
+//! reads one block past the last transaction. `mkfs.ext4` itself does not: it looks for older file systems and changes
+//! parts of blocks, which reads the rest of them. [`write_sectors_that_mkfs_reads`] writes zeros there first.
 
 use std::fs::OpenOptions;
 use std::io::{self, Seek, SeekFrom};
@@ -22,24 +22,24 @@ use crate::header::layout::SECTOR_SIZE;
 
 /// Blocks of one ext4 block group: as many as one bitmap block of 4096 bytes has bits.
 const BLOCKS_PER_GROUP: u64 = 8 * SECTOR_SIZE;
-/// In front: boot block, superblock, group descriptors and all the places where other file systems are recognised.
+/// At the start: boot block, superblock, group descriptors and all the places by which other file systems are recognised.
 const HEAD: u64 = 4 << 20;
-/// At the end: RAID and backup superblocks that are looked for.
+/// At the end: the places of RAID and backup superblocks.
 const TAIL: u64 = 256 << 10;
-/// Bytes written at once.
+/// How many bytes are written at once.
 const CHUNK: u64 = 1 << 20;
 
-/// Writes zeros over the sectors of a freshly formatted disk that `mkfs.ext4 -b 4096` reads before it wrote them.
+/// Writes zeros to the sectors of a freshly formatted disk that `mkfs.ext4 -b 4096` reads before it writes them.
 ///
 /// # Errors
 /// When the device cannot be written.
 pub fn write_sectors_that_mkfs_reads(mapped: &Path) -> io::Result<()> {
-    // Past the page cache: a cached write of less than a page would first read the page, which is what must not happen.
+    // Bypasses the page cache: a cached write of less than a page would first read the page, which must not happen.
     let flags = i32::try_from(OFlags::DIRECT.bits()).expect("O_DIRECT is a flag of open(2)");
     let mut device = OpenOptions::new().write(true).custom_flags(flags).open(mapped)?;
     let size = device.seek(SeekFrom::End(0))?;
 
-    // Direct I/O wants memory aligned to the sector size.
+    // Direct I/O needs memory that is aligned to the sector size.
     let memory = vec![0_u8; (CHUNK + SECTOR_SIZE) as usize];
     let start = memory.as_ptr().align_offset(SECTOR_SIZE as usize);
     let zeros = &memory[start..start + CHUNK as usize];
@@ -54,7 +54,7 @@ pub fn write_sectors_that_mkfs_reads(mapped: &Path) -> io::Result<()> {
     device.sync_data()
 }
 
-/// Which bytes to write on a device of `size` bytes: head, tail, and the first block of each group with a backup
+/// The ranges to write on a device of `size` bytes: the head, the tail, and the first block of each group with a backup
 /// superblock.
 fn ranges(size: u64) -> Vec<Range<u64>> {
     let size = size - size % SECTOR_SIZE;

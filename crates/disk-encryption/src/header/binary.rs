@@ -1,4 +1,4 @@
-//! The binary header in front of each JSON area, and its checksum.
+//! The binary header before each JSON area, and its checksum.
 
 use std::ops::Range;
 
@@ -26,7 +26,7 @@ const END_PADDING: Range<usize> = 480..BINARY_SIZE;
 
 const SHA256_NAME: &[u8] = b"sha256";
 
-/// What one copy's binary header says beyond what must be there.
+/// What may differ between valid binary headers of one copy.
 pub(super) struct Binary {
     pub(super) uuid: DiskUuid,
     pub(super) sequence: u64,
@@ -34,10 +34,10 @@ pub(super) struct Binary {
 }
 
 impl HeaderCopy {
-    /// Both, in the order of the disk.
+    /// Both copies, in the order on the disk.
     pub(super) const ALL: [Self; 2] = [Self::Primary, Self::Secondary];
 
-    /// Where this copy lies, from the start of the disk.
+    /// The place of this copy, from the start of the disk.
     pub(super) const fn range(self) -> Range<usize> {
         match self {
             Self::Primary => 0..COPY_SIZE,
@@ -54,7 +54,7 @@ impl HeaderCopy {
 }
 
 impl Binary {
-    /// Parses and checks one copy's binary header, its checksum included.
+    /// Parses and checks one copy's binary header, including its checksum.
     pub(super) fn parse(bytes: &[u8; COPY_SIZE], copy: HeaderCopy) -> Result<Self, HeaderError> {
         check_start(bytes, copy)?;
         check_checksum(bytes, copy)?;
@@ -87,7 +87,7 @@ impl Binary {
         })
     }
 
-    /// Writes this copy's binary header in front of the JSON that is there already, with its checksum.
+    /// Writes this copy's binary header before the JSON that is already there, with its checksum.
     pub(super) fn encode(&self, bytes: &mut [u8; COPY_SIZE], copy: HeaderCopy) {
         let mut put = |field: Range<usize>, value: &[u8]| {
             bytes[field.start..field.start + value.len()].copy_from_slice(value);
@@ -104,13 +104,13 @@ impl Binary {
     }
 }
 
-/// Puts the right checksum into one copy.
+/// Computes and stores one copy's checksum.
 pub(super) fn seal(bytes: &mut [u8; COPY_SIZE]) {
     let checksum = checksum(bytes);
     bytes[CHECKSUM].copy_from_slice(&checksum);
 }
 
-/// What tells that this is LUKS2 at all, and how far it reaches.
+/// Checks that this is a LUKS2 header, of our size, in its own place.
 fn check_start(bytes: &[u8; COPY_SIZE], copy: HeaderCopy) -> Result<(), HeaderError> {
     if bytes[MAGIC] != *copy.magic() {
         return Err(HeaderError::Magic {

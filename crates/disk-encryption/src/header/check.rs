@@ -11,7 +11,7 @@ use super::layout::{
     SECTOR_SIZE, TOKEN_TYPE, VOLUME_KEY_SIZE,
 };
 
-/// All that may differ from one of our disks to the next, beside UUID, sequence number and salts.
+/// Everything that may differ between two of our disks, besides UUID, sequence number and salts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Parameters {
     pub(super) area_offset: u64,
@@ -36,7 +36,7 @@ pub(super) struct VolumeKeyDigest {
 }
 
 impl Document {
-    /// Compares every field with our shape and returns what is left.
+    /// Compares every field with our shape and returns those that may differ.
     pub(super) fn check(&self) -> Result<Parameters, HeaderError> {
         check_config(&self.config)?;
         let keyslot = only(
@@ -68,7 +68,7 @@ impl Document {
 }
 
 impl Parameters {
-    /// The document libcryptsetup would have written for these parameters.
+    /// The document that libcryptsetup would have written for these parameters.
     pub(super) fn document(&self) -> Document {
         let zero = || vec!["0".to_owned()];
         Document {

@@ -8,17 +8,17 @@ use super::layout::{
     VERSION, VOLUME_KEY_SIZE,
 };
 
-/// Why a LUKS2 header is not one of ours. One variant per check.
+/// A LUKS2 header that is not one of ours. Each check has a variant.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderError {
-    /// Fewer bytes than two copies of the header have.
-    #[error("header is truncated: {found} bytes, two copies have {METADATA_SIZE}")]
+    /// It has fewer bytes than two copies of the header.
+    #[error("header is truncated: it has {found} bytes, expected {METADATA_SIZE}")]
     Truncated {
         /// Length in bytes.
         found: usize,
     },
-    /// No LUKS2 header where this copy belongs.
+    /// There is no LUKS2 header where this copy should be.
     #[error("{copy} header does not start with the LUKS2 magic: {found}")]
     Magic {
         /// Which copy.
@@ -42,8 +42,8 @@ pub enum HeaderError {
         /// What it says.
         found: u64,
     },
-    /// The header says it lies elsewhere.
-    #[error("{copy} header says it lies at {found}, read at {expected}")]
+    /// The header says that it is elsewhere.
+    #[error("{copy} header says it is at {found}, but it was read at {expected}")]
     HeaderOffset {
         /// Which copy.
         copy: HeaderCopy,
@@ -77,7 +77,7 @@ pub enum HeaderError {
         found: Found,
     },
     /// The checksum is wrong.
-    #[error("{copy} header has checksum {found}, its bytes give {computed}")]
+    #[error("{copy} header has checksum {found}, but its bytes give {computed}")]
     Checksum {
         /// Which copy.
         copy: HeaderCopy,
@@ -87,31 +87,31 @@ pub enum HeaderError {
         computed: String,
     },
     /// Bytes that must be zero are not.
-    #[error("{copy} header has a byte other than zero at offset {offset} of its padding")]
+    #[error("{copy} header has a nonzero byte in its padding, at offset {offset}")]
     Padding {
         /// Which copy.
         copy: HeaderCopy,
         /// Offset from the start of this copy.
         offset: usize,
     },
-    /// No UUID in the canonical form.
-    #[error("{copy} header's UUID cannot be used")]
+    /// The UUID is not in canonical form.
+    #[error("{copy} header has an invalid UUID")]
     Uuid {
         /// Which copy.
         copy: HeaderCopy,
         /// What is wrong with it.
         source: ParseDiskUuidError,
     },
-    /// The UUID of another disk.
+    /// The UUID is that of another disk.
     #[error("header belongs to disk {found}, expected disk {expected}")]
     OtherDisk {
-        /// The disk we deal with.
+        /// The expected disk.
         expected: DiskUuid,
         /// The disk in the header.
         found: DiskUuid,
     },
     /// The copies have different UUIDs.
-    #[error("primary header belongs to disk {primary}, secondary to {secondary}")]
+    #[error("primary header belongs to disk {primary}, secondary header to disk {secondary}")]
     CopiesDifferInUuid {
         /// In the primary header.
         primary: DiskUuid,
@@ -119,7 +119,7 @@ pub enum HeaderError {
         secondary: DiskUuid,
     },
     /// The copies have different sequence numbers.
-    #[error("primary header has sequence number {primary}, secondary {secondary}")]
+    #[error("primary header has sequence number {primary}, secondary header has {secondary}")]
     CopiesDifferInSequence {
         /// In the primary header.
         primary: u64,
@@ -132,11 +132,11 @@ pub enum HeaderError {
         /// First byte that differs.
         offset: usize,
     },
-    /// The JSON area is no text that ends before the area does.
-    #[error("JSON area has no end")]
+    /// The JSON text does not end before the area does.
+    #[error("JSON area is not terminated")]
     JsonUnterminated,
-    /// Not the JSON we know: broken, a field too many or too few, another type.
-    #[error("JSON area is not of our shape")]
+    /// Not our JSON: malformed, with an unknown, missing or duplicate field, or with another type.
+    #[error("JSON area does not have our shape")]
     Json(#[source] serde_json::Error),
     /// Not one keyslot.
     #[error("header has {found} keyslots, expected 1")]
@@ -204,8 +204,8 @@ pub enum HeaderError {
         /// Size in bytes, as written.
         found: Found,
     },
-    /// The area lies where no keyslot can be.
-    #[error("keyslot area lies at {found}, expected a multiple of 4096 inside the keyslots area")]
+    /// The area is where no keyslot can be.
+    #[error("keyslot area is at {found}, expected a multiple of 4096 inside the keyslots area")]
     AreaOffset {
         /// Offset in bytes, as written.
         found: Found,
@@ -258,7 +258,7 @@ pub enum HeaderError {
         /// Its type.
         found: Found,
     },
-    /// Data start elsewhere.
+    /// The data start elsewhere.
     #[error("segment starts at {found}, expected {HEADER_SIZE}")]
     SegmentOffset {
         /// Offset in bytes, as written.
@@ -288,7 +288,7 @@ pub enum HeaderError {
         /// Size in bytes.
         found: u64,
     },
-    /// No integrity: whoever writes the disk chooses what we read.
+    /// There is no integrity protection, so whoever writes to the disk chooses what we read.
     #[error("segment has no integrity, expected hmac(sha256)")]
     IntegrityMissing,
     /// Another integrity.
@@ -297,19 +297,19 @@ pub enum HeaderError {
         /// Its name.
         found: Found,
     },
-    /// Another encryption of the integrity journal.
+    /// The integrity journal is encrypted, or says so.
     #[error("segment has journal encryption {found}, expected none")]
     JournalEncryption {
         /// Its name.
         found: Found,
     },
-    /// Another integrity of the integrity journal.
+    /// The integrity journal is authenticated, or says so.
     #[error("segment has journal integrity {found}, expected none")]
     JournalIntegrity {
         /// Its name.
         found: Found,
     },
-    /// Flags on the segment: a re-encryption left them.
+    /// The segment has flags, as a re-encryption leaves them.
     #[error("segment has flags {found}, expected none")]
     SegmentFlags {
         /// The flags.
@@ -357,19 +357,19 @@ pub enum HeaderError {
         /// As written.
         found: Found,
     },
-    /// The digest is not the one of our keyslot.
+    /// The digest does not belong to our keyslot alone.
     #[error("digest belongs to keyslots {found}, expected keyslot 0")]
     DigestKeyslots {
         /// Which keyslots.
         found: Found,
     },
-    /// The digest is not the one of our segment.
+    /// The digest does not belong to our segment alone.
     #[error("digest belongs to segments {found}, expected segment 0")]
     DigestSegments {
         /// Which segments.
         found: Found,
     },
-    /// More than our token.
+    /// There are other tokens besides ours.
     #[error("header has {found} tokens, expected at most 1")]
     TokenCount {
         /// How many.
@@ -381,7 +381,7 @@ pub enum HeaderError {
         /// Its id.
         found: Found,
     },
-    /// A token of somebody else.
+    /// The token is not ours.
     #[error("token has type {found}, expected constellation-state-disk")]
     TokenType {
         /// Its type.
@@ -405,13 +405,13 @@ pub enum HeaderError {
         /// As written.
         found: Found,
     },
-    /// Flags that would be applied at every opening.
+    /// There are flags, which would apply each time the disk is opened.
     #[error("configuration has flags {found}, expected none")]
     ConfigFlags {
         /// The flags.
         found: Found,
     },
-    /// Requirements: a re-encryption is under way, or says so.
+    /// There are requirements: a re-encryption is in progress, or is claimed to be.
     #[error("configuration has requirements {found}, expected none")]
     Requirements {
         /// The requirements.
@@ -419,12 +419,12 @@ pub enum HeaderError {
     },
 }
 
-/// Which of the two copies of a LUKS2 header.
+/// One of the two copies of a LUKS2 header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeaderCopy {
     /// The one at the start of the disk.
     Primary,
-    /// The one behind it.
+    /// The one that follows it.
     Secondary,
 }
 
@@ -437,12 +437,12 @@ impl fmt::Display for HeaderCopy {
     }
 }
 
-/// A text from the disk, quoted and cut for people to read: the host chose it and it goes to the console.
+/// A text from the disk, escaped and shortened, because the host chose it and it goes to the console.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found(String);
 
 impl Found {
-    /// What a text may fill of an error message.
+    /// How much of a text an error message shows.
     const MAX_CHARS: usize = 64;
 
     pub(super) fn text(text: &str) -> Self {

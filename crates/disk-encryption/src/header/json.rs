@@ -1,6 +1,6 @@
-//! The JSON area of a LUKS2 header, field by field: what libcryptsetup writes for a disk of our shape and nothing else.
+//! The JSON area of a LUKS2 header, field by field: what libcryptsetup writes for a disk of our shape, and nothing else.
 //!
-//! These types only carry text. Whether it is the text we expect is decided in `check`.
+//! These types only carry values; `check` decides whether they are the expected ones.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -127,9 +127,9 @@ pub(super) struct Requirements {
     pub(super) mandatory: Vec<String>,
 }
 
-/// A JSON object whose keys are numbers as text, in order and with duplicates kept.
+/// A JSON object whose keys are numbers as text. Order and duplicates are kept.
 ///
-/// A map would let the last of two equal keys win in silence, and another reader may take the first.
+/// In a map, the last of two equal keys would silently win, while another reader may take the first.
 #[derive(Clone, Debug)]
 pub(super) struct Entries<T>(pub(super) Vec<(String, T)>);
 

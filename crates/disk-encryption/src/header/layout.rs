@@ -1,4 +1,4 @@
-//! The numbers of the one shape we format.
+//! The numbers of the only shape that we format.
 //!
 //! Offsets and sizes are from the LUKS2 On-Disk Format Specification 1.1.4, section 2, for the sizes that
 //! cryptsetup 2.4 to 2.8 choose without options (`lib/luks2/luks2_json_format.c`).
@@ -15,7 +15,7 @@ pub(crate) const COPY_SIZE: usize = BINARY_SIZE + JSON_SIZE;
 pub(crate) const METADATA_SIZE: usize = 2 * COPY_SIZE;
 /// Area for all keyslots, in bytes.
 pub(crate) const KEYSLOTS_SIZE: u64 = HEADER_SIZE - METADATA_SIZE as u64;
-/// Everything in front of the encrypted data, in bytes.
+/// Everything before the encrypted data, in bytes.
 pub const HEADER_SIZE: u64 = 16 << 20;
 
 /// AES-256-XTS takes 64 bytes, HMAC-SHA256 takes 32.
@@ -33,9 +33,9 @@ pub(crate) const CIPHER: &str = "aes-xts-plain64";
 /// Sector size of dm-crypt and dm-integrity, in bytes.
 pub(crate) const SECTOR_SIZE: u64 = 4096;
 
-/// Passes of argon2id. The predecessor measured how many fit into two seconds; a fast machine comes to about 130.
+/// Most passes of argon2id. The predecessor chose as many as fit into two seconds, which is about 130 on a fast machine.
 pub(crate) const MAX_TIME: u64 = 256;
-/// The predecessor's limit and ours. The host writes this number, and 4 GiB would end the boot without a reason.
+/// The predecessor's limit, and ours. The host can write this number, and 4 GiB would end the boot without an error message.
 pub(crate) const MAX_MEMORY_KIB: u64 = 65536;
 /// libcryptsetup's own minimum (`lib/utils_pbkdf.c`).
 pub(crate) const MIN_MEMORY_KIB: u64 = 32;
@@ -43,7 +43,7 @@ pub(crate) const MIN_MEMORY_KIB: u64 = 32;
 pub(crate) const MAX_CPUS: u64 = 4;
 /// libcryptsetup's own minimum.
 pub(crate) const MIN_DIGEST_ITERATIONS: u64 = 1000;
-/// libcryptsetup measures what fits into 125 ms, which is below a million today; four million are seconds.
+/// libcryptsetup chooses as many as fit into 125 ms, which is below a million today. Four million take seconds.
 pub(crate) const MAX_DIGEST_ITERATIONS: u64 = 4_000_000;
 
 /// Type of our token.

@@ -180,7 +180,7 @@ fn json_text(bytes: &[u8]) -> Result<String> {
     let end = area
         .iter()
         .position(|byte| *byte == 0)
-        .context("JSON area has no end")?;
+        .context("JSON area is not terminated")?;
     Ok(String::from_utf8(area[..end].to_vec())?)
 }
 
