@@ -1,29 +1,29 @@
-/// Where the root file system is and what it must be, from the measured kernel command line.
+/// The root file system's hash and size, from the measured kernel command line.
 ///
-/// The parameters of the hash tree are here because dm-verity's own header is on the disk, where the host can change it.
+/// The hash tree's parameters are here, because dm-verity's own superblock is on the disk, where the host can change it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Root {
     pub(crate) hash: [u8; 32],
     pub(crate) salt: [u8; 32],
-    /// Blocks of 4096 bytes.
+    /// Number of blocks of 4096 bytes.
     pub(crate) blocks: u64,
 }
 
-/// A command line from which no root file system can be opened.
+/// A command line that does not name a root file system.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum ParseRootError {
     #[error("option {0} is missing")]
     Missing(&'static str),
     #[error("option {0} is given twice")]
     Twice(&'static str),
-    #[error("option {0} is not a SHA-256 value in hex")]
+    #[error("option {0} is not a SHA-256 digest in hex")]
     NotADigest(&'static str),
     #[error("option {0} is not a number of blocks")]
     NotANumber(&'static str),
 }
 
 impl Root {
-    /// Reads the three options the image builder writes.
+    /// Parses the three options that the image builder writes.
     pub(crate) fn parse(command_line: &str) -> Result<Self, ParseRootError> {
         Ok(Self {
             hash: digest(command_line, "roothash")?,
@@ -46,7 +46,7 @@ fn blocks(command_line: &str, option: &'static str) -> Result<u64, ParseRootErro
     }
 }
 
-/// The one value of an option. Two values are refused: an addition to the command line must not replace what we wrote.
+/// The only value of an option. A second value is refused, because an addition to the command line must not replace ours.
 fn value<'line>(command_line: &'line str, option: &'static str) -> Result<&'line str, ParseRootError> {
     let mut values = command_line
         .split_ascii_whitespace()

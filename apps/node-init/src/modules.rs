@@ -1,4 +1,4 @@
-//! Loading kernel modules from a list that the image builder has put into the right order.
+//! Loads kernel modules from a list that the image builder has put in order.
 
 use std::fs::{self, File};
 use std::io;
@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-/// A module set that is not complete.
+/// A module could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadModulesError {
-    #[error("module list {list} cannot be read")]
+    #[error("cannot read the module list {list}")]
     List { list: PathBuf, source: io::Error },
-    #[error("module {module} cannot be read")]
+    #[error("cannot read module {module}")]
     Read { module: PathBuf, source: io::Error },
-    #[error("kernel refuses module {module}")]
+    #[error("the kernel refuses module {module}")]
     Load { module: PathBuf, source: Errno },
 }
 
-/// Loads every module that `list` names below `folder`, one path per line. What is loaded already is fine.
+/// Loads the modules that `list` names below `folder`, one path per line. Modules that are already loaded are skipped.
 pub(crate) fn load(folder: &Path, list: &Path) -> Result<(), LoadModulesError> {
     let names = fs::read_to_string(list).map_err(|source| LoadModulesError::List {
         list: list.into(),
@@ -32,7 +32,7 @@ fn load_one(module: PathBuf) -> Result<(), LoadModulesError> {
         Err(source) => return Err(LoadModulesError::Read { module, source }),
     };
     match rustix::system::finit_module(&file, c"", 0) {
-        // Not every processor has what an accelerated algorithm is for.
+        // Not every processor supports every accelerated algorithm.
         Ok(()) | Err(Errno::EXIST | Errno::NODEV) => Ok(()),
         Err(source) => Err(LoadModulesError::Load { module, source }),
     }

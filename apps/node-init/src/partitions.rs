@@ -1,9 +1,9 @@
-//! Finding the root file system and its hash tree.
+//! Finds the root file system and its hash tree.
 //!
-//! Partitions are found by UUIDs that follow from the root hash (Discoverable Partitions Specification, "verity"). The image
-//! builder writes them as the partitions' names too, because that is what kernels before 6.13 tell: so no program of ours has to
-//! parse a partition table. A host can make partitions of these names, which gains it nothing: dm-verity checks every block
-//! against the hash.
+//! Partitions are found by UUIDs that are derived from the root hash (Discoverable Partitions Specification, "verity"). The image
+//! builder also writes them as the partitions' names, because kernels before 6.13 report only names, and so none of our programs
+//! has to parse a partition table. A host that makes partitions with these names gains nothing: dm-verity checks every block against
+//! the hash.
 
 use std::fs;
 use std::io;
@@ -22,16 +22,16 @@ pub(crate) struct Partitions {
     pub(crate) hash_tree: PathBuf,
 }
 
-/// The image is not on any disk.
+/// The image's partitions were not found.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FindPartitionError {
-    #[error("no disk has the partition {uuid} of this image ({waited:?} waited)")]
+    #[error("no disk has this image's partition {uuid} (waited {waited:?})")]
     Absent { uuid: Uuid, waited: Duration },
-    #[error("the list of disks cannot be read")]
+    #[error("cannot read the list of disks")]
     List(#[source] io::Error),
 }
 
-/// Waits for the partitions of the image with that root hash.
+/// Waits for the partitions of the image with this root hash.
 pub(crate) fn find(root_hash: &[u8; 32]) -> Result<Partitions, FindPartitionError> {
     let [root, hash_tree] = uuids(root_hash);
     Ok(Partitions {
@@ -63,12 +63,12 @@ fn wait_for(uuid: Uuid) -> Result<PathBuf, FindPartitionError> {
     }
 }
 
-/// The device node of the partition with that UUID for its name, from the kernel's own reading of the partition tables.
+/// The device node of the partition whose name is this UUID, according to the kernel's reading of the partition tables.
 fn device_of(class: &Path, uuid: Uuid) -> io::Result<Option<PathBuf>> {
     let wanted = format!("PARTNAME={uuid}");
     for entry in fs::read_dir(class)? {
         let entry = entry?;
-        // A device that goes away while we look is not ours.
+        // A device that disappears meanwhile is not ours.
         let properties = fs::read_to_string(entry.path().join("uevent")).unwrap_or_default();
         if properties.lines().any(|line| line == wanted) {
             return Ok(Some(Path::new("/dev").join(entry.file_name())));

@@ -1,4 +1,4 @@
-//! The state disk: everything a node may write.
+//! The state disk, which holds everything that a node writes.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
@@ -12,7 +12,7 @@ const DISK_MAPPER: &str = "/usr/bin/disk-mapper";
 const STATE: &str = "/run/state";
 const MACHINE_ID: &str = "/run/state/machine-id";
 
-/// Folders of the system that live on the state disk: name there, mode, place in the tree.
+/// Folders of the system that are on the state disk: name there, mode, place in the tree.
 const WRITABLE: [(&str, u32, &str); 4] = [
     ("var", 0o755, "/var"),
     ("kubernetes", 0o755, "/etc/kubernetes"),
@@ -20,16 +20,16 @@ const WRITABLE: [(&str, u32, &str); 4] = [
     ("opt", 0o755, "/opt"),
 ];
 
-/// Why there is nothing to write to.
+/// The state disk could not be prepared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PrepareStateError {
-    #[error("disk-mapper cannot be started")]
+    #[error("cannot start disk-mapper")]
     StartDiskMapper(#[source] io::Error),
     #[error("disk-mapper failed: {0}")]
     DiskMapper(ExitStatus),
     #[error("disk-mapper did not mount a state disk at {STATE}")]
     NotMounted,
-    #[error("state disk cannot be read or written")]
+    #[error("cannot read or write the state disk")]
     Folders(#[from] io::Error),
 }
 
@@ -38,7 +38,7 @@ pub(crate) fn run_disk_mapper() -> Result<(), PrepareStateError> {
     let status = Command::new(DISK_MAPPER)
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin")
-        // udev does not run yet: nobody would answer libdevmapper's cookies.
+        // udev does not run yet, so nothing would answer libdevmapper's cookies.
         .env("DM_DISABLE_UDEV", "1")
         .stdin(Stdio::null())
         .status()
@@ -65,9 +65,9 @@ pub(crate) fn mount_writable_folders() -> Result<(), PrepareStateError> {
     Ok(())
 }
 
-/// A random id on the first boot, the same one ever after (machine-id(5)).
+/// A random id on the first boot, which stays the same afterwards (machine-id(5)).
 ///
-/// systemd would otherwise take one from the host, as the UUID of the virtual machine.
+/// Otherwise systemd would take one from the host: the UUID of the virtual machine.
 fn write_machine_id() -> io::Result<()> {
     if fs::read_to_string(MACHINE_ID).is_ok_and(|id| is_machine_id(&id)) {
         return Ok(());
