@@ -18,6 +18,7 @@ mod progress;
 mod tools;
 mod tree;
 mod uki;
+mod units;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

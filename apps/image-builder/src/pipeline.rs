@@ -13,7 +13,7 @@ use crate::kernel::{self, Kernel};
 use crate::lock::{Lock, Purpose};
 use crate::progress::Progress;
 use crate::tools::Tools;
-use crate::{initramfs, packages, prediction, tree, uki};
+use crate::{initramfs, packages, prediction, tree, uki, units};
 
 /// To be raised when new code makes something else from the same inputs, so that older cached results are not used.
 const FORMAT: &str = "2";
@@ -255,7 +255,8 @@ fn assemble_root(inputs: &Inputs<'_>, root: &Path) -> Result<()> {
         tree::overlay(images, &root.join("usr/share/constellation/images"))?;
     }
     tree::finish(root)?;
-    tree::check_closed(root)
+    tree::check_closed(root)?;
+    units::check(root)
 }
 
 fn copy_programs(programs: &Path, root: &Path) -> Result<()> {

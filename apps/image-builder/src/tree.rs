@@ -237,7 +237,7 @@ pub(crate) fn check_closed(root: &Path) -> Result<()> {
 }
 
 /// Resolves a path inside `root` to one without symbolic links, or `None` if it leads nowhere.
-fn resolve(root: &Path, path: &str) -> Result<Option<String>> {
+pub(crate) fn resolve(root: &Path, path: &str) -> Result<Option<String>> {
     let mut rest: VecDeque<String> = path.split('/').map(str::to_owned).collect();
     let mut done = PathBuf::new();
     let mut links = 0;
