@@ -7,6 +7,7 @@
 //!    is, of the last file named in the section if the cell says "same file", and else of the paths in the text above the table.
 //! 4. In `docs/walkthrough/`, each name with an underscore is defined in the last path before it in the same step, and each type
 //!    exists, wherever that is.
+//! 5. In `docs/pitfalls.md`, each name with an underscore exists, wherever that is.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -58,6 +59,7 @@ pub(crate) fn check(root: &Path, sources: &Sources) -> Result<Vec<String>> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Guarantees,
+    Pitfalls,
     Walkthrough,
     Other,
 }
@@ -66,6 +68,8 @@ impl Kind {
     fn of(document: &Path) -> Self {
         if document == Path::new("docs/guarantees.md") {
             Self::Guarantees
+        } else if document == Path::new("docs/pitfalls.md") {
+            Self::Pitfalls
         } else if document.starts_with("docs/walkthrough") {
             Self::Walkthrough
         } else {
@@ -85,8 +89,8 @@ enum Reference {
     },
     /// A name that has to say where it is defined, and does not.
     Homeless(String),
-    /// A type, wherever it is.
-    Type(String),
+    /// A name, wherever it is defined.
+    Anywhere(String),
 }
 
 impl Reference {
@@ -98,7 +102,7 @@ impl Reference {
                 (!places.any(|names| names.has(name))).then(|| format!("no {name} in {}", paths.join(", ")))
             }
             Self::Homeless(name) => Some(format!("{name} does not say in which file it is")),
-            Self::Type(name) => (!everywhere.has(name)).then(|| format!("no type {name}")),
+            Self::Anywhere(name) => (!everywhere.has(name)).then(|| format!("nothing is named {name}")),
         }
     }
 }
@@ -244,7 +248,8 @@ impl Reader {
                 paths: vec![path.clone()],
             }),
             (Kind::Walkthrough, None) if span.contains('_') && is_function => Some(Reference::Homeless(name)),
-            (Kind::Walkthrough, _) if is_type => Some(Reference::Type(name)),
+            (Kind::Pitfalls, _) if span.contains('_') && is_function => Some(Reference::Anywhere(name)),
+            (Kind::Walkthrough, _) if is_type => Some(Reference::Anywhere(name)),
             _ => None,
         }
     }
@@ -399,10 +404,21 @@ mod tests {
             [
                 path("apps/a.rs"),
                 name("is_one", &["apps/a.rs"]),
-                Reference::Type("Ticket".into()),
+                Reference::Anywhere("Ticket".into()),
                 Reference::Homeless("is_two".into())
             ]
         );
+    }
+
+    #[test]
+    fn names_of_a_pitfall_exist_somewhere() {
+        let text = "`apps/a.rs` `one`; the test is `is_one`, with `tsc`";
+        let expected = [
+            path("apps/a.rs"),
+            name("one", &["apps/a.rs"]),
+            Reference::Anywhere("is_one".into()),
+        ];
+        assert_eq!(references(text, Kind::Pitfalls), expected);
     }
 
     #[test]
