@@ -47,7 +47,7 @@ impl Pki {
         String::from_utf8(bytes).map_err(|_| ReadPkiError::Malformed { name: "ca.crt" })
     }
 
-    /// As PEM.
+    /// The private key of the cluster's CA, as PEM.
     pub(crate) fn ca_key(&self) -> Result<Zeroizing<String>, ReadPkiError> {
         let bytes = self.read("ca.key")?;
         String::from_utf8(bytes)

@@ -19,7 +19,7 @@ use crate::certificate::{CertificateRequestError, KubeletRequest, SignError};
 use crate::config::Config;
 use crate::pki::{Pki, ReadPkiError};
 
-/// Issues tickets.
+/// Answers the requests of attested nodes with tickets.
 pub(crate) struct TicketOffice {
     cluster: Cluster,
     keys: KeyServiceClient,

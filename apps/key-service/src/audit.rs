@@ -29,7 +29,7 @@ pub(crate) struct Record {
     /// Who gets the key, if not the caller itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) recipient: Option<String>,
-    /// The decision.
+    /// Whether the caller gets the key.
     pub(crate) decision: Decision,
 }
 

@@ -21,7 +21,7 @@ pub enum Access {
     User {
         /// The number of user and group.
         id: u32,
-        /// The mode.
+        /// The permission bits, without those of the file type.
         mode: u32,
     },
 }

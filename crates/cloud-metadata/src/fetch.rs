@@ -42,7 +42,7 @@ pub enum MetadataError {
     Malformed {
         /// The name of the request.
         request: &'static str,
-        /// The cause.
+        /// What is wrong with the answer.
         #[source]
         source: ParseMetadataError,
     },

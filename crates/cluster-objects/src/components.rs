@@ -19,7 +19,7 @@ pub enum ReadComponentsError {
     Api {
         /// The name of the ConfigMap.
         name: String,
-        /// The cause.
+        /// What the API server answered, or why it could not be reached.
         #[source]
         source: Box<kube::Error>,
     },

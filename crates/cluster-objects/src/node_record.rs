@@ -37,7 +37,7 @@ pub enum NodeRecordError {
         what: String,
         /// What was attempted.
         action: &'static str,
-        /// The cause.
+        /// What the API server answered, or why it could not be reached.
         #[source]
         source: Box<Error>,
     },

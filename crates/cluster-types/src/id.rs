@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, thiserror::Error)]
 #[error("{what} has {actual} bytes, expected 32")]
 pub struct WrongLength {
-    /// The type.
+    /// What the text should have been, as in the message.
     pub what: &'static str,
     /// Length in bytes.
     pub actual: usize,
@@ -25,7 +25,7 @@ macro_rules! public_array {
                 Self(bytes)
             }
 
-            /// The bytes.
+            /// The 32 bytes that it wraps.
             #[must_use]
             pub const fn as_bytes(&self) -> &[u8; 32] {
                 &self.0

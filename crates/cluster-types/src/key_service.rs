@@ -27,7 +27,7 @@ impl KeyServicePublicKey {
         Self(bytes)
     }
 
-    /// The bytes.
+    /// The key's 32 bytes (RFC 8032 section 5.1.5).
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub enum NodeRole {
     /// Runs the API server, etcd and the services that hold keys.
     ControlPlane,
-    /// Runs workloads.
+    /// Runs workloads, and nothing of what a control plane runs.
     Worker,
 }
 

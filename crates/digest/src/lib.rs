@@ -38,7 +38,7 @@ impl Digest {
         Self(bytes)
     }
 
-    /// The bytes.
+    /// The 32 bytes that it wraps.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0

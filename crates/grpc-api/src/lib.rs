@@ -36,7 +36,7 @@ pub mod join {
     tonic::include_proto!("join");
 }
 
-/// Keys.
+/// Keys of disks and volumes, for the services of the cluster.
 pub mod kms {
     tonic::include_proto!("kms");
 }

@@ -41,7 +41,7 @@ pub enum KeyServiceError {
     Token {
         /// The file in which the kubelet should have stored it.
         path: PathBuf,
-        /// The cause.
+        /// What the system said.
         #[source]
         source: std::io::Error,
     },

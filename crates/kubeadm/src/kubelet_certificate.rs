@@ -36,7 +36,7 @@ pub enum IssueCertificateError {
     /// The CA's certificate is unusable.
     #[error("unusable certificate of the cluster CA")]
     CaCertificate(#[source] rcgen::Error),
-    /// Signing failed.
+    /// The certificate cannot be signed with that key.
     #[error("cannot sign the kubelet's certificate")]
     Sign(#[source] rcgen::Error),
 }

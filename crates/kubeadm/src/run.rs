@@ -35,7 +35,7 @@ pub enum InitError {
     /// A file could not be written or read.
     #[error("cannot write or read one of the cluster's files")]
     File(#[from] io::Error),
-    /// kubeadm failed.
+    /// kubeadm could not be run, took too long or failed.
     #[error("cannot create the cluster")]
     Kubeadm(#[from] RunError),
     /// The node's kubelet got no certificate.
@@ -49,7 +49,7 @@ pub enum JoinError {
     /// A file could not be written or read.
     #[error("cannot write or read one of the node's files")]
     File(#[from] io::Error),
-    /// kubeadm failed.
+    /// kubeadm could not be run, took too long or failed.
     #[error("cannot join the cluster")]
     Kubeadm(#[from] RunError),
 }

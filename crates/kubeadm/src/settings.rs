@@ -26,7 +26,7 @@ pub struct ClusterSettings {
 /// How kube-proxy forwards connections to Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyMode {
-    /// Through nftables.
+    /// Through nftables, for images with `nft`.
     Nftables,
     /// Through iptables, for images without `nft`.
     Iptables,

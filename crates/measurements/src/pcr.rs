@@ -88,7 +88,7 @@ impl PcrValue {
         self.extend(Digest::of(data))
     }
 
-    /// The bytes.
+    /// The SHA-256 value, 32 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         self.0.as_bytes()

@@ -19,15 +19,15 @@ pub enum WriteArchiveError {
         image: String,
         /// The layer's position, from 0.
         index: usize,
-        /// The cause.
+        /// What the system said.
         source: io::Error,
     },
     /// The archive itself could not be written.
     #[error("cannot write {path:?}")]
     Archive {
-        /// The archive.
+        /// Where the archive was to be.
         path: PathBuf,
-        /// The cause.
+        /// What the system said.
         source: io::Error,
     },
 }

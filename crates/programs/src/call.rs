@@ -23,9 +23,9 @@ pub struct Call {
 /// What a program wrote before it ended successfully. Of long streams only the end is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
-    /// Standard output.
+    /// The end of standard output.
     pub stdout: Vec<u8>,
-    /// Standard error.
+    /// The end of standard error.
     pub stderr: Vec<u8>,
 }
 
@@ -81,7 +81,7 @@ impl Call {
         self
     }
 
-    /// Adds arguments.
+    /// Adds arguments at the end, in their order.
     #[must_use]
     pub fn args<A: Into<String>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));

@@ -11,7 +11,7 @@ use crate::{Call, Output, RunError};
 /// A running program.
 pub type Running<'a> = Pin<Box<dyn Future<Output = Result<Output, RunError>> + Send + 'a>>;
 
-/// Runs programs.
+/// Runs programs of the node, or in tests a stand-in for them.
 pub trait Programs: Send + Sync {
     /// Runs a program to its end.
     ///

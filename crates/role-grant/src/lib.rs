@@ -28,7 +28,7 @@ pub struct RoleGrant {
     pub cluster: ClusterId,
     /// The machine that may have the role.
     pub machine: AttestedIdentity,
-    /// The role.
+    /// The role that the machine may take.
     pub role: NodeRole,
     /// Seconds since the Unix epoch after which the grant is void.
     pub not_after: u64,

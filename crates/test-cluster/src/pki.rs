@@ -61,13 +61,13 @@ impl Pki {
         })
     }
 
-    /// PEM.
+    /// The CA's certificate, as PEM.
     #[must_use]
     pub fn ca_certificate(&self) -> &str {
         &self.ca_certificate
     }
 
-    /// PEM, PKCS#8.
+    /// The CA's private key, PKCS#8 as PEM.
     #[must_use]
     pub fn ca_key(&self) -> &str {
         &self.ca_key

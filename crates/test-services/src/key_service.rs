@@ -89,7 +89,7 @@ impl KeyService {
         &self.cluster
     }
 
-    /// `host:port`.
+    /// Where the service listens, as `host:port`.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address

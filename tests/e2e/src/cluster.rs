@@ -388,7 +388,7 @@ impl Forward {
         Ok(forward)
     }
 
-    /// `host:port`.
+    /// Where to connect to, as `host:port`.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address

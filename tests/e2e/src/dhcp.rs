@@ -87,7 +87,7 @@ fn end_of_options(frame: &[u8]) -> Option<usize> {
     }
 }
 
-/// RFC 1071.
+/// The checksum of an IPv4 header (RFC 1071).
 fn checksum(header: &[u8]) -> u16 {
     let words = header
         .chunks_exact(2)

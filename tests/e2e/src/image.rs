@@ -54,7 +54,7 @@ impl Image {
         })
     }
 
-    /// The disk.
+    /// The disk image, `node.img`.
     #[must_use]
     pub fn disk(&self) -> &Path {
         &self.disk

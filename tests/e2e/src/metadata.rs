@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An answer of the metadata service.
 pub enum Answer {
-    /// This text.
+    /// This text, with status 200.
     Text(String),
     /// Nothing, for as long as the node waits.
     Silence,

@@ -13,7 +13,7 @@ const WIREGUARD: u16 = 51820;
 const FILE_HEADER_LEN: usize = 24;
 const PACKET_HEADER_LEN: usize = 16;
 
-/// A frame.
+/// An Ethernet frame, from its header on.
 pub struct Packet(Vec<u8>);
 
 /// What QEMU's `filter-dump` wrote. A packet that it is just writing is left out.

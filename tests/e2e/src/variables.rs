@@ -27,7 +27,7 @@ const START: u16 = 0x55aa;
 const ADDED: u8 = 0x3f;
 /// Length of an `AUTHENTICATED_VARIABLE_HEADER`.
 const HEADER_LEN: usize = 60;
-/// `HEADER_ALIGNMENT`.
+/// `HEADER_ALIGNMENT`: every entry begins at a multiple of it.
 const ALIGNMENT: usize = 4;
 /// Non-volatile, for boot services, for the running system (UEFI 2.10, section 8.2.1).
 const ATTRIBUTES: u32 = 7;

@@ -22,20 +22,20 @@ enum Action {
         /// The port, on all addresses.
         #[arg(long, default_value_t = 8080)]
         port: u16,
-        /// The text.
+        /// The text to answer with
         #[arg(long)]
         text: String,
     },
     /// Print what an address answers, or fail.
     Fetch {
-        /// The address.
+        /// The address to ask
         url: String,
     },
     /// Write a text into a file, for instance a setting of the kernel.
     Write {
-        /// The file.
+        /// The file to write to
         path: PathBuf,
-        /// The text.
+        /// The text to write
         text: String,
     },
 }
