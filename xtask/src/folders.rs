@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Removes a folder with all that is in it; it need not be there.
+/// Removes a folder with everything in it. It need not exist.
 pub(crate) fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -16,7 +16,7 @@ pub(crate) fn remove(folder: &Path) -> Result<()> {
     }
 }
 
-/// Creates a folder, or removes what an earlier run left in it.
+/// Creates a folder, or empties an existing one.
 pub(crate) fn empty(folder: &Path) -> Result<()> {
     remove(folder)?;
     fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))

@@ -24,15 +24,15 @@ const LOCK: &str = "packages.lock";
 pub(crate) enum ImageCommand {
     /// Build the disk image with its reference values.
     Build(BuildArgs),
-    /// Build the image, then again from a copy of what is in git, in other folders and from the beginning; and compare.
+    /// Build the image, build it again from scratch from a copy of what is in git, in other folders, and compare.
     Reproduce {
         /// The folder to write.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// Print the folder with the unpacked Debian packages of an image, unpacking them if need be.
+    /// Print the folder with an image's unpacked Debian packages, unpacking them if necessary.
     Unpacked {
-        /// `node` or `tools`, which has the kernel too.
+        /// `node`, or `tools`, which includes the kernel.
         purpose: OsString,
     },
     /// Choose the newest Debian packages and write images/packages.lock.
@@ -107,8 +107,8 @@ fn put_together(out: &Path, programs: &Path, container_images: &Path, further: V
     image_builder(arguments.into_iter().chain(further))
 }
 
-/// The second build has the same Debian packages as the first and nothing else of it: its sources are what somebody else would
-/// get from git, compiled in other folders. The image builder is this one.
+/// The second build shares only the Debian packages and the image builder with the first. Its sources are what somebody else
+/// would get from git, compiled in other folders.
 fn reproduce(out: &Path) -> Result<()> {
     let second = out.join(".second");
     folders::empty(&second)?;
@@ -141,7 +141,7 @@ fn must_be_the_same(first: &Path, second: &Path) -> Result<()> {
         let same = Command::new("cmp").args(&files).status().context("cannot start cmp")?;
         ensure!(
             same.success(),
-            "two builds of the same sources differ in {file}; what the second made is in {}",
+            "two builds of the same sources differ in {file}; the second build's files are in {}",
             second.display()
         );
     }

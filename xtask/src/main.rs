@@ -22,7 +22,7 @@ enum Command {
     Image(image::ImageCommand),
     Upstream(upstream::UpstreamArgs),
     Compile(workspace::CompileArgs),
-    /// Check rules about the tree that no compiler knows.
+    /// Check rules about the tree that the compiler does not check.
     Tidy,
 }
 

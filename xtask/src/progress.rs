@@ -15,7 +15,7 @@ impl Progress {
         Self { start: Instant::now() }
     }
 
-    /// Announces a step, runs it and says how long it took.
+    /// Announces a step, runs it and reports how long it took.
     pub(crate) fn step<T>(&self, what: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
         self.line(what);
         let start = Instant::now();
@@ -24,7 +24,7 @@ impl Progress {
         Ok(result)
     }
 
-    /// Says how long the command took.
+    /// Reports how long the command took.
     pub(crate) fn done(&self) {
         self.line("finished");
     }

@@ -38,7 +38,7 @@ pub(crate) struct UpstreamArgs {
     /// The folder to write; without it the result stays in the cache.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Build these programs only and put them into the folder as they are.
+    /// Build only these programs and put them into the folder.
     #[arg(long, value_name = "PROGRAM,...", value_delimiter = ',', requires = "out")]
     only: Vec<String>,
     /// The folder for results of earlier runs [default: ~/.cache/constellation/kubernetes].
@@ -151,7 +151,7 @@ impl Build {
         for name in &wanted {
             ensure!(
                 self.recipe.image_names().contains(name),
-                "kubeadm wants the image {name}, which is not made here"
+                "kubeadm needs the image {name}, which this command does not build"
             );
         }
         Ok(())

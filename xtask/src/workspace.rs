@@ -1,8 +1,8 @@
 //! Static programs for nodes and pods, whose bytes do not depend on the folders they are compiled in.
 //!
-//! The compiler writes the paths of source files into programs, for the messages of panics. Whoever compiles the same
-//! sources in other folders would get other bytes, and an image with other reference values. So each of these folders
-//! gets a fixed name, by rustc's `--remap-path-prefix`. What C code says of itself is without paths already.
+//! The compiler writes the paths of source files into programs, for panic messages. Compiling the same sources in other
+//! folders would give other bytes, and an image with other reference values. So each of these folders gets a fixed name,
+//! with rustc's `--remap-path-prefix`. C code contains no paths.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -18,10 +18,10 @@ use clap::Args;
 
 use crate::progress::Progress;
 
-/// Static, so that programs need nothing of the image or container around them.
+/// Static, so that programs need nothing from the image or container around them.
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// Compile programs for nodes and pods the way those of the image are compiled.
+/// Compile programs for nodes and pods in the same way as those of the image.
 #[derive(Args)]
 pub(crate) struct CompileArgs {
     /// Names of programs of this workspace.
@@ -48,7 +48,7 @@ impl Workspace {
         Self::open(Path::new("."), Vec::new())
     }
 
-    /// A copy of what git has of it, to be compiled from the beginning and in other folders, as somebody else would.
+    /// A copy of what git has of it, to be compiled from scratch in other folders, as somebody else would.
     pub(crate) fn copy_to(&self, folder: &Path) -> Result<Self> {
         let folder = std::path::absolute(folder)?;
         let checkout = folder.join("checkout");
@@ -78,12 +78,12 @@ impl Workspace {
         self.metadata.workspace_root.as_std_path()
     }
 
-    /// Where cargo puts what it makes.
+    /// The folder of cargo's outputs.
     pub(crate) fn target_folder(&self) -> &Path {
         self.metadata.target_directory.as_std_path()
     }
 
-    /// Compiles programs and gives the folder they are in.
+    /// Compiles programs and returns the folder they are in.
     pub(crate) fn compile(&self, programs: &[&str]) -> Result<PathBuf> {
         let mut cargo = cargo();
         cargo

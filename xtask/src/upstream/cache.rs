@@ -111,7 +111,7 @@ fn user_cache() -> Result<PathBuf> {
     let set = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     set("XDG_CACHE_HOME")
         .or_else(|| set("HOME").map(|home| home.join(".cache")))
-        .context("neither XDG_CACHE_HOME nor HOME is set: pass --cache DIR")
+        .context("neither XDG_CACHE_HOME nor HOME is set; pass --cache DIR")
 }
 
 /// To be changed when other code than that of the keys makes other results from the same inputs.

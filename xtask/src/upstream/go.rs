@@ -36,7 +36,9 @@ impl Go {
     fn find_in(folders: impl IntoIterator<Item = PathBuf>) -> Result<Self> {
         let mut programs = folders.into_iter().map(|folder| folder.join("go"));
         let Some(program) = programs.find(|program| program.is_file()) else {
-            bail!("Go is missing: install Go 1.21 or newer (go.dev/doc/install, or Debian's golang-go from backports)")
+            bail!(
+                "Go is missing: install Go 1.21 or newer (from go.dev/doc/install, or Debian's golang-go from backports)"
+            )
         };
         let output = Command::new(&program)
             .args(["env", "GOVERSION"])
@@ -45,7 +47,10 @@ impl Go {
         let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         match parse_version(&version) {
             Some(number) if number >= OLDEST_CLIENT => Ok(Self { program }),
-            _ => bail!("{} is {version:?}, Go 1.21 or newer is needed", program.display()),
+            _ => bail!(
+                "{} is version {version:?}, but Go 1.21 or newer is required",
+                program.display()
+            ),
         }
     }
 
@@ -150,7 +155,7 @@ fn run(mut go: Command) -> Result<Vec<u8>> {
             .filter(|line| !line.starts_with("go: downloading "))
             .collect();
         let last = lines.len().saturating_sub(SHOWN_LINES);
-        bail!("go ended with {}:\n{}", output.status, lines[last..].join("\n"));
+        bail!("go failed ({}):\n{}", output.status, lines[last..].join("\n"));
     }
     Ok(output.stdout)
 }
