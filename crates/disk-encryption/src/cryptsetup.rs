@@ -22,9 +22,9 @@ pub enum CryptsetupError {
     /// It could not be started.
     #[error("cannot start {program:?}")]
     Start {
-        /// The program.
+        /// Path of the cryptsetup program.
         program: PathBuf,
-        /// The reason.
+        /// What the system said.
         source: io::Error,
     },
     /// Its input could not be written or its end not awaited.

@@ -11,6 +11,7 @@ use super::layout::{
 /// A LUKS2 header that is not one of ours. Each check has a variant.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "the message says what each field is")]
 pub enum HeaderError {
     /// It has fewer bytes than two copies of the header.
     #[error("header is truncated: it has {found} bytes, expected {METADATA_SIZE}")]
@@ -21,7 +22,6 @@ pub enum HeaderError {
     /// There is no LUKS2 header where this copy should be.
     #[error("{copy} header does not start with the LUKS2 magic: {found}")]
     Magic {
-        /// Which copy.
         copy: HeaderCopy,
         /// The first six bytes.
         found: Found,
@@ -29,7 +29,6 @@ pub enum HeaderError {
     /// Another format version.
     #[error("{copy} header has version {found}, expected {VERSION}")]
     Version {
-        /// Which copy.
         copy: HeaderCopy,
         /// What it says.
         found: u16,
@@ -37,7 +36,6 @@ pub enum HeaderError {
     /// Another size of binary header and JSON area.
     #[error("{copy} header says it has {found} bytes, expected {BINARY_SIZE} + {JSON_SIZE}")]
     HeaderSize {
-        /// Which copy.
         copy: HeaderCopy,
         /// What it says.
         found: u64,
@@ -45,7 +43,6 @@ pub enum HeaderError {
     /// The header says that it is elsewhere.
     #[error("{copy} header says it is at {found}, but it was read at {expected}")]
     HeaderOffset {
-        /// Which copy.
         copy: HeaderCopy,
         /// Where it was read.
         expected: u64,
@@ -54,32 +51,16 @@ pub enum HeaderError {
     },
     /// A label, which we never set.
     #[error("{copy} header has label {found}, expected none")]
-    Label {
-        /// Which copy.
-        copy: HeaderCopy,
-        /// The label.
-        found: Found,
-    },
+    Label { copy: HeaderCopy, found: Found },
     /// A subsystem, which we never set.
     #[error("{copy} header has subsystem {found}, expected none")]
-    Subsystem {
-        /// Which copy.
-        copy: HeaderCopy,
-        /// The subsystem.
-        found: Found,
-    },
+    Subsystem { copy: HeaderCopy, found: Found },
     /// Another checksum algorithm.
     #[error("{copy} header has checksum algorithm {found}, expected sha256")]
-    ChecksumAlgorithm {
-        /// Which copy.
-        copy: HeaderCopy,
-        /// Its name.
-        found: Found,
-    },
+    ChecksumAlgorithm { copy: HeaderCopy, found: Found },
     /// The checksum is wrong.
     #[error("{copy} header has checksum {found}, but its bytes give {computed}")]
     Checksum {
-        /// Which copy.
         copy: HeaderCopy,
         /// What the header says, in hexadecimal.
         found: String,
@@ -89,7 +70,6 @@ pub enum HeaderError {
     /// Bytes that must be zero are not.
     #[error("{copy} header has a nonzero byte in its padding, at offset {offset}")]
     Padding {
-        /// Which copy.
         copy: HeaderCopy,
         /// Offset from the start of this copy.
         offset: usize,
@@ -97,7 +77,6 @@ pub enum HeaderError {
     /// The UUID is not in canonical form.
     #[error("{copy} header has an invalid UUID")]
     Uuid {
-        /// Which copy.
         copy: HeaderCopy,
         /// What is wrong with it.
         source: ParseDiskUuidError,
@@ -140,22 +119,13 @@ pub enum HeaderError {
     Json(#[source] serde_json::Error),
     /// Not one keyslot.
     #[error("header has {found} keyslots, expected 1")]
-    KeyslotCount {
-        /// How many.
-        found: usize,
-    },
-    /// Another id.
+    KeyslotCount { found: usize },
+    /// The one keyslot is not keyslot 0.
     #[error("keyslot has id {found}, expected 0")]
-    KeyslotId {
-        /// Its id.
-        found: Found,
-    },
-    /// Another type.
+    KeyslotId { found: Found },
+    /// A keyslot of another type than LUKS2 has.
     #[error("keyslot has type {found}, expected luks2")]
-    KeyslotType {
-        /// Its type.
-        found: Found,
-    },
+    KeyslotType { found: Found },
     /// A volume key of another size.
     #[error("keyslot holds a volume key of {found} bytes, expected {VOLUME_KEY_SIZE}")]
     VolumeKeySize {
@@ -164,34 +134,19 @@ pub enum HeaderError {
     },
     /// Another anti-forensic splitter.
     #[error("keyslot has splitter {found}, expected luks1")]
-    AfType {
-        /// Its name.
-        found: Found,
-    },
+    AfType { found: Found },
     /// Another number of stripes.
     #[error("keyslot has {found} stripes, expected {AF_STRIPES}")]
-    AfStripes {
-        /// How many.
-        found: u64,
-    },
+    AfStripes { found: u64 },
     /// Another hash in the splitter.
     #[error("keyslot's splitter has hash {found}, expected sha256")]
-    AfHash {
-        /// Its name.
-        found: Found,
-    },
+    AfHash { found: Found },
     /// Another area type.
     #[error("keyslot area has type {found}, expected raw")]
-    AreaType {
-        /// Its type.
-        found: Found,
-    },
+    AreaType { found: Found },
     /// Another cipher in the keyslot, the null cipher among them.
     #[error("keyslot area has cipher {found}, expected aes-xts-plain64")]
-    AreaCipher {
-        /// Its name.
-        found: Found,
-    },
+    AreaCipher { found: Found },
     /// Another size of the key that encrypts the keyslot.
     #[error("keyslot area has a key of {found} bytes, expected {AREA_CIPHER_KEY_SIZE}")]
     AreaKeySize {
@@ -212,52 +167,28 @@ pub enum HeaderError {
     },
     /// Another key derivation.
     #[error("keyslot has key derivation {found}, expected argon2id")]
-    KdfType {
-        /// Its name.
-        found: Found,
-    },
+    KdfType { found: Found },
     /// Too many passes, or none.
     #[error("argon2id takes {found} passes, expected 1 to {MAX_TIME}")]
-    KdfTime {
-        /// How many.
-        found: u64,
-    },
+    KdfTime { found: u64 },
     /// Too much memory, or too little.
     #[error("argon2id takes {found} KiB of memory, expected {MIN_MEMORY_KIB} to {MAX_MEMORY_KIB}")]
-    KdfMemory {
-        /// In KiB.
-        found: u64,
-    },
+    KdfMemory { found: u64 },
     /// Too many threads, or none.
     #[error("argon2id takes {found} threads, expected 1 to {MAX_CPUS}")]
-    KdfCpus {
-        /// How many.
-        found: u64,
-    },
+    KdfCpus { found: u64 },
     /// A salt that is not 32 bytes in base64.
     #[error("argon2id salt is {found}, expected 32 bytes in base64")]
-    KdfSalt {
-        /// As written.
-        found: Found,
-    },
+    KdfSalt { found: Found },
     /// Not one segment.
     #[error("header has {found} segments, expected 1")]
-    SegmentCount {
-        /// How many.
-        found: usize,
-    },
-    /// Another id.
+    SegmentCount { found: usize },
+    /// The one segment is not segment 0.
     #[error("segment has id {found}, expected 0")]
-    SegmentId {
-        /// Its id.
-        found: Found,
-    },
-    /// Another type.
+    SegmentId { found: Found },
+    /// A segment that is not encrypted.
     #[error("segment has type {found}, expected crypt")]
-    SegmentType {
-        /// Its type.
-        found: Found,
-    },
+    SegmentType { found: Found },
     /// The data start elsewhere.
     #[error("segment starts at {found}, expected {HEADER_SIZE}")]
     SegmentOffset {
@@ -266,22 +197,13 @@ pub enum HeaderError {
     },
     /// The segment does not reach to the end of the disk.
     #[error("segment has size {found}, expected dynamic")]
-    SegmentSize {
-        /// As written.
-        found: Found,
-    },
+    SegmentSize { found: Found },
     /// Initialisation vectors start at another number.
     #[error("segment has IV tweak {found}, expected 0")]
-    IvTweak {
-        /// As written.
-        found: Found,
-    },
+    IvTweak { found: Found },
     /// Another cipher on the data, the null cipher among them.
     #[error("segment has cipher {found}, expected aes-xts-plain64")]
-    SegmentCipher {
-        /// Its name.
-        found: Found,
-    },
+    SegmentCipher { found: Found },
     /// Another sector size.
     #[error("segment has sectors of {found} bytes, expected {SECTOR_SIZE}")]
     SectorSize {
@@ -291,132 +213,69 @@ pub enum HeaderError {
     /// There is no integrity protection, so whoever writes to the disk chooses what we read.
     #[error("segment has no integrity, expected hmac(sha256)")]
     IntegrityMissing,
-    /// Another integrity.
+    /// Another integrity on the data, one without a key among them.
     #[error("segment has integrity {found}, expected hmac(sha256)")]
-    IntegrityType {
-        /// Its name.
-        found: Found,
-    },
+    IntegrityType { found: Found },
     /// The integrity journal is encrypted, or says so.
     #[error("segment has journal encryption {found}, expected none")]
-    JournalEncryption {
-        /// Its name.
-        found: Found,
-    },
+    JournalEncryption { found: Found },
     /// The integrity journal is authenticated, or says so.
     #[error("segment has journal integrity {found}, expected none")]
-    JournalIntegrity {
-        /// Its name.
-        found: Found,
-    },
+    JournalIntegrity { found: Found },
     /// The segment has flags, as a re-encryption leaves them.
     #[error("segment has flags {found}, expected none")]
-    SegmentFlags {
-        /// The flags.
-        found: Found,
-    },
+    SegmentFlags { found: Found },
     /// Not one digest.
     #[error("header has {found} digests, expected 1")]
-    DigestCount {
-        /// How many.
-        found: usize,
-    },
-    /// Another id.
+    DigestCount { found: usize },
+    /// The one digest is not digest 0.
     #[error("digest has id {found}, expected 0")]
-    DigestId {
-        /// Its id.
-        found: Found,
-    },
-    /// Another type.
+    DigestId { found: Found },
+    /// Another derivation of the digest.
     #[error("digest has type {found}, expected pbkdf2")]
-    DigestType {
-        /// Its type.
-        found: Found,
-    },
-    /// Another hash.
+    DigestType { found: Found },
+    /// Another hash in the derivation of the digest.
     #[error("digest has hash {found}, expected sha256")]
-    DigestHash {
-        /// Its name.
-        found: Found,
-    },
+    DigestHash { found: Found },
     /// Too many iterations, or too few.
     #[error("digest takes {found} iterations, expected {MIN_DIGEST_ITERATIONS} to {MAX_DIGEST_ITERATIONS}")]
-    DigestIterations {
-        /// How many.
-        found: u64,
-    },
+    DigestIterations { found: u64 },
     /// A salt that is not 32 bytes in base64.
     #[error("digest salt is {found}, expected 32 bytes in base64")]
-    DigestSalt {
-        /// As written.
-        found: Found,
-    },
+    DigestSalt { found: Found },
     /// A digest that is not 32 bytes in base64.
     #[error("digest is {found}, expected 32 bytes in base64")]
-    DigestValue {
-        /// As written.
-        found: Found,
-    },
+    DigestValue { found: Found },
     /// The digest does not belong to our keyslot alone.
     #[error("digest belongs to keyslots {found}, expected keyslot 0")]
-    DigestKeyslots {
-        /// Which keyslots.
-        found: Found,
-    },
+    DigestKeyslots { found: Found },
     /// The digest does not belong to our segment alone.
     #[error("digest belongs to segments {found}, expected segment 0")]
-    DigestSegments {
-        /// Which segments.
-        found: Found,
-    },
+    DigestSegments { found: Found },
     /// There are other tokens besides ours.
     #[error("header has {found} tokens, expected at most 1")]
-    TokenCount {
-        /// How many.
-        found: usize,
-    },
-    /// Another id.
+    TokenCount { found: usize },
+    /// The one token is not token 0.
     #[error("token has id {found}, expected 0")]
-    TokenId {
-        /// Its id.
-        found: Found,
-    },
+    TokenId { found: Found },
     /// The token is not ours.
     #[error("token has type {found}, expected constellation-state-disk")]
-    TokenType {
-        /// Its type.
-        found: Found,
-    },
+    TokenType { found: Found },
     /// The token is bound to keyslots.
     #[error("token belongs to keyslots {found}, expected none")]
-    TokenKeyslots {
-        /// Which keyslots.
-        found: Found,
-    },
+    TokenKeyslots { found: Found },
     /// Another size of the JSON area.
     #[error("configuration says the JSON area has {found} bytes, expected {JSON_SIZE}")]
-    JsonSize {
-        /// As written.
-        found: Found,
-    },
+    JsonSize { found: Found },
     /// Another size of the keyslots area.
     #[error("configuration says the keyslots area has {found} bytes, expected {KEYSLOTS_SIZE}")]
-    KeyslotsSize {
-        /// As written.
-        found: Found,
-    },
+    KeyslotsSize { found: Found },
     /// There are flags, which would apply each time the disk is opened.
     #[error("configuration has flags {found}, expected none")]
-    ConfigFlags {
-        /// The flags.
-        found: Found,
-    },
+    ConfigFlags { found: Found },
     /// There are requirements: a re-encryption is in progress, or is claimed to be.
     #[error("configuration has requirements {found}, expected none")]
-    Requirements {
-        /// The requirements.
-        found: Found,
-    },
+    Requirements { found: Found },
 }
 
 /// One of the two copies of a LUKS2 header.
