@@ -142,18 +142,7 @@ impl Apt {
     fn update(cache: &Cache) -> Result<Self> {
         let folder = cache.temporary_for_downloads()?;
         let path = folder.path();
-        for name in [
-            "etc/preferences.d",
-            "etc/apt.conf.d",
-            "state/lists/partial",
-            "cache/archives/partial",
-            "archives",
-        ] {
-            fs::create_dir_all(path.join(name))?;
-        }
-        fs::write(path.join("status"), "")?;
-        fs::write(path.join("sources.list"), sources()?)?;
-        fs::write(path.join("apt.conf"), configuration(path))?;
+        prepare(path, &sources(Command::new("apt-get"))?)?;
         let apt = Self { folder };
         run(apt.command("apt-get").args(["update", "--error-on=any"])).context("cannot reach the Debian mirror")?;
         Ok(apt)
@@ -248,6 +237,23 @@ impl Chosen {
     }
 }
 
+/// Makes the folders and files of an apt that knows these sources only.
+fn prepare(folder: &Path, sources: &str) -> Result<()> {
+    for name in [
+        "etc/preferences.d",
+        "etc/apt.conf.d",
+        "state/lists/partial",
+        "cache/archives/partial",
+        "archives",
+    ] {
+        fs::create_dir_all(folder.join(name))?;
+    }
+    fs::write(folder.join("status"), "")?;
+    fs::write(folder.join("sources.list"), sources)?;
+    fs::write(folder.join("apt.conf"), configuration(folder))?;
+    Ok(())
+}
+
 fn configuration(folder: &Path) -> String {
     let folder = folder.display();
     format!(
@@ -268,14 +274,18 @@ fn configuration(folder: &Path) -> String {
 }
 
 /// apt sources for the image's release, on the mirror from which this machine gets its own packages.
-fn sources() -> Result<String> {
-    let output = run(Command::new("apt-get")
+///
+/// Origin and codename are those of the mirror's Release file: a source may say `stable` instead of the codename, and other vendors
+/// have suites of that name too.
+fn sources(mut apt_get: Command) -> Result<String> {
+    let output = run(apt_get
         .args([
             "indextargets",
             "--format",
-            "$(REPO_URI) $(RELEASE)",
+            "$(REPO_URI) $(CODENAME)",
             "Created-By: Packages",
             "Component: main",
+            "Origin: Debian",
         ])
         .stdin(Stdio::null()))
     .context("cannot run apt, which downloads the Debian packages")?;
@@ -283,7 +293,7 @@ fn sources() -> Result<String> {
     let suites: BTreeSet<_> = output.lines().filter_map(suite_for_image).collect();
     ensure!(
         suites.iter().any(|(_, suite)| suite == RELEASE),
-        "this machine's apt has no mirror of Debian bookworm or trixie"
+        "this machine's apt has no mirror of Debian bookworm or trixie; if its sources are new, run `apt-get update` first"
     );
     let line = |(mirror, suite)| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
     Ok(suites.into_iter().map(line).collect())
@@ -291,9 +301,9 @@ fn sources() -> Result<String> {
 
 /// Turns one of this machine's sources into one for the image: the same mirror, with the image's release instead of the machine's.
 fn suite_for_image(source: &str) -> Option<(&str, String)> {
-    let (mirror, release) = source.split_once(' ')?;
-    let (codename, kind) = release.split_once('-').unwrap_or((release, ""));
-    let known = matches!(codename, "bookworm" | "trixie");
+    let (mirror, codename) = source.split_once(' ')?;
+    let (release, kind) = codename.split_once('-').unwrap_or((codename, ""));
+    let known = matches!(release, "bookworm" | "trixie");
     match kind {
         "" if known => Some((mirror, RELEASE.to_owned())),
         "security" | "updates" if known => Some((mirror, format!("{RELEASE}-{kind}"))),
@@ -328,5 +338,96 @@ mod tests {
         );
         assert_eq!(suite("http://mirror.example/debian/ bookworm-backports"), None);
         assert_eq!(suite("http://mirror.example/other cloud-sdk-bookworm"), None);
+    }
+    /// A machine whose sources name mirrors in folders, by suite; each mirror lists one package.
+    struct Machine(tempfile::TempDir);
+
+    impl Machine {
+        /// Suite, codename and origin of each source.
+        fn with_sources(sources: &[(&str, &str, &str)]) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let mut lines = String::new();
+            for (suite, codename, origin) in sources {
+                let mirror = folder
+                    .path()
+                    .join("mirrors")
+                    .join(codename)
+                    .join(origin.replace(' ', "-"));
+                let dist = mirror.join("dists").join(suite);
+                fs::create_dir_all(dist.join("main/binary-amd64")).unwrap();
+                let packages = dist.join("main/binary-amd64/Packages");
+                fs::write(&packages, PACKAGES).unwrap();
+                let digest = digest_of_file(&packages).unwrap();
+                let release = format!(
+                    "Origin: {origin}\nSuite: {suite}\nCodename: {codename}\nArchitectures: amd64\nComponents: main\n\
+                     Date: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n {digest} {} main/binary-amd64/Packages\n",
+                    PACKAGES.len()
+                );
+                fs::write(dist.join("Release"), release).unwrap();
+                lines += &format!("deb [trusted=yes] file:{} {suite} main\n", mirror.display());
+            }
+            prepare(folder.path(), &lines).unwrap();
+            let machine = Self(folder);
+            run(machine.command("apt-get").args(["-qq", "update"])).unwrap();
+            machine
+        }
+
+        fn command(&self, program: &str) -> Command {
+            let mut command = Command::new(program);
+            command.env("APT_CONFIG", self.0.path().join("apt.conf"));
+            command
+        }
+
+        /// The suites for the image, without the mirrors they come from.
+        fn suites(&self) -> Result<Vec<String>> {
+            let sources = sources(self.command("apt-get"))?;
+            let suite = |line: &str| line.split(' ').nth(3).unwrap().to_owned();
+            let mut suites: Vec<_> = sources.lines().map(suite).collect();
+            suites.sort();
+            Ok(suites)
+        }
+
+        /// The mirror that scripts/install-dependencies finds.
+        fn mirror_in_script(&self, codename: &str) -> String {
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/install-dependencies");
+            let function = "eval \"$(sed -n '/^mirror_of()/,/^}/p' \"$1\")\"; mirror_of \"$2\"";
+            let output = run(self.command("sh").args(["-euc", function, "sh", script, codename])).unwrap();
+            String::from_utf8(output).unwrap()
+        }
+    }
+
+    const PACKAGES: &str = "Package: a\nVersion: 1\nArchitecture: amd64\nFilename: a.deb\nSize: 1\n\n";
+    const ALIASES: [(&str, &str, &str); 4] = [
+        ("oldstable", "bookworm", "Debian"),
+        ("oldstable-updates", "bookworm-updates", "Debian"),
+        ("oldstable-backports", "bookworm-backports", "Debian Backports"),
+        ("stable-security", "trixie-security", "Debian"),
+    ];
+
+    #[test]
+    fn sources_that_name_a_suite_are_understood() {
+        let suites = Machine::with_sources(&ALIASES).suites().unwrap();
+        assert_eq!(suites, ["trixie", "trixie-security", "trixie-updates"]);
+    }
+
+    #[test]
+    fn another_vendor_is_not_a_mirror_of_debian() {
+        let vendor = ("stable", "trixie", "Browser LLC");
+        let both = [vendor, ("stable", "trixie", "Debian")];
+        assert_eq!(Machine::with_sources(&both).suites().unwrap(), ["trixie"]);
+        let error = Machine::with_sources(&[vendor]).suites().unwrap_err().to_string();
+        assert!(error.contains("has no mirror of Debian"), "{error}");
+    }
+
+    #[test]
+    fn the_script_understands_them_too() {
+        let machine = Machine::with_sources(&ALIASES);
+        for codename in ["bookworm", "bookworm-backports"] {
+            let mirror = machine.mirror_in_script(codename);
+            assert!(mirror.contains(&format!("/{codename}/Debian")), "{mirror:?}");
+        }
+        assert_eq!(machine.mirror_in_script("trixie-backports"), "");
+        let vendor = Machine::with_sources(&[("stable", "trixie", "Browser LLC")]);
+        assert_eq!(vendor.mirror_in_script("trixie"), "");
     }
 }
