@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Subcommand};
@@ -15,6 +15,8 @@ use crate::workspace::{Workspace, cargo, run_to_end};
 
 /// Programs that run on the node itself.
 pub(crate) const NODE_PROGRAMS: [&str; 3] = ["node-init", "disk-mapper", "bootstrapper"];
+
+const IMAGE_BUILDER: [&str; 5] = ["run", "--quiet", "-p", "image-builder", "--"];
 
 /// The Debian packages of an image, in its definition and beside it.
 const LOCK: &str = "packages.lock";
@@ -168,7 +170,19 @@ fn programs(workspace: &Workspace, programs: &[&str], folder: &str) -> Result<Pa
     Ok(folder)
 }
 
+/// The folder with what `list` names of the locked Debian packages, and the libraries that programs among it need.
+pub(crate) fn select(workspace: &Path, list: &str) -> Result<PathBuf> {
+    let output = cargo()
+        .current_dir(workspace)
+        .args(IMAGE_BUILDER)
+        .args(["select", list])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    ensure!(output.status.success(), "the image builder failed ({})", output.status);
+    Ok(str::from_utf8(&output.stdout)?.trim_end().into())
+}
+
 fn image_builder(arguments: impl IntoIterator<Item = OsString>) -> Result<()> {
-    let run = ["run", "--quiet", "-p", "image-builder", "--"].map(OsString::from);
-    run_to_end(cargo().args(run).args(arguments))
+    run_to_end(cargo().args(IMAGE_BUILDER).args(arguments))
 }

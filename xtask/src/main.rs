@@ -73,7 +73,6 @@ mod input {
             ("upstream --out=", "--out <DIR>"),
             ("upstream --only etcd", "--out <DIR>"),
             ("upstream --cache=", "--cache <DIR>"),
-            ("upstream --packages=", "--packages <TAR>"),
             ("upstream now", "now"),
             ("compile", "<PROGRAM>"),
         ] {

@@ -1,17 +1,17 @@
 //! `cargo xtask upstream`: builds upstream Kubernetes from its published Go modules and writes a mirror.
 //!
 //! 1. Programs are built from the module folders below `upstream/`, whose `go.sum` pins every source.
-//! 2. The packet filter tools come from Debian packages.
+//! 2. The packet filter tools come from the Debian packages that nodes are made of, as `images/packages.lock` names them.
 //! 3. Images, binaries and CNI plugins become the files of a mirror, listed with their hashes in `components.json`.
 //!
 //! Everything is cached under the hash of its inputs, and folders appear by renaming only, so an interrupted run is
 //! repeated by running it again.
 
 mod cache;
-mod debian;
 mod go;
 mod images;
 mod mirror;
+mod packet_filter;
 mod programs;
 mod recipe;
 
@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
+use crate::image;
 use crate::progress::Progress;
 use cache::Cache;
 use go::Go;
@@ -44,9 +45,6 @@ pub(crate) struct UpstreamArgs {
     /// The folder for results of earlier runs [default: ~/.cache/constellation/kubernetes].
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// A tar file with Debian's packages nftables and iptables unpacked, instead of fetching them.
-    #[arg(long, value_name = "TAR")]
-    packages: Option<PathBuf>,
 }
 
 /// Runs the command and prints where the result is.
@@ -59,8 +57,8 @@ pub(crate) fn run(args: &UpstreamArgs) -> Result<()> {
     };
     let path = match &args.out {
         Some(out) if !args.only.is_empty() => build.programs_to(&args.only, out)?,
-        Some(out) => build.mirror(args.packages.as_deref())?.copy_to(out)?,
-        None => build.mirror(args.packages.as_deref())?.into_path(),
+        Some(out) => build.mirror()?.copy_to(out)?,
+        None => build.mirror()?.into_path(),
     };
     build.progress.done();
     Ok(terminal::print(&path.display().to_string())?)
@@ -92,14 +90,12 @@ impl Build {
         Ok(out.canonicalize()?)
     }
 
-    fn mirror(&self, packages: Option<&Path>) -> Result<Mirror> {
-        let packages = match packages {
-            Some(tar) => tar.to_owned(),
-            None => debian::fetch(&self.cache, &self.progress)?,
-        };
+    fn mirror(&self) -> Result<Mirror> {
+        let packet_filter = image::select(&workspace_root(), "upstream/packet-filter.keep")?;
+        let packet_filter = packet_filter::layer(&packet_filter)?;
         let modules = self.recipe.modules();
         let keys = modules.iter().map(|module| self.module_key(module));
-        let key = mirror::key(&self.recipe, &keys.collect::<Result<Vec<_>>>()?, &packages)?;
+        let key = mirror::key(&self.recipe, &keys.collect::<Result<Vec<_>>>()?, &packet_filter)?;
         let folder = self.cache.folder("mirrors", &key, |folder| {
             let programs = modules
                 .iter()
@@ -107,7 +103,7 @@ impl Build {
                 .collect::<Result<Vec<_>>>()?;
             let programs = Programs::new(programs);
             self.check_image_names(&programs.path("kubeadm")?)?;
-            let images = images::all(&self.recipe, &programs, &debian::network_tools(&packages)?)?;
+            let images = images::all(&self.recipe, &programs, &packet_filter)?;
             mirror::write(folder, &self.recipe, &programs, &images, &self.progress)
         })?;
         Ok(Mirror::new(folder))

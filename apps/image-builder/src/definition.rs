@@ -22,7 +22,7 @@ pub(crate) struct Definition {
 impl Definition {
     pub(crate) fn load(folder: &Path) -> Result<Self> {
         let lines = |name| load_lines(&folder.join(name));
-        let globs = |name| Ok::<_, anyhow::Error>(lines(name)?.iter().map(|line| Glob::new(line)).collect());
+        let globs = |name| load_globs(&folder.join(name));
         Ok(Self {
             folder: folder.to_owned(),
             node_packages: lines("node.packages")?,
@@ -43,6 +43,11 @@ impl Definition {
     pub(crate) fn lock_file(&self) -> PathBuf {
         self.folder.join("packages.lock")
     }
+}
+
+/// The globs in a file, one a line.
+pub(crate) fn load_globs(path: &Path) -> Result<Vec<Glob>> {
+    Ok(load_lines(path)?.iter().map(|line| Glob::new(line)).collect())
 }
 
 /// The lines that are neither empty nor comments.

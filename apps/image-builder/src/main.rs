@@ -50,6 +50,16 @@ enum Command {
         #[command(flatten)]
         cache: cache::CacheArgs,
     },
+    /// Print a folder with what a list names of the node's Debian packages, and the libraries that programs among it need.
+    Select {
+        /// Globs of paths in the packages, written like root.keep.
+        list: PathBuf,
+        /// The folder that describes the image.
+        #[arg(long, default_value = "images")]
+        definition: PathBuf,
+        #[command(flatten)]
+        cache: cache::CacheArgs,
+    },
     /// Choose the newest versions of the Debian packages and write them to packages.lock.
     Lock {
         /// The folder that describes the image.
@@ -76,6 +86,11 @@ fn run(command: Command) -> Result<ExitCode> {
             definition,
             cache,
         } => pipeline::unpacked_folder(purpose, &definition, &cache)?,
+        Command::Select {
+            list,
+            definition,
+            cache,
+        } => pipeline::select(&list, &definition, &cache)?,
         Command::Lock { definition, cache } => pipeline::lock(&definition, &cache)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -113,6 +128,9 @@ mod input {
             ("unpacked kitchen", "<PURPOSE>"),
             ("unpacked node --definition=", "--definition <DEFINITION>"),
             ("unpacked node --cache=", "--cache <CACHE>"),
+            ("select", "<LIST>"),
+            ("select x --definition=", "--definition <DEFINITION>"),
+            ("select x --cache=", "--cache <CACHE>"),
             ("lock --definition=", "--definition <DEFINITION>"),
             ("lock --cache=", "--cache <CACHE>"),
             ("lock now", "now"),
@@ -143,6 +161,7 @@ mod input {
             ),
             ("measure /nonexistent", "cannot read /nonexistent"),
             ("unpacked node --definition /nonexistent", "cannot read /nonexistent"),
+            ("select /nonexistent", "cannot read /nonexistent"),
             ("lock --definition /nonexistent", "cannot read /nonexistent"),
         ] {
             let words = std::iter::once("image-builder").chain(arguments.split_whitespace());

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::cache::{Cache, CacheArgs, Key};
-use crate::definition::Definition;
+use crate::definition::{Definition, load_globs};
 use crate::disk::{self, Root};
 use crate::kernel::{self, Kernel};
 use crate::lock::{Lock, Purpose};
@@ -146,6 +146,23 @@ pub(crate) fn unpacked_folder(purpose: Purpose, definition: &Path, cache: &Cache
     Ok(terminal::print(&folder.display().to_string())?)
 }
 
+/// Writes a folder with what the list names of the node's packages to standard output.
+pub(crate) fn select(list: &Path, definition: &Path, cache: &CacheArgs) -> Result<()> {
+    let patterns = load_globs(list)?;
+    let definition = Definition::load(definition)?;
+    let progress = Progress::start();
+    let cache = cache.open()?;
+    let lock = fetch_packages(&definition, false, &cache, &progress)?;
+    let packages = unpacked(&lock, Purpose::Node, &cache, &progress)?;
+    let key = patterns
+        .iter()
+        .fold(key_of("selected", &lock, Purpose::Node), |key, pattern| {
+            key.text(pattern.as_str())
+        });
+    let folder = cache.result("selected", key, |into| tree::keep(&patterns, &packages, into))?;
+    Ok(terminal::print(&folder.display().to_string())?)
+}
+
 /// Writes a lock with the newest packages.
 pub(crate) fn lock(definition: &Path, cache: &CacheArgs) -> Result<()> {
     let definition = Definition::load(definition)?;
@@ -173,15 +190,16 @@ fn fetch_packages(definition: &Definition, locked: bool, cache: &Cache, progress
 }
 
 fn unpacked(lock: &Lock, purpose: Purpose, cache: &Cache, progress: &Progress) -> Result<PathBuf> {
-    let key = lock
-        .of(purpose)
-        .fold(Key::new("unpacked").text(FORMAT), |key, package| {
-            key.digest(&package.sha256)
-        });
-    cache.result("unpacked", key, |into| {
+    cache.result("unpacked", key_of("unpacked", lock, purpose), |into| {
         progress.say(&format!("unpacking {} packages: {purpose}", lock.of(purpose).count()));
         packages::unpack(lock, purpose, cache, into)
     })
+}
+
+/// Names a result that is made from the packages of one purpose.
+fn key_of(step: &str, lock: &Lock, purpose: Purpose) -> Key {
+    lock.of(purpose)
+        .fold(Key::new(step).text(FORMAT), |key, package| key.digest(&package.sha256))
 }
 
 fn unpack_kernel(
@@ -191,10 +209,7 @@ fn unpack_kernel(
     cache: &Cache,
     progress: &Progress,
 ) -> Result<Kernel> {
-    let mut key = Key::new("kernel").text(FORMAT);
-    for package in lock.of(Purpose::Tools) {
-        key = key.digest(&package.sha256);
-    }
+    let mut key = key_of("kernel", lock, Purpose::Tools);
     for pattern in &definition.modules {
         key = key.text(pattern.as_str());
     }

@@ -13,17 +13,17 @@ pub(super) struct NamedImage {
 }
 
 /// All images of a mirror, in the order of [`IMAGES`].
-pub(super) fn all(recipe: &Recipe, programs: &Programs, network_tools: &Layer) -> Result<Vec<NamedImage>> {
+pub(super) fn all(recipe: &Recipe, programs: &Programs, packet_filter: &Layer) -> Result<Vec<NamedImage>> {
     let make = |title| {
         Ok(NamedImage {
             title,
-            image: image(title, recipe, programs, network_tools)?,
+            image: image(title, recipe, programs, packet_filter)?,
         })
     };
     IMAGES.into_iter().map(make).collect()
 }
 
-fn image(title: &str, recipe: &Recipe, programs: &Programs, network_tools: &Layer) -> Result<Image> {
+fn image(title: &str, recipe: &Recipe, programs: &Programs, packet_filter: &Layer) -> Result<Image> {
     let program = match title {
         "flannel" => "flanneld",
         other => other,
@@ -48,7 +48,7 @@ fn image(title: &str, recipe: &Recipe, programs: &Programs, network_tools: &Laye
         )?;
     }
     let layers = match title {
-        "flannel" | "kube-proxy" => vec![network_tools.clone(), layer],
+        "flannel" | "kube-proxy" => vec![packet_filter.clone(), layer],
         _ => vec![layer],
     };
     let mut image = Image::new(recipe.image_name(title).parse()?, layers, &[&path]);

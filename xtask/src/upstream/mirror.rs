@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use digest::Digest;
+use digest::{Digest, HashingWriter};
 use flate2::{Compression, GzBuilder};
 use kubernetes_components::{Component, ComponentList, MIRROR_DOCUMENT};
 use oci_archive::{Content, Layer, write_archive};
@@ -63,7 +63,7 @@ impl Mirror {
 }
 
 /// Everything a mirror depends on; `modules` are the keys of the modules with its programs.
-pub(super) fn key(recipe: &Recipe, modules: &[String], packages: &Path) -> Result<String> {
+pub(super) fn key(recipe: &Recipe, modules: &[String], packet_filter: &Layer) -> Result<String> {
     let mut key = Key::new(recipe.kubernetes);
     for module in modules {
         key.add(module);
@@ -72,10 +72,11 @@ pub(super) fn key(recipe: &Recipe, modules: &[String], packages: &Path) -> Resul
         key.add(&name);
     }
     // What the images and the archive are made of is written in these.
-    key.add(include_str!("debian.rs"))
-        .add(include_str!("images.rs"))
-        .add(include_str!("mirror.rs"));
-    key.add(&digest_of(packages)?.to_string());
+    key.add(include_str!("images.rs")).add(include_str!("mirror.rs"));
+    let mut layer = HashingWriter::new(std::io::sink());
+    packet_filter.write_tar(&mut layer)?;
+    let (_, digest, _) = layer.finish();
+    key.add(&digest.to_string());
     Ok(key.finish())
 }
 
