@@ -2,7 +2,7 @@
 
 #![no_main]
 
-#[allow(dead_code, reason = "a module of a program, which is no library")]
+#[allow(dead_code, reason = "a module of a program, which is not a library")]
 #[path = "../../apps/join-service/src/certificate.rs"]
 mod certificate;
 

@@ -2,13 +2,13 @@
 
 #![no_main]
 
-#[allow(dead_code, reason = "a module of a program, which is no library")]
+#[allow(dead_code, reason = "a module of a program, which is not a library")]
 #[path = "../../apps/bootstrapper/src/request.rs"]
 mod init;
-#[allow(dead_code, reason = "a module of a program, which is no library")]
+#[allow(dead_code, reason = "a module of a program, which is not a library")]
 #[path = "../../apps/key-service/src/request.rs"]
 mod keys;
-#[allow(dead_code, reason = "a module of a program, which is no library")]
+#[allow(dead_code, reason = "a module of a program, which is not a library")]
 #[path = "../../apps/key-service/src/policy.rs"]
 mod policy;
 

@@ -4,13 +4,13 @@
 
 #![no_main]
 
-#[allow(dead_code, reason = "a module of a program, which is no library")]
+#[allow(dead_code, reason = "a module of a program, which is not a library")]
 #[path = "../../apps/bootstrapper/src/lock.rs"]
 mod lock;
-#[allow(dead_code, reason = "a module of a program, which is no library")]
+#[allow(dead_code, reason = "a module of a program, which is not a library")]
 #[path = "../../apps/bootstrapper/src/request.rs"]
 mod request;
-#[allow(dead_code, reason = "a module of a program, which is no library")]
+#[allow(dead_code, reason = "a module of a program, which is not a library")]
 #[path = "../../apps/bootstrapper/src/join/ticket.rs"]
 mod ticket;
 

@@ -80,7 +80,7 @@ impl Cryptsetup for CryptsetupProgram {
                 source,
             })?;
         // Keys are far shorter than a pipe's buffer, so writing does not block. Dropping the pipe closes it.
-        let written = child.stdin.take().expect("the pipe was asked for").write_all(input);
+        let written = child.stdin.take().expect("standard input is piped").write_all(input);
         let output = child.wait_with_output().map_err(CryptsetupError::Input)?;
         if output.status.success() {
             return written.map_err(CryptsetupError::Input);

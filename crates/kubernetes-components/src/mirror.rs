@@ -45,7 +45,7 @@ impl ComponentList {
     /// When it is too long, malformed or of another version, or lists two files for one path.
     ///
     /// # Security
-    /// The document is as trustworthy as where it comes from: whoever asks a node to install a list has to pin its
+    /// The document is only as trustworthy as its source: a caller that makes a node install a list has to pin its
     /// [`hash`](Self::hash).
     pub fn from_mirror_document(bytes: &[u8]) -> Result<Self, ParseMirrorError> {
         if bytes.len() > MAX_DOCUMENT_LEN {

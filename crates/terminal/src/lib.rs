@@ -3,7 +3,7 @@
 //! A reader may go away and a disk may be full, so no write panics:
 //!
 //! - [`print`] is for commands whose result is their output. If it cannot be written, the command fails.
-//! - [`say`] and [`note`] are for commands that do something else. They go on when nobody reads any more.
+//! - [`say`] and [`note`] are for commands that do something else. They continue when no one reads their output any more.
 
 use std::ffi::OsString;
 use std::io;
@@ -46,7 +46,7 @@ pub fn note(line: &str) {
 /// Replaces the current line of the terminal at standard error.
 ///
 /// # Errors
-/// When it cannot be written: a question must not wait for an answer that nobody can give.
+/// When it cannot be written: a question must not wait for an answer that no one can give.
 pub fn redraw(line: &str) -> io::Result<()> {
     write(stderr(), &format!("\r\x1b[K{line}"))
 }

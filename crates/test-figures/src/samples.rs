@@ -77,7 +77,7 @@ impl Samples {
     /// The average run.
     #[must_use]
     pub fn mean(&self) -> Duration {
-        let count = u32::try_from(self.0.len()).expect("nobody waits for so many runs");
+        let count = u32::try_from(self.0.len()).expect("no bench has so many runs");
         self.0.iter().sum::<Duration>() / count
     }
 

@@ -101,7 +101,7 @@ impl ControlPlane {
         Ok((ApiClient::new(channel), peer))
     }
 
-    /// Opens a session and asks for a ticket.
+    /// Opens a session and requests a ticket.
     ///
     /// # Errors
     /// When there is no ticket.

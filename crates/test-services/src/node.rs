@@ -52,7 +52,7 @@ pub fn image() -> ReferenceValues {
     ReferenceValues::new("image", BTreeMap::from([(PcrIndex::new(11), PcrValue::ZERO)]))
 }
 
-/// What a worker asks for.
+/// What a worker requests.
 ///
 /// # Errors
 /// When no key can be made.

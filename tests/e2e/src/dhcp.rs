@@ -1,4 +1,4 @@
-//! A host whose DHCP server says more than a node asked for.
+//! A host whose DHCP server offers more than a node requested.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixListener;
@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::machine::Machine;
 
-/// Where the headers of IPv4 (RFC 791, section 3.1) and UDP (RFC 768) begin in a frame. Nobody here has options of IPv4.
+/// Where the headers of IPv4 (RFC 791, section 3.1) and UDP (RFC 768) begin in a frame. No packet here has IPv4 options.
 const IP: usize = 14;
 const UDP: usize = IP + 20;
 /// Where the options of a DHCP message begin, behind a cookie (RFC 2131, section 3).

@@ -190,7 +190,7 @@ impl Machine {
     /// The product's command line, apart from what the caller added. Two things differ: nothing is flushed, and the
     /// console takes input.
     fn arguments(&self, port: u16, metadata: u16) -> Result<Vec<String>> {
-        let system_disk = self.system_disk.to_str().context("path of the image is no text")?;
+        let system_disk = self.system_disk.to_str().context("the image's path is not UTF-8")?;
         let segment = self.segment.map_or_else(free_udp_port, Ok)?;
         let mut line: Vec<String> = [
             "-machine q35,smm=off,vmport=off,hpet=off",

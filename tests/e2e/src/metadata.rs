@@ -20,7 +20,7 @@ pub enum Answer {
     Text(String),
     /// Nothing, for as long as the node waits.
     Silence,
-    /// There is no such thing.
+    /// Answers that it does not exist.
     NotFound,
 }
 
@@ -67,7 +67,7 @@ impl Metadata {
                     if shared.stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    // A client that is gone again is no problem of ours.
+                    // A client that has gone away is not our problem.
                     let _ = stream.and_then(|stream| shared.answer(stream));
                 }
             }
@@ -83,12 +83,12 @@ impl Metadata {
         self.address.port()
     }
 
-    /// Whether the node asked for this.
+    /// Whether the node requested this.
     pub(crate) fn was_asked_for(&self, name: &str) -> bool {
         self.asked().contains_key(name)
     }
 
-    /// Everything the node asked for, and how often.
+    /// Everything the node requested, and how often.
     pub(crate) fn asked(&self) -> BTreeMap<String, usize> {
         self.shared.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

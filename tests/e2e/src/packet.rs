@@ -19,7 +19,7 @@ pub struct Packet(Vec<u8>);
 /// What QEMU's `filter-dump` wrote. A packet that it is just writing is left out.
 ///
 /// # Errors
-/// When there is no such file, or it is none of packets.
+/// When the file does not exist or does not contain packets.
 pub fn dumped_packets(file: &Path) -> Result<Vec<Packet>> {
     let content = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let mut rest = content.get(FILE_HEADER_LEN..).context("no file of packets")?;
@@ -59,7 +59,7 @@ impl Packet {
         Some([self.address(26)?, self.address(30)?])
     }
 
-    /// Whom it is for: the destination of IPv4 and IPv6 (RFC 8200, section 3), whom ARP asks for (RFC 826).
+    /// The packet's destination: of IPv4 and IPv6 (RFC 8200, section 3), or the target of ARP (RFC 826).
     #[must_use]
     pub fn destination(&self) -> Option<IpAddr> {
         match *self.0.get(12..14)? {

@@ -1,4 +1,4 @@
-//! Processes that a machine is made of.
+//! The processes of a machine.
 
 use std::fs::OpenOptions;
 use std::io;

@@ -82,7 +82,7 @@ fn required_register(finding: &Finding) -> Option<u8> {
 /// Waits for the bootstrapper and appraises it: the node must have booted this image and be in no cluster.
 ///
 /// # Errors
-/// When the machine ends, or there is no verdict for another reason.
+/// When the machine ends, or another reason prevents a verdict.
 pub fn attest(vm: &mut Vm, image: &ReferenceValues) -> Result<Verdict> {
     let verdict = match blocking(open(vm, image))?? {
         Ok((_, node)) => Verdict::Affirming(node.result().pcrs.clone()),

@@ -113,7 +113,7 @@ impl Vm {
     pub fn keyboard(&self) -> Result<impl Write + use<>> {
         let console = UnixStream::connect(self.file("console.sock")).context("connecting to the console")?;
         let mut output = console.try_clone()?;
-        // Output that nobody takes would hold up the machine. The thread ends with the connection.
+        // Output that nothing reads would block the machine. The thread ends with the connection.
         thread::spawn(move || io::copy(&mut output, &mut io::sink()));
         Ok(console)
     }

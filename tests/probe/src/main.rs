@@ -11,7 +11,7 @@ use axum::routing::get;
 use clap::Parser;
 use tokio::net::TcpListener;
 
-/// Kept short, so that whoever asks can tell a slow answer from none.
+/// Kept short, so that callers can tell a slow answer from none.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One action of a test pod.

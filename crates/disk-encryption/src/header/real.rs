@@ -1,4 +1,4 @@
-//! Headers that cryptsetup wrote. Where they come from is told in `testdata/README.md`.
+//! Headers that cryptsetup wrote. `testdata/README.md` says where they come from.
 
 use super::*;
 

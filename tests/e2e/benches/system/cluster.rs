@@ -42,8 +42,8 @@ struct Step {
 pub(crate) fn times(workspace: &Path) -> Table {
     let mut table = Table::new("Local cluster, last `make up`", &["time"]);
     match load(&workspace.join("timings.json")) {
-        Err(error) => table.note(format!("{error:#}: `make up` records them anew")),
-        Ok(None) => table.note("There is no cluster in local/: `make up` makes one and records its times."),
+        Err(error) => table.note(format!("{error:#}; `make up` records them again")),
+        Ok(None) => table.note("There is no cluster in local/. `make up` creates one and records its timings."),
         Ok(Some(timings)) => {
             for (name, steps) in PARTS {
                 table.row(name, [timings.of(steps)]);

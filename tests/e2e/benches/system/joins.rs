@@ -96,7 +96,7 @@ async fn join_together(control_plane: &Arc<ControlPlane>) -> Result<f64> {
     side_by_side(JOINS, callers).await
 }
 
-/// For a name and a disk that nobody had before.
+/// For a name and a disk that no machine had before.
 fn request() -> Result<IssueJoinTicketRequest> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! `GetDataKey`, as the join service asks for it.
+//! `GetDataKey`, as the join service calls it.
 
 use std::sync::Arc;
 

@@ -48,7 +48,7 @@ impl Meter {
 }
 
 /// How many requests per second are answered to callers that each send several, one after another.
-#[expect(clippy::cast_precision_loss, reason = "nobody sends 2^53 requests")]
+#[expect(clippy::cast_precision_loss, reason = "no one sends 2^53 requests")]
 pub(crate) async fn side_by_side<F>(requests_of_each: usize, callers: impl IntoIterator<Item = F>) -> Result<f64>
 where
     F: Future<Output = Result<()>> + Send + 'static,

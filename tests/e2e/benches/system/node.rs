@@ -13,7 +13,7 @@ use test_figures::{Table, mebibytes, time};
 
 use crate::progress::say;
 
-/// What `zstd` does when it is told nothing else.
+/// The default level of `zstd`.
 const LEVEL: i32 = 3;
 const WAITING: &str = "node waits to become part of a cluster";
 

@@ -59,7 +59,7 @@ impl Segment {
     }
 }
 
-/// Until whoever wants it is gone.
+/// Until its receiver is dropped.
 fn listen(socket: &UdpSocket, wanted: &Weak<()>) -> io::Result<Vec<Packet>> {
     let mut packets = Vec::new();
     let mut frame = vec![0; MAX_FRAME];

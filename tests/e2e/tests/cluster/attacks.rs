@@ -207,7 +207,7 @@ fn lie(request: &str, before: usize) -> Answer {
         // The role that gets the cluster's keys.
         ("self", _) => instance("ControlPlane", "10.42.1.150"),
         ("peers", _) => format!("[{}]", instance("ControlPlane", "10.42.1.100")),
-        // Nobody is there.
+        // Nothing listens there.
         ("endpoint", _) => r#"{"host":"10.42.1.151","port":6443}"#.to_owned(),
         ("initsecrethash", _) => "5a".repeat(32),
         _ => return Answer::NotFound,

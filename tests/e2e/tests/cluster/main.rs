@@ -112,5 +112,5 @@ fn down(cluster: &Cluster) -> Result<()> {
 fn is_in_a_command_line(path: &Path) -> Result<bool> {
     let processes = Command::new("ps").args(["-e", "-o", "args"]).output()?;
     let processes = String::from_utf8_lossy(&processes.stdout).into_owned();
-    Ok(processes.contains(path.to_str().context("the path is no text")?))
+    Ok(processes.contains(path.to_str().context("the path is not UTF-8")?))
 }

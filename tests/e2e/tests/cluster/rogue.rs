@@ -24,7 +24,7 @@ pub(crate) fn forged(image: &ReferenceValues) -> Arc<InProcessAttester> {
 
 /// The session of somebody who does not care who is at the other end.
 pub(crate) fn careless(attester: Arc<dyn Attester>) -> Endpoint {
-    let reason = "it wants tickets, whoever issues them";
+    let reason = "a rogue node accepts tickets from any service";
     Endpoint::new(Some(attester), PeerPolicy::Unattested { reason })
 }
 

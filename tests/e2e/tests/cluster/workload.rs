@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, Image, PROBE_IMAGE, Packet};
 use serde_json::{Value, json};
 
-/// Nobody else says this.
+/// Occurs nowhere else.
 const MARKER: &str = "plaintext-of-a-pod-0d5f1c";
 const WORKER: &str = "worker-0";
 const CONTROL_PLANE: &str = "control-plane-0";

@@ -176,7 +176,7 @@ pub(crate) fn known_node(report: &mut Report) {
         ensure!(refusal.contains("expected disk 3f2504e0"), "{refusal}");
         Ok(())
     });
-    report.check("disk that never joined is formatted anew, with another UUID", || {
+    report.check("disk that never joined is formatted again, with another UUID", || {
         let before = read_header()?.metadata().disk();
         change_header(|bytes| replace_json(bytes, r#""diskIsInitialized":true"#, r#""diskIsInitialized":false"#))?;
         let (success, output) = run_disk_mapper()?;
@@ -263,7 +263,7 @@ fn hostile_headers(report: &mut Report) {
     }
 }
 
-/// The host changes data, and the node reads what nobody wrote.
+/// The host changes data, and the node reads sectors that were never written.
 fn tampered_data(report: &mut Report) {
     report.check("pattern is written", || {
         open(&read_header()?, &state_key())?;
@@ -386,7 +386,7 @@ fn run_cryptsetup(command: &str, last: &[&str], input: &[u8]) -> Result<()> {
     Ok(cryptsetup().run(&arguments, input)?)
 }
 
-/// Leaves the disk's header for whoever started this machine.
+/// Leaves the disk's header for the program that started this machine.
 fn copy_out(offset: u64) -> Result<()> {
     let header = metadata_of(&disk("state")?)?;
     Ok(OpenOptions::new()
