@@ -22,6 +22,7 @@ mod helper;
 mod machine;
 mod memory;
 mod metadata;
+mod mirror;
 mod option;
 mod ports;
 mod preflight;

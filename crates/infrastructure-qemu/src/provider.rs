@@ -13,11 +13,11 @@ use crate::accelerator::{Accelerator, KvmProbe, probe_kvm};
 use crate::error::{Context, QemuError};
 use crate::folder::{ClusterRecord, NodeRecord, RunFolder, is_running, stop};
 use crate::machine::{Starter, console, machine, until_ready};
+use crate::mirror::mirror_from_guest;
 use crate::ports::{free_tcp, free_udp};
 use crate::preflight;
 use crate::process::Helper;
 use crate::proof::ProofKey;
-use crate::vm::HOST_FROM_GUEST;
 
 /// The private network between VMs (docs/interfaces.md).
 const NODE_CIDR: &str = "10.42.0.0/16";
@@ -189,6 +189,8 @@ impl Provider for QemuProvider {
 
 impl QemuProvider {
     fn changes(&self, spec: &ClusterSpec) -> Result<Plan, QemuError> {
+        // A mirror that nodes cannot use is refused before anything is made, whatever port it will be served at.
+        mirror(spec, 0)?;
         let record = self.folder.record()?;
         let mut changes: Vec<Change> = record
             .iter()
@@ -255,26 +257,30 @@ impl QemuProvider {
                 }
             }
         }
-        Ok(self.infrastructure(&record, spec))
+        self.infrastructure(&record, spec)
     }
 
-    fn infrastructure(&self, record: &ClusterRecord, spec: &ClusterSpec) -> Infrastructure {
+    fn infrastructure(&self, record: &ClusterRecord, spec: &ClusterSpec) -> Result<Infrastructure, QemuError> {
         let nodes = || record.nodes.values();
         let control_planes = || nodes().filter(|node| node.spec.role == NodeRole::ControlPlane);
         let first = control_planes().map(|node| node.address.to_string()).next();
         let addresses = control_planes().map(|node| node.address.to_string());
-        Infrastructure {
+        Ok(Infrastructure {
             uid: record.uid.clone(),
             cluster_endpoint: "127.0.0.1".to_owned(),
             in_cluster_endpoint: first.unwrap_or_default(),
             api_server_cert_sans: std::iter::once("127.0.0.1".to_owned()).chain(addresses).collect(),
             ip_cidr_node: NODE_CIDR.to_owned(),
-            component_mirror: mirror_from_guest(&spec.mirror, record.metadata_port),
+            component_mirror: mirror(spec, record.metadata_port)?,
             nodes: nodes()
                 .map(|node| machine(node, &self.folder.node(&node.spec.name)))
                 .collect(),
-        }
+        })
     }
+}
+
+fn mirror(spec: &ClusterSpec, metadata_port: u16) -> Result<String, QemuError> {
+    mirror_from_guest(&spec.mirror, metadata_port).map_err(|problem| QemuError::Preflight(vec![problem]))
 }
 
 /// The folder of a mirror that the metadata endpoint serves, if it is one.
@@ -282,16 +288,6 @@ fn served_folder(mirror: &MirrorSource) -> Option<PathBuf> {
     match mirror {
         MirrorSource::Folder(folder) => Some(folder.clone()),
         MirrorSource::Http(_) => None,
-    }
-}
-
-/// Where nodes find a mirror. This machine's loopback has another address in a guest.
-fn mirror_from_guest(mirror: &MirrorSource, metadata_port: u16) -> String {
-    match mirror {
-        MirrorSource::Folder(_) => format!("http://{HOST_FROM_GUEST}:{metadata_port}/mirror"),
-        MirrorSource::Http(base) => ["127.0.0.1", "localhost"].iter().fold(base.clone(), |base, host| {
-            base.replacen(&format!("http://{host}"), &format!("http://{HOST_FROM_GUEST}"), 1)
-        }),
     }
 }
 

@@ -2,13 +2,15 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use url::Url;
+
 /// A folder or an HTTP address that holds a mirror of Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MirrorSource {
     /// A folder, served to the nodes by this machine.
     Folder(PathBuf),
-    /// The base address, without a slash at its end.
-    Http(String),
+    /// The base address, whose path ends with a slash.
+    Http(Url),
 }
 
 /// A text that is no mirror of Kubernetes.
@@ -31,8 +33,9 @@ impl FromStr for MirrorSource {
         match split_scheme(text) {
             _ if text.is_empty() => Err(ParseMirrorSourceError::Empty),
             None => Ok(Self::Folder(text.into())),
-            Some(("http" | "https", rest)) if is_address(rest) => Ok(Self::Http(text.trim_end_matches('/').to_owned())),
-            Some(_) => Err(ParseMirrorSourceError::Address(text.chars().take(128).collect())),
+            Some((_, rest)) => parse_address(text, rest)
+                .map(Self::Http)
+                .ok_or_else(|| ParseMirrorSourceError::Address(text.chars().take(128).collect())),
         }
     }
 }
@@ -46,7 +49,7 @@ impl fmt::Display for MirrorSource {
                 let prefix = split_scheme(&folder).map_or("", |_| "./");
                 write!(f, "{prefix}{folder}")
             }
-            Self::Http(address) => address.fmt(f),
+            Self::Http(address) => f.write_str(address.as_str().trim_end_matches('/')),
         }
     }
 }
@@ -60,15 +63,20 @@ fn split_scheme(text: &str) -> Option<(&str, &str)> {
 }
 
 /// Host, port and path; nodes take neither a query nor a password.
-fn is_address(rest: &str) -> bool {
+fn parse_address(text: &str, rest: &str) -> Option<Url> {
+    // A URL parser forgives what a reader of the configuration would see differently: spaces, backslashes, a missing host.
     let plain = |c: u8| c.is_ascii_graphic() && !b"?#@\\\"<>".contains(&c);
-    let authority = rest.split('/').next().unwrap_or_default();
-    let (host, port) = match authority.rsplit_once(':') {
-        // The colons of an IPv6 address are in brackets.
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-        _ => (authority, None),
-    };
-    rest.bytes().all(plain) && !host.is_empty() && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    if rest.starts_with('/') || !rest.bytes().all(plain) {
+        return None;
+    }
+    let mut address = Url::parse(text).ok()?;
+    if !matches!(address.scheme(), "http" | "https") {
+        return None;
+    }
+    // Without the slash, what is joined to it would take the place of its last part.
+    let folder = format!("{}/", address.path().trim_end_matches('/'));
+    address.set_path(&folder);
+    Some(address)
 }
 
 #[cfg(test)]
@@ -77,20 +85,25 @@ mod tests {
 
     #[test]
     fn folders_and_addresses_are_told_apart() {
-        for (text, expected) in [
-            ("mirror", MirrorSource::Folder("mirror".into())),
-            ("a b/c:d", MirrorSource::Folder("a b/c:d".into())),
-            ("/a://b", MirrorSource::Folder("/a://b".into())),
-            ("./ftp://b", MirrorSource::Folder("./ftp://b".into())),
-            ("http://host/", MirrorSource::Http("http://host".into())),
-            (
-                "https://host:443/a/b",
-                MirrorSource::Http("https://host:443/a/b".into()),
-            ),
-            ("http://[::1]:80", MirrorSource::Http("http://[::1]:80".into())),
-            ("http://[::1]", MirrorSource::Http("http://[::1]".into())),
+        for folder in ["mirror", "a b/c:d", "/a://b", "./ftp://b"] {
+            assert_eq!(
+                folder.parse::<MirrorSource>().unwrap(),
+                MirrorSource::Folder(folder.into())
+            );
+        }
+        for (text, normal) in [
+            ("http://host/", "http://host"),
+            ("https://host:443/a/b", "https://host/a/b"),
+            ("http://HOST:80/a/", "http://host/a"),
+            ("http://[::1]:8080", "http://[::1]:8080"),
+            ("http://127.1/", "http://127.0.0.1"),
         ] {
-            assert_eq!(text.parse::<MirrorSource>().unwrap(), expected, "{text}");
+            let source: MirrorSource = text.parse().unwrap();
+            assert_eq!(source.to_string(), normal);
+            assert!(
+                matches!(source, MirrorSource::Http(address) if address.path().ends_with('/')),
+                "{text}"
+            );
         }
     }
 
