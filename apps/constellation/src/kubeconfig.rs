@@ -32,8 +32,23 @@ pub(crate) async fn client(workspace: &Workspace) -> Result<Client> {
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let kubeconfig: Kubeconfig =
         serde_saphyr::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+    Ok(Client::try_from(without_proxy(kubeconfig).await?)?)
+}
+
+/// The API server is at an address of this machine or of the cluster, where no proxy can reach it: neither the file's nor
+/// one of the environment is used.
+async fn without_proxy(mut kubeconfig: Kubeconfig) -> Result<Config> {
+    for cluster in kubeconfig
+        .clusters
+        .iter_mut()
+        .filter_map(|named| named.cluster.as_mut())
+    {
+        // kube looks at the environment, and may fail at what it finds there, only where the file names no proxy.
+        cluster.proxy_url = Some("http://ignored.invalid".to_owned());
+    }
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    config.proxy_url = None;
+    Ok(config)
 }
 
 #[cfg(test)]
