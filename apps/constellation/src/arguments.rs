@@ -5,6 +5,7 @@ use clap::builder::{NonEmptyStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cluster_config::{ClusterNameError, MirrorSource, check_cluster_name};
 use cluster_types::{ClusterId, KubernetesVersion};
+use digest::Digest;
 
 /// Confidential Kubernetes: a cluster whose every node proves what it runs before it is given a key.
 #[derive(Debug, Parser)]
@@ -78,6 +79,21 @@ pub(crate) struct Sources {
     /// Kubernetes release, for instance v1.35.4 [default in a new configuration: what the mirror holds].
     #[arg(short, long, value_name = "VERSION")]
     pub(crate) kubernetes: Option<KubernetesVersion>,
+    /// Digest of the mirror's components.json [default in a new configuration: that of the folder given as mirror].
+    #[arg(long, value_name = "sha256:HEX", value_parser = digest::oci::parse)]
+    pub(crate) components_digest: Option<Digest>,
+}
+
+impl Sources {
+    pub(crate) fn is_any(&self) -> bool {
+        let Self {
+            image,
+            mirror,
+            kubernetes,
+            components_digest,
+        } = self;
+        image.is_some() || mirror.is_some() || kubernetes.is_some() || components_digest.is_some()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -129,6 +145,9 @@ pub(crate) enum MirrorCommand {
         /// Another mirror: a folder or an http address.
         #[arg(long, value_name = "DIR|URL", required_unless_present = "list")]
         from: Option<MirrorSource>,
+        /// Digest of that mirror's components.json; an http address needs it.
+        #[arg(long, value_name = "sha256:HEX", value_parser = digest::oci::parse)]
+        digest: Option<Digest>,
         /// A list in the form of components.json, whose files are fetched from their own addresses.
         #[arg(long, value_name = "FILE", value_parser = path())]
         list: Option<Utf8PathBuf>,

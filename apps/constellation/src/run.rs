@@ -21,13 +21,14 @@ pub(crate) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Reads what the workspace has. Changes nothing.
-    pub(crate) async fn prepare(workspace: &'a Workspace, providers: &dyn Providers) -> Result<Self> {
-        let config = workspace
-            .config()
-            .next("correct the configuration, then run the same command again")?;
+    /// Reads what the workspace has; its lock is held, so the components came before. Changes nothing.
+    pub(crate) fn prepare(
+        workspace: &'a Workspace,
+        config: ClusterConfig,
+        components: ComponentList,
+        providers: &dyn Providers,
+    ) -> Result<Self> {
         let reference_values = load_reference_values(&config)?;
-        let components = load_components(&config).await?;
         let state = workspace.state()?.unwrap_or_else(ClusterState::new);
         if state.init != InitProgress::Done {
             // Found now, not when the node has given its kubeconfig away.
@@ -52,6 +53,13 @@ impl<'a> Run<'a> {
     }
 }
 
+/// The configuration, which its user edits and no command changes.
+pub(crate) fn load_config(workspace: &Workspace) -> Result<ClusterConfig> {
+    workspace
+        .config()
+        .next("correct the configuration, then run the same command again")
+}
+
 /// What the image should measure, from the file beside it.
 pub(crate) fn load_reference_values(config: &ClusterConfig) -> Result<ReferenceValues> {
     let path = config.image.join("reference-values.json");
@@ -62,14 +70,15 @@ pub(crate) fn load_reference_values(config: &ClusterConfig) -> Result<ReferenceV
 }
 
 /// The components of the configured version.
-async fn load_components(config: &ClusterConfig) -> Result<ComponentList> {
-    let list = mirror::load_list(&config.mirror)
+pub(crate) async fn load_components(config: &ClusterConfig) -> Result<ComponentList> {
+    let list = mirror::load_list(&config.mirror, config.components_digest, UNPINNED)
         .await
         .context("cannot read the mirror of Kubernetes")
         .next(
             "fill a mirror with `constellation mirror create` or `cargo xtask upstream`, and set `mirror` in \
          constellation-conf.yaml to it",
-        )?;
+        )?
+        .list;
     if *list.kubernetes_version() != config.kubernetes_version {
         let (found, wanted) = (list.kubernetes_version(), &config.kubernetes_version);
         let mismatch: Result<()> = (|| bail!("the mirror holds Kubernetes {found}, kubernetesVersion is {wanted}"))();
@@ -77,3 +86,6 @@ async fn load_components(config: &ClusterConfig) -> Result<ComponentList> {
     }
     Ok(list)
 }
+
+const UNPINNED: &str = "set kubernetesComponentsDigest in constellation-conf.yaml to the digest that `sha256sum \
+                        components.json` gives where the mirror was filled";

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::{Arc, Mutex};
 
-use digest::Digest;
-use support::{Host, stderr};
+use digest::{Digest, oci};
+use support::{Host, stderr, stdout};
 
 const KUBELET: &[u8] = b"the kubelet, as far as a test is concerned";
 
@@ -49,6 +49,11 @@ fn from(host: &Host, source: &Path) -> Output {
     create(host, &["--from", source.to_str().unwrap()])
 }
 
+/// The digest of a source's list, as an operator takes it from where the mirror was filled.
+fn pin(host: &Host) -> String {
+    oci::format(&Digest::of_file(host.path("source/components.json")).unwrap())
+}
+
 /// Serves one folder over HTTP, ranges included, and notes what was asked for.
 fn serve(folder: PathBuf) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -68,7 +73,7 @@ fn serve(folder: PathBuf) -> (String, Arc<Mutex<Vec<String>>>) {
                 .iter()
                 .find_map(|line| line.strip_prefix("range: bytes=")?.strip_suffix('-'));
             notes.lock().unwrap().push(format!("{path} {}", range.unwrap_or("all")));
-            let Ok(content) = fs::read(folder.join(&path[1..])) else {
+            let Ok(content) = fs::read(folder.join(path.trim_start_matches('/'))) else {
                 write!(
                     stream,
                     "HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -123,7 +128,8 @@ fn what_is_there_is_not_fetched_again() {
     let host = Host::new();
     let (address, asked) = serve(source(&host, KUBELET));
     for _ in 0..2 {
-        assert!(create(&host, &["--from", &address]).status.success());
+        let output = create(&host, &["--from", &address, "--digest", &pin(&host)]);
+        assert!(output.status.success(), "{}", stderr(&output));
     }
     assert_eq!(
         *asked.lock().unwrap(),
@@ -136,21 +142,102 @@ fn a_download_that_was_cut_goes_on() {
     let host = Host::new();
     let (address, asked) = serve(source(&host, KUBELET));
     fs::create_dir_all(host.path("target/bin")).unwrap();
-    fs::write(host.path("target/bin/kubelet.part"), &KUBELET[..10]).unwrap();
-    let output = create(&host, &["--from", &address]);
+    fs::write(host.path("target/bin/.kubelet.part"), &KUBELET[..10]).unwrap();
+    let output = create(&host, &["--from", &address, "--digest", &pin(&host)]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(fs::read(host.path("target/bin/kubelet")).unwrap(), KUBELET);
     assert_eq!(asked.lock().unwrap()[1], "/bin/kubelet 10");
 }
 
 #[test]
-fn a_wrong_beginning_is_thrown_away() {
+fn a_list_from_the_network_is_taken_with_its_digest_only() {
     let host = Host::new();
-    let (address, _) = serve(source(&host, KUBELET));
-    fs::create_dir_all(host.path("target/bin")).unwrap();
-    fs::write(host.path("target/bin/kubelet.part"), "wrong").unwrap();
-    assert!(stderr(&create(&host, &["--from", &address])).contains("expected sha256:"));
-    assert!(create(&host, &["--from", &address]).status.success());
+    let (address, asked) = serve(source(&host, KUBELET));
+    let unpinned = stderr(&create(&host, &["--from", &address]));
+    assert!(unpinned.contains("--digest"), "{unpinned}");
+    assert_eq!(asked.lock().unwrap().len(), 0);
+
+    let other = oci::format(&Digest::of(b"another list"));
+    let refused = stderr(&create(&host, &["--from", &address, "--digest", &other]));
+    assert!(refused.contains(&other) && refused.contains(&pin(&host)), "{refused}");
+    assert!(!host.path("target").exists());
+}
+
+#[test]
+fn the_digest_of_the_new_mirror_is_said() {
+    let host = Host::new();
+    let output = from(&host, &source(&host, KUBELET));
+    let digest = Digest::of_file(host.path("target/components.json")).unwrap();
+    let said = format!("kubernetesComponentsDigest: {}", oci::format(&digest));
+    assert!(stdout(&output).contains(&said), "{}", stdout(&output));
+}
+
+/// The proxy is another server on this machine: it sees the whole address, which nothing else could resolve.
+#[test]
+fn downloads_go_through_the_environments_proxy() {
+    let host = Host::new();
+    let (proxy, asked) = serve(source(&host, KUBELET));
+    let pin = pin(&host);
+    fs::create_dir_all(host.workspace()).unwrap();
+    let target = host.path("target");
+    let mirror = |from: &str, no_proxy: &str| {
+        host.command(&[
+            "mirror",
+            "create",
+            target.to_str().unwrap(),
+            "--from",
+            from,
+            "--digest",
+            &pin,
+        ])
+        .env("HTTP_PROXY", &proxy)
+        .env("http_proxy", &proxy)
+        .env("NO_PROXY", no_proxy)
+        .output()
+        .unwrap()
+    };
+    mirror("http://mirror.invalid", "");
+    assert_eq!(asked.lock().unwrap()[0], "http://mirror.invalid/components.json all");
+    asked.lock().unwrap().clear();
+    let excepted = mirror("http://mirror.invalid", "mirror.invalid");
+    assert!(
+        stderr(&excepted).contains("cannot reach the server"),
+        "{}",
+        stderr(&excepted)
+    );
+    assert_eq!(asked.lock().unwrap().len(), 0);
+    // Another proxy's loopback is not this machine's.
+    let (local, asked_here) = serve(host.path("source"));
+    assert!(mirror(&local, "").status.success());
+    assert_eq!(asked_here.lock().unwrap()[0], "/components.json all");
+    assert_eq!(asked.lock().unwrap().len(), 0);
+}
+
+/// Accepts connections, and says nothing.
+fn silent() -> (String, TcpListener) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    (format!("http://{}", listener.local_addr().unwrap()), listener)
+}
+
+#[test]
+fn a_silent_mirror_holds_no_lock_and_ends_with_ctrl_c() {
+    let host = Host::new();
+    host.configure();
+    let (address, listener) = silent();
+    let config = fs::read_to_string(host.workspace().join("constellation-conf.yaml")).unwrap();
+    let line = config.lines().find(|line| line.starts_with("mirror: ")).unwrap();
+    host.change_config(line, &format!("mirror: {address}"));
+    let mut apply = host.command(&["apply", "--yes"]).spawn().unwrap();
+    let _connection = listener.accept().unwrap();
+    // It waits now, and others have the workspace.
+    let other = host.run(&["terminate", "--yes"]);
+    assert!(other.status.success(), "{}", stderr(&other));
+
+    let interrupt = std::process::Command::new("kill")
+        .args(["-INT", &apply.id().to_string()])
+        .status();
+    assert!(interrupt.unwrap().success());
+    assert_eq!(apply.wait().unwrap().code(), Some(130));
 }
 
 #[test]

@@ -29,6 +29,12 @@ impl TryFrom<raw::V5> for ClusterConfig {
         let name = problems.required("name", raw.name, check_cluster_name);
         let image = problems.required("image", raw.image, check_image);
         let kubernetes_version = problems.required("kubernetesVersion", raw.kubernetes_version, |text| text.parse());
+        let components_digest = match raw.kubernetes_components_digest {
+            Given::Nothing => Some(None),
+            given => problems
+                .required("kubernetesComponentsDigest", given, |text| digest::oci::parse(&text))
+                .map(Some),
+        };
         let mirror = problems.required("mirror", raw.mirror, |text| text.parse());
         let service_cidr = problems.optional("serviceCIDR", raw.service_cidr, defaults::SERVICE_CIDR, |text| {
             Cidr::for_services(&text)
@@ -41,6 +47,7 @@ impl TryFrom<raw::V5> for ClusterConfig {
                 name: name?,
                 image: image?,
                 kubernetes_version: kubernetes_version?,
+                components_digest: components_digest?,
                 mirror: mirror?,
                 service_cidr: service_cidr?,
                 pod_cidr: Cidr::PODS,
@@ -54,7 +61,8 @@ impl TryFrom<raw::V5> for ClusterConfig {
 
 /// The keys of each section, for those who mistyped one.
 mod known {
-    pub(super) const TOP: &str = "version, name, image, kubernetesVersion, mirror, serviceCIDR, nodeGroups or provider";
+    pub(super) const TOP: &str = "version, name, image, kubernetesVersion, kubernetesComponentsDigest, mirror, serviceCIDR, \
+                                  nodeGroups or provider";
     pub(super) const GROUP: &str = "role, initialCount, vcpus, memoryMiB or stateDiskSizeGB";
     pub(super) const PROVIDER: &str = "qemu";
     pub(super) const QEMU: &str = "acceleration, firmware or flushes";

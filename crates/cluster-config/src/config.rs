@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use cluster_types::{Cidr, KubernetesVersion, NodeName, NodeRole};
+use digest::Digest;
 use infrastructure::{MirrorSource, NodeSpec};
 
 use crate::ConfigProblems;
@@ -21,6 +22,8 @@ pub struct ClusterConfig {
     pub image: PathBuf,
     /// The Kubernetes release.
     pub kubernetes_version: KubernetesVersion,
+    /// What the mirror's list of components must hash to. A list from the network is not believed without it.
+    pub components_digest: Option<Digest>,
     /// Where nodes fetch Kubernetes from.
     pub mirror: MirrorSource,
     /// Addresses of Services.

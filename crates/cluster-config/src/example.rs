@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use camino::Utf8PathBuf;
+use digest::{Digest, oci};
 
 use crate::{DEFAULT_KUBERNETES_VERSION, MirrorSource};
 
@@ -13,6 +14,8 @@ pub struct ExampleOptions {
     pub image: Utf8PathBuf,
     /// The Kubernetes release.
     pub kubernetes_version: String,
+    /// The digest of the mirror's list of components, where it is known.
+    pub components_digest: Option<Digest>,
     /// The folder or address with the Kubernetes components.
     pub mirror: MirrorSource,
 }
@@ -23,6 +26,7 @@ impl Default for ExampleOptions {
             name: "mini".to_owned(),
             image: "image".into(),
             kubernetes_version: DEFAULT_KUBERNETES_VERSION.to_owned(),
+            components_digest: None,
             mirror: MirrorSource::Folder("mirror".into()),
         }
     }
@@ -35,6 +39,10 @@ pub fn example(options: &ExampleOptions) -> String {
     let image = entry("image", &options.image);
     let kubernetes_version = entry("kubernetesVersion", &options.kubernetes_version);
     let mirror = entry("mirror", &options.mirror);
+    let components_digest = match &options.components_digest {
+        Some(digest) => entry("kubernetesComponentsDigest", &oci::format(digest)),
+        None => "# kubernetesComponentsDigest: sha256:...".to_owned(),
+    };
     format!(
         "\
 # What this cluster is made of. Relative paths start at the folder of this file.
@@ -50,8 +58,12 @@ version: v5
 # Kubernetes release. The mirror must hold this one.
 {kubernetes_version}
 
+# SHA-256 of components.json, the mirror's list of files; another list is refused. A mirror at an http address needs it:
+# take it from where the mirror was filled, with `sha256sum components.json`.
+{components_digest}
+
 # Where nodes fetch Kubernetes from: a folder filled by `constellation mirror create`, or the http address of one.
-# Nodes check every file against components.json, whose hashes this program sends them.
+# Nodes check every file against the hashes in components.json, which this program sends them.
 {mirror}
 
 # Addresses of Services; only used when the cluster is made.

@@ -48,6 +48,8 @@ pub(crate) struct V5 {
     #[serde(default)]
     pub(crate) kubernetes_version: Given<String>,
     #[serde(default)]
+    pub(crate) kubernetes_components_digest: Given<String>,
+    #[serde(default)]
     pub(crate) mirror: Given<String>,
     #[serde(default, rename = "serviceCIDR")]
     pub(crate) service_cidr: Given<String>,

@@ -56,6 +56,18 @@ fn values_that_cannot_be() {
         ("v1.35.4", "1.35.4", "kubernetesVersion", "v1.35.4"),
         ("v1.35.4", "v1.35.4-rc.1", "kubernetesVersion", "v1.35.4"),
         ("v1.35.4", "\"\"", "kubernetesVersion", "v1.35.4"),
+        (
+            "# kubernetesComponentsDigest: sha256:...",
+            "kubernetesComponentsDigest: sha256:00",
+            "kubernetesComponentsDigest",
+            "64 lower-case hex digits",
+        ),
+        (
+            "# kubernetesComponentsDigest: sha256:...",
+            "kubernetesComponentsDigest: \"\"",
+            "kubernetesComponentsDigest",
+            "64 lower-case hex digits",
+        ),
         ("mirror: mirror", "mirror: ftp://mirror", "mirror", "http"),
         ("mirror: mirror", "mirror: http://", "mirror", "http"),
         ("mirror: mirror", "mirror: http://host:99999", "mirror", "port"),

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use digest::Digest;
+use download::{DownloadError, Downloader};
 use kubernetes_components::{Component, ComponentList};
-use reqwest::Client;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, spawn_blocking};
 use tracing::info;
 
-use crate::fetch::{FetchError, client, fetch};
+use crate::fetch::{downloader, fetch};
 use crate::place::move_file;
 use crate::source::{Location, Mirror};
 use crate::unpack::{UnpackError, unpack};
@@ -36,7 +36,7 @@ pub enum InstallError {
         url: String,
         /// The cause.
         #[source]
-        source: FetchError,
+        source: DownloadError,
     },
     /// A component's URL and the mirror do not make an address.
     #[error("component {0} has an unusable address")]
@@ -91,11 +91,11 @@ impl Installer {
         self.make_staging()?;
         let missing = self.missing(list).await;
         let count = missing.len();
-        let client = client().map_err(|source| InstallError::Fetch {
+        let downloader = downloader().map_err(|source| InstallError::Fetch {
             url: "(none)".into(),
             source,
         })?;
-        self.fetch_all(&client, &missing, mirror).await?;
+        self.fetch_all(&downloader, &missing, mirror).await?;
         let installer = self.clone();
         spawn_blocking(move || missing.iter().try_for_each(|component| installer.place(component)))
             .await
@@ -159,7 +159,7 @@ impl Installer {
 
     pub(crate) async fn fetch_all(
         &self,
-        client: &Client,
+        downloader: &Downloader,
         components: &[Component],
         mirror: &Mirror,
     ) -> Result<(), InstallError> {
@@ -172,7 +172,7 @@ impl Installer {
                 .ok_or_else(|| InstallError::Address(component.url.to_string()))?;
             let staged = self.staged(component);
             fetches.spawn(fetch_one(
-                client.clone(),
+                downloader.clone(),
                 slots.clone(),
                 component.clone(),
                 location,
@@ -212,7 +212,7 @@ impl Installer {
 }
 
 async fn fetch_one(
-    client: Client,
+    downloader: Downloader,
     slots: Arc<Semaphore>,
     component: Component,
     location: Location,
@@ -222,7 +222,7 @@ async fn fetch_one(
     if is_staged(&staged, &component).await {
         return Ok(());
     }
-    fetch(&client, &location, component.hash, &staged)
+    fetch(&downloader, &location, component.hash, &staged)
         .await
         .map_err(|source| InstallError::Fetch {
             url: component.url.to_string(),

@@ -18,7 +18,6 @@ mod prefetch;
 mod source;
 mod unpack;
 
-pub use fetch::FetchError;
 pub use images::{ImportError, import_images};
 pub use install::{InstallError, Installer};
 pub use prefetch::PrefetchError;

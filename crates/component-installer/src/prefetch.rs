@@ -1,9 +1,10 @@
 //! Fetching what a mirror offers, before anything trusted has said what is wanted.
 
+use download::DownloadError;
 use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT, ParseMirrorError};
 use tracing::info;
 
-use crate::fetch::{FetchError, client_without_redirects, fetch_small};
+use crate::fetch::{downloader_without_redirects, fetch_small};
 use crate::{InstallError, Installer, Mirror};
 
 /// What a mirror offers cannot be fetched.
@@ -11,7 +12,7 @@ use crate::{InstallError, Installer, Mirror};
 pub enum PrefetchError {
     /// The mirror's list cannot be fetched.
     #[error("cannot fetch the mirror's list of components")]
-    Fetch(#[from] FetchError),
+    Fetch(#[from] DownloadError),
     /// The mirror's list is malformed.
     #[error("the mirror's list of components is unusable")]
     List(#[from] ParseMirrorError),
@@ -38,8 +39,8 @@ impl Installer {
         mirror: &Mirror,
         needed: impl FnOnce(&ComponentList) -> ComponentList,
     ) -> Result<(), PrefetchError> {
-        let client = client_without_redirects()?;
-        let document = fetch_small(&client, &mirror.document(MIRROR_DOCUMENT), MAX_DOCUMENT_LEN).await?;
+        let downloader = downloader_without_redirects()?;
+        let document = fetch_small(&downloader, &mirror.document(MIRROR_DOCUMENT), MAX_DOCUMENT_LEN).await?;
         let list = needed(&ComponentList::from_mirror_document(&document)?);
         let in_mirror = list
             .components()
@@ -47,7 +48,7 @@ impl Installer {
             .filter(|component| component.url.relative().is_some());
         let wanted: Vec<Component> = in_mirror.cloned().collect();
         self.make_staging()?;
-        self.fetch_all(&client, &wanted, mirror).await?;
+        self.fetch_all(&downloader, &wanted, mirror).await?;
         info!(components = wanted.len(), "components fetched in advance");
         Ok(())
     }

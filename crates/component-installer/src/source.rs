@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use download::Url;
 use kubernetes_components::ComponentUrl;
-use reqwest::Url;
 
 /// Where components with a relative address are found.
 #[derive(Clone, Debug, PartialEq, Eq)]

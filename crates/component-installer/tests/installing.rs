@@ -10,8 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use component_installer::{FetchError, InstallError, Installer, Mirror, PrefetchError};
+use component_installer::{InstallError, Installer, Mirror, PrefetchError};
 use digest::Digest;
+use download::DownloadError;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT};
@@ -160,7 +161,7 @@ async fn one_wrong_hash_and_nothing_is_installed() {
         panic!("{result:?}")
     };
     assert_eq!(url, "bin/kubelet");
-    assert!(matches!(source, FetchError::Hash { .. }));
+    assert!(matches!(source, DownloadError::Digest { .. }));
     assert!(is_empty(&node.path("root/run/state/bin")));
 }
 
@@ -251,7 +252,7 @@ async fn a_mirror_does_not_send_a_node_elsewhere() {
     let (mirror, _) = server(vec![redirect.into_bytes()]);
     let result = node.installer().prefetch(&mirror, ComponentList::clone).await;
     assert!(
-        matches!(result, Err(PrefetchError::Fetch(FetchError::Status(302)))),
+        matches!(result, Err(PrefetchError::Fetch(DownloadError::Status(302)))),
         "{result:?}"
     );
     assert_eq!(requests.load(Ordering::SeqCst), 0);
@@ -304,7 +305,7 @@ async fn a_list_that_is_too_long_is_refused() {
             let result = node.installer().prefetch(&mirror, ComponentList::clone).await;
             match result {
                 Ok(()) => assert!(fits),
-                Err(PrefetchError::Fetch(FetchError::TooLong(_))) => assert!(!fits),
+                Err(PrefetchError::Fetch(DownloadError::TooLong(_))) => assert!(!fits),
                 Err(error) => panic!("{length}: {error:?}"),
             }
         }

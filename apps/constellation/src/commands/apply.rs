@@ -21,13 +21,16 @@ use crate::machines;
 use crate::output::{confirm, note, print, say};
 use crate::progress::{Progress, Step};
 use crate::providers::Providers;
-use crate::run::Run;
+use crate::run::{Run, load_components, load_config};
 
 /// Makes the cluster and tells how long it took.
 pub(crate) async fn run(workspace: &Workspace, yes: bool, providers: &dyn Providers) -> Result<()> {
+    let config = load_config(workspace)?;
+    // A mirror may answer late or never; meanwhile other commands can have the workspace.
+    let components = load_components(&config).await?;
     let _lock = workspace.lock()?;
     let progress = Progress::start();
-    let mut run = Run::prepare(workspace, providers).await?;
+    let mut run = Run::prepare(workspace, config, components, providers)?;
     run.ask(yes)?;
     let result = run.phases(&progress).await;
     // How long it took matters less than how it went.

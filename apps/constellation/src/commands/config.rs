@@ -5,17 +5,19 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use camino::Utf8PathBuf;
 use cluster_config::{ClusterConfig, ExampleOptions, MirrorSource, Workspace, example};
+use digest::Digest;
+use kubernetes_components::MIRROR_DOCUMENT;
 
 use crate::advice::Advise;
 use crate::arguments::{Provider, Sources};
-use crate::mirror;
+use crate::mirror::{self, Offer};
 use crate::output::say;
 
 /// Writes a configuration where there is none.
 pub(crate) async fn generate(workspace: &Workspace, provider: Provider, name: String, sources: &Sources) -> Result<()> {
     let Provider::Qemu = provider;
-    let _lock = workspace.lock()?;
     let text = text(workspace, name, sources).await?;
+    let _lock = workspace.lock()?;
     let path = workspace
         .create_config(&text)
         .next("edit it, or remove it to have a new one written")?;
@@ -32,31 +34,35 @@ pub(crate) async fn text(workspace: &Workspace, name: String, sources: &Sources)
         Some(http) => http.clone(),
         None => defaults.mirror,
     };
-    let kubernetes_version = match &sources.kubernetes {
-        Some(version) => version.to_string(),
-        None => version_of(workspace, &mirror)
-            .await
-            .unwrap_or(defaults.kubernetes_version),
+    let offered = offer_of(workspace, &mirror, sources.components_digest).await?;
+    let kubernetes_version = match (&sources.kubernetes, &offered) {
+        (Some(version), _) => version.to_string(),
+        (None, Some(offered)) => offered.list.kubernetes_version().to_string(),
+        (None, None) => defaults.kubernetes_version,
     };
     let text = example(&ExampleOptions {
         name,
         image: image.unwrap_or(defaults.image),
         mirror,
         kubernetes_version,
+        components_digest: offered.map(|offered| offered.digest).or(sources.components_digest),
     });
     // What was typed goes through the same checks as what is edited.
     ClusterConfig::parse(&text, workspace.folder())?;
     Ok(text)
 }
 
-/// What the mirror holds, if it is there already.
-async fn version_of(workspace: &Workspace, mirror: &MirrorSource) -> Option<String> {
+/// What the mirror holds, if that can be known: a folder may be filled later, and an address without a digest is not asked.
+async fn offer_of(workspace: &Workspace, mirror: &MirrorSource, pinned: Option<Digest>) -> Result<Option<Offer>> {
     let source = match mirror {
         MirrorSource::Folder(folder) => MirrorSource::Folder(workspace.folder().join(folder)),
         http => http.clone(),
     };
-    let list = mirror::load_list(&source).await.ok()?;
-    Some(list.kubernetes_version().to_string())
+    match (&source, pinned) {
+        (MirrorSource::Folder(folder), _) if !folder.join(MIRROR_DOCUMENT).exists() => Ok(None),
+        (MirrorSource::Http(_), None) => Ok(None),
+        _ => mirror::load_list(&source, pinned, "").await.map(Some),
+    }
 }
 
 /// What is typed starts at the current folder, what is written at the workspace.

@@ -18,13 +18,21 @@ use crate::providers::Providers;
 pub(crate) async fn up(folder: &Path, sources: &Sources, providers: &dyn Providers) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let workspace = Workspace::open(folder)?;
+    // The text may come from a mirror that answers late; meanwhile other commands can have the workspace.
+    let text = if workspace.has(names::CONFIG)? {
+        if sources.is_any() {
+            note("constellation-conf.yaml is there and decides: options for a new one are not used");
+        }
+        None
+    } else {
+        Some(config::text(&workspace, "mini".to_owned(), sources).await?)
+    };
     let lock = workspace.lock()?;
     let mut state = workspace.state()?.unwrap_or_else(ClusterState::new);
-    if !workspace.has(names::CONFIG)? {
-        let text = config::text(&workspace, "mini".to_owned(), sources).await?;
+    if let Some(text) = text
+        && !workspace.has(names::CONFIG)?
+    {
         workspace.write_own(&mut state, names::CONFIG, text.as_bytes(), Access::Everyone)?;
-    } else if sources.image.is_some() || sources.mirror.is_some() || sources.kubernetes.is_some() {
-        note("constellation-conf.yaml is there and decides: --image, --mirror and --kubernetes are not used");
     }
     // `apply` would make one that it leaves to the user.
     if state.init != InitProgress::Done && !workspace.has(names::MASTER_SECRET)? {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use cluster_config::MirrorSource;
+use digest::{Digest, oci};
 use kubernetes_components::ComponentList;
 
 use crate::advice::Advise;
@@ -12,28 +13,40 @@ use crate::output::say;
 use crate::progress::Progress;
 
 /// Fills a folder from another mirror, or from the addresses of a pinned list.
-pub(crate) async fn create(folder: &Path, from: Option<&MirrorSource>, list: Option<&Path>) -> Result<()> {
+pub(crate) async fn create(
+    folder: &Path,
+    from: Option<&MirrorSource>,
+    digest: Option<Digest>,
+    list: Option<&Path>,
+) -> Result<()> {
     let list = match (list, from) {
         (Some(path), _) => parse_list(path).context("cannot read the list given with --list")?,
-        (None, Some(from)) => load_list(from)
-            .await
-            .context("cannot read the mirror given with --from")?,
+        (None, Some(from)) => {
+            load_list(from, digest, UNPINNED)
+                .await
+                .context("cannot read the mirror given with --from")?
+                .list
+        }
         (None, None) => unreachable!("clap demands one of them"),
     };
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let progress = Progress::start();
     let title = format!("mirroring Kubernetes {}", list.kubernetes_version());
-    progress
+    let digest = progress
         .step(&title, async |step| fill(folder, &list, from, step).await)
         .await
         .next("the same command again goes on where this one stopped")?;
     say(&format!(
-        "Mirror of Kubernetes {} in {}",
+        "Mirror of Kubernetes {} in {}\nkubernetesComponentsDigest: {}",
         list.kubernetes_version(),
-        folder.display()
+        folder.display(),
+        oci::format(&digest)
     ));
     Ok(())
 }
+
+const UNPINNED: &str =
+    "pass --digest with the digest that `sha256sum components.json` gives where the mirror was filled";
 
 fn parse_list(path: &Path) -> Result<ComponentList> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -39,13 +39,14 @@ pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers) -> Resu
         Command::Status => status::run(&workspace()?, providers).await?,
         Command::Verify(verify) => return verify::run(&workspace()?, &verify).await,
         Command::Terminate(confirmation) => terminate::run(&workspace()?, &confirmation, providers)?,
-        Command::Mirror(MirrorCommand::Create { folder, from, list }) => {
-            mirror::create(
-                folder.as_std_path(),
-                from.as_ref(),
-                list.as_deref().map(Utf8Path::as_std_path),
-            )
-            .await?;
+        Command::Mirror(MirrorCommand::Create {
+            folder,
+            from,
+            digest,
+            list,
+        }) => {
+            let list = list.as_deref().map(Utf8Path::as_std_path);
+            mirror::create(folder.as_std_path(), from.as_ref(), digest, list).await?;
         }
         Command::Version => version()?,
         Command::Completion { shell } => completion(shell)?,
