@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use anyhow::Error;
+use anyhow::{Error, anyhow};
 use error_report::Chain;
+use polling::PollError;
 
 /// An error that knows the next step.
 #[derive(Debug)]
@@ -36,6 +37,20 @@ pub(crate) fn advise(error: Error, details: Vec<String>, next: impl Into<String>
     })
 }
 
+/// The error of something that was tried again and again. When time is up, it did not happen because of the last failure.
+pub(crate) fn given_up(error: PollError<Error>, what: &str) -> Error {
+    match error {
+        PollError::Stopped(error) | PollError::TooOften(error) => error,
+        PollError::TimedOut { limit, last } => {
+            let what = format!("{what} within {} s", limit.as_secs());
+            match last {
+                Some(last) => last.context(what),
+                None => anyhow!(what),
+            }
+        }
+    }
+}
+
 /// The text that is printed.
 pub(crate) fn render(error: &Error) -> String {
     let mut text = format!("Error: {}", Chain(error.as_ref()));
@@ -64,7 +79,7 @@ impl std::error::Error for Advised {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::anyhow;
+    use std::time::Duration;
 
     use super::*;
 
@@ -76,6 +91,20 @@ mod tests {
             render(&error),
             "Error: what failed: cause\n  | last line\nNext: do this"
         );
+    }
+
+    #[test]
+    fn what_did_not_happen_in_time_says_why() {
+        let timed_out = |last| PollError::TimedOut {
+            limit: Duration::from_secs(600),
+            last,
+        };
+        for (last, expected) in [
+            (Some(anyhow!("refused")), "Error: no answer within 600 s: refused"),
+            (None, "Error: no answer within 600 s"),
+        ] {
+            assert_eq!(render(&given_up(timed_out(last), "no answer")), expected);
+        }
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Error, Result, anyhow};
 use cluster_config::{ClusterConfig, ClusterState};
 use infrastructure::{ClusterSpec, MachineStatus, Provider};
+use polling::Failed;
 
 use crate::advice::advise;
 
@@ -30,4 +31,12 @@ pub(crate) fn check_running(provider: &dyn Provider) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What failed is tried again while all machines run. One that stopped is a better explanation, and final.
+pub(crate) fn retry(provider: &dyn Provider, error: impl Into<Error>) -> Failed<Error> {
+    match check_running(provider) {
+        Ok(()) => Failed::Retry(error.into()),
+        Err(stopped) => Failed::Stop(stopped),
+    }
 }

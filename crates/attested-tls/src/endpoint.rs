@@ -50,6 +50,7 @@ impl Default for Limits {
 }
 
 /// One side of attested TLS: its key, how it attests and whom it accepts.
+#[derive(Clone)]
 pub struct Endpoint {
     leaf: Digest,
     server: Arc<ServerConfig>,

@@ -1,7 +1,7 @@
 //! Applies what runs inside the cluster: configuration and services, as typed objects.
 
 use std::net::SocketAddrV4;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cluster_objects::{JoinConfig, components_config_map};
@@ -9,9 +9,10 @@ use deployment::{Object, PodNetwork, objects, pod_network};
 use key_derivation::{Label, MasterSecret};
 use key_service_client::public_key;
 use kube::Client;
+use polling::Schedule;
 use role_grant::OperatorKey;
 
-use crate::advice::Advise;
+use crate::advice::{Advise, given_up};
 use crate::progress::Step;
 use crate::run::Run;
 use crate::{kubeconfig, machines};
@@ -67,16 +68,13 @@ fn api_server(run: &Run<'_>) -> Result<SocketAddrV4> {
 }
 
 async fn apply(run: &Run<'_>, client: &Client, object: &Object) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        match object.apply(client).await {
-            Ok(()) => return Ok(()),
-            Err(error) if Instant::now() > deadline => {
-                return Err(error)
-                    .next("look at the control plane (`constellation status`), then run the same command again");
-            }
-            Err(_) => machines::check_running(&*run.provider)?,
-        }
-        tokio::time::sleep(INTERVAL).await;
-    }
+    let attempt = || async {
+        let applied = object.apply(client).await;
+        applied.map_err(|error| machines::retry(&*run.provider, error))
+    };
+    Schedule::every(INTERVAL, LIMIT)
+        .poll(attempt, |_, _| {})
+        .await
+        .map_err(|error| given_up(error, &format!("{} could not be applied", object.title())))
+        .next("look at the control plane (`constellation status`), then run the same command again")
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use atomic_file::Access;
 use attestation::{Purpose, Verifiers};
 use attestation_tpm::{Membership, PcrPolicy};
@@ -18,11 +18,12 @@ use grpc_api::init::init_response::Kind;
 use grpc_api::init::{InitRequest, InitResponse, InitSuccessResponse};
 use infrastructure::Machine;
 use key_derivation::{MasterSecret, cluster_id};
+use polling::{Failed, Schedule};
 use tonic::Streaming;
 use tonic::transport::Channel;
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::advice::{Advise, advise};
+use crate::advice::{Advise, advise, given_up};
 use crate::output::note;
 use crate::progress::{Progress, Step};
 use crate::run::Run;
@@ -91,40 +92,46 @@ fn first_node(run: &Run<'_>) -> Result<Machine> {
 async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Channel> {
     let policy = PcrPolicy::new(run.reference_values.clone(), Membership::New);
     let verifiers = Verifiers::one(attestation_variants::qemu_vtpm::verifier(policy));
-    let mut endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
+    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
     let address = format!("{}:{}", node.host, node.ports.bootstrapper);
     let begun = Instant::now();
-    step.detail(&format!("{} boots", node.name));
-    loop {
-        endpoint = endpoint.with_limits(Limits {
+    let attempt = || async {
+        let endpoint = endpoint.clone().with_limits(Limits {
             tls: answer_limit(begun.elapsed()),
             ..Limits::default()
         });
-        let error = match channel(&endpoint, Purpose::Init, &address).await {
-            Ok((channel, Some(_))) => return Ok(channel),
-            Ok((_, None)) => bail!("{} did not attest", node.name),
-            Err(error) => error,
-        };
-        machines::check_running(&*run.provider)?;
+        match channel(&endpoint, Purpose::Init, &address).await {
+            Ok((channel, Some(_))) => Ok(channel),
+            Ok((_, None)) => Err(Failed::Stop(anyhow!("{} did not attest", node.name))),
+            Err(error) if is_booting(&error) => Err(machines::retry(&*run.provider, error)),
+            Err(error) => Err(Failed::Stop(not_what_it_should_be(run, node, error))),
+        }
+    };
+    step.detail(&format!("{} boots", node.name));
+    let show = |_: &Error, _| {
         if let Some(line) = last_words(run, node) {
             step.detail(&line);
         }
-        if !is_booting(&error) {
-            return Err(error).with_context(|| format!("{} is not the node it should be", node.name)).next(
-                "compare the image's reference-values.json with the image; if both belong together, somebody changed \
-                 what the node runs",
-            );
-        }
-        if begun.elapsed() > BOOT_LIMIT {
-            let context = format!("{} did not answer within {} s", node.name, BOOT_LIMIT.as_secs());
-            return Err(advise(
-                anyhow!(error).context(context),
-                console(run, node),
-                "run the same command again",
-            ));
-        }
-        tokio::time::sleep(INTERVAL).await;
+    };
+    let connected = Schedule::every(INTERVAL, BOOT_LIMIT).poll(attempt, show).await;
+    connected.map_err(|error| {
+        let error = given_up(error, &format!("{} did not answer", node.name));
+        advise(error, console(run, node), "run the same command again")
+    })
+}
+
+/// A machine that stopped explains more than the session with it.
+fn not_what_it_should_be(run: &Run<'_>, node: &Machine, error: HandshakeError) -> Error {
+    if let Err(stopped) = machines::check_running(&*run.provider) {
+        return stopped;
     }
+    let error = Error::new(error).context(format!("{} is not the node it should be", node.name));
+    advise(
+        error,
+        Vec::new(),
+        "compare the image's reference-values.json with the image; if both belong together, somebody changed what the node \
+         runs",
+    )
 }
 
 /// What forwards a port accepts a connection long before the node does, and then offers it to the node ever more rarely; a new one
@@ -182,7 +189,7 @@ async fn request(run: &Run<'_>, secret: &MasterSecret, channel: Channel, step: &
     }
 }
 
-async fn until_stopped(run: &Run<'_>) -> anyhow::Error {
+async fn until_stopped(run: &Run<'_>) -> Error {
     loop {
         tokio::time::sleep(INTERVAL).await;
         if let Err(error) = machines::check_running(&*run.provider) {
@@ -272,7 +279,7 @@ async fn receive_log(responses: &mut Streaming<InitResponse>) -> (Vec<u8>, bool)
 }
 
 /// Keeps the node's log, and says where it is.
-fn failed(run: &mut Run<'_>, failure: &Failure) -> anyhow::Error {
+fn failed(run: &mut Run<'_>, failure: &Failure) -> Error {
     let kept = run
         .workspace
         .write_own(&mut run.state, names::CLUSTER_LOG, &failure.log, Access::Owner);
