@@ -230,6 +230,7 @@ fn a_file_that_cannot_be_used_is_named() {
     ] {
         let host = Host::new();
         host.configure();
+        host.change_config("kubernetesComponentsDigest:", "# kubernetesComponentsDigest:");
         std::fs::write(host.path(file), content).unwrap();
         let arguments: Vec<_> = command.split(' ').collect();
         check(&host.run(&arguments), named, &format!("{file}: {content:?}"));
@@ -279,6 +280,7 @@ fn a_bad_configuration_is_told_key_by_key() {
 fn a_mirror_of_another_version_is_refused() {
     let host = Host::new();
     host.configure();
+    host.change_config("kubernetesComponentsDigest:", "# kubernetesComponentsDigest:");
     let list = r#"{"version":"v1","kubernetes_version":"v1.34.2","components":[]}"#;
     std::fs::write(host.path("mirror/components.json"), list).unwrap();
     let error = stderr(&host.run(&["apply", "-y"]));

@@ -213,6 +213,45 @@ fn downloads_go_through_the_environments_proxy() {
     assert_eq!(asked.lock().unwrap().len(), 0);
 }
 
+#[test]
+fn a_cluster_is_made_from_the_pinned_list_only() {
+    let host = Host::new();
+    host.configure();
+    let document = host.path("mirror/components.json");
+    let pinned = oci::format(&Digest::of_file(&document).unwrap());
+    fs::write(&document, list(&[component("bin/kubelet", KUBELET)])).unwrap();
+    let found = oci::format(&Digest::of_file(&document).unwrap());
+    let refused = stderr(&host.run(&["apply", "--yes"]));
+    assert!(refused.contains(&pinned) && refused.contains(&found), "{refused}");
+
+    // Served over the network and without a digest, it is not even asked for.
+    let (address, asked) = serve(host.path("mirror"));
+    host.change_config("kubernetesComponentsDigest:", "# kubernetesComponentsDigest:");
+    host.change_config(
+        &format!("mirror: {}", host.path("mirror").display()),
+        &format!("mirror: {address}"),
+    );
+    let refused = stderr(&host.run(&["apply", "--yes"]));
+    assert!(refused.contains("set kubernetesComponentsDigest"), "{refused}");
+    assert_eq!(asked.lock().unwrap().len(), 0);
+    assert_eq!(host.processes(), Vec::<i32>::new());
+}
+
+#[test]
+fn a_mirror_that_nodes_cannot_reach_is_refused_before_a_machine_is_made() {
+    let host = Host::new();
+    host.configure();
+    let (address, _) = serve(host.path("mirror"));
+    let unreachable = address.replace("127.0.0.1", "[::ffff:127.0.0.1]");
+    host.change_config(
+        &format!("mirror: {}", host.path("mirror").display()),
+        &format!("mirror: \"{unreachable}\""),
+    );
+    let refused = stderr(&host.run(&["apply", "--yes"]));
+    assert!(refused.contains("only 127.0.0.1"), "{refused}");
+    assert_eq!(host.processes(), Vec::<i32>::new());
+}
+
 /// Accepts connections, and says nothing.
 fn silent() -> (String, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -351,8 +351,8 @@ fn keys_that_are_not_known() {
         problems(&with("mirror: mirror", "miror: mirror")),
         [
             "mirror: is missing, expected a text (numbers and truth values in quotes)",
-            "miror: is unknown here, expected version, name, image, kubernetesVersion, mirror, serviceCIDR, nodeGroups or \
-             provider",
+            "miror: is unknown here, expected version, name, image, kubernetesVersion, \
+             kubernetesComponentsDigest, mirror, serviceCIDR, nodeGroups or provider",
         ]
     );
 }

@@ -74,6 +74,17 @@ impl Default for Hasher {
     }
 }
 
+impl Write for Hasher {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl<W: Write> HashingWriter<W> {
     /// Hashes what is written to `inner` from now on.
     pub fn new(inner: W) -> Self {

@@ -144,7 +144,7 @@ impl Downloader {
         }
         let mut document = Vec::new();
         while let Some(chunk) = self.chunk(&mut response).await? {
-            document.extend_from_slice(&chunk);
+            document.extend_from_slice(chunk.as_ref());
             if document.len() > max_len {
                 return Err(DownloadError::TooLong(max_len as u64));
             }
@@ -172,7 +172,7 @@ impl Downloader {
         }
         while let Some(chunk) = self.chunk(&mut response).await? {
             // To the page cache: short enough not to be moved to another thread.
-            part.append(&chunk)?;
+            part.append(chunk.as_ref())?;
             if part.len() > max_len {
                 part.remove()?;
                 return Err(DownloadError::TooLong(max_len));

@@ -113,7 +113,6 @@ mod tests {
             "",
             "ftp://host",
             "file:///folder",
-            "://",
             "http://",
             "http:///path",
             "http://:80",
