@@ -21,18 +21,18 @@ pub enum ImportError {
     /// The folder cannot be read.
     #[error("cannot read {folder}, the folder of image archives")]
     Folder {
-        /// The folder.
+        /// Path of the folder with the archives.
         folder: String,
-        /// The cause.
+        /// What the system said.
         #[source]
         source: io::Error,
     },
     /// containerd did not accept an image.
     #[error("cannot import image archive {archive}")]
     Import {
-        /// The archive.
+        /// Path of the archive.
         archive: String,
-        /// The cause.
+        /// How containerd's client failed.
         #[source]
         source: RunError,
     },

@@ -32,9 +32,9 @@ pub enum InstallError {
     /// A component cannot be fetched, or is not the pinned one.
     #[error("cannot fetch component {url}")]
     Fetch {
-        /// The component.
+        /// The component's address, as listed.
         url: String,
-        /// The cause.
+        /// Why it could not be fetched, or how it differs from what is pinned.
         #[source]
         source: DownloadError,
     },
@@ -47,18 +47,18 @@ pub enum InstallError {
     /// A checked file could not be put in its place.
     #[error("cannot install {path}")]
     Place {
-        /// Its destination.
+        /// Where on the node it belongs.
         path: String,
-        /// The cause.
+        /// What the system said.
         #[source]
         source: io::Error,
     },
     /// A checked archive could not be unpacked.
     #[error("cannot unpack the archive for {path}")]
     Unpack {
-        /// Its destination.
+        /// Where on the node it belongs.
         path: String,
-        /// The cause.
+        /// Which entry could not be unpacked, and why.
         #[source]
         source: UnpackError,
     },

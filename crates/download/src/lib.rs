@@ -26,7 +26,7 @@ pub use reqwest::Url;
 
 use crate::part::Part;
 
-/// Fetches files.
+/// Fetches files over HTTP, directly or through the environment's proxies.
 #[derive(Clone, Debug)]
 pub struct Downloader {
     direct: Client,
@@ -48,7 +48,7 @@ pub struct Limits {
 /// Whether the environment's proxies are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proxies {
-    /// Never.
+    /// Every connection is direct.
     Ignored,
     /// `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` count, except for this machine's loopback, where a proxy
     /// would look at its own.

@@ -28,7 +28,7 @@ pub enum Failed<E> {
     Stop(E),
 }
 
-/// Nothing succeeded.
+/// Why polling ended without a success.
 #[derive(Debug)]
 pub enum PollError<E> {
     /// An attempt failed for good.

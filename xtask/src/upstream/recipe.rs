@@ -19,13 +19,13 @@ pub(super) enum Minor {
 pub(super) struct Recipe {
     /// The folder below `upstream/`, also the minor version's name.
     pub(super) minor: &'static str,
-    /// Kubernetes itself.
+    /// The patch release of Kubernetes that is built.
     pub(super) kubernetes: &'static str,
     /// When that module version was published, which the programs report as their build date.
     published: &'static str,
-    /// etcd.
+    /// The etcd that this release's kubeadm runs.
     pub(super) etcd: &'static str,
-    /// `CoreDNS`.
+    /// The CoreDNS that this release's kubeadm runs.
     pub(super) coredns: &'static str,
 }
 
