@@ -1,31 +1,18 @@
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation::{
-    AppraisalError, AttestError, Attester, Direction, NotAffirmed, ParseEvidenceError, Purpose, Verifiers,
-};
+use attestation::{Attester, Direction, Purpose};
 use digest::Digest;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
+use crate::error::HandshakeError;
 use crate::exchange::{Exchange, Expected};
 use crate::leaf::Leaf;
+use crate::policy::PeerPolicy;
 use crate::stream::AttestedStream;
-
-/// What the other side of a session must be.
-#[derive(Clone, Debug)]
-pub enum PeerPolicy {
-    /// It must attest, and the verdict must be affirming.
-    Attested(Arc<Verifiers>),
-    /// It does not attest. Only for the cases that the design lists; the reason goes into the log.
-    Unattested {
-        /// Why this is acceptable.
-        reason: &'static str,
-    },
-}
 
 /// Bounds on what a peer can make us hold.
 #[derive(Clone, Copy, Debug)]
@@ -58,50 +45,6 @@ pub struct Endpoint {
     attester: Option<Arc<dyn Attester>>,
     peer: PeerPolicy,
     limits: Limits,
-}
-
-/// A session that did not come about.
-#[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
-    /// The channel or the TLS handshake failed, or the peer sent something that is no frame.
-    #[error("the channel failed")]
-    Io(#[from] io::Error),
-    /// The peer took too long.
-    #[error("the peer did not finish the handshake within {0:?}")]
-    TimedOut(Duration),
-    /// The peer sent another message than the protocol has at this point.
-    #[error("the peer sent an unexpected message, expected its {0}")]
-    UnexpectedMessage(&'static str),
-    /// The peer speaks another version.
-    #[error("the peer speaks version {0} of the exchange, expected 1")]
-    Version(u32),
-    /// The peer wants the session for something that is not offered here.
-    #[error("the peer wants the session for {0:?}, which is not offered here")]
-    Purpose(String),
-    /// A nonce of the wrong length.
-    #[error("the peer's nonce has {0} bytes, expected 32")]
-    NonceLength(usize),
-    /// The peer wants Evidence and we cannot give any.
-    #[error("the peer asks for evidence, but this program does not attest")]
-    CannotAttest,
-    /// The peer does not accept our variant.
-    #[error("the peer does not accept evidence of variant {0}")]
-    VariantNotAccepted(cluster_types::Variant),
-    /// Our own device failed.
-    #[error(transparent)]
-    Attest(#[from] AttestError),
-    /// The peer's Evidence cannot be read.
-    #[error("the peer's evidence cannot be read")]
-    Evidence(#[from] ParseEvidenceError),
-    /// The peer's Evidence proves nothing.
-    #[error(transparent)]
-    Appraisal(#[from] AppraisalError),
-    /// The peer is authentic, but not what it should be.
-    #[error(transparent)]
-    NotAffirmed(#[from] NotAffirmed),
-    /// The peer refused us.
-    #[error("the peer refused this side: {0}")]
-    RefusedByPeer(String),
 }
 
 impl Endpoint {

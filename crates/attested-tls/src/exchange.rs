@@ -6,8 +6,9 @@ use digest::Digest;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsStream;
 
-use crate::endpoint::{HandshakeError, PeerPolicy};
+use crate::error::HandshakeError;
 use crate::frame::{self, Hello, Kind, Verdict};
+use crate::policy::PeerPolicy;
 use crate::stream::{AttestedNode, AttestedStream};
 
 const VERSION: u32 = 1;

@@ -22,15 +22,19 @@
 //! What it does not do: it does not decide who may do what. Handlers ask for an [`AttestedNode`] and judge.
 
 mod endpoint;
+mod error;
 mod exchange;
 mod frame;
 mod grpc;
 mod leaf;
+mod policy;
 mod stream;
 
 #[cfg(test)]
 mod attacks;
 
-pub use endpoint::{Endpoint, HandshakeError, Limits, PeerPolicy};
+pub use endpoint::{Endpoint, Limits};
+pub use error::HandshakeError;
 pub use grpc::{Peer, attested_node, channel, incoming};
+pub use policy::PeerPolicy;
 pub use stream::{AttestedNode, AttestedStream};
