@@ -64,7 +64,7 @@ bench: setup ## Measure, and print the figures with their aims
 	cargo xtask image build --out $(E2E)/image
 	@mkdir -p $(BENCH)
 	cargo bench --locked -p attested-tls --bench handshake > $(BENCH)/1-handshakes
-	cargo bench --locked -p attestation-tpm --bench appraisal > $(BENCH)/2-appraisal
+	cargo bench --locked -p attested-tls --bench appraisal > $(BENCH)/2-appraisal
 	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) CONSTELLATION_PROGRAMS=$(TARGET)/service-programs \
 		CONSTELLATION_E2E_IMAGE=$(E2E)/image CONSTELLATION_WORKSPACE=$(CURDIR)/local \
 		cargo bench --locked -p e2e --bench system > $(BENCH)/3-system

@@ -8,11 +8,13 @@ use key_derivation::{Label, MasterSecret};
 use kubernetes_components::ComponentList;
 use libfuzzer_sys::fuzz_target;
 use digest::Digest;
-use measurements::ReferenceValues;
+use measurements::{PcrReferences, ReferenceValues};
 use role_grant::OperatorKey;
 
 fuzz_target!(|bytes: &[u8]| {
-    let _ = ReferenceValues::parse(bytes);
+    if let Ok(values) = ReferenceValues::parse(bytes) {
+        let _ = values.values::<PcrReferences>();
+    }
     let _ = MasterSecret::parse(bytes);
     if let Ok(list) = ComponentList::from_mirror_document(bytes) {
         assert_eq!(ComponentList::from_mirror_document(&list.to_mirror_document()).ok(), Some(list));

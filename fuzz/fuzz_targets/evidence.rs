@@ -4,20 +4,26 @@
 
 use std::collections::BTreeMap;
 
-use attestation::{Evidence, Nonce, ReportBinding, Verifier};
-use attestation_tpm::{Membership, PcrPolicy};
-use attestation_variants::qemu_vtpm;
-use cluster_types::Variant;
+use attestation::{
+    Endorsements, Evidence, Expectations, ExpectedMembership, Nonce, ReportBinding, UnixTime, Variants, Verifier,
+};
+use attestation_variants::ReleaseVariants;
 use libfuzzer_sys::fuzz_target;
-use measurements::{PcrIndex, PcrValue, ReferenceValues};
+use measurements::{PcrIndex, PcrReferences, PcrValue, ReferenceValues};
 
 fuzz_target!(|bytes: &[u8]| {
-    let image = ReferenceValues::new("image", BTreeMap::from([(PcrIndex::new(4), PcrValue::ZERO)]));
-    let verifier = qemu_vtpm::verifier(PcrPolicy::new(image, Membership::New));
+    // The other variants bring a target of their own.
+    let variant = ReleaseVariants.supported()[0];
+    let values = PcrReferences::new(BTreeMap::from([(PcrIndex::new(4), PcrValue::ZERO)]));
+    let expectations = Expectations {
+        image: ReferenceValues::new(variant, "image", &values),
+        membership: ExpectedMembership::New,
+    };
+    let verifier = ReleaseVariants.verifier(variant, &expectations).expect("the image is usable");
     let binding = ReportBinding::standalone(&Nonce::new([0; 32]));
     if let Ok(evidence) = Evidence::parse(bytes) {
         assert_eq!(Evidence::parse(&evidence.encode()).ok(), Some(evidence));
     }
-    let body = Evidence { variant: Variant::QemuVtpm, body: bytes.to_vec() };
-    let _ = verifier.appraise(&body, &binding);
+    let body = Evidence { variant, body: bytes.to_vec() };
+    let _ = verifier.appraise(&body, &Endorsements::None, &binding, UnixTime::from_seconds(0));
 });

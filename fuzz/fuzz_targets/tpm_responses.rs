@@ -7,7 +7,8 @@
 
 use std::io;
 
-use attestation_tpm::{Tpm, Transport};
+use attestation_tpm::{Tpm, TpmAttester, Transport};
+use cluster_types::Variant;
 use libfuzzer_sys::fuzz_target;
 use measurements::PcrIndex;
 
@@ -30,5 +31,5 @@ fuzz_target!(|bytes: &[u8]| {
     let mut tpm = Tpm::new(Script(bytes.to_vec()));
     let _ = tpm.read_pcrs(&[PcrIndex::new(4), PcrIndex::new(11)]);
     let _ = tpm.extend_with_event(PcrIndex::CLUSTER_ID, &[1; 32]);
-    let _ = attestation_variants::qemu_vtpm::attester_on(tpm);
+    let _ = TpmAttester::new(Variant::QemuVtpm, tpm);
 });

@@ -78,7 +78,7 @@ async fn run(
         progress.add(Event::Step(name));
     };
     step("measuring the cluster id");
-    let locked = claim.measure(request.cluster).await?;
+    let locked = claim.measure(request.cluster.into()).await?;
     step("re-keying the state disk");
     rekey_disk(node, &locked, &request).await?;
     step("writing the node's state");

@@ -10,9 +10,7 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation::{Purpose, Verifiers};
-use attestation_tpm::TpmError;
-use attestation_variants::qemu_vtpm;
+use attestation::{ExpectedMembership, Purpose};
 use attested_tls::{AttestedNode, Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use cloud_metadata::{Instance, MetadataError};
 use cluster_types::{DiskUuid, NodeRole};
@@ -26,7 +24,7 @@ use tracing::{info, warn};
 use crate::disk::{StateDiskError, disk_uuid, rekey};
 use crate::files::NodeState;
 use crate::lock::{Claim, Locked, MeasureError, Owner};
-use crate::node::{Node, PrepareError, delays, members_of_own_image};
+use crate::node::{Node, OwnImageError, PrepareError, delays};
 use crate::repeated::Repeated;
 use endpoints::join_services;
 use ticket::{InvalidTicket, Ticket};
@@ -61,8 +59,8 @@ pub(crate) enum BecomeMemberError {
     Prepare(#[from] PrepareError),
     #[error(transparent)]
     Kubeadm(#[from] JoinError),
-    #[error("cannot read the TPM")]
-    Tpm(#[from] TpmError),
+    #[error(transparent)]
+    OwnImage(#[from] OwnImageError),
 }
 
 /// There is no ticket yet. Another attempt may get one.
@@ -125,8 +123,8 @@ pub(crate) async fn join(node: &Node) -> Result<Joined, BecomeMemberError> {
 }
 
 /// Opens sessions only with nodes that run this node's own image and belong to some cluster.
-fn endpoint_for_members(node: &Node) -> Result<Endpoint, TpmError> {
-    let accepted = Verifiers::one(qemu_vtpm::verifier(members_of_own_image(&node.attester)?));
+fn endpoint_for_members(node: &Node) -> Result<Endpoint, OwnImageError> {
+    let accepted = node.own_image(ExpectedMembership::Any)?;
     let limits = Limits {
         handshake: HANDSHAKE_LIMIT,
         ..Limits::default()
@@ -200,7 +198,7 @@ async fn ask(node: &Node, endpoint: &Endpoint, disk: DiskUuid, address: SocketAd
         .map_err(|_| AskError::TimedOut)?
         .map_err(AskError::Refused)?
         .into_inner();
-    let ticket = Ticket::parse(response, &service.result().pcrs, this_node.role)?;
+    let ticket = Ticket::parse(response, &service.result().membership, this_node.role)?;
     info!(%address, cluster = %ticket.cluster, service = %service.identity(), "ticket received");
     Ok(Admission {
         ticket,
@@ -232,7 +230,7 @@ async fn become_member(node: &Node, claim: Claim, admission: Admission) -> Resul
     } = admission;
     let step = |name| info!(step = name, "joining");
     step("measuring the cluster id");
-    let locked = claim.measure(ticket.cluster).await?;
+    let locked = claim.measure(ticket.cluster.into()).await?;
     step("re-keying the state disk");
     rekey(&locked, &node.disk, ticket.take_state_disk_key()).await?;
     step("writing the node's state");

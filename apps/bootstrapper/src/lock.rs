@@ -1,21 +1,14 @@
 //! The node lock: a node becomes part of one cluster, in one way, once per boot.
 //!
 //! Taking it has two halves. [`NodeLock::claim`] is instant and decides between init server and join client;
-//! [`Claim::measure`] extends PCR 15 and cannot be undone. Whatever changes the node takes the [`Locked`] that only
-//! measuring gives.
+//! [`Claim::measure`] measures the membership and cannot be undone. Whatever changes the node takes the [`Locked`] that
+//! only measuring gives.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use attestation_tpm::{TpmAttester, TpmError};
-use cluster_types::ClusterId;
-use measurements::{PcrIndex, PcrValue};
+use attestation::{DeviceError, MeasuringAttester, Membership};
+use digest::Digest;
 use tokio::task::spawn_blocking;
-
-/// PCR 15 of this machine.
-pub(crate) trait ClusterRegister: Send + Sync {
-    fn read(&self) -> Result<PcrValue, TpmError>;
-    fn extend(&self, cluster: ClusterId) -> Result<(), TpmError>;
-}
 
 /// Who took the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +18,16 @@ pub(crate) enum Owner {
 }
 
 pub(crate) struct NodeLock {
-    register: Arc<dyn ClusterRegister>,
+    attester: Arc<dyn MeasuringAttester>,
     owner: Mutex<Option<Owner>>,
 }
 
-/// The right to measure the cluster id. There is only one per boot.
+/// The right to measure a membership. There is only one per boot.
 pub(crate) struct Claim {
-    register: Arc<dyn ClusterRegister>,
+    attester: Arc<dyn MeasuringAttester>,
 }
 
-/// Proof that this node's PCR 15 holds the id of the cluster that it is joining.
+/// Proof that this node has measured which cluster it becomes part of.
 #[derive(Debug)]
 pub(crate) struct Locked(());
 
@@ -44,16 +37,16 @@ pub(crate) struct Taken(pub(crate) Owner);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MeasureError {
-    #[error("cannot measure the cluster id")]
-    Tpm(#[from] TpmError),
-    #[error("PCR 15 is {actual} after measuring the cluster id, expected {expected}")]
-    Value { actual: PcrValue, expected: PcrValue },
+    #[error("cannot measure the membership")]
+    Device(#[from] DeviceError),
+    #[error("the measured membership is {actual}, expected {expected}")]
+    Shown { actual: Digest, expected: Digest },
 }
 
 impl NodeLock {
-    pub(crate) fn new(register: Arc<dyn ClusterRegister>) -> Self {
+    pub(crate) fn new(attester: Arc<dyn MeasuringAttester>) -> Self {
         Self {
-            register,
+            attester,
             owner: Mutex::new(None),
         }
     }
@@ -65,7 +58,7 @@ impl NodeLock {
             None => {
                 *current = Some(owner);
                 Ok(Claim {
-                    register: self.register.clone(),
+                    attester: self.attester.clone(),
                 })
             }
         }
@@ -73,78 +66,60 @@ impl NodeLock {
 }
 
 impl Claim {
-    /// Extends PCR 15 with the cluster id.
+    /// Measures what this node becomes, and checks that the device shows exactly that.
     ///
     /// # Cancel safety
-    /// The TPM command is not undone; the lock stays taken either way.
-    pub(crate) async fn measure(self, cluster: ClusterId) -> Result<Locked, MeasureError> {
+    /// What was measured stays measured; the lock stays taken either way.
+    pub(crate) async fn measure(self, membership: Membership) -> Result<Locked, MeasureError> {
         let measure = move || {
-            self.register.extend(cluster)?;
-            let (actual, expected) = (self.register.read()?, expected_register(cluster));
-            if actual == expected {
+            self.attester.measure_membership(&membership)?;
+            let measured = self.attester.membership()?;
+            if measured.is(&membership) {
                 Ok(Locked(()))
             } else {
-                Err(MeasureError::Value { actual, expected })
+                Err(MeasureError::Shown {
+                    actual: measured.shown(),
+                    expected: measured.shown_by(&membership),
+                })
             }
         };
-        spawn_blocking(measure).await.expect("TPM commands do not panic")
-    }
-}
-
-/// What PCR 15 of every member of this cluster holds.
-pub(crate) fn expected_register(cluster: ClusterId) -> PcrValue {
-    PcrValue::ZERO.event(cluster.as_bytes())
-}
-
-impl ClusterRegister for TpmAttester {
-    fn read(&self) -> Result<PcrValue, TpmError> {
-        let values = self.with_tpm(|tpm| tpm.read_pcrs(&[PcrIndex::CLUSTER_ID]))?;
-        values
-            .get(&PcrIndex::CLUSTER_ID)
-            .copied()
-            .ok_or(TpmError::NoSuchPcr(PcrIndex::CLUSTER_ID))
-    }
-
-    fn extend(&self, cluster: ClusterId) -> Result<(), TpmError> {
-        self.with_tpm(|tpm| tpm.extend_with_event(PcrIndex::CLUSTER_ID, cluster.as_bytes()))
+        spawn_blocking(measure).await.expect("devices do not panic")
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use cluster_types::ClusterId;
+    use test_machines::{Machine, Technology, for_each_technology};
+
     use super::*;
 
-    struct FakeRegister(Mutex<PcrValue>);
+    for_each_technology!(async:
+        one_side_takes_it_and_the_cluster_is_measured,
+        of_many_at_once_one_gets_it,
+        a_machine_that_measured_before_is_noticed,
+    );
 
-    impl ClusterRegister for FakeRegister {
-        fn read(&self) -> Result<PcrValue, TpmError> {
-            Ok(*self.0.lock().unwrap())
-        }
-
-        fn extend(&self, cluster: ClusterId) -> Result<(), TpmError> {
-            let mut value = self.0.lock().unwrap();
-            *value = value.event(cluster.as_bytes());
-            Ok(())
-        }
+    fn lock(technology: &dyn Technology) -> (NodeLock, Box<dyn Machine>) {
+        let machine = technology.boot().unwrap();
+        (NodeLock::new(machine.attester().unwrap()), machine)
     }
 
-    fn lock(register: PcrValue) -> NodeLock {
-        NodeLock::new(Arc::new(FakeRegister(Mutex::new(register))))
+    fn member(id: u8) -> Membership {
+        ClusterId::new([id; 32]).into()
     }
 
-    #[tokio::test]
-    async fn one_side_takes_it_and_the_cluster_is_measured() {
-        let (lock, cluster) = (lock(PcrValue::ZERO), ClusterId::new([7; 32]));
+    async fn one_side_takes_it_and_the_cluster_is_measured(technology: &'static dyn Technology) {
+        let (lock, _machine) = lock(technology);
         let claim = lock.claim(Owner::Join).unwrap();
         assert_eq!(lock.claim(Owner::Init).err(), Some(Taken(Owner::Join)));
-        claim.measure(cluster).await.unwrap();
-        assert_eq!(lock.register.read().unwrap(), expected_register(cluster));
+        claim.measure(member(7)).await.unwrap();
+        assert!(lock.attester.membership().unwrap().is(&member(7)));
         assert!(lock.claim(Owner::Join).is_err());
     }
 
-    #[test]
-    fn of_many_at_once_one_gets_it() {
-        let lock = lock(PcrValue::ZERO);
+    async fn of_many_at_once_one_gets_it(technology: &'static dyn Technology) {
+        let (lock, _machine) = lock(technology);
         let winners = std::thread::scope(|scope| {
             let tries: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| lock.claim(Owner::Init).is_ok()))
@@ -158,10 +133,10 @@ mod tests {
         assert_eq!(winners, 1);
     }
 
-    #[tokio::test]
-    async fn a_register_that_was_used_before_is_noticed() {
-        let lock = lock(PcrValue::new([1; 32]));
-        let measured = lock.claim(Owner::Init).unwrap().measure(ClusterId::new([7; 32])).await;
-        assert!(matches!(measured, Err(MeasureError::Value { .. })));
+    async fn a_machine_that_measured_before_is_noticed(technology: &'static dyn Technology) {
+        let (lock, _machine) = lock(technology);
+        lock.attester.measure_membership(&member(1)).unwrap();
+        let measured = lock.claim(Owner::Init).unwrap().measure(member(7)).await;
+        assert!(matches!(measured, Err(MeasureError::Shown { .. })));
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! # Invariants
 //!
-//! - PCR 15 is extended once per boot, before the disk gets one of the cluster's keys.
+//! - The membership is measured once per boot, before the disk gets one of the cluster's keys.
 //! - Nothing that metadata says is believed: names, roles and addresses are requests, and what mirrors deliver is pinned by hashes.
 //! - A node that failed half-way powers off. It never stays reachable and never tries another cluster.
 
@@ -31,7 +31,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use attestation_variants::qemu_vtpm;
+use attestation::{AttesterSource, Variants};
+use attestation_variants::ReleaseVariants;
 use clap::Parser;
 use cloud_metadata::{BASE_ADDRESS_FILE, QemuMetadata};
 use error_report::Chain;
@@ -80,8 +81,9 @@ async fn start(arguments: &Arguments) -> Result<()> {
     info!(image = image_version(Path::new(ROOT)), "bootstrapper started");
     let programs: Arc<dyn Programs> = Arc::new(HostPrograms);
     let files = NodeFiles::new(ROOT, KEY_SERVICE_USER);
-    let attester = Arc::new(qemu_vtpm::attester().context("preparing the TPM")?);
-    if let Boot::Member = boot(&*attester).context("reading PCR 15")? {
+    let variants: &dyn Variants = &ReleaseVariants;
+    let attester = variants.attester(&AttesterSource::ThisMachine)?;
+    if let Boot::Member = boot(&*attester)? {
         return Ok(resume(&files, &*programs).await?);
     }
     let metadata = Arc::new(QemuMetadata::find(&arguments.metadata).context("finding metadata")?);
@@ -90,6 +92,7 @@ async fn start(arguments: &Arguments) -> Result<()> {
         metadata,
         lock: NodeLock::new(attester.clone()),
         attester,
+        variants,
         disk: Arc::new(LuksStateDisk),
         files,
         programs,

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation_tpm::{PcrPolicy, TpmAttester, TpmError};
+use attestation::{
+    DeviceError, Expectations, ExpectedMembership, MeasuringAttester, SetUpVerifierError, Variants, Verifiers,
+};
 use attested_tls::{Endpoint, Limits, PeerPolicy};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use cloud_metadata::{ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError};
@@ -14,7 +16,6 @@ use component_installer::{ImportError, InstallError, Installer, Mirror, Prefetch
 use error_report::Chain;
 use kubeadm::{Folders, Kubeadm, NodeSettings, ProxyMode};
 use kubernetes_components::{Component, ComponentList};
-use measurements::{PcrIndex, ReferenceValues};
 use programs::{Call, Programs, RunError};
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
@@ -38,23 +39,14 @@ const CONTROL_PLANE_IMAGES: [&str; 4] = [
 const ADMIN_PROGRAMS: [&str; 2] = ["/run/state/bin/crictl", "/run/state/bin/kubectl"];
 const STAGING: &str = "/run/state/components";
 
-/// The registers that tell which image runs: boot loader and UKI, kernel and initramfs, UKI sections, additions to the
-/// command line, system extensions (systemd-stub(7)).
-const IMAGE: [PcrIndex; 5] = [
-    PcrIndex::new(4),
-    PcrIndex::new(9),
-    PcrIndex::new(11),
-    PcrIndex::new(12),
-    PcrIndex::new(13),
-];
-
 const LONGEST_DELAY: Duration = Duration::from_secs(4);
 
 /// What init and join both need.
 pub(crate) struct Node {
     pub(crate) hints: Hints,
     pub(crate) metadata: Arc<dyn CloudMetadata>,
-    pub(crate) attester: Arc<TpmAttester>,
+    pub(crate) attester: Arc<dyn MeasuringAttester>,
+    pub(crate) variants: &'static dyn Variants,
     pub(crate) lock: NodeLock,
     pub(crate) disk: Arc<dyn StateDisk>,
     pub(crate) files: NodeFiles,
@@ -71,6 +63,15 @@ pub(crate) struct Hints {
     pub(crate) this_node: Instance,
     pub(crate) api_endpoint: ApiEndpoint,
     pub(crate) init_secret_hash: InitSecretHash,
+}
+
+/// This node's own image cannot be turned into a verifier.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OwnImageError {
+    #[error("cannot read which image this node runs")]
+    Device(#[from] DeviceError),
+    #[error("cannot appraise nodes of this node's own image")]
+    Verifier(#[from] SetUpVerifierError),
 }
 
 /// The node could not be prepared for Kubernetes.
@@ -114,6 +115,14 @@ impl Node {
     /// An endpoint whose sessions attest this node and accept only what `peer` allows.
     pub(crate) fn endpoint(&self, peer: PeerPolicy, limits: Limits) -> Endpoint {
         Endpoint::new(Some(self.attester.clone()), peer).with_limits(limits)
+    }
+
+    /// Accepts nodes that run this image. An honest peer does, because the operator chose it for both.
+    pub(crate) fn own_image(&self, membership: ExpectedMembership) -> Result<Verifiers, OwnImageError> {
+        let image = self.attester.own_image()?;
+        let expectations = Expectations { image, membership };
+        let verifier = self.variants.verifier(self.attester.variant(), &expectations)?;
+        Ok(Verifiers::one(verifier))
     }
 
     pub(crate) fn kubeadm(&self) -> Kubeadm {
@@ -203,17 +212,6 @@ pub(crate) async fn start_kubelet(programs: &dyn Programs) -> Result<(), RunErro
     programs.run(&start).await?;
     info!("kubelet started");
     Ok(())
-}
-
-/// Reads this node's own image registers. An honest peer runs the same image, because the operator chose it for both.
-pub(crate) fn own_image(attester: &TpmAttester) -> Result<ReferenceValues, TpmError> {
-    let values = attester.with_tpm(|tpm| tpm.read_pcrs(&IMAGE))?;
-    Ok(ReferenceValues::new("the image of this node", values))
-}
-
-/// Accepts nodes that run this image and belong to some cluster.
-pub(crate) fn members_of_own_image(attester: &TpmAttester) -> Result<PcrPolicy, TpmError> {
-    Ok(PcrPolicy::new(own_image(attester)?, attestation_tpm::Membership::Any))
 }
 
 /// From a quarter of a second up to four seconds, without end.

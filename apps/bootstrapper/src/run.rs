@@ -4,12 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation::Purpose;
-use attestation_tpm::TpmError;
+use attestation::{DeviceError, MeasuringAttester, Purpose};
 use attested_tls::{Limits, PeerPolicy, incoming};
 use error_report::Chain;
 use grpc_api::init::api_server::ApiServer;
-use measurements::PcrValue;
 use programs::{Programs, RunError};
 use service_runtime::Memory;
 use tokio::net::TcpListener;
@@ -21,7 +19,6 @@ use crate::files::{LoadNodeStateError, NodeFiles, Stage};
 use crate::init::{InitialiseError, initialise};
 use crate::init_server::InitServer;
 use crate::join::{BecomeMemberError, Joined, join};
-use crate::lock::ClusterRegister;
 use crate::network::{NetworkError, set_up_network};
 use crate::node::{Node, start_kubelet};
 use crate::progress::Progress;
@@ -36,8 +33,8 @@ const LAST_BYTES: Duration = Duration::from_secs(2);
 /// The node cannot become, or remain, part of a cluster.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NodeError {
-    #[error("cannot read the TPM")]
-    Tpm(#[from] TpmError),
+    #[error("cannot read which cluster this node belongs to")]
+    Device(#[from] DeviceError),
     #[error("the node was interrupted while joining a cluster: replace it")]
     Interrupted,
     #[error(transparent)]
@@ -60,14 +57,14 @@ pub(crate) enum NodeError {
 
 /// The state in which a boot begins.
 pub(crate) enum Boot {
-    /// PCR 15 is zero: no cluster yet.
+    /// Nothing was measured: no cluster yet.
     New,
     /// The disk-mapper opened the disk with the cluster's key and measured the cluster id.
     Member,
 }
 
-pub(crate) fn boot(register: &dyn ClusterRegister) -> Result<Boot, TpmError> {
-    Ok(if register.read()? == PcrValue::ZERO {
+pub(crate) fn boot(attester: &dyn MeasuringAttester) -> Result<Boot, DeviceError> {
+    Ok(if attester.membership()?.is_new() {
         Boot::New
     } else {
         Boot::Member

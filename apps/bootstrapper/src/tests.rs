@@ -1,4 +1,4 @@
-//! The init server as the CLI sees it: attested TLS with a real TPM, and everything up to the kubeconfig.
+//! The init server as the CLI sees it: attested TLS with a machine of each technology, and everything up to the kubeconfig.
 
 pub(crate) mod fixture;
 
@@ -6,20 +6,31 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 
-use attestation::Purpose;
-use attestation_tpm::Membership;
+use attestation::{ExpectedMembership, Purpose};
 use attested_tls::{Endpoint, channel};
 use cluster_types::{ClusterId, NodeRole};
 use grpc_api::init::api_client::ApiClient;
 use grpc_api::init::init_response::Kind;
 use grpc_api::init::{InitRequest as InitMessage, InitResponse};
+use test_machines::{Technology, for_each_technology};
 use tonic::{Code, Status, Streaming};
 
 use self::fixture::{DISK, INIT_SECRET, JOURNAL, KUBECONFIG, Logs, TestNode, components};
 use crate::files::Stage;
-use crate::lock::{ClusterRegister, Owner, expected_register};
+use crate::lock::Owner;
 use crate::request::InitRequest;
 use crate::run::{Boot, NodeError, boot, resume};
+
+for_each_technology!(async:
+    a_node_becomes_the_first_of_a_cluster,
+    a_wrong_secret_changes_nothing_and_shows_nothing,
+    a_failure_is_told_with_the_journal_and_ends_the_node,
+    a_wrong_component_fails_before_kubeadm_runs,
+    the_same_request_finds_what_it_started_and_another_is_refused,
+    a_node_that_is_joining_refuses_init,
+    an_invalid_request_is_explained_to_who_has_the_secret,
+    a_member_that_boots_again_gets_its_address_and_its_kubelet,
+);
 
 fn message() -> InitMessage {
     InitMessage {
@@ -33,18 +44,18 @@ pub(crate) fn cluster() -> ClusterId {
     InitRequest::parse(message()).unwrap().cluster
 }
 
-fn control_plane() -> TestNode {
-    TestNode::new(NodeRole::ControlPlane)
+fn control_plane(technology: &'static dyn Technology) -> TestNode {
+    TestNode::new(technology, NodeRole::ControlPlane)
 }
 
 async fn call(node: &TestNode, address: SocketAddr, message: InitMessage) -> Result<Streaming<InitResponse>, Status> {
-    call_as(node, Membership::New, address, message).await
+    call_as(node, ExpectedMembership::New, address, message).await
 }
 
 /// The CLI: it attests nothing and wants the node to be of the right image.
 async fn call_as(
     node: &TestNode,
-    membership: Membership,
+    membership: ExpectedMembership,
     address: SocketAddr,
     message: InitMessage,
 ) -> Result<Streaming<InitResponse>, Status> {
@@ -56,7 +67,7 @@ async fn call_as(
 
 /// Whether the node became the first of a cluster; refused and cut off both mean that it did not.
 pub(crate) async fn try_init(node: &TestNode, address: SocketAddr) -> bool {
-    let cli = Endpoint::new(None, node.accepts(Membership::New));
+    let cli = Endpoint::new(None, node.accepts(ExpectedMembership::New));
     let Ok((channel, _)) = channel(&cli, Purpose::Init, &address.to_string()).await else {
         return false;
     };
@@ -74,10 +85,9 @@ async fn collect(mut stream: Streaming<InitResponse>) -> Vec<Kind> {
     kinds
 }
 
-#[tokio::test]
-async fn a_node_becomes_the_first_of_a_cluster() {
+async fn a_node_becomes_the_first_of_a_cluster(technology: &'static dyn Technology) {
     let logs = Logs::capture();
-    let node = control_plane();
+    let node = control_plane(technology);
     let (address, running) = node.start().await;
     let events = collect(call(&node, address, message()).await.unwrap()).await;
     running.abort();
@@ -89,7 +99,7 @@ async fn a_node_becomes_the_first_of_a_cluster() {
     assert_eq!(success.cluster_id, cluster().as_bytes());
     assert_eq!(events.len(), 6, "five steps and the success: {events:?}");
 
-    assert_eq!(node.node.attester.read().unwrap(), expected_register(cluster()));
+    assert!(node.node.attester.membership().unwrap().is(&cluster().into()));
     let request = InitRequest::parse(message()).unwrap();
     let disk_key = *request
         .master_secret
@@ -113,10 +123,9 @@ async fn a_node_becomes_the_first_of_a_cluster() {
     ]);
 }
 
-#[tokio::test]
-async fn a_wrong_secret_changes_nothing_and_shows_nothing() {
+async fn a_wrong_secret_changes_nothing_and_shows_nothing(technology: &'static dyn Technology) {
     let logs = Logs::capture();
-    let node = control_plane();
+    let node = control_plane(technology);
     let (address, running) = node.start().await;
     for secret in [&b""[..], b"canary init secreT", b"wrong"] {
         let wrong = InitMessage {
@@ -141,9 +150,8 @@ async fn a_wrong_secret_changes_nothing_and_shows_nothing() {
     logs.assert_free_of(&[b"secreT", INIT_SECRET]);
 }
 
-#[tokio::test]
-async fn a_failure_is_told_with_the_journal_and_ends_the_node() {
-    let node = TestNode::failing(NodeRole::ControlPlane, Some("kubeadm"));
+async fn a_failure_is_told_with_the_journal_and_ends_the_node(technology: &'static dyn Technology) {
+    let node = TestNode::failing(technology, NodeRole::ControlPlane, Some("kubeadm"));
     let (address, running) = node.start().await;
     let events = collect(call(&node, address, message()).await.unwrap()).await;
     let [.., Kind::InitFailure(failure), Kind::Log(log)] = events.as_slice() else {
@@ -163,9 +171,8 @@ async fn a_failure_is_told_with_the_journal_and_ends_the_node() {
     assert!(matches!(restarted, Err(NodeError::Interrupted)));
 }
 
-#[tokio::test]
-async fn a_wrong_component_fails_before_kubeadm_runs() {
-    let node = control_plane();
+async fn a_wrong_component_fails_before_kubeadm_runs(technology: &'static dyn Technology) {
+    let node = control_plane(technology);
     let (address, running) = node.start().await;
     let mut request = message();
     request.kubernetes_components[0].hash = format!("sha256:{}", "00".repeat(32));
@@ -176,17 +183,16 @@ async fn a_wrong_component_fails_before_kubeadm_runs() {
     assert!(!node.programs.calls().iter().any(|call| call.starts_with("kubeadm")));
 }
 
-#[tokio::test]
-async fn the_same_request_finds_what_it_started_and_another_is_refused() {
-    let node = control_plane();
+async fn the_same_request_finds_what_it_started_and_another_is_refused(technology: &'static dyn Technology) {
+    let node = control_plane(technology);
     let (address, running) = node.start().await;
     // The connection is lost at once.
     drop(call(&node, address, message()).await.unwrap());
     let again = || async {
         // By now the node may have measured the cluster id.
         match boot(&*node.node.attester).unwrap() {
-            Boot::New => Membership::New,
-            Boot::Member => Membership::Of(cluster()),
+            Boot::New => ExpectedMembership::New,
+            Boot::Member => ExpectedMembership::Of(cluster().into()),
         }
     };
     while boot(&*node.node.attester).is_ok_and(|boot| matches!(boot, Boot::New)) {
@@ -207,9 +213,8 @@ async fn the_same_request_finds_what_it_started_and_another_is_refused() {
     assert_eq!(node.disk.keys().len(), 1);
 }
 
-#[tokio::test]
-async fn a_node_that_is_joining_refuses_init() {
-    let node = control_plane();
+async fn a_node_that_is_joining_refuses_init(technology: &'static dyn Technology) {
+    let node = control_plane(technology);
     let (address, running) = node.start().await;
     let _claim = node.node.lock.claim(Owner::Join).unwrap();
     let refusal = call(&node, address, message()).await.unwrap_err();
@@ -218,9 +223,8 @@ async fn a_node_that_is_joining_refuses_init() {
     running.abort();
 }
 
-#[tokio::test]
-async fn an_invalid_request_is_explained_to_who_has_the_secret() {
-    let node = control_plane();
+async fn an_invalid_request_is_explained_to_who_has_the_secret(technology: &'static dyn Technology) {
+    let node = control_plane(technology);
     let (address, running) = node.start().await;
     let invalid = InitMessage {
         kubernetes_version: "latest".into(),
@@ -238,9 +242,8 @@ async fn an_invalid_request_is_explained_to_who_has_the_secret() {
     running.abort();
 }
 
-#[tokio::test]
-async fn a_member_that_boots_again_gets_its_address_and_its_kubelet() {
-    let node = control_plane();
+async fn a_member_that_boots_again_gets_its_address_and_its_kubelet(technology: &'static dyn Technology) {
+    let node = control_plane(technology);
     let (address, running) = node.start().await;
     collect(call(&node, address, message()).await.unwrap()).await;
     running.abort();

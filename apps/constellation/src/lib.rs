@@ -3,8 +3,8 @@
 //! Results go to standard output, everything about how it goes to standard error. Every command can be repeated after it
 //! was interrupted at any point; what it does is stored before it is done.
 //!
-//! This is the program without its providers of machines: a release has those that its `main.rs` gives it, tests have one
-//! of their own.
+//! This is the program without its providers of machines and attestation variants: a release has those that its `main.rs`
+//! gives it, tests have their own.
 
 mod advice;
 mod arguments;
@@ -20,19 +20,25 @@ mod run;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use attestation::Variants;
+
 pub use crate::providers::Providers;
 
 use crate::arguments::Arguments;
 
 /// Runs a command line, whose first word is the program's name.
-pub async fn run(arguments: impl Iterator<Item = OsString>, providers: &dyn Providers) -> ExitCode {
+pub async fn run(
+    arguments: impl Iterator<Item = OsString>,
+    providers: &dyn Providers,
+    variants: &dyn Variants,
+) -> ExitCode {
     let arguments: Arguments = match terminal::parse(arguments) {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
     // On a task of its own, so that Ctrl-C is noticed while a command blocks.
     tokio::spawn(end_on_interrupt());
-    terminal::end(commands::run(arguments, providers).await, advice::render)
+    terminal::end(commands::run(arguments, providers, variants).await, advice::render)
 }
 
 /// Tells an error, and the next step if there is one.

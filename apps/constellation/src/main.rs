@@ -1,50 +1,12 @@
-//! The released program: [`constellation`] with the providers of machines there are.
+//! The released program: its providers of machines and its attestation variants.
 
-use std::path::PathBuf;
+mod released;
+
 use std::process::ExitCode;
 
-use anyhow::Context;
-use cluster_config::{Acceleration, ProviderConfig, Workspace};
-use constellation::Providers;
-use infrastructure::Provider;
-use infrastructure_qemu::{AccelerationChoice, Helper, HelperCommand, QemuOptions, QemuProvider, RunFolder};
+use attestation_variants::ReleaseVariants;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    if let Some(helper) = HelperCommand::of(std::env::args_os()) {
-        let Err(error) = helper.run().await;
-        return constellation::failed(error.into());
-    }
-    constellation::run(std::env::args_os(), &Released).await
-}
-
-struct Released;
-
-impl Providers for Released {
-    fn configured(&self, workspace: &Workspace, config: &ProviderConfig) -> anyhow::Result<Box<dyn Provider>> {
-        match config {
-            ProviderConfig::Qemu(config) => qemu(
-                workspace,
-                QemuOptions {
-                    acceleration: match config.acceleration {
-                        Acceleration::Auto => AccelerationChoice::Auto,
-                        Acceleration::Kvm => AccelerationChoice::Kvm,
-                        Acceleration::Software => AccelerationChoice::Software,
-                    },
-                    firmware: config.firmware.clone(),
-                    flushes: config.flushes,
-                },
-            ),
-        }
-    }
-
-    fn existing(&self, workspace: &Workspace) -> anyhow::Result<Box<dyn Provider>> {
-        qemu(workspace, QemuOptions::default())
-    }
-}
-
-fn qemu(workspace: &Workspace, options: QemuOptions) -> anyhow::Result<Box<dyn Provider>> {
-    let program: PathBuf = std::env::current_exe().context("cannot find out where this program is")?;
-    let folder = RunFolder::in_workspace(workspace.folder());
-    Ok(Box::new(QemuProvider::new(folder, Helper::new(program), options)))
+    released::run(&ReleaseVariants).await
 }

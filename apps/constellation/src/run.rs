@@ -1,6 +1,7 @@
 //! What the phases of `apply` work on.
 
 use anyhow::{Context, Result, bail};
+use attestation::{Expectations, ExpectedMembership, Variants, Verifiers};
 use cluster_config::{ClusterConfig, ClusterState, InitProgress, Workspace, names};
 use infrastructure::{Infrastructure, Provider};
 use kubernetes_components::ComponentList;
@@ -16,6 +17,7 @@ pub(crate) struct Run<'a> {
     pub(crate) config: ClusterConfig,
     pub(crate) state: ClusterState,
     pub(crate) provider: Box<dyn Provider>,
+    pub(crate) variants: &'a dyn Variants,
     pub(crate) reference_values: ReferenceValues,
     pub(crate) components: ComponentList,
 }
@@ -27,8 +29,9 @@ impl<'a> Run<'a> {
         config: ClusterConfig,
         components: ComponentList,
         providers: &dyn Providers,
+        variants: &'a dyn Variants,
     ) -> Result<Self> {
-        let reference_values = load_reference_values(&config)?;
+        let reference_values = load_reference_values(&config, variants)?;
         let state = workspace.state()?.unwrap_or_else(ClusterState::new);
         if state.init != InitProgress::Done {
             // Found now, not when the node has given its kubeconfig away.
@@ -42,6 +45,7 @@ impl<'a> Run<'a> {
             config,
             state,
             provider,
+            variants,
             reference_values,
             components,
         })
@@ -60,13 +64,33 @@ pub(crate) fn load_config(workspace: &Workspace) -> Result<ClusterConfig> {
         .next("correct the configuration, then run the same command again")
 }
 
-/// What the image should measure, from the file beside it.
-pub(crate) fn load_reference_values(config: &ClusterConfig) -> Result<ReferenceValues> {
+/// What nodes must prove, from the file beside the image. It is checked by the variant that will use it.
+pub(crate) fn load_reference_values(config: &ClusterConfig, variants: &dyn Variants) -> Result<ReferenceValues> {
     let path = config.image.join("reference-values.json");
     let bytes = std::fs::read(&path)
         .with_context(|| format!("cannot read {}", path.display()))
         .next("set `image` in constellation-conf.yaml to the folder that `cargo xtask image build` wrote")?;
-    ReferenceValues::parse(&bytes).with_context(|| format!("{} cannot be used", path.display()))
+    let values = ReferenceValues::parse_for(config.variant, &bytes).map_err(anyhow::Error::from);
+    let usable = values.and_then(|values| {
+        accepted(variants, &values, ExpectedMembership::New)?;
+        Ok(values)
+    });
+    usable
+        .with_context(|| format!("{} cannot be used", path.display()))
+        .next("set `image` and `attestationVariant` in constellation-conf.yaml to what belongs together")
+}
+
+/// Accepts nodes of this image that have said this about themselves.
+pub(crate) fn accepted(
+    variants: &dyn Variants,
+    image: &ReferenceValues,
+    membership: ExpectedMembership,
+) -> Result<Verifiers> {
+    let expectations = Expectations {
+        image: image.clone(),
+        membership,
+    };
+    Ok(Verifiers::one(variants.verifier(image.variant(), &expectations)?))
 }
 
 /// The components of the configured version.

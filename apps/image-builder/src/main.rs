@@ -24,7 +24,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use attestation::Variants;
+use attestation_variants::ReleaseVariants;
 use clap::Parser;
+use cluster_types::Variant;
 
 /// Builds and measures the node image.
 #[derive(Parser)]
@@ -39,6 +42,9 @@ enum Command {
         /// Name and version to write into the document.
         #[arg(long, default_value = "unnamed", value_parser = pipeline::parse_image_name)]
         image: String,
+        /// The attestation variant of the machines that boot it.
+        #[arg(long, default_value_t = ReleaseVariants.supported()[0])]
+        variant: Variant,
     },
     /// Print the folder with the lock's unpacked Debian packages, unpacking them if necessary.
     Unpacked {
@@ -80,7 +86,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Build(build) => pipeline::build(&build)?,
-        Command::Measure { uki, image } => pipeline::measure(&uki, &image)?,
+        Command::Measure { uki, image, variant } => pipeline::measure(&uki, variant, &image)?,
         Command::Unpacked {
             purpose,
             definition,
@@ -121,7 +127,9 @@ mod input {
             ("build --out x --programs x --results=", "--results <RESULTS>"),
             ("build --out x --programs x --locked=yes", "--locked"),
             ("build --out x --programs x more", "more"),
+            ("build --out x --programs x --variant=x", "--variant <VARIANT>"),
             ("measure", "<UKI>"),
+            ("measure x --variant=", "--variant <VARIANT>"),
             ("measure x --image", "--image <IMAGE>"),
             ("measure x --image=$a", "--image <IMAGE>"),
             ("unpacked", "<PURPOSE>"),

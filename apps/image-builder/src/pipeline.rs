@@ -4,7 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use attestation::{Expectations, ExpectedMembership, Variants};
+use attestation_variants::ReleaseVariants;
 use clap::Args;
+use cluster_types::Variant;
+use measurements::ReferenceValues;
 
 use crate::cache::{Cache, CacheArgs, Key};
 use crate::definition::{Definition, load_globs};
@@ -49,6 +53,9 @@ pub(crate) struct Build {
     /// Name and version of the image
     #[arg(long, default_value = concat!("constellation-node v", env!("CARGO_PKG_VERSION")), value_parser = parse_image_name)]
     image: String,
+    /// The attestation variant of the machines that boot it
+    #[arg(long, default_value_t = ReleaseVariants.supported()[0])]
+    variant: Variant,
     /// Fail if a locked Debian package is no longer available, instead of choosing newer ones
     #[arg(long)]
     locked: bool,
@@ -91,7 +98,7 @@ pub(crate) fn build(build: &Build) -> Result<()> {
     let image = work.path().join("node.img");
     disk::build(&root, &uki, &tools, work.path(), &image)?;
 
-    let values = prediction::reference_values(&build.image, &fs::read(&uki)?)?;
+    let values = reference_values(build.variant, &build.image, &fs::read(&uki)?)?;
     fs::write(work.path().join("reference-values.json"), values.to_json())?;
     fs::write(work.path().join("packages.lock"), lock.to_string())?;
     for file in ["node.efi", "node.img", "packages.lock", "reference-values.json"] {
@@ -130,10 +137,21 @@ pub(crate) fn parse_image_name(text: &str) -> Result<String, &'static str> {
 }
 
 /// Computes the reference values of a unified kernel image and writes them to standard output.
-pub(crate) fn measure(uki: &Path, image: &str) -> Result<()> {
+pub(crate) fn measure(uki: &Path, variant: Variant, image: &str) -> Result<()> {
     let file = fs::read(uki).with_context(|| format!("cannot read {}", uki.display()))?;
-    let values = prediction::reference_values(image, &file)?;
+    let values = reference_values(variant, image, &file)?;
     Ok(terminal::print(values.to_json().trim_end())?)
+}
+
+/// The document, which is checked by the variant that will use it.
+fn reference_values(variant: Variant, image: &str, uki: &[u8]) -> Result<ReferenceValues> {
+    let image = ReferenceValues::new(variant, image, &prediction::reference_values(uki)?);
+    let expectations = Expectations {
+        image,
+        membership: ExpectedMembership::New,
+    };
+    ReleaseVariants.verifier(variant, &expectations).context("--variant")?;
+    Ok(expectations.image)
 }
 
 /// Writes the folder with the unpacked packages of one purpose to standard output.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use digest::Digest;
-use measurements::{PcrIndex, PcrValue, ReferenceValues};
+use measurements::{PcrIndex, PcrReferences, PcrValue};
 
 use crate::pe::{ParsePeError, Pe};
 
@@ -34,7 +34,7 @@ pub(crate) enum PredictError {
 }
 
 /// Computes the reference values of an image from its unified kernel image.
-pub(crate) fn reference_values(image: &str, uki: &[u8]) -> Result<ReferenceValues, PredictError> {
+pub(crate) fn reference_values(uki: &[u8]) -> Result<PcrReferences, PredictError> {
     let uki = Pe::parse(uki).map_err(PredictError::Image)?;
     check_sections(&uki)?;
     let kernel = required(&uki, ".linux")?;
@@ -57,7 +57,7 @@ pub(crate) fn reference_values(image: &str, uki: &[u8]) -> Result<ReferenceValue
         (13, PcrValue::ZERO),
     ];
     let registers: BTreeMap<_, _> = registers.map(|(index, value)| (PcrIndex::new(index), value)).into();
-    Ok(ReferenceValues::new(image, registers))
+    Ok(PcrReferences::new(registers))
 }
 
 /// PCR 4: the firmware measures that it is booting, then every program it loads.
@@ -115,8 +115,8 @@ mod tests {
 
     const ZERO: Digest = Digest::new([0; 32]);
 
-    fn check(sections: &[(&str, &[u8])]) -> Result<ReferenceValues, PredictError> {
-        reference_values("test", &program(sections, b""))
+    fn check(sections: &[(&str, &[u8])]) -> Result<PcrReferences, PredictError> {
+        reference_values(&program(sections, b""))
     }
 
     fn uki<'a>(kernel: &'a [u8], command_line: &'a [u8]) -> Vec<(&'a str, &'a [u8])> {

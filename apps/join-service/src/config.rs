@@ -1,14 +1,15 @@
 //! The join configuration, reloaded when its files change.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use attestation::{AppraisalError, AttestationResult, Evidence, ReportBinding, Verifier};
-use attestation_tpm::{Membership, PcrPolicy};
-use attestation_variants::qemu_vtpm;
-use cluster_objects::JoinConfig;
+use attestation::{
+    AppraisalError, AttestationResult, Endorsements, Evidence, Expectations, ExpectedMembership, ReportBinding,
+    SetUpVerifierError, TrustBasis, UnixTime, Variants, Verifier,
+};
+use cluster_objects::{JoinConfig, LoadJoinConfigError};
 use cluster_types::Variant;
 use error_report::Chain;
 use tracing::{error, info};
@@ -20,20 +21,42 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(crate) struct Config {
     folder: PathBuf,
-    current: Arc<RwLock<Arc<JoinConfig>>>,
+    variants: &'static dyn Variants,
+    in_force: Arc<RwLock<Arc<InForce>>>,
+}
+
+/// A configuration, and the verifier that its reference values make.
+struct InForce {
+    config: Arc<JoinConfig>,
+    verifier: Box<dyn Verifier>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error(transparent)]
+    Config(#[from] LoadJoinConfigError),
+    #[error("referenceValues of the join configuration is invalid")]
+    Verifier(#[from] SetUpVerifierError),
 }
 
 impl Config {
-    pub(crate) fn load(folder: PathBuf) -> Result<Self> {
-        let config = JoinConfig::load(&folder).with_context(|| format!("--config: cannot use {}", folder.display()))?;
+    pub(crate) fn load(folder: PathBuf, variants: &'static dyn Variants) -> Result<Self> {
+        let in_force = InForce::load(&folder, variants);
+        let in_force = in_force.with_context(|| format!("--config: cannot use {}", folder.display()))?;
         Ok(Self {
             folder,
-            current: Arc::new(RwLock::new(Arc::new(config))),
+            variants,
+            in_force: Arc::new(RwLock::new(Arc::new(in_force))),
         })
     }
 
     pub(crate) fn current(&self) -> Arc<JoinConfig> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.in_force().config.clone()
+    }
+
+    fn in_force(&self) -> Arc<InForce> {
+        self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Never ends. If the configuration cannot be read, the old one remains in force.
@@ -43,15 +66,31 @@ impl Config {
     pub(crate) async fn reload_on_change(self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            match JoinConfig::load(&self.folder) {
-                Ok(config) if config == *self.current() => {}
-                Ok(config) => {
-                    info!(image = config.reference_values.image(), "join configuration reloaded");
-                    *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+            match InForce::load(&self.folder, self.variants) {
+                Ok(new) if new.config == self.current() => {}
+                Ok(new) => {
+                    let values = &new.config.reference_values;
+                    info!(image = values.image(), variant = %values.variant(), "join configuration reloaded");
+                    *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
                 }
                 Err(error) => error!(error = %Chain(&error), "cannot reload the join configuration"),
             }
         }
+    }
+}
+
+impl InForce {
+    /// A node that joins or rejoins has not measured a cluster id yet; it does so with the contents of its ticket.
+    fn load(folder: &Path, variants: &dyn Variants) -> Result<Self, LoadError> {
+        let config = JoinConfig::load(folder)?;
+        let expectations = Expectations {
+            image: config.reference_values.clone(),
+            membership: ExpectedMembership::New,
+        };
+        Ok(Self {
+            verifier: variants.verifier(config.variant(), &expectations)?,
+            config: Arc::new(config),
+        })
     }
 }
 
@@ -66,12 +105,21 @@ impl ConfiguredVerifier {
 
 impl Verifier for ConfiguredVerifier {
     fn variant(&self) -> Variant {
-        Variant::QemuVtpm
+        self.0.in_force().verifier.variant()
     }
 
-    /// A node that joins or rejoins has not measured a cluster id yet; it does so with the contents of its ticket.
-    fn appraise(&self, evidence: &Evidence, binding: &ReportBinding) -> Result<AttestationResult, AppraisalError> {
-        let policy = PcrPolicy::new(self.0.current().reference_values.clone(), Membership::New);
-        qemu_vtpm::verifier(policy).appraise(evidence, binding)
+    fn trust(&self) -> TrustBasis {
+        self.0.in_force().verifier.trust()
+    }
+
+    fn appraise(
+        &self,
+        evidence: &Evidence,
+        endorsements: &Endorsements,
+        binding: &ReportBinding,
+        now: UnixTime,
+    ) -> Result<AttestationResult, AppraisalError> {
+        let in_force = self.0.in_force();
+        in_force.verifier.appraise(evidence, endorsements, binding, now)
     }
 }

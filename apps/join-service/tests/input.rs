@@ -2,16 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use cluster_objects::JoinConfig;
 use cluster_types::MeasurementSalt;
 use cluster_types::key_service::KeyServicePublicKey;
-use measurements::{PcrIndex, PcrValue, ReferenceValues};
+use measurements::ReferenceValues;
 use role_grant::OperatorKey;
 use tempfile::TempDir;
+use test_machines::SOFTWARE_TPM;
 use test_services::must_say_one_error;
 
 const BAD: &[(&[&str], &[&str])] = &[
@@ -29,7 +29,7 @@ const BAD: &[(&[&str], &[&str])] = &[
         &["--key-service-token", ""],
         &["--key-service-token", "value is required"],
     ),
-    (&["--tpm-socket", ""], &["--tpm-socket", "value is required"]),
+    (&["--emulator", ""], &["--emulator", "value is required"]),
     (&["--verbose"], &["--verbose"]),
     (&["now"], &["now"]),
     (
@@ -61,8 +61,12 @@ fn a_pki_that_cannot_be_used_is_named() {
 #[test]
 fn bad_input_to_each_key_of_the_configuration_names_it() {
     let config = config();
+    let values_for_every_node = ReferenceValues::new(SOFTWARE_TPM.variant(), "image", &[0]).to_json();
     for (key, bad) in [
+        ("attestationVariant", ""),
+        ("attestationVariant", "dummy"),
         ("referenceValues", "{}"),
+        ("referenceValues", &values_for_every_node),
         ("measurementSalt", "short"),
         ("operatorPublicKey", "00"),
         ("keyServicePublicKey", "00"),
@@ -95,7 +99,7 @@ fn bad_input_to_each_key_of_the_configuration_names_it() {
 /// A folder with a good configuration, as the kubelet mounts it.
 fn config() -> TempDir {
     let config = JoinConfig {
-        reference_values: ReferenceValues::new("image", BTreeMap::from([(PcrIndex::new(11), PcrValue::ZERO)])),
+        reference_values: SOFTWARE_TPM.image(),
         measurement_salt: MeasurementSalt::new([5; 32]),
         operator_key: OperatorKey::from_seed(&[6; 32]).public(),
         key_service_key: KeyServicePublicKey::new([7; 32]),

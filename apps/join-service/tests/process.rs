@@ -1,4 +1,4 @@
-//! The join service and the key service as processes, with a real API server and real software TPMs.
+//! The join service and the key service as processes, with a real API server and machines of each technology.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
@@ -6,17 +6,26 @@ use std::path::Path;
 
 use attestation::Purpose;
 use attested_tls::HandshakeError;
+use cluster_types::ClusterId;
 use grpc_api::join::{IssueJoinTicketRequest, IssueRejoinTicketRequest};
-use measurements::{PcrIndex, PcrValue};
+use test_machines::{Technology, for_each_technology};
 use test_services::{ControlPlane, Node, join_request};
 use tonic::{Code, Status};
 
 const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
 const OTHER_DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3302";
 
-async fn start() -> ControlPlane {
+for_each_technology!(async:
+    nodes_get_what_is_theirs_and_nothing_else,
+    bad_input_to_each_field_gives_one_error_that_names_it,
+    nodes_that_are_not_what_they_should_be_get_no_session,
+);
+
+async fn start(technology: &dyn Technology) -> ControlPlane {
     let program = Path::new(env!("CARGO_BIN_EXE_join-service"));
-    ControlPlane::start(program.parent().unwrap()).await.unwrap()
+    ControlPlane::start(program.parent().unwrap(), technology)
+        .await
+        .unwrap()
 }
 
 fn request(name: &str, disk: &str) -> IssueJoinTicketRequest {
@@ -45,16 +54,15 @@ fn check_not_owner<T: std::fmt::Debug>(result: Result<T, Status>, what: &str) {
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, what));
 }
 
-#[tokio::test]
-async fn nodes_get_what_is_theirs_and_nothing_else() {
-    let control_plane = start().await;
+async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Technology) {
+    let control_plane = start(technology).await;
     let kek = control_plane.master_secret().kek();
-    let worker = Node::boot().unwrap();
+    let worker = Node::boot(technology).unwrap();
 
     // The node sees that the service belongs to an initialised node of its own image.
     let (mut client, peer) = control_plane.session(&worker, Purpose::Join).await.unwrap();
-    let expected = PcrValue::ZERO.event(control_plane.cluster_id().as_bytes());
-    assert_eq!(peer.unwrap().result().pcrs[&PcrIndex::CLUSTER_ID], expected);
+    let expected = control_plane.cluster_id().into();
+    assert!(peer.unwrap().result().membership.is(&expected));
     let ticket = client.issue_join_ticket(request("worker-0", DISK)).await;
     let ticket = ticket
         .unwrap_or_else(|error| panic!("{error}\n{}", control_plane.logs()))
@@ -71,7 +79,7 @@ async fn nodes_get_what_is_theirs_and_nothing_else() {
     // The same machine can request a ticket again.
     control_plane.join(&worker, request("worker-0", DISK)).await.unwrap();
     // Another machine gets neither its disk key nor its name, and does not learn whose they are.
-    let thief = Node::boot().unwrap();
+    let thief = Node::boot(technology).unwrap();
     let disk_of_another = "disk_uuid is not a disk of this machine";
     let name_of_another = "certificate_request is not for a node name of this machine";
     check_not_owner(
@@ -134,11 +142,10 @@ async fn nodes_get_what_is_theirs_and_nothing_else() {
     }
 }
 
-#[tokio::test]
-async fn bad_input_to_each_field_gives_one_error_that_names_it() {
+async fn bad_input_to_each_field_gives_one_error_that_names_it(technology: &'static dyn Technology) {
     type Change = fn(&mut IssueJoinTicketRequest);
-    let control_plane = start().await;
-    let node = Node::boot().unwrap();
+    let control_plane = start(technology).await;
+    let node = Node::boot(technology).unwrap();
     let cases: [(Change, Code, &str); 11] = [
         (
             |m| m.disk_uuid.clear(),
@@ -212,19 +219,15 @@ async fn bad_input_to_each_field_gives_one_error_that_names_it() {
     }
 }
 
-#[tokio::test]
-async fn nodes_that_are_not_what_they_should_be_get_no_session() {
-    let control_plane = start().await;
-    for register in [11, 15] {
-        let node = Node::boot().unwrap();
-        node.attester()
-            .with_tpm(|tpm| tpm.extend_with_event(PcrIndex::new(register), &[1; 32]))
-            .unwrap();
+async fn nodes_that_are_not_what_they_should_be_get_no_session(technology: &'static dyn Technology) {
+    let control_plane = start(technology).await;
+    let (changed, member) = (Node::boot(technology).unwrap(), Node::boot(technology).unwrap());
+    changed.machine().change_image().unwrap();
+    let foreign = ClusterId::new([1; 32]).into();
+    member.attester().measure_membership(&foreign).unwrap();
+    for node in [changed, member] {
         let result = control_plane.session(&node, Purpose::Join).await;
-        assert!(
-            matches!(result, Err(HandshakeError::RefusedByPeer(_))),
-            "PCR {register}"
-        );
+        assert!(matches!(result, Err(HandshakeError::RefusedByPeer(_))));
     }
     assert!(control_plane.logs().contains("contraindicated"));
 }

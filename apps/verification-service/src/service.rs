@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use tracing::error;
 
-/// A TPM makes one quote at a time. In a longer queue, callers would wait longer than they are willing to.
+/// A device makes one quote at a time. In a longer queue, callers would wait longer than they are willing to.
 const QUEUE: usize = 8;
 
 /// Evidence on demand, for a bounded number of callers at once.
@@ -28,7 +28,7 @@ pub(crate) enum QuoteError {
     Nonce(usize),
     #[error("too many callers are waiting for evidence")]
     Busy,
-    #[error("the TPM produced no evidence")]
+    #[error("the device produced no evidence")]
     Device,
 }
 

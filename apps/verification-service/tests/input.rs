@@ -14,10 +14,10 @@ const BAD: &[(&[&str], &[&str])] = &[
     ),
     (&["--health-address", ""], &["--health-address", "socket address"]),
     (&["--metrics-address", "x"], &["--metrics-address", "socket address"]),
-    (&["--tpm-socket", ""], &["--tpm-socket", "value is required"]),
+    (&["--emulator", ""], &["--emulator", "value is required"]),
     (
-        &["--tpm-socket", "/nonexistent"],
-        &["--tpm-socket: cannot connect to /nonexistent", "No such file"],
+        &["--emulator", "/nonexistent"],
+        &["--emulator: cannot attest with /nonexistent", "No such file"],
     ),
     (&["--verbose"], &["--verbose"]),
     (&["now"], &["now"]),

@@ -1,25 +1,33 @@
-//! The verification service as a process, with a real software TPM.
+//! The verification service as a process, with a machine of each technology.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use attestation::{Evidence, Nonce, Outcome, Purpose, ReportBinding, Verifier, Verifiers};
-use attestation_tpm::{Membership, PcrPolicy, TpmVerifier};
-use attestation_variants::qemu_vtpm;
+use attestation::{Evidence, ExpectedMembership, Nonce, Outcome, Purpose, ReportBinding, UnixTime, Verifiers};
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, Engine};
 use grpc_api::verify::GetAttestationRequest;
 use grpc_api::verify::api_client::ApiClient;
-use measurements::{PcrIndex, PcrValue, ReferenceValues};
+use test_machines::{Technology, for_each_technology, verifiers};
 use test_services::VerificationService;
 use tonic::Code;
 
-async fn start() -> VerificationService {
+for_each_technology!(async:
+    opening_a_session_verifies_the_node,
+    grpc_names_what_is_wrong_with_a_request,
+    a_node_of_another_image_is_found_out,
+    sessions_for_other_purposes_are_refused,
+    http_gives_evidence_over_a_nonce,
+    http_names_what_is_wrong_with_a_request,
+);
+
+async fn start(technology: &dyn Technology) -> VerificationService {
     let program = Path::new(env!("CARGO_BIN_EXE_verification-service"));
-    VerificationService::start(program.parent().unwrap()).await.unwrap()
+    VerificationService::start(program.parent().unwrap(), technology)
+        .await
+        .unwrap()
 }
 
 async fn get(service: &VerificationService, query: &str) -> (u16, String) {
@@ -29,20 +37,19 @@ async fn get(service: &VerificationService, query: &str) -> (u16, String) {
     (response.status().as_u16(), response.text().await.unwrap())
 }
 
-/// PCR 11 of a software TPM on which nothing booted is zero.
-fn verifier(pcr_11: PcrValue) -> TpmVerifier {
-    let image = ReferenceValues::new("image", BTreeMap::from([(PcrIndex::new(11), pcr_11)]));
-    qemu_vtpm::verifier(PcrPolicy::new(image, Membership::New))
+fn new_node(technology: &dyn Technology) -> Verifiers {
+    verifiers(technology, ExpectedMembership::New)
 }
 
-fn endpoint(pcr_11: PcrValue) -> Endpoint {
-    Endpoint::new(None, PeerPolicy::Attested(Arc::new(Verifiers::one(verifier(pcr_11)))))
+fn endpoint(accepted: Verifiers) -> Endpoint {
+    Endpoint::new(None, PeerPolicy::Attested(Arc::new(accepted)))
 }
 
-#[tokio::test]
-async fn opening_a_session_verifies_the_node() {
-    let service = start().await;
-    let (grpc, node) = channel(&endpoint(PcrValue::ZERO), Purpose::Verify, service.address())
+const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
+
+async fn opening_a_session_verifies_the_node(technology: &'static dyn Technology) {
+    let service = start(technology).await;
+    let (grpc, node) = channel(&endpoint(new_node(technology)), Purpose::Verify, service.address())
         .await
         .unwrap();
     assert!(node.is_some());
@@ -57,16 +64,15 @@ async fn opening_a_session_verifies_the_node() {
         .unwrap()
         .into_inner();
     let evidence = Evidence::parse(&response.attestation).unwrap();
-    let result = verifier(PcrValue::ZERO)
-        .appraise(&evidence, &ReportBinding::standalone(&nonce))
+    let result = new_node(technology)
+        .appraise(&evidence, &ReportBinding::standalone(&nonce), NOW)
         .unwrap();
     assert_eq!(result.outcome(), Outcome::Affirming);
 }
 
-#[tokio::test]
-async fn grpc_names_what_is_wrong_with_a_request() {
-    let service = start().await;
-    let (grpc, _) = channel(&endpoint(PcrValue::ZERO), Purpose::Verify, service.address())
+async fn grpc_names_what_is_wrong_with_a_request(technology: &'static dyn Technology) {
+    let service = start(technology).await;
+    let (grpc, _) = channel(&endpoint(new_node(technology)), Purpose::Verify, service.address())
         .await
         .unwrap();
     for length in [0, 31, 33] {
@@ -77,26 +83,27 @@ async fn grpc_names_what_is_wrong_with_a_request() {
     }
 }
 
-#[tokio::test]
-async fn a_node_of_another_image_is_found_out() {
-    let service = start().await;
-    let result = channel(&endpoint(PcrValue::new([1; 32])), Purpose::Verify, service.address()).await;
+async fn a_node_of_another_image_is_found_out(technology: &'static dyn Technology) {
+    let machine = technology.boot().unwrap();
+    machine.change_image().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_verification-service"));
+    let service = VerificationService::start_on(machine, program.parent().unwrap(), technology);
+    let service = service.await.unwrap();
+    let result = channel(&endpoint(new_node(technology)), Purpose::Verify, service.address()).await;
     assert!(matches!(result, Err(HandshakeError::NotAffirmed(_))));
 }
 
-#[tokio::test]
-async fn sessions_for_other_purposes_are_refused() {
-    let service = start().await;
+async fn sessions_for_other_purposes_are_refused(technology: &'static dyn Technology) {
+    let service = start(technology).await;
     assert!(
-        channel(&endpoint(PcrValue::ZERO), Purpose::Join, service.address())
+        channel(&endpoint(new_node(technology)), Purpose::Join, service.address())
             .await
             .is_err()
     );
 }
 
-#[tokio::test]
-async fn http_gives_evidence_over_a_nonce() {
-    let service = start().await;
+async fn http_gives_evidence_over_a_nonce(technology: &'static dyn Technology) {
+    let service = start(technology).await;
     let nonce = Nonce::generate();
     let query = format!("?nonce={}", BASE64_URL_SAFE.encode(nonce.as_bytes()));
     let (status, body) = get(&service, &query).await;
@@ -104,18 +111,14 @@ async fn http_gives_evidence_over_a_nonce() {
     let document: serde_json::Value = serde_json::from_str(&body).unwrap();
     let evidence = BASE64_STANDARD.decode(document["data"].as_str().unwrap()).unwrap();
     let evidence = Evidence::parse(&evidence).unwrap();
-    let verifier = verifier(PcrValue::ZERO);
-    assert!(verifier.appraise(&evidence, &ReportBinding::standalone(&nonce)).is_ok());
-    assert!(
-        verifier
-            .appraise(&evidence, &ReportBinding::standalone(&Nonce::generate()))
-            .is_err()
-    );
+    let appraise = |nonce| new_node(technology).appraise(&evidence, &ReportBinding::standalone(nonce), NOW);
+    assert!(appraise(&nonce).is_ok());
+    let refused = appraise(&Nonce::generate()).unwrap_err();
+    assert!(technology.is_bound_to_something_else(&refused), "{refused:?}");
 }
 
-#[tokio::test]
-async fn http_names_what_is_wrong_with_a_request() {
-    let service = start().await;
+async fn http_names_what_is_wrong_with_a_request(technology: &'static dyn Technology) {
+    let service = start(technology).await;
     let good = BASE64_URL_SAFE.encode([0; 32]);
     let short = BASE64_URL_SAFE.encode([0; 31]);
     let long = BASE64_URL_SAFE.encode([0; 33]);

@@ -1,13 +1,16 @@
 use std::collections::BTreeSet;
 
-use attestation::{AppraisalError, AttestationResult, Evidence, ReportBinding, TrustBasis, Verifier};
+use attestation::{
+    AppraisalError, AttestationResult, Endorsements, Evidence, ReportBinding, TrustBasis, UnixTime, Verifier,
+};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use cluster_types::Variant;
 use digest::Digest;
-use measurements::{PcrIndex, PcrValues};
+use measurements::{PcrIndex, PcrValue, PcrValues};
 use tpm2_protocol::TpmUnmarshal;
 use tpm2_protocol::data::{TpmAlgId, TpmSt, TpmsAttest, TpmsQuoteInfo, TpmuAttest};
 
+use crate::policy::measured_membership;
 use crate::{AttestationKey, KeyNotAccepted, MalformedEvidence, PcrPolicy, TpmEvidence};
 
 /// Appraises TPM quotes.
@@ -93,8 +96,8 @@ impl TpmVerifier {
             variant: self.variant,
             trust: self.trust,
             identity: key.identity(),
-            findings: self.policy.findings(&evidence.pcrs),
-            pcrs: evidence.pcrs,
+            membership: measured_membership(register(&evidence.pcrs, PcrIndex::CLUSTER_ID)?),
+            claims: self.policy.claims(&evidence.pcrs),
         })
     }
 }
@@ -104,7 +107,18 @@ impl Verifier for TpmVerifier {
         self.variant
     }
 
-    fn appraise(&self, evidence: &Evidence, binding: &ReportBinding) -> Result<AttestationResult, AppraisalError> {
+    fn trust(&self) -> TrustBasis {
+        self.trust
+    }
+
+    /// Needs no Endorsements: any key that looks like an attestation key is accepted. Nothing in a quote ends by the clock.
+    fn appraise(
+        &self,
+        evidence: &Evidence,
+        _endorsements: &Endorsements,
+        binding: &ReportBinding,
+        _now: UnixTime,
+    ) -> Result<AttestationResult, AppraisalError> {
         if evidence.variant != self.variant {
             return Err(AppraisalError::VariantNotAccepted(evidence.variant));
         }
@@ -188,6 +202,10 @@ fn check_coverage(policy: &PcrPolicy, pcrs: &PcrValues) -> Result<(), NotAuthent
     }
 }
 
+fn register(pcrs: &PcrValues, index: PcrIndex) -> Result<PcrValue, NotAuthentic> {
+    pcrs.get(&index).copied().ok_or(NotAuthentic::NotQuoted(index))
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -196,10 +214,10 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use attestation::Nonce;
+    use attestation::{Expectations, ExpectedMembership, Nonce, Outcome};
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
-    use measurements::{PcrValue, ReferenceValues};
+    use measurements::{PcrReferences, ReferenceValues};
     use tpm2_protocol::data::{
         Tpm2bData, Tpm2bDigest, Tpm2bName, TpmlPcrSelection, TpmsClockInfo, TpmsEccPoint, TpmsPcrSelect,
         TpmsPcrSelection, TpmsSignatureEcc, TpmsTimeAttestInfo, TpmtSignature, TpmuPublicId, TpmuSignature,
@@ -207,7 +225,9 @@ mod tests {
     use tpm2_protocol::{TpmMarshal, TpmWriter};
 
     use super::*;
-    use crate::{Membership, key};
+    use crate::key;
+
+    const VARIANT: Variant = Variant::QemuVtpm;
 
     /// A TPM whose every answer can be changed before it is signed, which is what a lying host has in local mode.
     /// Each test changes one thing, so that only one check can refuse.
@@ -225,12 +245,16 @@ mod tests {
     }
 
     fn verifier() -> TpmVerifier {
-        let image = ReferenceValues::new("image", BTreeMap::from([(pcr(4), PcrValue::new([4; 32]))]));
+        let image = PcrReferences::new(BTreeMap::from([(pcr(4), PcrValue::new([4; 32]))]));
         let image = image.with_warning(pcr(1), PcrValue::new([1; 32]));
+        let expectations = Expectations {
+            image: ReferenceValues::new(VARIANT, "image", &image),
+            membership: ExpectedMembership::New,
+        };
         TpmVerifier::new(
-            Variant::QemuVtpm,
+            VARIANT,
             TrustBasis::HostSoftware,
-            PcrPolicy::new(image, Membership::New),
+            PcrPolicy::new(&expectations).unwrap(),
         )
     }
 
@@ -325,7 +349,7 @@ mod tests {
         verifier().check(&evidence.encode(), &binding())
     }
 
-    fn outcome(change: impl FnOnce(&mut PcrValues)) -> attestation::Outcome {
+    fn outcome(change: impl FnOnce(&mut PcrValues)) -> Outcome {
         let requote = |forgery: &mut Forgery| {
             change(&mut forgery.pcrs);
             *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha256);
@@ -335,7 +359,7 @@ mod tests {
 
     #[test]
     fn affirms_what_is_expected() {
-        assert_eq!(outcome(|_| {}), attestation::Outcome::Affirming);
+        assert_eq!(outcome(|_| {}), Outcome::Affirming);
     }
 
     #[test]
@@ -343,7 +367,22 @@ mod tests {
         let change = |pcrs: &mut PcrValues| {
             pcrs.insert(pcr(4), PcrValue::new([9; 32]));
         };
-        assert_eq!(outcome(change), attestation::Outcome::Contraindicated);
+        assert_eq!(outcome(change), Outcome::Contraindicated);
+    }
+
+    #[test]
+    fn says_which_register_differs() {
+        let requote = |forgery: &mut Forgery| {
+            forgery.pcrs.insert(pcr(15), PcrValue::new([9; 32]));
+            *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha256);
+        };
+        let refusal = check(requote, |_| {}).unwrap().into_affirmed().unwrap_err();
+        let expected = format!(
+            "attestation is contraindicated: PCR 15 is {}, expected {}",
+            "09".repeat(32),
+            PcrValue::ZERO
+        );
+        assert_eq!(refusal.to_string(), expected);
     }
 
     #[test]
@@ -351,7 +390,7 @@ mod tests {
         let change = |pcrs: &mut PcrValues| {
             pcrs.insert(pcr(15), PcrValue::new([9; 32]));
         };
-        assert_eq!(outcome(change), attestation::Outcome::Contraindicated);
+        assert_eq!(outcome(change), Outcome::Contraindicated);
     }
 
     #[test]
@@ -359,7 +398,7 @@ mod tests {
         let change = |pcrs: &mut PcrValues| {
             pcrs.insert(pcr(1), PcrValue::new([9; 32]));
         };
-        assert_eq!(outcome(change), attestation::Outcome::Warning);
+        assert_eq!(outcome(change), Outcome::Warning);
     }
 
     #[test]
@@ -448,6 +487,24 @@ mod tests {
             *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha256);
         };
         assert!(matches!(check(change, |_| {}), Err(NotAuthentic::NotQuoted(index)) if index == pcr(4)));
+    }
+
+    #[test]
+    fn every_register_is_a_claim_that_says_whether_it_was_judged() {
+        use attestation::Comparison::{AsExpected, NotJudged};
+        let change = |forgery: &mut Forgery| {
+            forgery.pcrs.insert(pcr(9), PcrValue::ZERO);
+            *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha256);
+        };
+        let claims = check(change, |_| {}).unwrap().claims;
+        let shown: Vec<_> = claims.iter().map(|claim| (&*claim.name, &claim.comparison)).collect();
+        let expected = [
+            ("PCR 1", &AsExpected),
+            ("PCR 4", &AsExpected),
+            ("PCR 9", &NotJudged),
+            ("PCR 15", &AsExpected),
+        ];
+        assert_eq!(shown, expected);
     }
 
     #[test]

@@ -1,9 +1,13 @@
 use std::sync::{Mutex, PoisonError};
 
-use attestation::{AttestError, AttestedIdentity, Attester, Evidence, ReportBinding};
+use attestation::{
+    AttestError, AttestedIdentity, Attester, DeviceError, Evidence, MeasuredMembership, MeasuringAttester, Membership,
+    ReportBinding,
+};
 use cluster_types::Variant;
-use measurements::PcrIndex;
+use measurements::{PcrIndex, PcrReferences, ReferenceValues};
 
+use crate::policy::{events, measured_membership};
 use crate::{AttestationKey, KeyNotAccepted, Tpm, TpmError, TpmEvidence};
 
 /// What we quote: every register that cannot be reset by software (16 and 23 can; 17 to 22 belong to DRTM).
@@ -18,6 +22,16 @@ const QUOTED: [PcrIndex; 16] = {
     }
     indices
 };
+
+/// The registers that say which image runs: boot loader and UKI, kernel and initramfs, UKI sections, additions to the
+/// command line, system extensions (systemd-stub(7)).
+const IMAGE: [PcrIndex; 5] = [
+    PcrIndex::new(4),
+    PcrIndex::new(9),
+    PcrIndex::new(11),
+    PcrIndex::new(12),
+    PcrIndex::new(13),
+];
 
 /// Attests with a TPM. The key stays loaded, so that Evidence costs one quote.
 pub struct TpmAttester {
@@ -56,10 +70,12 @@ impl TpmAttester {
         })
     }
 
-    /// Who verifiers will say we are.
-    #[must_use]
-    pub fn identity(&self) -> AttestedIdentity {
-        self.identity
+    fn failed(&self) -> impl FnOnce(TpmError) -> DeviceError {
+        let variant = self.variant;
+        move |error| DeviceError {
+            variant,
+            source: error.into(),
+        }
     }
 
     /// The TPM, for measuring into it.
@@ -93,6 +109,37 @@ impl Attester for TpmAttester {
             variant: self.variant,
             body: evidence.encode(),
         })
+    }
+}
+
+impl MeasuringAttester for TpmAttester {
+    /// The name of the attestation key, a primary key that a TPM derives from its seed.
+    fn identity(&self) -> AttestedIdentity {
+        self.identity
+    }
+
+    fn own_image(&self) -> Result<ReferenceValues, DeviceError> {
+        let registers = self.with_tpm(|tpm| tpm.read_pcrs(&IMAGE)).map_err(self.failed())?;
+        let image = PcrReferences::new(registers);
+        Ok(ReferenceValues::new(self.variant, "the image of this node", &image))
+    }
+
+    fn membership(&self) -> Result<MeasuredMembership, DeviceError> {
+        let register = |tpm: &mut Tpm| {
+            let registers = tpm.read_pcrs(&[PcrIndex::CLUSTER_ID])?;
+            let register = registers.get(&PcrIndex::CLUSTER_ID).copied();
+            register.ok_or(TpmError::NoSuchPcr(PcrIndex::CLUSTER_ID))
+        };
+        let register = self.with_tpm(register).map_err(self.failed())?;
+        Ok(measured_membership(register))
+    }
+
+    fn measure_membership(&self, membership: &Membership) -> Result<(), DeviceError> {
+        let measure = |tpm: &mut Tpm| {
+            let mut events = events(membership).into_iter();
+            events.try_for_each(|event| tpm.extend_with_event(PcrIndex::CLUSTER_ID, event))
+        };
+        self.with_tpm(measure).map_err(self.failed())
     }
 }
 

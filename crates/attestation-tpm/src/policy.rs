@@ -1,99 +1,90 @@
-use attestation::Finding;
-use cluster_types::ClusterId;
-use measurements::{Enforcement, PcrIndex, PcrValue, PcrValues, ReferenceValues};
+use attestation::{Claim, ClaimValue, Comparison, Expectations, MeasuredMembership, Membership, Severity};
+use digest::Digest;
+use measurements::{Enforcement, PcrIndex, PcrReferences, PcrValue, PcrValues, ReferenceValue};
 
-/// Which nodes are acceptable: those that booted one of these images and stand in this relation to a cluster.
+/// Which nodes are acceptable: those that booted this image and have said this about themselves.
 #[derive(Clone, Debug)]
 pub struct PcrPolicy {
-    first: ReferenceValues,
-    others: Vec<ReferenceValues>,
-    membership: Membership,
-}
-
-/// What PCR 15 must say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Membership {
-    /// The node belongs to no cluster yet: zero.
-    New,
-    /// The node belongs to this cluster.
-    Of(ClusterId),
-    /// The node belongs to some cluster; the caller compares which one as soon as it can know.
-    Any,
+    image: PcrReferences,
+    membership: attestation::ExpectedMembership,
 }
 
 impl PcrPolicy {
-    /// Accepts one image.
-    #[must_use]
-    pub fn new(image: ReferenceValues, membership: Membership) -> Self {
-        Self {
-            first: image,
-            others: Vec::new(),
-            membership,
+    /// What is expected, in registers.
+    ///
+    /// # Errors
+    /// When the reference values are not those of a TPM, or would accept every node.
+    pub fn new(expectations: &Expectations) -> Result<Self, serde_json::Error> {
+        Ok(Self {
+            image: expectations.image.values()?,
+            membership: expectations.membership,
+        })
+    }
+
+    /// Every register that is judged; a quote must cover them all.
+    pub(crate) fn judged(&self) -> impl Iterator<Item = PcrIndex> + '_ {
+        self.image.pcrs().keys().copied()
+    }
+
+    /// Says of each register how it compares with what is expected.
+    pub(crate) fn claims(&self, pcrs: &PcrValues) -> Vec<Claim> {
+        let claim = |(index, value): (&PcrIndex, &PcrValue)| Claim {
+            name: format!("PCR {index}"),
+            actual: value.digest().into(),
+            comparison: self.compare(*index, *value),
+        };
+        pcrs.iter().map(claim).collect()
+    }
+
+    /// PCR 15 is left to the membership, whatever the image's values say.
+    fn compare(&self, index: PcrIndex, actual: PcrValue) -> Comparison {
+        if index == PcrIndex::CLUSTER_ID {
+            return self.compare_membership(actual);
+        }
+        match self.image.pcrs().get(&index) {
+            None => Comparison::NotJudged,
+            Some(ReferenceValue { expected, enforcement }) => {
+                let severity = match enforcement {
+                    Enforcement::Required => Severity::Contraindicates,
+                    Enforcement::Warn => Severity::Warns,
+                };
+                Comparison::exact(&actual.digest().into(), expected.digest().into(), severity)
+            }
         }
     }
 
-    /// Accepts another image too, for the time of an upgrade.
-    #[must_use]
-    pub fn or(mut self, image: ReferenceValues) -> Self {
-        self.others.push(image);
-        self
-    }
-
-    /// Every register that any accepted image judges; a quote must cover them all.
-    pub(crate) fn judged(&self) -> impl Iterator<Item = PcrIndex> + '_ {
-        self.images().flat_map(|image| image.pcrs().keys().copied())
-    }
-
-    /// Compares with each image and keeps the findings of the one that fits best.
-    pub(crate) fn findings(&self, pcrs: &PcrValues) -> Vec<Finding> {
-        let mut findings = self
-            .images()
-            .map(|image| differences(image, pcrs))
-            .min_by_key(|found| (found.iter().any(is_required), found.len()))
-            .expect("a policy holds at least one image");
-        findings.extend(self.membership.finding(pcrs));
-        findings
-    }
-
-    fn images(&self) -> impl Iterator<Item = &ReferenceValues> {
-        std::iter::once(&self.first).chain(&self.others)
-    }
-}
-
-impl Membership {
-    fn finding(self, pcrs: &PcrValues) -> Option<Finding> {
-        let index = PcrIndex::CLUSTER_ID;
-        let actual = pcrs.get(&index).copied().unwrap_or(PcrValue::ZERO);
-        let expected = match self {
-            Self::New => PcrValue::ZERO,
-            Self::Of(cluster) => PcrValue::ZERO.event(cluster.as_bytes()),
-            Self::Any => return (actual == PcrValue::ZERO).then_some(Finding::NotAMember),
+    fn compare_membership(&self, actual: PcrValue) -> Comparison {
+        use attestation::ExpectedMembership::{Any, New, Of};
+        let measured = measured_membership(actual);
+        if measured.meets(&self.membership) {
+            return Comparison::AsExpected;
+        }
+        let expected = match &self.membership {
+            New => ClaimValue::Digest(PcrValue::ZERO.digest()),
+            Any => ClaimValue::from("the id of a cluster, measured"),
+            Of(membership) => ClaimValue::Digest(measured.shown_by(membership)),
         };
-        (actual != expected).then_some(Finding::Pcr {
-            index,
-            actual,
+        Comparison::Differs {
             expected,
-            required: true,
-        })
+            severity: Severity::Contraindicates,
+        }
     }
 }
 
-/// What differs from one image, leaving PCR 15 to [`Membership`].
-fn differences(image: &ReferenceValues, pcrs: &PcrValues) -> Vec<Finding> {
-    let judged = image.pcrs().iter().filter(|(index, _)| **index != PcrIndex::CLUSTER_ID);
-    judged
-        .filter_map(|(index, reference)| {
-            let actual = *pcrs.get(index)?;
-            (actual != reference.expected).then_some(Finding::Pcr {
-                index: *index,
-                actual,
-                expected: reference.expected,
-                required: reference.enforcement == Enforcement::Required,
-            })
-        })
-        .collect()
+/// What PCR 15 says: zero on a new node, extended with the cluster id on a member.
+pub(crate) fn measured_membership(register: PcrValue) -> MeasuredMembership {
+    MeasuredMembership::new(register.digest(), PcrValue::ZERO.digest(), register_of)
 }
 
-fn is_required(finding: &Finding) -> bool {
-    matches!(finding, Finding::Pcr { required: true, .. } | Finding::NotAMember)
+fn register_of(membership: &Membership) -> Digest {
+    events(membership)
+        .iter()
+        .fold(PcrValue::ZERO, |register, event| register.event(*event))
+        .digest()
+}
+
+/// What is measured into PCR 15, in this order.
+pub(crate) fn events(membership: &Membership) -> [&[u8; 32]; 1] {
+    let Membership { cluster } = membership;
+    [cluster.as_bytes()]
 }

@@ -4,10 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use attestation::{Attester, Finding, Nonce, Outcome, ReportBinding, TrustBasis, Verifier};
-use attestation_tpm::{Membership, PcrPolicy, SocketTransport, Tpm, TpmAttester, TpmVerifier};
+use attestation::{
+    AppraisalError, AttestationResult, Attester, Endorsements, Evidence, Expectations, ExpectedMembership,
+    MeasuringAttester, Membership, Nonce, Outcome, ReportBinding, TrustBasis, UnixTime, Verifier,
+};
+use attestation_tpm::{PcrPolicy, SocketTransport, Tpm, TpmAttester, TpmVerifier};
 use cluster_types::{ClusterId, Variant};
-use measurements::{PcrIndex, PcrValue, ReferenceValues};
+use measurements::{PcrIndex, PcrReferences, PcrValue, ReferenceValues};
 use test_tpm::SoftwareTpm;
 
 const KERNEL: PcrIndex = PcrIndex::new(11);
@@ -17,17 +20,26 @@ fn attester(tpm: &SoftwareTpm) -> TpmAttester {
     TpmAttester::new(Variant::QemuVtpm, Tpm::new(transport)).unwrap()
 }
 
-fn verifier(membership: Membership) -> TpmVerifier {
+fn image() -> ReferenceValues {
     let kernel = PcrValue::ZERO.event(&[11; 32]);
-    let image = ReferenceValues::new(
-        "image",
-        BTreeMap::from([(KERNEL, kernel), (PcrIndex::new(12), PcrValue::ZERO)]),
-    );
-    TpmVerifier::new(
-        Variant::QemuVtpm,
-        TrustBasis::HostSoftware,
-        PcrPolicy::new(image, membership),
-    )
+    let registers = BTreeMap::from([(KERNEL, kernel), (PcrIndex::new(12), PcrValue::ZERO)]);
+    ReferenceValues::new(Variant::QemuVtpm, "image", &PcrReferences::new(registers))
+}
+
+fn appraise(
+    expectations: &Expectations,
+    evidence: &Evidence,
+    binding: &ReportBinding,
+) -> Result<AttestationResult, AppraisalError> {
+    let policy = PcrPolicy::new(expectations).unwrap();
+    let verifier = TpmVerifier::new(Variant::QemuVtpm, TrustBasis::HostSoftware, policy);
+    verifier.appraise(evidence, &Endorsements::None, binding, UnixTime::from_seconds(0))
+}
+
+fn check(node: &TpmAttester, image: ReferenceValues, membership: ExpectedMembership) -> AttestationResult {
+    let binding = binding();
+    let evidence = node.attest(&binding).unwrap();
+    appraise(&Expectations { image, membership }, &evidence, &binding).unwrap()
 }
 
 fn binding() -> ReportBinding {
@@ -42,48 +54,50 @@ fn boot(attester: &TpmAttester) {
 
 #[test]
 fn a_node_is_new_until_it_measures_its_cluster_id() {
+    use ExpectedMembership::{Any, New, Of};
     let tpm = SoftwareTpm::start().unwrap();
     let node = attester(&tpm);
     boot(&node);
-    let cluster = ClusterId::new([42; 32]);
-    let check = |membership| {
-        let binding = binding();
-        let evidence = node.attest(&binding).unwrap();
-        verifier(membership).appraise(&evidence, &binding).unwrap()
-    };
+    let member = |id| Membership::from(ClusterId::new([id; 32]));
+    let outcome = |membership| check(&node, image(), membership).outcome();
 
-    assert_eq!(check(Membership::New).outcome(), Outcome::Affirming);
-    assert_eq!(check(Membership::Of(cluster)).outcome(), Outcome::Contraindicated);
-    assert_eq!(check(Membership::Any).findings, [Finding::NotAMember]);
+    assert!(node.membership().unwrap().is_new());
+    assert_eq!(outcome(New), Outcome::Affirming);
+    assert_eq!(outcome(Of(member(42))), Outcome::Contraindicated);
+    assert_eq!(outcome(Any), Outcome::Contraindicated);
 
-    node.with_tpm(|tpm| tpm.extend_with_event(PcrIndex::CLUSTER_ID, cluster.as_bytes()))
-        .unwrap();
-    assert_eq!(check(Membership::New).outcome(), Outcome::Contraindicated);
-    assert_eq!(check(Membership::Of(cluster)).outcome(), Outcome::Affirming);
-    assert_eq!(check(Membership::Any).outcome(), Outcome::Affirming);
-    assert_eq!(
-        check(Membership::Of(ClusterId::new([43; 32]))).outcome(),
-        Outcome::Contraindicated
-    );
+    node.measure_membership(&member(42)).unwrap();
+    assert!(node.membership().unwrap().is(&member(42)));
+    assert_eq!(outcome(New), Outcome::Contraindicated);
+    assert_eq!(outcome(Of(member(42))), Outcome::Affirming);
+    assert_eq!(outcome(Any), Outcome::Affirming);
+    assert_eq!(outcome(Of(member(43))), Outcome::Contraindicated);
 }
 
 #[test]
 fn another_kernel_is_contraindicated() {
     let tpm = SoftwareTpm::start().unwrap();
     let node = attester(&tpm);
-    let binding = binding();
-    let evidence = node.attest(&binding).unwrap();
-    let result = verifier(Membership::New).appraise(&evidence, &binding).unwrap();
-    let [
-        Finding::Pcr {
-            index: KERNEL,
-            required: true,
-            ..
-        },
-    ] = result.findings[..]
-    else {
-        panic!("{result:?}")
-    };
+    let result = check(&node, image(), ExpectedMembership::New);
+    assert_eq!(result.outcome(), Outcome::Contraindicated);
+    let findings: Vec<_> = result.findings().map(|finding| finding.subject).collect();
+    assert_eq!(findings, ["PCR 11"]);
+}
+
+#[test]
+fn a_node_expects_its_own_image_and_no_other() {
+    let own = SoftwareTpm::start().unwrap();
+    let own_image = attester(&own).own_image().unwrap();
+    for register in [4, 9, 11, 12, 13] {
+        let tpm = SoftwareTpm::start().unwrap();
+        let node = attester(&tpm);
+        let before = check(&node, own_image.clone(), ExpectedMembership::New);
+        assert_eq!(before.outcome(), Outcome::Affirming);
+        node.with_tpm(|tpm| tpm.extend_with_event(PcrIndex::new(register), &[1; 32]))
+            .unwrap();
+        let after = check(&node, own_image.clone(), ExpectedMembership::New);
+        assert_eq!(after.outcome(), Outcome::Contraindicated);
+    }
 }
 
 #[test]
@@ -91,7 +105,11 @@ fn evidence_does_not_serve_twice() {
     let tpm = SoftwareTpm::start().unwrap();
     let node = attester(&tpm);
     let evidence = node.attest(&binding()).unwrap();
-    assert!(verifier(Membership::New).appraise(&evidence, &binding()).is_err());
+    let expectations = Expectations {
+        image: image(),
+        membership: ExpectedMembership::New,
+    };
+    assert!(appraise(&expectations, &evidence, &binding()).is_err());
 }
 
 #[test]

@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn survives_a_round_trip() {
         let evidence = Evidence {
-            variant: Variant::QemuVtpm,
+            variant: Variant::ALL[0],
             body: vec![1, 2, 3],
         };
         assert_eq!(Evidence::parse(&evidence.encode()).unwrap(), evidence);

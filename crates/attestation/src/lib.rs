@@ -1,17 +1,27 @@
 //! The roles and artifacts of remote attestation (RATS, RFC 9334), independent of any technology.
 //!
-//! An [`Attester`] produces [`Evidence`] over a [`ReportBinding`]; a [`Verifier`] appraises it against its own
-//! ReferenceValues and gives an [`AttestationResult`]; a Relying Party releases something only for an [`Affirmed`].
+//! An [`Attester`] produces [`Evidence`] over a [`ReportBinding`]; a [`Verifier`] appraises it against its
+//! [`Expectations`] and gives an [`AttestationResult`]; a Relying Party releases something only for an [`Affirmed`].
+//! What a technology says is a list of [`Claim`]s for people to read. What programs decide on has a type of its own here:
+//! [`Outcome`], [`AttestedIdentity`] and [`MeasuredMembership`].
 //!
-//! What this crate does not do: it has no sockets, files, clock or runtime. Nothing that the Evidence says chooses how
-//! it is checked: the verifier of each variant is fixed before the first byte arrives.
+//! What this crate does not do: it has no sockets, files, clock or runtime, and it knows no technology. Nothing that the
+//! Evidence says chooses how it is checked: the verifier of each variant is fixed before the first byte arrives.
 
+mod appraisal;
+mod attester;
 mod binding;
+mod claim;
 mod evidence;
+mod membership;
 mod result;
-mod verifiers;
+mod variants;
 
+pub use appraisal::{AppraisalError, Endorsements, UnixTime, Verifier, Verifiers};
+pub use attester::{AttestError, Attester, DeviceError, MeasuringAttester};
 pub use binding::{Direction, Nonce, Purpose, ReportBinding, SessionParts, UnknownPurpose};
+pub use claim::{Claim, ClaimValue, Comparison, Finding, Severity};
 pub use evidence::{Evidence, MAX_EVIDENCE_LEN, ParseEvidenceError};
-pub use result::{Affirmed, AttestationResult, AttestedIdentity, Finding, NotAffirmed, Outcome, TrustBasis};
-pub use verifiers::{AppraisalError, AttestError, Attester, Verifier, Verifiers};
+pub use membership::{ExpectedMembership, MeasuredMembership, Membership};
+pub use result::{Affirmed, AttestationResult, AttestedIdentity, NotAffirmed, Outcome, TrustBasis};
+pub use variants::{AttesterSource, Expectations, SetUpAttesterError, SetUpVerifierError, Variants};

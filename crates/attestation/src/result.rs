@@ -2,7 +2,8 @@ use std::fmt;
 
 use cluster_types::Variant;
 use digest::Digest;
-use measurements::{PcrIndex, PcrValue, PcrValues};
+
+use crate::{Claim, Finding, MeasuredMembership, Severity};
 
 /// What an appraisal found (RFC 9334 section 8.4), in the three tiers of the EAT attestation result.
 ///
@@ -17,14 +18,14 @@ pub struct AttestationResult {
     pub trust: TrustBasis,
     /// Who attested.
     pub identity: AttestedIdentity,
-    /// The measured registers, as signed.
-    pub pcrs: PcrValues,
-    /// Everything that differs from the ReferenceValues.
-    pub findings: Vec<Finding>,
+    /// What it has said about itself by measuring it.
+    pub membership: MeasuredMembership,
+    /// Everything it says, each compared with what is expected.
+    pub claims: Vec<Claim>,
 }
 
-/// Identity of an attester that it cannot choose: for TPM variants the name of its attestation key, a primary key that
-/// a TPM derives from its seed, so that it is the same after every boot of one machine and differs between machines.
+/// Identity of an attester that it cannot choose. It is the same after every boot of one machine and differs between
+/// machines; what it is made of is the technology's to say.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttestedIdentity(Digest);
 
@@ -54,52 +55,33 @@ impl fmt::Debug for AttestedIdentity {
     }
 }
 
-/// What stands behind the signature on the Evidence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What stands behind the signature on the Evidence, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TrustBasis {
-    /// A TPM in the host's software: the host can forge everything. Only for trying things out.
+    /// Software of the host: the host can forge everything. Only for trying things out.
     HostSoftware,
+}
+
+impl TrustBasis {
+    /// Whether a verdict holds against whoever runs the host.
+    #[must_use]
+    pub const fn protects_from_host(self) -> bool {
+        match self {
+            Self::HostSoftware => false,
+        }
+    }
 }
 
 impl fmt::Display for TrustBasis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::HostSoftware => f.write_str("software TPM of the host: no protection from the host"),
+            Self::HostSoftware => f.write_str("software of the host: no protection from the host"),
         }
     }
 }
 
-/// One difference between the Evidence and the ReferenceValues.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Finding {
-    /// A register holds another value.
-    #[error("PCR {index} is {actual}, expected {expected}")]
-    Pcr {
-        /// Which register.
-        index: PcrIndex,
-        /// What was signed.
-        actual: PcrValue,
-        /// What the reference values say.
-        expected: PcrValue,
-        /// Whether this contraindicates the node or only warns.
-        required: bool,
-    },
-    /// The node should be part of a cluster, but PCR 15 is zero.
-    #[error("PCR 15 is zero: the node is not part of a cluster")]
-    NotAMember,
-}
-
-impl Finding {
-    fn is_required(&self) -> bool {
-        match self {
-            Self::Pcr { required, .. } => *required,
-            Self::NotAMember => true,
-        }
-    }
-}
-
-/// The verdict of an appraisal. Keys are released only on [`Outcome::Affirming`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The verdict of an appraisal, in the order from good to bad. Keys are released only on [`Outcome::Affirming`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// Everything is as expected.
     Affirming,
@@ -121,12 +103,18 @@ impl fmt::Display for Outcome {
 
 /// The Evidence is authentic, but the verdict releases nothing.
 #[derive(Debug, thiserror::Error)]
-#[error("attestation is {outcome}: {}", join(findings))]
+#[error("attestation is {}: {}", result.outcome(), findings(result))]
 pub struct NotAffirmed {
+    /// What the appraisal found.
+    pub result: Box<AttestationResult>,
+}
+
+impl NotAffirmed {
     /// Warning or contraindicated.
-    pub outcome: Outcome,
-    /// Why.
-    pub findings: Vec<Finding>,
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        self.result.outcome()
+    }
 }
 
 /// An [`AttestationResult`] whose verdict is affirming. Only [`AttestationResult::into_affirmed`] makes one.
@@ -134,16 +122,19 @@ pub struct NotAffirmed {
 pub struct Affirmed(AttestationResult);
 
 impl AttestationResult {
+    /// Everything that differs from what is expected.
+    pub fn findings(&self) -> impl Iterator<Item = Finding> + '_ {
+        self.claims.iter().filter_map(Claim::finding)
+    }
+
     /// The verdict: the worst of all findings.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
-        if self.findings.is_empty() {
-            Outcome::Affirming
-        } else if self.findings.iter().any(Finding::is_required) {
-            Outcome::Contraindicated
-        } else {
-            Outcome::Warning
-        }
+        let verdict = |finding: Finding| match finding.severity {
+            Severity::Warns => Outcome::Warning,
+            Severity::Contraindicates => Outcome::Contraindicated,
+        };
+        self.findings().map(verdict).max().unwrap_or(Outcome::Affirming)
     }
 
     /// The proof that the verdict is affirming.
@@ -153,10 +144,7 @@ impl AttestationResult {
     pub fn into_affirmed(self) -> Result<Affirmed, NotAffirmed> {
         match self.outcome() {
             Outcome::Affirming => Ok(Affirmed(self)),
-            outcome => Err(NotAffirmed {
-                outcome,
-                findings: self.findings,
-            }),
+            Outcome::Warning | Outcome::Contraindicated => Err(NotAffirmed { result: Box::new(self) }),
         }
     }
 }
@@ -175,41 +163,60 @@ impl Affirmed {
     }
 }
 
-fn join(findings: &[Finding]) -> String {
-    findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+fn findings(result: &AttestationResult) -> String {
+    let findings: Vec<_> = result.findings().map(|finding| finding.to_string()).collect();
+    findings.join("; ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{ClaimValue, Comparison};
 
-    fn check(findings: Vec<Finding>) -> Outcome {
+    fn check(claims: Vec<Claim>) -> Outcome {
+        let zero = Digest::new([0; 32]);
         let result = AttestationResult {
-            variant: Variant::QemuVtpm,
+            variant: Variant::ALL[0],
             trust: TrustBasis::HostSoftware,
-            identity: AttestedIdentity::new(Digest::new([0; 32])),
-            pcrs: PcrValues::new(),
-            findings,
+            identity: AttestedIdentity::new(zero),
+            membership: MeasuredMembership::new(zero, zero, |_| Digest::new([1; 32])),
+            claims,
         };
         let outcome = result.outcome();
         assert_eq!(result.into_affirmed().is_ok(), outcome == Outcome::Affirming);
         outcome
     }
 
-    fn differs(required: bool) -> Finding {
-        Finding::Pcr {
-            index: PcrIndex::new(4),
-            actual: PcrValue::ZERO,
-            expected: PcrValue::new([1; 32]),
-            required,
+    fn claim(comparison: Comparison) -> Claim {
+        Claim {
+            name: "image".to_owned(),
+            actual: "one".into(),
+            comparison,
         }
+    }
+
+    fn differs(severity: Severity) -> Claim {
+        claim(Comparison::exact(&"one".into(), ClaimValue::from("other"), severity))
     }
 
     #[test]
     fn the_worst_finding_decides() {
-        assert_eq!(check(vec![]), Outcome::Affirming);
-        assert_eq!(check(vec![differs(false)]), Outcome::Warning);
-        assert_eq!(check(vec![differs(false), differs(true)]), Outcome::Contraindicated);
-        assert_eq!(check(vec![Finding::NotAMember]), Outcome::Contraindicated);
+        let good = || vec![claim(Comparison::NotJudged), claim(Comparison::AsExpected)];
+        let with = |more: &[Severity]| good().into_iter().chain(more.iter().copied().map(differs)).collect();
+        assert_eq!(check(good()), Outcome::Affirming);
+        assert_eq!(check(with(&[Severity::Warns])), Outcome::Warning);
+        for severities in [
+            &[Severity::Contraindicates][..],
+            &[Severity::Warns, Severity::Contraindicates],
+            &[Severity::Contraindicates, Severity::Warns],
+        ] {
+            assert_eq!(check(with(severities)), Outcome::Contraindicated);
+        }
+    }
+
+    #[test]
+    fn a_finding_has_both_sides() {
+        let finding = differs(Severity::Warns).finding().unwrap().to_string();
+        assert_eq!(finding, "image is one, expected other");
     }
 }

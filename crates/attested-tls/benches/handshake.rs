@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
-use attestation::{Purpose, Verifiers};
+use attestation::{ExpectedMembership, Purpose};
 use attested_tls::{Endpoint, PeerPolicy};
 use rcgen::{CertificateParams, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use test_figures::{Clock, Samples, Table};
-use test_tpm::{InProcessAttester, verifier};
+use test_machines::{InProcessAttester, SOFTWARE_TPM, verifiers};
 use tokio::io::{AsyncRead, AsyncWrite, duplex};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{self, Runtime};
@@ -116,7 +116,7 @@ fn runtime() -> Result<Runtime> {
 impl Attested {
     fn new() -> Self {
         let side = || {
-            let peer = PeerPolicy::Attested(Arc::new(Verifiers::one(verifier())));
+            let peer = PeerPolicy::Attested(Arc::new(verifiers(SOFTWARE_TPM, ExpectedMembership::New)));
             Endpoint::new(Some(Arc::new(InProcessAttester::generate())), peer)
         };
         Self {

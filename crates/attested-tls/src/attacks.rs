@@ -1,15 +1,12 @@
-//! What an attacker between or beside honest nodes tries. Quotes come from real software TPMs.
+//! What an attacker between or beside honest nodes tries, with machines of each technology.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation::{Attester, Nonce, Outcome, Purpose, TrustBasis, Verifiers};
-use attestation_tpm::{Membership, NotAuthentic, PcrPolicy, SocketTransport, Tpm, TpmAttester, TpmVerifier};
+use attestation::{Attester, ExpectedMembership, MeasuringAttester, Nonce, Outcome, Purpose};
 use cluster_types::{ClusterId, Variant};
-use measurements::{PcrIndex, PcrValue, ReferenceValues};
-use test_tpm::SoftwareTpm;
+use test_machines::{Machine, Technology, for_each_technology, verifiers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy_bidirectional, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
@@ -20,41 +17,40 @@ use crate::{AttestedStream, Endpoint, HandshakeError, Limits, PeerPolicy};
 type Handshake = Result<AttestedStream<DuplexStream>, HandshakeError>;
 
 struct Node {
-    attester: Arc<TpmAttester>,
-    _tpm: SoftwareTpm,
+    attester: Arc<dyn MeasuringAttester>,
+    machine: Box<dyn Machine>,
 }
 
-fn node() -> Node {
-    let tpm = SoftwareTpm::start().unwrap();
-    let transport = SocketTransport::connect(&tpm.socket()).unwrap();
-    Node {
-        attester: Arc::new(TpmAttester::new(Variant::QemuVtpm, Tpm::new(transport)).unwrap()),
-        _tpm: tpm,
-    }
+fn node(technology: &dyn Technology) -> Node {
+    let machine = technology.boot().unwrap();
+    let attester = machine.attester().unwrap();
+    Node { attester, machine }
+}
+
+fn member(technology: &dyn Technology) -> Node {
+    let node = node(technology);
+    node.attester
+        .measure_membership(&ClusterId::new([1; 32]).into())
+        .unwrap();
+    node
 }
 
 impl Node {
     fn attester(&self) -> Option<Arc<dyn Attester>> {
         Some(self.attester.clone())
     }
-
-    fn measure(&self, index: u8) {
-        self.attester
-            .with_tpm(|tpm| tpm.extend_with_event(PcrIndex::new(index), &[1; 32]))
-            .unwrap();
-    }
 }
 
-fn attested(membership: Membership) -> PeerPolicy {
-    let image = ReferenceValues::new("image", BTreeMap::from([(PcrIndex::new(11), PcrValue::ZERO)]));
-    let image = image.with_warning(PcrIndex::new(1), PcrValue::ZERO);
-    let policy = PcrPolicy::new(image, membership);
-    let verifier = TpmVerifier::new(Variant::QemuVtpm, TrustBasis::HostSoftware, policy);
-    PeerPolicy::Attested(Arc::new(Verifiers::one(verifier)))
+fn attested(technology: &dyn Technology, membership: ExpectedMembership) -> PeerPolicy {
+    PeerPolicy::Attested(Arc::new(verifiers(technology, membership)))
 }
 
-fn new_node() -> PeerPolicy {
-    attested(Membership::New)
+fn new_node(technology: &dyn Technology) -> PeerPolicy {
+    attested(technology, ExpectedMembership::New)
+}
+
+fn any_member(technology: &dyn Technology) -> PeerPolicy {
+    attested(technology, ExpectedMembership::Any)
 }
 
 fn anyone() -> PeerPolicy {
@@ -69,21 +65,35 @@ async fn check(client: &Endpoint, server: &Endpoint, purpose: Purpose) -> (Hands
     )
 }
 
-fn not_authentic(result: Handshake) -> NotAuthentic {
+fn must_be_bound_to_something_else(technology: &dyn Technology, result: Handshake) {
     match result {
-        Err(HandshakeError::Appraisal(attestation::AppraisalError::NotAuthentic { source, .. })) => {
-            *source.downcast().unwrap()
-        }
+        Err(HandshakeError::Appraisal(error)) => assert!(technology.is_bound_to_something_else(&error), "{error:?}"),
         other => panic!("{other:?}"),
     }
 }
 
-#[tokio::test]
-async fn both_sides_attest_and_talk() {
-    let (joining, member) = (node(), node());
-    member.measure(15);
-    let client = Endpoint::new(joining.attester(), attested(Membership::Any));
-    let server = Endpoint::new(member.attester(), new_node());
+for_each_technology!(async:
+    both_sides_attest_and_talk,
+    only_one_side_attests_where_the_policy_says_so,
+    a_changed_image_is_refused_and_told_only_the_category,
+    a_warning_opens_no_session,
+    a_join_service_of_no_cluster_is_refused,
+    a_join_service_of_another_cluster_is_refused,
+    a_program_that_cannot_attest_is_not_let_in,
+    a_purpose_that_is_not_offered_is_refused,
+    a_relayed_session_is_refused,
+    reflected_evidence_is_refused,
+    replayed_evidence_is_refused,
+    a_peer_that_skips_its_evidence_is_refused,
+    another_version_of_the_exchange_is_refused,
+    a_short_nonce_is_refused,
+    a_peer_that_does_not_accept_our_variant_gets_no_quote,
+);
+
+async fn both_sides_attest_and_talk(technology: &dyn Technology) {
+    let (joining, member) = (node(technology), member(technology));
+    let client = Endpoint::new(joining.attester(), any_member(technology));
+    let server = Endpoint::new(member.attester(), new_node(technology));
     let (near, far) = check(&client, &server, Purpose::Join).await;
     let (mut near, mut far) = (near.unwrap(), far.unwrap());
     assert_eq!(near.node().unwrap().identity(), member.attester.identity());
@@ -97,87 +107,80 @@ async fn both_sides_attest_and_talk() {
     assert_eq!(&received, b"hello");
 }
 
-#[tokio::test]
-async fn only_one_side_attests_where_the_policy_says_so() {
-    let fresh = node();
-    let cli = Endpoint::new(None, new_node());
+async fn only_one_side_attests_where_the_policy_says_so(technology: &dyn Technology) {
+    let fresh = node(technology);
+    let cli = Endpoint::new(None, new_node(technology));
     let bootstrapper = Endpoint::new(fresh.attester(), anyone());
     let (near, far) = check(&cli, &bootstrapper, Purpose::Join).await;
     assert!(near.unwrap().node().is_some());
     assert!(far.unwrap().node().is_none());
 }
 
-#[tokio::test]
-async fn a_changed_image_is_refused_and_told_only_the_category() {
-    let changed = node();
-    changed.measure(11);
+async fn a_changed_image_is_refused_and_told_only_the_category(technology: &dyn Technology) {
+    let changed = node(technology);
+    changed.machine.change_image().unwrap();
     let client = Endpoint::new(changed.attester(), anyone());
-    let server = Endpoint::new(None, new_node());
+    let server = Endpoint::new(None, new_node(technology));
     let (near, far) = check(&client, &server, Purpose::Join).await;
     assert!(matches!(near, Err(HandshakeError::RefusedByPeer(category)) if category == "attestation failed"));
     let Err(HandshakeError::NotAffirmed(refusal)) = far else {
         panic!("{far:?}")
     };
-    assert_eq!(refusal.outcome, Outcome::Contraindicated);
+    assert_eq!(refusal.outcome(), Outcome::Contraindicated);
 }
 
-#[tokio::test]
-async fn a_warning_opens_no_session() {
-    let other_firmware = node();
-    other_firmware.measure(1);
+async fn a_warning_opens_no_session(technology: &dyn Technology) {
+    let other_firmware = node(technology);
+    other_firmware.machine.change_host().unwrap();
     let client = Endpoint::new(other_firmware.attester(), anyone());
-    let server = Endpoint::new(None, new_node());
+    let server = Endpoint::new(None, new_node(technology));
     let (_, far) = check(&client, &server, Purpose::Join).await;
     let Err(HandshakeError::NotAffirmed(refusal)) = far else {
         panic!("{far:?}")
     };
-    assert_eq!(refusal.outcome, Outcome::Warning);
+    assert_eq!(refusal.outcome(), Outcome::Warning);
 }
 
-#[tokio::test]
-async fn a_join_service_of_no_cluster_is_refused() {
-    let (joining, impostor) = (node(), node());
-    let client = Endpoint::new(joining.attester(), attested(Membership::Any));
-    let server = Endpoint::new(impostor.attester(), new_node());
+async fn a_join_service_of_no_cluster_is_refused(technology: &dyn Technology) {
+    let (joining, impostor) = (node(technology), node(technology));
+    let client = Endpoint::new(joining.attester(), any_member(technology));
+    let server = Endpoint::new(impostor.attester(), new_node(technology));
     let (near, _) = check(&client, &server, Purpose::Join).await;
     assert!(matches!(near, Err(HandshakeError::NotAffirmed(_))));
 }
 
-#[tokio::test]
-async fn a_join_service_of_another_cluster_is_refused() {
-    let (joining, foreign) = (node(), node());
-    foreign.measure(15);
-    let client = Endpoint::new(joining.attester(), attested(Membership::Of(ClusterId::new([9; 32]))));
-    let server = Endpoint::new(foreign.attester(), new_node());
+async fn a_join_service_of_another_cluster_is_refused(technology: &dyn Technology) {
+    let (joining, foreign) = (node(technology), member(technology));
+    let client = Endpoint::new(
+        joining.attester(),
+        attested(technology, ExpectedMembership::Of(ClusterId::new([9; 32]).into())),
+    );
+    let server = Endpoint::new(foreign.attester(), new_node(technology));
     let (near, _) = check(&client, &server, Purpose::Join).await;
     assert!(matches!(near, Err(HandshakeError::NotAffirmed(_))));
 }
 
-#[tokio::test]
-async fn a_program_that_cannot_attest_is_not_let_in() {
+async fn a_program_that_cannot_attest_is_not_let_in(technology: &dyn Technology) {
     let client = Endpoint::new(None, anyone());
-    let server = Endpoint::new(None, new_node());
+    let server = Endpoint::new(None, new_node(technology));
     let (near, far) = check(&client, &server, Purpose::Join).await;
     assert!(matches!(near, Err(HandshakeError::CannotAttest)));
     assert!(far.is_err());
 }
 
-#[tokio::test]
-async fn a_purpose_that_is_not_offered_is_refused() {
-    let joining = node();
+async fn a_purpose_that_is_not_offered_is_refused(technology: &dyn Technology) {
+    let joining = node(technology);
     let client = Endpoint::new(joining.attester(), anyone());
-    let server = Endpoint::new(None, new_node());
+    let server = Endpoint::new(None, new_node(technology));
     let (_, far) = check(&client, &server, Purpose::Recover).await;
     assert!(matches!(far, Err(HandshakeError::Purpose(purpose)) if purpose == "recover"));
 }
 
 /// The attacker ends TLS with a leaf of its own on both sides and forwards every byte of the exchange.
-#[tokio::test]
-async fn a_relayed_session_is_refused() {
-    let (joining, member) = (node(), node());
-    member.measure(15);
-    let client = Endpoint::new(joining.attester(), attested(Membership::Any));
-    let server = Endpoint::new(member.attester(), new_node());
+async fn a_relayed_session_is_refused(technology: &dyn Technology) {
+    let (joining, member) = (node(technology), member(technology));
+    let client = Endpoint::new(joining.attester(), any_member(technology));
+    let server = Endpoint::new(member.attester(), new_node(technology));
     let (near, relay_near) = duplex(64 * 1024);
     let (relay_far, far) = duplex(64 * 1024);
     let relay = async {
@@ -191,14 +194,13 @@ async fn a_relayed_session_is_refused() {
         server.accept(&purposes, far),
         relay
     );
-    assert!(matches!(not_authentic(near), NotAuthentic::Binding { .. }));
+    must_be_bound_to_something_else(technology, near);
 }
 
 /// The attacker answers a server's question with the server's own Evidence.
-#[tokio::test]
-async fn reflected_evidence_is_refused() {
-    let member = node();
-    let server = Endpoint::new(member.attester(), new_node());
+async fn reflected_evidence_is_refused(technology: &dyn Technology) {
+    let member = node(technology);
+    let server = Endpoint::new(member.attester(), new_node(technology));
     let (near, far) = duplex(64 * 1024);
     let attack = async {
         let mut tls = attacker_connects(near).await;
@@ -214,13 +216,12 @@ async fn reflected_evidence_is_refused() {
     };
     let purposes = [Purpose::Join];
     let (far, ()) = tokio::join!(server.accept(&purposes, far), attack);
-    assert!(matches!(not_authentic(far), NotAuthentic::Binding { .. }));
+    must_be_bound_to_something_else(technology, far);
 }
 
 /// The attacker lets a node attest to it and presents that Evidence in a session of its own, with the same nonce.
-#[tokio::test]
-async fn replayed_evidence_is_refused() {
-    let joining = node();
+async fn replayed_evidence_is_refused(technology: &dyn Technology) {
+    let joining = node(technology);
     let client = Endpoint::new(joining.attester(), anyone());
     let (near, far) = duplex(64 * 1024);
     let steal = async {
@@ -238,7 +239,7 @@ async fn replayed_evidence_is_refused() {
     };
     let (_, evidence) = tokio::join!(client.connect(Purpose::Join, near), steal);
 
-    let server = Endpoint::new(None, new_node());
+    let server = Endpoint::new(None, new_node(technology));
     let (near, far) = duplex(64 * 1024);
     let replay = async {
         let mut tls = attacker_connects(near).await;
@@ -252,12 +253,11 @@ async fn replayed_evidence_is_refused() {
     };
     let purposes = [Purpose::Join];
     let (far, ()) = tokio::join!(server.accept(&purposes, far), replay);
-    assert!(matches!(not_authentic(far), NotAuthentic::Binding { .. }));
+    must_be_bound_to_something_else(technology, far);
 }
 
-#[tokio::test]
-async fn a_peer_that_skips_its_evidence_is_refused() {
-    let server = Endpoint::new(None, new_node());
+async fn a_peer_that_skips_its_evidence_is_refused(technology: &dyn Technology) {
+    let server = Endpoint::new(None, new_node(technology));
     let (near, far) = duplex(64 * 1024);
     let attack = async {
         let mut tls = attacker_connects(near).await;
@@ -272,37 +272,34 @@ async fn a_peer_that_skips_its_evidence_is_refused() {
     assert!(matches!(far, Err(HandshakeError::UnexpectedMessage("evidence"))));
 }
 
-#[tokio::test]
-async fn another_version_of_the_exchange_is_refused() {
+async fn another_version_of_the_exchange_is_refused(technology: &dyn Technology) {
     let Kind::Hello(mut future) = hello(None) else {
         unreachable!("made as a hello")
     };
     future.version = 2;
-    let result = server_after_hello(Kind::Hello(future)).await;
+    let result = server_after_hello(technology, Kind::Hello(future)).await;
     assert!(matches!(result, Err(HandshakeError::Version(2))));
 }
 
-#[tokio::test]
-async fn a_short_nonce_is_refused() {
-    let result = server_after_hello(hello(Some(vec![0; 31]))).await;
+async fn a_short_nonce_is_refused(technology: &dyn Technology) {
+    let result = server_after_hello(technology, hello(Some(vec![0; 31]))).await;
     assert!(matches!(result, Err(HandshakeError::NonceLength(31))));
 }
 
-#[tokio::test]
-async fn a_peer_that_does_not_accept_our_variant_gets_no_quote() {
+async fn a_peer_that_does_not_accept_our_variant_gets_no_quote(technology: &dyn Technology) {
     let Kind::Hello(mut picky) = hello(Some(vec![0; 32])) else {
         unreachable!("made as a hello")
     };
     picky.accepts = vec!["dummy".into()];
-    let result = server_after_hello(Kind::Hello(picky)).await;
-    assert!(matches!(
-        result,
-        Err(HandshakeError::VariantNotAccepted(Variant::QemuVtpm))
-    ));
+    let result = server_after_hello(technology, Kind::Hello(picky)).await;
+    let Err(HandshakeError::VariantNotAccepted(variant)) = result else {
+        panic!("{result:?}")
+    };
+    assert_eq!(variant, technology.variant());
 }
 
-async fn server_after_hello(hello: Kind) -> Handshake {
-    let member = node();
+async fn server_after_hello(technology: &dyn Technology, hello: Kind) -> Handshake {
+    let member = node(technology);
     let server = Endpoint::new(member.attester(), anyone());
     let (near, far) = duplex(64 * 1024);
     let attack = async {
@@ -413,7 +410,7 @@ async fn attacker_connects(stream: DuplexStream) -> TlsStream<DuplexStream> {
 }
 
 fn hello(nonce: Option<Vec<u8>>) -> Kind {
-    let accepts = vec![Variant::QemuVtpm.to_string()];
+    let accepts = Variant::ALL.iter().map(ToString::to_string).collect();
     Kind::Hello(Hello {
         version: 1,
         purpose: "join".into(),

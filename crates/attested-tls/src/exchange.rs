@@ -1,7 +1,10 @@
 use std::io;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use attestation::{Affirmed, Attester, Direction, Evidence, Nonce, Purpose, ReportBinding, SessionParts, Verifiers};
+use attestation::{
+    Affirmed, Attester, Direction, Evidence, Nonce, Purpose, ReportBinding, SessionParts, UnixTime, Verifiers,
+};
 use digest::Digest;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsStream;
@@ -197,7 +200,13 @@ impl Exchange<'_> {
 
 fn appraise(verifiers: &Verifiers, evidence: &[u8], binding: &ReportBinding) -> Result<Affirmed, HandshakeError> {
     let evidence = Evidence::parse(evidence)?;
-    Ok(verifiers.appraise(&evidence, binding)?.into_affirmed()?)
+    Ok(verifiers.appraise(&evidence, binding, now())?.into_affirmed()?)
+}
+
+/// The one place where sessions read the clock. Its host may set it, so it decides only what ends by itself.
+fn now() -> UnixTime {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixTime::from_seconds(since_1970.as_secs())
 }
 
 async fn accept_peer<S: AsyncRead + AsyncWrite + Unpin>(tls: &mut TlsStream<S>) -> io::Result<()> {

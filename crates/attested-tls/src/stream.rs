@@ -9,7 +9,7 @@ use tokio_rustls::TlsStream;
 /// The proof that the peer of one session attested for one purpose, and that the verdict was affirming.
 ///
 /// # Security
-/// It says what software the peer runs and which TPM it has. It does not say which role the peer may have.
+/// It says what software the peer runs and which machine it is. It does not say which role the peer may have.
 #[derive(Clone, Debug)]
 pub struct AttestedNode {
     affirmed: Affirmed,

@@ -28,6 +28,7 @@ impl TryFrom<raw::V5> for ClusterConfig {
         let mut problems = ConfigProblems::default();
         let name = problems.required("name", raw.name, check_cluster_name);
         let image = problems.required("image", raw.image, check_image);
+        let variant = problems.required("attestationVariant", raw.attestation_variant, |text| text.parse());
         let kubernetes_version = problems.required("kubernetesVersion", raw.kubernetes_version, |text| text.parse());
         let components_digest = match raw.kubernetes_components_digest {
             Given::Nothing => Some(None),
@@ -46,6 +47,7 @@ impl TryFrom<raw::V5> for ClusterConfig {
             Some(Self {
                 name: name?,
                 image: image?,
+                variant: variant?,
                 kubernetes_version: kubernetes_version?,
                 components_digest: components_digest?,
                 mirror: mirror?,
@@ -61,8 +63,8 @@ impl TryFrom<raw::V5> for ClusterConfig {
 
 /// The keys of each section, for those who mistyped one.
 mod known {
-    pub(super) const TOP: &str = "version, name, image, kubernetesVersion, kubernetesComponentsDigest, mirror, serviceCIDR, \
-                                  nodeGroups or provider";
+    pub(super) const TOP: &str = "version, name, image, attestationVariant, kubernetesVersion, kubernetesComponentsDigest, \
+                                  mirror, serviceCIDR, nodeGroups or provider";
     pub(super) const GROUP: &str = "role, initialCount, vcpus, memoryMiB or stateDiskSizeGB";
     pub(super) const PROVIDER: &str = "qemu";
     pub(super) const QEMU: &str = "acceleration, firmware or flushes";

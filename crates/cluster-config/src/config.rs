@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use cluster_types::{Cidr, KubernetesVersion, NodeName, NodeRole};
+use cluster_types::{Cidr, KubernetesVersion, NodeName, NodeRole, Variant};
 use digest::Digest;
 use infrastructure::{MirrorSource, NodeSpec};
 
@@ -20,6 +20,8 @@ pub struct ClusterConfig {
     pub name: String,
     /// The folder with the node image and its reference values.
     pub image: PathBuf,
+    /// How nodes attest.
+    pub variant: Variant,
     /// The Kubernetes release.
     pub kubernetes_version: KubernetesVersion,
     /// What the mirror's list of components must hash to. A list from the network is not believed without it.

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use camino::Utf8PathBuf;
+use cluster_types::Variant;
 use digest::{Digest, oci};
 
 use crate::{DEFAULT_KUBERNETES_VERSION, MirrorSource};
@@ -12,6 +13,8 @@ pub struct ExampleOptions {
     pub name: String,
     /// The folder with the node image.
     pub image: Utf8PathBuf,
+    /// How nodes attest.
+    pub variant: Variant,
     /// The Kubernetes release.
     pub kubernetes_version: String,
     /// The digest of the mirror's list of components, where it is known.
@@ -25,6 +28,7 @@ impl Default for ExampleOptions {
         Self {
             name: "mini".to_owned(),
             image: "image".into(),
+            variant: Variant::ALL[0],
             kubernetes_version: DEFAULT_KUBERNETES_VERSION.to_owned(),
             components_digest: None,
             mirror: MirrorSource::Folder("mirror".into()),
@@ -37,6 +41,7 @@ impl Default for ExampleOptions {
 pub fn example(options: &ExampleOptions) -> String {
     let name = entry("name", &options.name);
     let image = entry("image", &options.image);
+    let variant = options.variant;
     let kubernetes_version = entry("kubernetesVersion", &options.kubernetes_version);
     let mirror = entry("mirror", &options.mirror);
     let components_digest = match &options.components_digest {
@@ -54,6 +59,9 @@ version: v5
 
 # Folder with the node image: node.img and reference-values.json, as the image builder writes them.
 {image}
+
+# How nodes prove what they run. The image's reference-values.json must be for the same variant.
+attestationVariant: {variant}
 
 # Kubernetes release. The mirror must hold this one.
 {kubernetes_version}

@@ -46,6 +46,8 @@ pub(crate) struct V5 {
     #[serde(default)]
     pub(crate) image: Given<String>,
     #[serde(default)]
+    pub(crate) attestation_variant: Given<String>,
+    #[serde(default)]
     pub(crate) kubernetes_version: Given<String>,
     #[serde(default)]
     pub(crate) kubernetes_components_digest: Given<String>,

@@ -5,6 +5,10 @@
 use std::path::Path;
 
 use cluster_config::{ClusterConfig, ExampleOptions, ParseConfigError, example};
+use cluster_types::Variant;
+
+/// As in the example.
+const VARIANT: &str = Variant::ALL[0].as_str();
 
 fn parse(text: &str) -> Result<ClusterConfig, ParseConfigError> {
     ClusterConfig::parse(text, Path::new("/workspace"))
@@ -52,6 +56,8 @@ fn values_that_cannot_be() {
             "1 to 37",
         ),
         ("image: image", "image: \"\"", "image", "node.img"),
+        (VARIANT, "dummy", "attestationVariant", "such as"),
+        (VARIANT, "\"\"", "attestationVariant", "such as"),
         ("v1.35.4", "v1.35", "kubernetesVersion", "v1.35.4"),
         ("v1.35.4", "1.35.4", "kubernetesVersion", "v1.35.4"),
         ("v1.35.4", "v1.35.4-rc.1", "kubernetesVersion", "v1.35.4"),
@@ -199,6 +205,7 @@ fn values_of_another_kind() {
             "image",
             "is a section, expected a text",
         ),
+        (VARIANT, "1", "attestationVariant", "is 1, expected a text"),
         ("v1.35.4", "1.35", "kubernetesVersion", "is 1.35, expected a text"),
         ("mirror: mirror", "mirror: []", "mirror", "is a list, expected a text"),
         ("10.96.0.0/12", "10", "serviceCIDR", "is 10, expected a text"),
@@ -306,6 +313,11 @@ fn keys_that_are_missing() {
         ("name: mini", "name", "is missing, expected a text"),
         ("image: image", "image", "is missing, expected a text"),
         (
+            &format!("attestationVariant: {VARIANT}"),
+            "attestationVariant",
+            "is missing, expected a text",
+        ),
+        (
             "kubernetesVersion: v1.35.4",
             "kubernetesVersion",
             "is missing, expected a text",
@@ -351,7 +363,7 @@ fn keys_that_are_not_known() {
         problems(&with("mirror: mirror", "miror: mirror")),
         [
             "mirror: is missing, expected a text (numbers and truth values in quotes)",
-            "miror: is unknown here, expected version, name, image, kubernetesVersion, \
+            "miror: is unknown here, expected version, name, image, attestationVariant, kubernetesVersion, \
              kubernetesComponentsDigest, mirror, serviceCIDR, nodeGroups or provider",
         ]
     );

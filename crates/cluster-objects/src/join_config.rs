@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cluster_types::key_service::KeyServicePublicKey;
-use cluster_types::{HostPort, KubernetesVersion, MeasurementSalt, Service};
+use cluster_types::{HostPort, KubernetesVersion, MeasurementSalt, Service, Variant};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ObjectMeta;
@@ -55,6 +55,7 @@ pub enum LoadJoinConfigError {
     },
 }
 
+const VARIANT: &str = "attestationVariant";
 const REFERENCE_VALUES: &str = "referenceValues";
 const MEASUREMENT_SALT: &str = "measurementSalt";
 const OPERATOR_KEY: &str = "operatorPublicKey";
@@ -71,6 +72,7 @@ impl JoinConfig {
     #[must_use]
     pub fn to_config_map(&self) -> ConfigMap {
         let data = [
+            (VARIANT, self.variant().to_string()),
             (REFERENCE_VALUES, self.reference_values.to_json()),
             (OPERATOR_KEY, hex::encode(self.operator_key.as_bytes())),
             (KEY_SERVICE_KEY, self.key_service_key.to_string()),
@@ -92,6 +94,12 @@ impl JoinConfig {
         }
     }
 
+    /// How joining nodes attest.
+    #[must_use]
+    pub fn variant(&self) -> Variant {
+        self.reference_values.variant()
+    }
+
     /// Reads the folder at which the ConfigMap is mounted.
     ///
     /// # Errors
@@ -102,8 +110,9 @@ impl JoinConfig {
         let mut operator_key = [0; 32];
         hex::decode_to_slice(text(OPERATOR_KEY)?.trim(), &mut operator_key)
             .map_err(|error| invalid(OPERATOR_KEY, error))?;
+        let variant = text(VARIANT)?.trim().parse().map_err(|error| invalid(VARIANT, error))?;
         Ok(Self {
-            reference_values: ReferenceValues::parse(&bytes(REFERENCE_VALUES)?)
+            reference_values: ReferenceValues::parse_for(variant, &bytes(REFERENCE_VALUES)?)
                 .map_err(|error| invalid(REFERENCE_VALUES, error_report::Chain(&error)))?,
             measurement_salt: MeasurementSalt::try_from(bytes(MEASUREMENT_SALT)?.as_slice())
                 .map_err(|error| invalid(MEASUREMENT_SALT, error))?,
@@ -157,16 +166,11 @@ fn invalid(key: &'static str, reason: impl ToString) -> LoadJoinConfigError {
 
 #[cfg(test)]
 mod tests {
-    use measurements::{PcrIndex, PcrValue};
-
     use super::*;
 
     fn example() -> JoinConfig {
         JoinConfig {
-            reference_values: ReferenceValues::new(
-                "image",
-                BTreeMap::from([(PcrIndex::new(4), PcrValue::new([4; 32]))]),
-            ),
+            reference_values: ReferenceValues::new(Variant::ALL[0], "image", &[4]),
             measurement_salt: MeasurementSalt::new([1; 32]),
             operator_key: OperatorPublicKey::new([2; 32]),
             key_service_key: KeyServicePublicKey::new([3; 32]),
@@ -199,6 +203,7 @@ mod tests {
     fn each_missing_or_broken_key_is_named() {
         let folder = mount(&example().to_config_map());
         for key in [
+            VARIANT,
             REFERENCE_VALUES,
             MEASUREMENT_SALT,
             OPERATOR_KEY,

@@ -112,9 +112,9 @@ async fn every_object_is_taken_and_can_be_applied_again() {
 }
 
 fn example() -> JoinConfig {
-    use measurements::{PcrIndex, PcrValue, ReferenceValues};
+    use measurements::ReferenceValues;
     JoinConfig {
-        reference_values: ReferenceValues::new("image", [(PcrIndex::new(4), PcrValue::ZERO)].into()),
+        reference_values: ReferenceValues::new(cluster_types::Variant::ALL[0], "image", &[4]),
         measurement_salt: cluster_types::MeasurementSalt::new([1; 32]),
         operator_key: role_grant::OperatorPublicKey::new([2; 32]),
         key_service_key: KeyServicePublicKey::new([3; 32]),

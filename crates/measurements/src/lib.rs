@@ -4,7 +4,9 @@
 //! There is no I/O; callers bring bytes and files.
 
 mod pcr;
+mod pcr_references;
 mod reference;
 
 pub use pcr::{PcrIndex, PcrIndexOutOfRange, PcrValue, PcrValues};
-pub use reference::{Enforcement, ParseReferenceValuesError, ReferenceValue, ReferenceValues};
+pub use pcr_references::{Enforcement, PcrReferences, ReferenceValue};
+pub use reference::{AnotherVariant, ParseReferenceValuesError, ReferenceValues};

@@ -88,6 +88,12 @@ impl PcrValue {
         self.extend(Digest::of(data))
     }
 
+    /// The value as a digest.
+    #[must_use]
+    pub const fn digest(self) -> Digest {
+        self.0
+    }
+
     /// The SHA-256 value, 32 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {

@@ -1,41 +1,25 @@
-use std::collections::BTreeMap;
-
+use cluster_types::Variant;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-
-use crate::{PcrIndex, PcrValue};
+use serde_json::Value;
 
 /// Longer documents are refused, in bytes. A real one has about 2 KiB.
 const MAX_DOCUMENT_LEN: usize = 64 * 1024;
+/// The one version that is read. Version 1 named no variant.
+const VERSION: u32 = 2;
 
-/// The values of a node's measured registers after it booted a given image and before it is part of a cluster.
+/// The document of ReferenceValues: what a node with one certain image shows before it is part of a cluster, in the words of
+/// one attestation variant.
 ///
-/// They are computed from the image's files, never read off a running machine. The set is never empty. A register that is not in
-/// it is not appraised, so registers that must be zero are listed as zero.
+/// Computed from the files of the image, never read off a running machine. The values belong to the technology of the
+/// variant, which refuses them when they would accept every node; [`PcrReferences`](crate::PcrReferences) are a TPM's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Document", into = "Document")]
-pub struct ReferenceValues {
-    image: String,
-    pcrs: BTreeMap<PcrIndex, ReferenceValue>,
-}
-
-/// The expectation for one register.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ReferenceValue {
-    /// The only accepted value.
-    pub expected: PcrValue,
-    /// The consequence of another value.
-    pub enforcement: Enforcement,
-}
-
-/// The consequence of a register that differs from its reference value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Enforcement {
-    /// The node is contraindicated.
-    Required,
-    /// The verdict is a warning, which releases no key.
-    Warn,
+pub struct ReferenceValues {
+    version: Version,
+    variant: Variant,
+    image: String,
+    values: Value,
 }
 
 /// A document that holds no usable reference values.
@@ -50,52 +34,44 @@ pub enum ParseReferenceValuesError {
     /// Not JSON of the documented form.
     #[error("the reference values are malformed")]
     Json(#[from] serde_json::Error),
+    /// For another variant than the configured one.
+    #[error(transparent)]
+    Variant(#[from] AnotherVariant),
 }
 
-/// A well-formed document that is refused nevertheless.
-#[derive(Debug, thiserror::Error)]
-enum InvalidDocument {
-    #[error("version {0} is not supported, expected 1")]
-    Version(u32),
-    #[error("no register is required: such a document would accept every node")]
-    NothingRequired,
-    #[error("PCR 15 must be required and zero: it is reserved for the cluster id")]
-    ClusterIdRegister,
+/// Reference values for one variant where those of another are needed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("reference values are for variant {actual}, expected {expected}")]
+pub struct AnotherVariant {
+    /// What the document says.
+    pub actual: Variant,
+    /// What is configured.
+    pub expected: Variant,
 }
 
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Document {
-    version: u32,
-    image: String,
-    pcrs: BTreeMap<PcrIndex, ReferenceValue>,
-}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+struct Version;
 
 impl ReferenceValues {
     /// Reference values for the image with this name.
     ///
-    /// PCR 15 is added: it must be zero until the node is part of a cluster.
+    /// # Panics
+    /// When the values cannot be JSON, which is an error of their type.
     #[must_use]
-    pub fn new(image: impl Into<String>, required: BTreeMap<PcrIndex, PcrValue>) -> Self {
-        let required_value = |expected| ReferenceValue {
-            expected,
-            enforcement: Enforcement::Required,
-        };
-        let mut pcrs: BTreeMap<_, _> = required
-            .into_iter()
-            .map(|(index, value)| (index, required_value(value)))
-            .collect();
-        pcrs.insert(PcrIndex::CLUSTER_ID, required_value(PcrValue::ZERO));
+    pub fn new(variant: Variant, image: impl Into<String>, values: &impl Serialize) -> Self {
         Self {
+            version: Version,
+            variant,
             image: image.into(),
-            pcrs,
+            values: serde_json::to_value(values).expect("reference values are maps, numbers and text"),
         }
     }
 
     /// Parses the JSON document that the image builder writes.
     ///
     /// # Errors
-    /// When the document is too long, has an unknown field, another version, or requires nothing.
+    /// When the document is too long, has an unknown field or another version.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseReferenceValuesError> {
         if bytes.len() > MAX_DOCUMENT_LEN {
             return Err(ParseReferenceValuesError::TooLong { actual: bytes.len() });
@@ -103,12 +79,41 @@ impl ReferenceValues {
         Ok(serde_json::from_slice(bytes)?)
     }
 
-    /// Renders the JSON document, ending in a newline.
+    /// Reads the document of this variant, and no other.
+    ///
+    /// # Errors
+    /// When it cannot be parsed, or is another variant's.
+    pub fn parse_for(variant: Variant, bytes: &[u8]) -> Result<Self, ParseReferenceValuesError> {
+        let values = Self::parse(bytes)?;
+        values.must_be_for(variant)?;
+        Ok(values)
+    }
+
+    /// Checks whose words the values are.
+    ///
+    /// # Errors
+    /// When they are another variant's.
+    pub fn must_be_for(&self, expected: Variant) -> Result<(), AnotherVariant> {
+        let actual = self.variant;
+        if actual == expected {
+            Ok(())
+        } else {
+            Err(AnotherVariant { actual, expected })
+        }
+    }
+
+    /// The JSON document, ending in a newline.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let mut json = serde_json::to_string_pretty(self).expect("maps with integer keys and hex strings are JSON");
+        let mut json = serde_json::to_string_pretty(self).expect("a document that was JSON before is JSON");
         json.push('\n');
         json
+    }
+
+    /// The variant whose words the values are.
+    #[must_use]
+    pub fn variant(&self) -> Variant {
+        self.variant
     }
 
     /// The name and version of the image.
@@ -117,80 +122,30 @@ impl ReferenceValues {
         &self.image
     }
 
-    /// The expectations by register.
-    #[must_use]
-    pub fn pcrs(&self) -> &BTreeMap<PcrIndex, ReferenceValue> {
-        &self.pcrs
-    }
-
-    /// The values for the same image as a member of a cluster: PCR 15 holds the measured cluster id instead of zero.
-    #[must_use]
-    pub fn for_member(&self, cluster_id: &[u8; 32]) -> Self {
-        let mut member = self.clone();
-        let expected = PcrValue::ZERO.event(cluster_id);
-        member.pcrs.insert(
-            PcrIndex::CLUSTER_ID,
-            ReferenceValue {
-                expected,
-                enforcement: Enforcement::Required,
-            },
-        );
-        member
-    }
-
-    /// Makes one register a warning instead of a requirement, for values that are known to differ between hosts.
-    #[must_use]
-    pub fn with_warning(mut self, index: PcrIndex, expected: PcrValue) -> Self {
-        self.pcrs.insert(
-            index,
-            ReferenceValue {
-                expected,
-                enforcement: Enforcement::Warn,
-            },
-        );
-        self
+    /// The values, for the technology they belong to.
+    ///
+    /// # Errors
+    /// When they are not what the technology has.
+    pub fn values<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        T::deserialize(&self.values)
     }
 }
 
-impl TryFrom<Document> for ReferenceValues {
+impl TryFrom<u32> for Version {
     type Error = String;
 
-    fn try_from(document: Document) -> Result<Self, Self::Error> {
-        check(&document).map_err(|problem| problem.to_string())?;
-        Ok(Self {
-            image: document.image,
-            pcrs: document.pcrs,
-        })
-    }
-}
-
-fn check(document: &Document) -> Result<(), InvalidDocument> {
-    if document.version != 1 {
-        return Err(InvalidDocument::Version(document.version));
-    }
-    let required = |(index, value): (&PcrIndex, &ReferenceValue)| {
-        *index != PcrIndex::CLUSTER_ID && value.enforcement == Enforcement::Required
-    };
-    if !document.pcrs.iter().any(required) {
-        return Err(InvalidDocument::NothingRequired);
-    }
-    let reserved = ReferenceValue {
-        expected: PcrValue::ZERO,
-        enforcement: Enforcement::Required,
-    };
-    if document.pcrs.get(&PcrIndex::CLUSTER_ID) != Some(&reserved) {
-        return Err(InvalidDocument::ClusterIdRegister);
-    }
-    Ok(())
-}
-
-impl From<ReferenceValues> for Document {
-    fn from(values: ReferenceValues) -> Self {
-        Self {
-            version: 1,
-            image: values.image,
-            pcrs: values.pcrs,
+    fn try_from(version: u32) -> Result<Self, Self::Error> {
+        if version == VERSION {
+            Ok(Self)
+        } else {
+            Err(format!("version {version} is not supported, expected {VERSION}"))
         }
+    }
+}
+
+impl From<Version> for u32 {
+    fn from(_: Version) -> Self {
+        VERSION
     }
 }
 
@@ -199,13 +154,10 @@ mod tests {
     use super::*;
 
     fn example() -> ReferenceValues {
-        ReferenceValues::new(
-            "node v0.1.0",
-            BTreeMap::from([(PcrIndex::new(4), PcrValue::new([4; 32]))]),
-        )
+        ReferenceValues::new(Variant::ALL[0], "node v0.1.0", &[1, 2])
     }
 
-    fn check_refused(change: impl FnOnce(&mut serde_json::Value), reason: &str) {
+    fn check_refused(change: impl FnOnce(&mut Value), reason: &str) {
         let mut json = serde_json::to_value(example()).unwrap();
         change(&mut json);
         let error = ReferenceValues::parse(json.to_string().as_bytes()).unwrap_err();
@@ -217,10 +169,10 @@ mod tests {
 
     #[test]
     fn document_survives_a_round_trip() {
-        assert_eq!(
-            ReferenceValues::parse(example().to_json().as_bytes()).unwrap(),
-            example()
-        );
+        let read = ReferenceValues::parse(example().to_json().as_bytes()).unwrap();
+        assert_eq!(read, example());
+        assert_eq!(read.values::<Vec<u8>>().unwrap(), [1, 2]);
+        assert!(read.values::<String>().is_err());
     }
 
     #[test]
@@ -230,53 +182,19 @@ mod tests {
 
     #[test]
     fn other_versions_are_refused() {
-        check_refused(|json| json["version"] = 2.into(), "version 2");
+        check_refused(|json| json["version"] = 1.into(), "version 1");
+        check_refused(|json| json["version"] = 3.into(), "version 3");
     }
 
     #[test]
-    fn a_document_that_requires_nothing_is_refused() {
-        check_refused(
-            |json| json["pcrs"]["4"]["enforcement"] = "warn".into(),
-            "no register is required",
-        );
-    }
-
-    #[test]
-    fn a_document_without_the_cluster_id_register_is_refused() {
-        check_refused(
-            |json| drop(json["pcrs"].as_object_mut().unwrap().remove("15")),
-            "PCR 15",
-        );
-    }
-
-    #[test]
-    fn a_cluster_id_register_that_is_not_zero_or_only_warns_is_refused() {
-        check_refused(|json| json["pcrs"]["15"]["expected"] = "01".repeat(32).into(), "PCR 15");
-        check_refused(|json| json["pcrs"]["15"]["enforcement"] = "warn".into(), "PCR 15");
-    }
-
-    #[test]
-    fn a_register_that_no_tpm_has_is_refused() {
-        check_refused(|json| json["pcrs"]["24"] = json["pcrs"]["4"].clone(), "24");
-    }
-
-    #[test]
-    fn a_digest_of_another_length_is_refused() {
-        check_refused(|json| json["pcrs"]["4"]["expected"] = "00".repeat(48).into(), "");
+    fn a_document_without_a_known_variant_is_refused() {
+        check_refused(|json| drop(json.as_object_mut().unwrap().remove("variant")), "variant");
+        check_refused(|json| json["variant"] = "dummy".into(), "dummy");
     }
 
     #[test]
     fn long_documents_are_refused_unread() {
         let error = ReferenceValues::parse(&vec![b' '; MAX_DOCUMENT_LEN + 1]).unwrap_err();
         assert!(matches!(error, ParseReferenceValuesError::TooLong { .. }));
-    }
-
-    #[test]
-    fn a_member_has_the_cluster_id_in_pcr_15() {
-        let member = example().for_member(&[7; 32]);
-        assert_eq!(
-            member.pcrs()[&PcrIndex::CLUSTER_ID].expected,
-            PcrValue::ZERO.event(&[7; 32])
-        );
     }
 }

@@ -4,6 +4,7 @@
 //! Health and metrics have their own ports without TLS, because the kubelet and Prometheus speak nothing else. They reveal
 //! no secret and change nothing.
 
+mod attester;
 mod health;
 mod logs;
 mod memory;
@@ -18,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+pub use attester::AttesterArgs;
 pub use logs::start_logging;
 pub use memory::Memory;
 

@@ -1,5 +1,6 @@
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use attestation::Purpose;
@@ -13,27 +14,24 @@ use grpc_api::join::IssueJoinTicketResponse;
 use grpc_api::join::api_client::ApiClient;
 use key_derivation::{Label, MasterSecret, cluster_id};
 use kubernetes_components::ComponentList;
-use measurements::PcrIndex;
 use role_grant::{OperatorKey, RoleGrant};
 use tempfile::TempDir;
 use test_cluster::free_address;
-use test_tpm::SoftwareTpm;
+use test_machines::{Machine, Technology, program};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::node::{Node, attester, image};
-use crate::process::command;
-use crate::{KeyService, ServiceProcess};
+use crate::{KeyService, Node, ServiceProcess};
 
 const SALT: MeasurementSalt = MeasurementSalt::new([5; 32]);
 
-/// A control plane: API server, key service, join service and the TPM of the machine they run on.
+/// A control plane: API server, key service, join service and the machine they run on.
 pub struct ControlPlane {
     join_service: ServiceProcess,
     address: String,
     key_service: KeyService,
     _folder: TempDir,
-    _tpm: SoftwareTpm,
+    _machine: Box<dyn Machine>,
 }
 
 impl ControlPlane {
@@ -41,20 +39,23 @@ impl ControlPlane {
     ///
     /// # Errors
     /// When a part does not come up.
-    pub async fn start(programs: &Path) -> Result<Self> {
+    pub async fn start(programs: &Path, technology: &dyn Technology) -> Result<Self> {
         let key_service = KeyService::start(programs, MasterSecret::generate()).await?;
-        let (tpm, folder) = (SoftwareTpm::start()?, TempDir::with_prefix("join-service-")?);
-        measure_cluster_id(&tpm, cluster_id_of(key_service.master_secret()))?;
-        write_config(&folder.path().join("config"), &join_config(&key_service)?)?;
+        let (machine, folder) = (technology.boot()?, TempDir::with_prefix("join-service-")?);
+        // What the bootstrapper does on the first node.
+        let cluster = cluster_id_of(key_service.master_secret());
+        machine.attester()?.measure_membership(&cluster.into())?;
+        write_config(&folder.path().join("config"), &join_config(&key_service, technology)?)?;
         write_pki(&folder.path().join("pki"), &key_service)?;
         apply(&key_service).await?;
         let address = free_address()?;
+        let command = program(technology, programs, Service::Join.name());
         Ok(Self {
-            join_service: start_join_service(programs, folder.path(), &key_service, &tpm, &address).await?,
+            join_service: start_join_service(command, folder.path(), &key_service, &*machine, &address).await?,
             address,
             key_service,
             _folder: folder,
-            _tpm: tpm,
+            _machine: machine,
         })
     }
 
@@ -133,12 +134,6 @@ fn cluster_id_of(master_secret: &MasterSecret) -> ClusterId {
     cluster_id(&master_secret.kek().measurement_secret(), &SALT)
 }
 
-/// What the bootstrapper does on the first node.
-fn measure_cluster_id(tpm: &SoftwareTpm, id: ClusterId) -> Result<()> {
-    attester(tpm)?.with_tpm(|tpm| tpm.extend_with_event(PcrIndex::CLUSTER_ID, id.as_bytes()))?;
-    Ok(())
-}
-
 fn operator(master_secret: &MasterSecret) -> OperatorKey {
     OperatorKey::from_seed(&master_secret.kek().derive_array(Label::OperatorIdentity))
 }
@@ -147,9 +142,9 @@ fn components() -> Result<ComponentList> {
     Ok(ComponentList::new("v1.35.4".parse()?, Vec::new())?)
 }
 
-fn join_config(key_service: &KeyService) -> Result<JoinConfig> {
+fn join_config(key_service: &KeyService, technology: &dyn Technology) -> Result<JoinConfig> {
     Ok(JoinConfig {
-        reference_values: image(),
+        reference_values: technology.image(),
         measurement_salt: SALT,
         operator_key: operator(key_service.master_secret()).public(),
         key_service_key: key_service.public_key(),
@@ -210,15 +205,14 @@ async fn apply(key_service: &KeyService) -> Result<()> {
 }
 
 async fn start_join_service(
-    programs: &Path,
+    mut command: Command,
     folder: &Path,
     key_service: &KeyService,
-    tpm: &SoftwareTpm,
+    machine: &dyn Machine,
     address: &str,
 ) -> Result<ServiceProcess> {
     let (cluster, name) = (key_service.cluster(), Service::Join.name());
     let token = cluster.token(name, Some(AUDIENCE)).await?;
-    let mut command = command(programs, name);
     command
         .env("KUBECONFIG", cluster.kubeconfig(name).await?)
         .args(["--key-service", key_service.address()])
@@ -228,7 +222,7 @@ async fn start_join_service(
         .arg(folder.join("config"))
         .arg("--pki")
         .arg(folder.join("pki"))
-        .arg("--tpm-socket")
-        .arg(tpm.socket());
+        .arg("--emulator")
+        .arg(machine.emulator());
     ServiceProcess::start(command, address, folder.join("log")).await
 }

@@ -1,4 +1,4 @@
-//! Our services as processes, with a real API server and software TPMs.
+//! Our services as processes, with a real API server and machines that attest.
 //!
 //! Each is started from a folder of programs: a test has the one that cargo built it with, a bench the static ones of the node
 //! image. [`ControlPlane`] holds a join service with all it needs, and [`Node`] is a machine that wants to join. Nothing a
@@ -12,6 +12,6 @@ mod verification_service;
 
 pub use control_plane::ControlPlane;
 pub use key_service::KeyService;
-pub use node::{Node, image, join_request};
+pub use node::{Node, join_request};
 pub use process::{ServiceProcess, must_say_one_error};
 pub use verification_service::VerificationService;

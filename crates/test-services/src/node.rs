@@ -1,55 +1,53 @@
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Result;
-use attestation::{Attester, Verifiers};
-use attestation_tpm::{Membership, PcrPolicy, SocketTransport, Tpm, TpmAttester};
-use attestation_variants::qemu_vtpm;
+use attestation::{Attester, ExpectedMembership, MeasuringAttester};
 use attested_tls::{Endpoint, PeerPolicy};
 use grpc_api::join::IssueJoinTicketRequest;
-use measurements::{PcrIndex, PcrValue, ReferenceValues};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
-use test_tpm::SoftwareTpm;
+use test_machines::{Machine, Technology, verifiers};
 
 /// A machine that is in no cluster.
 pub struct Node {
-    attester: Arc<TpmAttester>,
+    technology: &'static dyn Technology,
+    attester: Arc<dyn MeasuringAttester>,
     // After the attester, which still speaks to it when it is dropped.
-    _tpm: SoftwareTpm,
+    machine: Box<dyn Machine>,
 }
 
 impl Node {
     /// A new machine.
     ///
     /// # Errors
-    /// When its TPM does not come up.
-    pub fn boot() -> Result<Self> {
-        let tpm = SoftwareTpm::start()?;
+    /// When its device does not come up.
+    pub fn boot(technology: &'static dyn Technology) -> Result<Self> {
+        let machine = technology.boot()?;
         Ok(Self {
-            attester: Arc::new(attester(&tpm)?),
-            _tpm: tpm,
+            technology,
+            attester: machine.attester()?,
+            machine,
         })
     }
 
     /// By which it proves what it runs.
     #[must_use]
-    pub fn attester(&self) -> &TpmAttester {
-        &self.attester
+    pub fn attester(&self) -> &dyn MeasuringAttester {
+        &*self.attester
+    }
+
+    /// The machine itself.
+    #[must_use]
+    pub fn machine(&self) -> &dyn Machine {
+        &*self.machine
     }
 
     /// What a node accepts of a join service: its own image, and membership of some cluster.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
         let attester: Arc<dyn Attester> = self.attester.clone();
-        let verifier = qemu_vtpm::verifier(PcrPolicy::new(image(), Membership::Any));
-        Endpoint::new(Some(attester), PeerPolicy::Attested(Arc::new(Verifiers::one(verifier))))
+        let accepted = verifiers(self.technology, ExpectedMembership::Any);
+        Endpoint::new(Some(attester), PeerPolicy::Attested(Arc::new(accepted)))
     }
-}
-
-/// The image of all our machines: PCR 11 of a software TPM that booted nothing is zero.
-#[must_use]
-pub fn image() -> ReferenceValues {
-    ReferenceValues::new("image", BTreeMap::from([(PcrIndex::new(11), PcrValue::ZERO)]))
 }
 
 /// What a worker requests.
@@ -69,9 +67,4 @@ pub fn join_request(name: &str, disk: &str) -> Result<IssueJoinTicketRequest> {
         certificate_request: params.serialize_request(&key)?.der().to_vec(),
         ..IssueJoinTicketRequest::default()
     })
-}
-
-pub(crate) fn attester(tpm: &SoftwareTpm) -> Result<TpmAttester> {
-    let transport = SocketTransport::connect(&tpm.socket())?;
-    Ok(qemu_vtpm::attester_on(Tpm::new(transport))?)
 }

@@ -4,18 +4,17 @@ use anyhow::Result;
 use cluster_types::Service;
 use tempfile::TempDir;
 use test_cluster::free_address;
-use test_tpm::SoftwareTpm;
+use test_machines::{Machine, Technology, program};
 
 use crate::ServiceProcess;
-use crate::process::command;
 
-/// A verification service and the TPM of the machine it runs on.
+/// A verification service and the machine it runs on.
 pub struct VerificationService {
     process: ServiceProcess,
     address: String,
     http_address: String,
     _folder: TempDir,
-    _tpm: SoftwareTpm,
+    _machine: Box<dyn Machine>,
 }
 
 impl VerificationService {
@@ -23,20 +22,28 @@ impl VerificationService {
     ///
     /// # Errors
     /// When one of them does not come up.
-    pub async fn start(programs: &Path) -> Result<Self> {
-        let (tpm, folder) = (SoftwareTpm::start()?, TempDir::with_prefix("verification-service-")?);
+    pub async fn start(programs: &Path, technology: &dyn Technology) -> Result<Self> {
+        Self::start_on(technology.boot()?, programs, technology).await
+    }
+
+    /// Starts the service on a machine.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start_on(machine: Box<dyn Machine>, programs: &Path, technology: &dyn Technology) -> Result<Self> {
+        let folder = TempDir::with_prefix("verification-service-")?;
         let (address, http_address) = (free_address()?, free_address()?);
-        let mut command = command(programs, Service::Verification.name());
+        let mut command = program(technology, programs, Service::Verification.name());
         command
             .args(["--http-address", &http_address])
-            .arg("--tpm-socket")
-            .arg(tpm.socket());
+            .arg("--emulator")
+            .arg(machine.emulator());
         Ok(Self {
             process: ServiceProcess::start(command, &address, folder.path().join("log")).await?,
             address,
             http_address,
             _folder: folder,
-            _tpm: tpm,
+            _machine: machine,
         })
     }
 

@@ -28,6 +28,6 @@ pub use machine::{Machine, StateDisk};
 pub use metadata::Answer;
 pub use packet::{Packet, dumped_packets};
 pub use planted::{null_cipher_header, partitions};
-pub use session::{CANARY, Verdict, attest, init_with_wrong_secret};
+pub use session::{CANARY, Registers, Verdict, attest, init_with_wrong_secret};
 pub use variables::Variable;
 pub use vm::Vm;

@@ -1,18 +1,19 @@
 //! Attested sessions with the bootstrapper of a VM, opened as the CLI opens them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use attestation::{Finding, NotAffirmed, Purpose, Verifiers};
-use attestation_tpm::{Membership, PcrPolicy};
-use attestation_variants::qemu_vtpm;
+use attestation::{
+    Claim, ClaimValue, Expectations, ExpectedMembership, Finding, NotAffirmed, Purpose, Severity, Variants, Verifiers,
+};
+use attestation_variants::ReleaseVariants;
 use attested_tls::{AttestedNode, Endpoint, HandshakeError, PeerPolicy, channel};
 use error_report::Chain;
 use grpc_api::init::InitRequest;
 use grpc_api::init::api_client::ApiClient;
-use measurements::{PcrValues, ReferenceValues};
+use measurements::ReferenceValues;
 use tokio::runtime;
 use tokio::time::sleep;
 use tonic::transport::Channel;
@@ -28,11 +29,14 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two attempts to connect.
 const INTERVAL: Duration = Duration::from_millis(500);
 
+/// The registers that a node quoted, those too that are not judged.
+pub type Registers = BTreeMap<u8, ClaimValue>;
+
 /// What an appraisal said about a node.
 #[derive(Debug)]
 pub enum Verdict {
     /// The session is open. These are the registers that the node quoted.
-    Affirming(PcrValues),
+    Affirming(Registers),
     /// The node is not what it should be.
     NotAffirmed(NotAffirmed),
 }
@@ -48,7 +52,7 @@ impl Verdict {
     ///
     /// # Errors
     /// When the verdict was another.
-    pub fn affirmed_registers(self) -> Result<PcrValues> {
+    pub fn affirmed_registers(self) -> Result<Registers> {
         match self {
             Self::Affirming(registers) => Ok(registers),
             Self::NotAffirmed(refusal) => Err(anyhow!(refusal)),
@@ -61,7 +65,7 @@ impl Verdict {
         let Self::NotAffirmed(refusal) = self else {
             bail!("the session was opened, expected a refusal that names PCR {expected:?}");
         };
-        let named: BTreeSet<u8> = refusal.findings.iter().filter_map(required_register).collect();
+        let named: BTreeSet<u8> = refusal.result.findings().filter_map(required_register).collect();
         ensure!(
             named == expected.iter().copied().collect(),
             "expected a refusal that names PCR {expected:?}, but {refusal}"
@@ -70,13 +74,19 @@ impl Verdict {
     }
 }
 
-fn required_register(finding: &Finding) -> Option<u8> {
-    match finding {
-        Finding::Pcr {
-            index, required: true, ..
-        } => Some(index.get()),
-        _ => None,
-    }
+fn required_register(finding: Finding) -> Option<u8> {
+    let is_required = finding.severity == Severity::Contraindicates;
+    index(&finding.subject).filter(|_| is_required)
+}
+
+/// Which register a claim is about.
+fn index(name: &str) -> Option<u8> {
+    name.strip_prefix("PCR ")?.parse().ok()
+}
+
+fn registers(claims: &[Claim]) -> Registers {
+    let register = |claim: &Claim| Some((index(&claim.name)?, claim.actual.clone()));
+    claims.iter().filter_map(register).collect()
 }
 
 /// Waits for the bootstrapper and appraises it: the node must have booted this image and be in no cluster.
@@ -85,7 +95,7 @@ fn required_register(finding: &Finding) -> Option<u8> {
 /// When the machine ends, or another reason prevents a verdict.
 pub fn attest(vm: &mut Vm, image: &ReferenceValues) -> Result<Verdict> {
     let verdict = match blocking(open(vm, image))?? {
-        Ok((_, node)) => Verdict::Affirming(node.result().pcrs.clone()),
+        Ok((_, node)) => Verdict::Affirming(registers(&node.result().claims)),
         Err(refusal) => Verdict::NotAffirmed(refusal),
     };
     match &verdict {
@@ -123,7 +133,11 @@ type Opened = (Channel, AttestedNode);
 
 async fn open(vm: &mut Vm, image: &ReferenceValues) -> Result<Result<Opened, NotAffirmed>> {
     vm.wait_for_bootstrapper()?;
-    let verifier = qemu_vtpm::verifier(PcrPolicy::new(image.clone(), Membership::New));
+    let expectations = Expectations {
+        image: image.clone(),
+        membership: ExpectedMembership::New,
+    };
+    let verifier = ReleaseVariants.verifier(image.variant(), &expectations)?;
     let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(Verifiers::one(verifier))));
     let start = Instant::now();
     loop {

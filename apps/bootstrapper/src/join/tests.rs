@@ -1,10 +1,9 @@
-//! The join client against a join service in this process, inside attested TLS with real TPMs.
+//! The join client against a join service in this process, inside attested TLS with machines of each technology.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use attestation::Purpose;
-use attestation_tpm::Membership;
+use attestation::{ExpectedMembership, Purpose};
 use attested_tls::{Endpoint, incoming};
 use cluster_types::{ClusterId, MeasurementSalt};
 use grpc_api::join::api_server::{Api, ApiServer};
@@ -12,22 +11,31 @@ use grpc_api::join::{
     IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest, IssueRejoinTicketResponse,
 };
 use key_derivation::cluster_id;
-use measurements::PcrIndex;
 use secret::MeasurementSecret;
-use test_tpm::SoftwareTpm;
+use test_machines::{Machine, Technology, for_each_technology};
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status};
 
 use super::*;
 use crate::files::Stage;
-use crate::lock::{ClusterRegister, expected_register};
 use crate::run::{Boot, boot};
-use crate::tests::fixture::{DISK, Logs, TestNode, attester, components};
+use crate::tests::fixture::{DISK, Logs, TestNode, components};
 
 const MEASUREMENT_SECRET: [u8; 32] = *b"canary-measurement-secret-32byte";
 const STATE_DISK_KEY: [u8; 32] = *b"canary-state-disk-key-32-bytes!!";
 const TOKEN: &str = "canary.0123456789abcdef";
 const SALT: [u8; 32] = [9; 32];
+
+for_each_technology!(async:
+    a_worker_joins_the_cluster_that_its_join_service_proves,
+    init_and_join_at_once_take_the_node_once,
+    a_join_service_that_belongs_to_no_cluster_is_refused,
+    a_join_service_of_another_image_is_refused,
+    a_ticket_for_another_cluster_is_refused,
+    a_join_client_that_comes_second_lets_the_init_server_be,
+    what_a_mirror_made_a_worker_fetch_is_gone_before_its_state_is_written,
+    a_failed_worker_tries_kubeadm_again_and_then_gives_up,
+);
 
 fn cluster() -> ClusterId {
     let secret = MeasurementSecret::from_bytes(MEASUREMENT_SECRET);
@@ -75,33 +83,45 @@ impl Api for FakeJoinService {
 
 struct Service {
     address: SocketAddr,
-    _tpm: SoftwareTpm,
+    _machine: Box<dyn Machine>,
 }
 
-/// A join service whose machine measured these events, in this order.
-async fn service(joining: &TestNode, measured: &[(PcrIndex, [u8; 32])], ticket: IssueJoinTicketResponse) -> Service {
-    let (attester, tpm) = attester();
-    for (index, event) in measured {
-        attester.with_tpm(|tpm| tpm.extend_with_event(*index, event)).unwrap();
-    }
+fn machine(joining: &TestNode) -> Box<dyn Machine> {
+    joining.technology.boot().unwrap()
+}
+
+/// A machine of our cluster.
+fn member(joining: &TestNode) -> Box<dyn Machine> {
+    let machine = machine(joining);
+    let attester = machine.attester().unwrap();
+    attester.measure_membership(&cluster().into()).unwrap();
+    machine
+}
+
+/// A join service on this machine.
+async fn service(joining: &TestNode, machine: Box<dyn Machine>, ticket: IssueJoinTicketResponse) -> Service {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let endpoint = Arc::new(Endpoint::new(Some(attester.clone()), joining.accepts(Membership::New)));
+    let attester = machine.attester().unwrap();
+    let endpoint = Arc::new(Endpoint::new(Some(attester), joining.accepts(ExpectedMembership::New)));
     let server = tonic::transport::Server::builder()
         .add_service(ApiServer::new(FakeJoinService(ticket)))
         .serve_with_incoming(incoming(listener, endpoint, &[Purpose::Join]));
     tokio::spawn(server);
-    Service { address, _tpm: tpm }
+    Service {
+        address,
+        _machine: machine,
+    }
 }
 
-fn member() -> Vec<(PcrIndex, [u8; 32])> {
-    vec![(PcrIndex::CLUSTER_ID, *cluster().as_bytes())]
-}
-
-async fn check(measured: &[(PcrIndex, [u8; 32])], ticket: IssueJoinTicketResponse) -> Result<Admission, AskError> {
+async fn check(
+    technology: &'static dyn Technology,
+    machine: impl FnOnce(&TestNode) -> Box<dyn Machine>,
+    ticket: IssueJoinTicketResponse,
+) -> Result<Admission, AskError> {
     let join_service = Arc::new(OnceLock::new());
-    let joining = TestNode::reaching(NodeRole::Worker, None, join_service.clone());
-    let service = service(&joining, measured, ticket).await;
+    let joining = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
+    let service = service(&joining, machine(&joining), ticket).await;
     join_service.set(service.address).unwrap();
     let endpoint = endpoint_for_members(&joining.node).unwrap();
     let somewhere = SocketAddrV4::new([10, 42, 1, 100].into(), 30090);
@@ -110,18 +130,17 @@ async fn check(measured: &[(PcrIndex, [u8; 32])], ticket: IssueJoinTicketRespons
     asked
 }
 
-#[tokio::test]
-async fn a_worker_joins_the_cluster_that_its_join_service_proves() {
+async fn a_worker_joins_the_cluster_that_its_join_service_proves(technology: &'static dyn Technology) {
     let logs = Logs::capture();
     let join_service = Arc::new(OnceLock::new());
-    let joining = TestNode::reaching(NodeRole::Worker, None, join_service.clone());
+    let joining = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
     let (_, running) = joining.start().await;
     // The first rounds find nobody.
-    let service = service(&joining, &member(), ticket()).await;
+    let service = service(&joining, member(&joining), ticket()).await;
     join_service.set(service.address).unwrap();
     running.await.unwrap().unwrap();
 
-    assert_eq!(joining.node.attester.read().unwrap(), expected_register(cluster()));
+    assert!(joining.node.attester.membership().unwrap().is(&cluster().into()));
     assert_eq!(joining.disk.keys(), [STATE_DISK_KEY]);
     assert_eq!(joining.node.files.load_state().unwrap().stage, Stage::Member);
     assert!(!joining.file("run/state/constellation/master-secret.json").exists());
@@ -130,11 +149,10 @@ async fn a_worker_joins_the_cluster_that_its_join_service_proves() {
     logs.assert_free_of(&[b"canary", &MEASUREMENT_SECRET, &STATE_DISK_KEY, TOKEN.as_bytes()]);
 }
 
-#[tokio::test]
-async fn init_and_join_at_once_take_the_node_once() {
+async fn init_and_join_at_once_take_the_node_once(technology: &'static dyn Technology) {
     let join_service = Arc::new(OnceLock::new());
-    let node = TestNode::reaching(NodeRole::Worker, None, join_service.clone());
-    let service = service(&node, &member(), ticket()).await;
+    let node = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
+    let service = service(&node, member(&node), ticket()).await;
     join_service.set(service.address).unwrap();
     let (address, running) = node.start().await;
     let initialised = crate::tests::try_init(&node, address).await;
@@ -143,56 +161,53 @@ async fn init_and_join_at_once_take_the_node_once() {
     } else {
         running.await.unwrap().unwrap();
     }
-    let register = node.node.attester.read().unwrap();
+    let measured = node.node.attester.membership().unwrap();
     let owner = if initialised {
         crate::tests::cluster()
     } else {
         cluster()
     };
-    assert_eq!(register, expected_register(owner));
+    assert!(measured.is(&owner.into()));
     assert_eq!(node.disk.keys().len(), 1);
 }
 
-#[tokio::test]
-async fn a_join_service_that_belongs_to_no_cluster_is_refused() {
-    let error = check(&[], ticket()).await.err().unwrap();
+async fn a_join_service_that_belongs_to_no_cluster_is_refused(technology: &'static dyn Technology) {
+    let error = check(technology, machine, ticket()).await.err().unwrap();
     assert!(
         matches!(error, AskError::Handshake(HandshakeError::NotAffirmed(_))),
         "{error}"
     );
 }
 
-#[tokio::test]
-async fn a_join_service_of_another_image_is_refused() {
-    for register in [4, 9, 11, 12, 13] {
-        let mut measured = member();
-        measured.push((PcrIndex::new(register), [1; 32]));
-        let error = check(&measured, ticket()).await.err().unwrap();
-        assert!(
-            matches!(error, AskError::Handshake(HandshakeError::NotAffirmed(_))),
-            "{error}"
-        );
-    }
+async fn a_join_service_of_another_image_is_refused(technology: &'static dyn Technology) {
+    let changed = |joining: &TestNode| {
+        let machine = member(joining);
+        machine.change_image().unwrap();
+        machine
+    };
+    let error = check(technology, changed, ticket()).await.err().unwrap();
+    assert!(
+        matches!(error, AskError::Handshake(HandshakeError::NotAffirmed(_))),
+        "{error}"
+    );
 }
 
-#[tokio::test]
-async fn a_ticket_for_another_cluster_is_refused() {
+async fn a_ticket_for_another_cluster_is_refused(technology: &'static dyn Technology) {
     let foreign = IssueJoinTicketResponse {
         measurement_secret: vec![7; 32],
         ..ticket()
     };
-    let error = check(&member(), foreign).await.err().unwrap();
+    let error = check(technology, member, foreign).await.err().unwrap();
     assert!(
         matches!(error, AskError::Ticket(InvalidTicket::AnotherCluster { .. })),
         "{error}"
     );
 }
 
-#[tokio::test]
-async fn a_join_client_that_comes_second_lets_the_init_server_be() {
+async fn a_join_client_that_comes_second_lets_the_init_server_be(technology: &'static dyn Technology) {
     let join_service = Arc::new(OnceLock::new());
-    let joining = TestNode::reaching(NodeRole::Worker, None, join_service.clone());
-    let service = service(&joining, &member(), ticket()).await;
+    let joining = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
+    let service = service(&joining, member(&joining), ticket()).await;
     join_service.set(service.address).unwrap();
     let _claim = joining.node.lock.claim(Owner::Init).unwrap();
     assert_eq!(join(&joining.node).await.unwrap(), Joined::InitTookOver);
@@ -201,11 +216,10 @@ async fn a_join_client_that_comes_second_lets_the_init_server_be() {
 }
 
 /// It may have filled the disk.
-#[tokio::test]
-async fn what_a_mirror_made_a_worker_fetch_is_gone_before_its_state_is_written() {
+async fn what_a_mirror_made_a_worker_fetch_is_gone_before_its_state_is_written(technology: &'static dyn Technology) {
     let join_service = Arc::new(OnceLock::new());
-    let joining = TestNode::reaching(NodeRole::Worker, None, join_service.clone());
-    let service = service(&joining, &member(), ticket()).await;
+    let joining = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
+    let service = service(&joining, member(&joining), ticket()).await;
     join_service.set(service.address).unwrap();
     let fetched = joining.file("run/state/components/unwanted");
     std::fs::create_dir_all(fetched.parent().unwrap()).unwrap();
@@ -217,13 +231,12 @@ async fn what_a_mirror_made_a_worker_fetch_is_gone_before_its_state_is_written()
     assert!(!fetched.exists());
 }
 
-#[tokio::test]
-async fn a_failed_worker_tries_kubeadm_again_and_then_gives_up() {
+async fn a_failed_worker_tries_kubeadm_again_and_then_gives_up(technology: &'static dyn Technology) {
     tokio::time::pause();
-    let joining = TestNode::failing(NodeRole::Worker, Some("kubeadm"));
-    let service = expected_register(cluster());
-    let pcrs = measurements::PcrValues::from([(PcrIndex::CLUSTER_ID, service)]);
-    let ticket = Ticket::parse(ticket(), &pcrs, NodeRole::Worker).unwrap();
+    let joining = TestNode::failing(technology, NodeRole::Worker, Some("kubeadm"));
+    let attester = joining.node.attester.clone();
+    attester.measure_membership(&cluster().into()).unwrap();
+    let ticket = Ticket::parse(ticket(), &attester.membership().unwrap(), NodeRole::Worker).unwrap();
     assert!(join_cluster(&joining.node, &ticket).await.is_err());
     assert_eq!(joining.programs.calls(), ["kubeadm join"; 3]);
 }

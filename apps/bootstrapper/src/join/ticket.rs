@@ -1,17 +1,16 @@
 //! A ticket from a join service, checked against what the service attested.
 
+use attestation::{MeasuredMembership, Membership};
 use cluster_types::{ClusterId, MeasurementSalt, NodeRole, ParseHostPortError, WrongLength};
 use component_installer::{Mirror, ParseMirrorAddressError};
-use digest::oci;
+use digest::{Digest, oci};
 use grpc_api::join::{ControlPlaneCertOrKey, IssueJoinTicketResponse, MasterSecret as MasterSecretMessage};
 use key_derivation::{MasterSecret, ParseMasterSecretError, cluster_id};
 use kubeadm::{JoinSettings, ParseTokenError};
 use kubernetes_components::ComponentList;
-use measurements::{PcrIndex, PcrValue, PcrValues};
 use secret::{MeasurementSecret, StateDiskKey};
 use zeroize::Zeroizing;
 
-use crate::lock::expected_register;
 use crate::request::{InvalidRequest, parse_component_list};
 
 /// The files that control planes of a cluster share, below `/etc/kubernetes/pki` (kubeadm's "shared certificates").
@@ -59,11 +58,13 @@ pub(super) enum InvalidTicket {
     MeasurementSecret(usize),
     #[error(transparent)]
     MeasurementSalt(#[from] WrongLength),
-    #[error("the ticket is for cluster {cluster}, whose members' PCR 15 is {expected}; the join service's is {actual}")]
+    #[error(
+        "the ticket is for cluster {cluster}, whose members measure {expected}; the join service measured {actual}"
+    )]
     AnotherCluster {
         cluster: ClusterId,
-        expected: PcrValue,
-        actual: PcrValue,
+        expected: Digest,
+        actual: Digest,
     },
     #[error("the ticket has no kubelet certificate")]
     NoKubeletCertificate,
@@ -95,7 +96,7 @@ impl Ticket {
     /// made to hand out another cluster's secrets, and a node cannot be lured into a cluster that did not attest.
     pub(super) fn parse(
         mut message: IssueJoinTicketResponse,
-        service: &PcrValues,
+        service: &MeasuredMembership,
         role: NodeRole,
     ) -> Result<Self, InvalidTicket> {
         let secrets = Secrets::take_from(&mut message);
@@ -164,16 +165,15 @@ impl Secrets {
     }
 }
 
-fn check_cluster(cluster: ClusterId, service: &PcrValues) -> Result<(), InvalidTicket> {
-    let expected = expected_register(cluster);
-    let actual = service.get(&PcrIndex::CLUSTER_ID).copied().unwrap_or(PcrValue::ZERO);
-    if actual == expected {
+fn check_cluster(cluster: ClusterId, service: &MeasuredMembership) -> Result<(), InvalidTicket> {
+    let membership = Membership { cluster };
+    if service.is(&membership) {
         Ok(())
     } else {
         Err(InvalidTicket::AnotherCluster {
             cluster,
-            expected,
-            actual,
+            expected: service.shown_by(&membership),
+            actual: service.shown(),
         })
     }
 }
@@ -264,15 +264,23 @@ pub(crate) mod tests {
         cluster_id(&master_secret().kek().measurement_secret(), &MeasurementSalt::new(SALT))
     }
 
+    const NEW: Digest = Digest::new([0; 32]);
+
+    fn shown(membership: &Membership) -> Digest {
+        Digest::of(membership.cluster.as_bytes())
+    }
+
+    /// What a join service of our cluster shows.
+    fn member() -> MeasuredMembership {
+        MeasuredMembership::new(shown(&cluster().into()), NEW, shown)
+    }
+
     fn check(change: impl FnOnce(&mut IssueJoinTicketResponse)) -> Result<Ticket, InvalidTicket> {
-        check_from(
-            &PcrValues::from([(PcrIndex::CLUSTER_ID, expected_register(cluster()))]),
-            change,
-        )
+        check_from(&member(), change)
     }
 
     fn check_from(
-        service: &PcrValues,
+        service: &MeasuredMembership,
         change: impl FnOnce(&mut IssueJoinTicketResponse),
     ) -> Result<Ticket, InvalidTicket> {
         let mut message = message();
@@ -289,8 +297,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_worker_takes_nothing_of_a_control_plane() {
-        let service = PcrValues::from([(PcrIndex::CLUSTER_ID, expected_register(cluster()))]);
-        let ticket = Ticket::parse(message(), &service, NodeRole::Worker).unwrap();
+        let ticket = Ticket::parse(message(), &member(), NodeRole::Worker).unwrap();
         assert!(ticket.control_plane.is_none());
     }
 
@@ -300,7 +307,7 @@ pub(crate) mod tests {
         assert!(matches!(other, Err(InvalidTicket::AnotherCluster { .. })));
         let other = check(|ticket| ticket.measurement_salt = vec![7; 32]);
         assert!(matches!(other, Err(InvalidTicket::AnotherCluster { .. })));
-        let silent = check_from(&PcrValues::new(), |_| {});
+        let silent = check_from(&MeasuredMembership::new(NEW, NEW, shown), |_| {});
         assert!(matches!(silent, Err(InvalidTicket::AnotherCluster { .. })));
     }
 

@@ -1,4 +1,4 @@
-//! A node in this process: a real software TPM, a folder instead of a root, and programs that only pretend.
+//! A node in this process: a machine of any technology, a folder instead of a root, and programs that only pretend.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -7,8 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use attestation_tpm::{Membership, PcrPolicy, SocketTransport, Tpm, TpmAttester};
-use attestation_variants::qemu_vtpm;
+use attestation::ExpectedMembership;
 use attested_tls::PeerPolicy;
 use cloud_metadata::{Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance};
 use cluster_types::{DiskUuid, NodeRole};
@@ -18,7 +17,7 @@ use programs::{Call, Output, Programs, Running};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use secret::StateDiskKey;
 use tempfile::TempDir;
-use test_tpm::SoftwareTpm;
+use test_machines::{Machine, Technology};
 use tokio::net::TcpListener;
 use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
@@ -27,7 +26,7 @@ use tracing::subscriber::DefaultGuard;
 use crate::disk::{StateDisk, StateDiskError};
 use crate::files::NodeFiles;
 use crate::lock::NodeLock;
-use crate::node::{Hints, Node, own_image};
+use crate::node::{Hints, Node};
 use crate::run::{NodeError, bootstrap};
 
 pub(crate) const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
@@ -41,35 +40,32 @@ pub(crate) struct TestNode {
     pub(crate) programs: Arc<FakePrograms>,
     pub(crate) disk: Arc<FakeDisk>,
     pub(crate) folder: TempDir,
+    pub(crate) technology: &'static dyn Technology,
     // After the attester, which still speaks to it when it is dropped.
-    _tpm: SoftwareTpm,
-}
-
-pub(crate) fn attester() -> (Arc<TpmAttester>, SoftwareTpm) {
-    let tpm = SoftwareTpm::start().unwrap();
-    let transport = SocketTransport::connect(&tpm.socket()).unwrap();
-    (Arc::new(qemu_vtpm::attester_on(Tpm::new(transport)).unwrap()), tpm)
+    _machine: Box<dyn Machine>,
 }
 
 impl TestNode {
-    pub(crate) fn new(role: NodeRole) -> Self {
-        Self::failing(role, None)
+    pub(crate) fn new(technology: &'static dyn Technology, role: NodeRole) -> Self {
+        Self::failing(technology, role, None)
     }
 
     /// A node on which this program fails.
-    pub(crate) fn failing(role: NodeRole, program: Option<&'static str>) -> Self {
-        Self::reaching(role, program, Arc::new(OnceLock::new()))
+    pub(crate) fn failing(technology: &'static dyn Technology, role: NodeRole, program: Option<&'static str>) -> Self {
+        Self::reaching(technology, role, program, Arc::new(OnceLock::new()))
     }
 
     /// A node on whose network every join service is the one that listens here, once it does.
     pub(crate) fn reaching(
+        technology: &'static dyn Technology,
         role: NodeRole,
         program: Option<&'static str>,
         join_service: Arc<OnceLock<SocketAddr>>,
     ) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         let folder = TempDir::new().unwrap();
-        let (attester, tpm) = attester();
+        let machine = technology.boot().unwrap();
+        let attester = machine.attester().unwrap();
         let programs = Arc::new(FakePrograms {
             root: folder.path().to_owned(),
             calls: Mutex::default(),
@@ -84,6 +80,7 @@ impl TestNode {
             }),
             lock: NodeLock::new(attester.clone()),
             attester,
+            variants: technology.variants(),
             disk: disk.clone(),
             files: NodeFiles::new(folder.path(), fs::metadata(folder.path()).unwrap().uid()),
             programs: programs.clone(),
@@ -95,7 +92,8 @@ impl TestNode {
             programs,
             disk,
             folder,
-            _tpm: tpm,
+            technology,
+            _machine: machine,
         }
     }
 
@@ -111,10 +109,8 @@ impl TestNode {
     }
 
     /// Accepts nodes of this node's image that stand in this relation to a cluster.
-    pub(crate) fn accepts(&self, membership: Membership) -> PeerPolicy {
-        let policy = PcrPolicy::new(own_image(&self.node.attester).unwrap(), membership);
-        let verifiers = attestation::Verifiers::one(qemu_vtpm::verifier(policy));
-        PeerPolicy::Attested(Arc::new(verifiers))
+    pub(crate) fn accepts(&self, membership: ExpectedMembership) -> PeerPolicy {
+        PeerPolicy::Attested(Arc::new(self.node.own_image(membership).unwrap()))
     }
 }
 

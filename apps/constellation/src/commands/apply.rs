@@ -9,6 +9,7 @@
 
 use anyhow::Result;
 use atomic_file::Access;
+use attestation::Variants;
 use cluster_config::{InitProgress, Workspace, names};
 use cluster_types::NodeRole;
 use error_report::Chain;
@@ -24,13 +25,18 @@ use crate::providers::Providers;
 use crate::run::{Run, load_components, load_config};
 
 /// Makes the cluster and tells how long it took.
-pub(crate) async fn run(workspace: &Workspace, yes: bool, providers: &dyn Providers) -> Result<()> {
+pub(crate) async fn run(
+    workspace: &Workspace,
+    yes: bool,
+    providers: &dyn Providers,
+    variants: &dyn Variants,
+) -> Result<()> {
     let config = load_config(workspace)?;
     // A mirror may answer late or never; meanwhile other commands can have the workspace.
     let components = load_components(&config).await?;
     let _lock = workspace.lock()?;
     let progress = Progress::start();
-    let mut run = Run::prepare(workspace, config, components, providers)?;
+    let mut run = Run::prepare(workspace, config, components, providers, variants)?;
     run.ask(yes)?;
     let result = run.phases(&progress).await;
     // How long it took matters less than how it went.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
+use attestation::Variants;
 use camino::Utf8PathBuf;
 use cluster_config::{ClusterConfig, ExampleOptions, MirrorSource, Workspace, example};
 use digest::Digest;
@@ -14,9 +15,15 @@ use crate::mirror::{self, Offer};
 use crate::output::say;
 
 /// Writes a configuration where there is none.
-pub(crate) async fn generate(workspace: &Workspace, provider: Provider, name: String, sources: &Sources) -> Result<()> {
+pub(crate) async fn generate(
+    workspace: &Workspace,
+    provider: Provider,
+    name: String,
+    sources: &Sources,
+    variants: &dyn Variants,
+) -> Result<()> {
     let Provider::Qemu = provider;
-    let text = text(workspace, name, sources).await?;
+    let text = text(workspace, name, sources, variants).await?;
     let _lock = workspace.lock()?;
     let path = workspace
         .create_config(&text)
@@ -26,7 +33,12 @@ pub(crate) async fn generate(workspace: &Workspace, provider: Provider, name: St
 }
 
 /// The text of a configuration that is valid.
-pub(crate) async fn text(workspace: &Workspace, name: String, sources: &Sources) -> Result<String> {
+pub(crate) async fn text(
+    workspace: &Workspace,
+    name: String,
+    sources: &Sources,
+    variants: &dyn Variants,
+) -> Result<String> {
     let defaults = ExampleOptions::default();
     let image = sources.image.as_deref().map(absolute).transpose()?;
     let mirror = match &sources.mirror {
@@ -43,6 +55,7 @@ pub(crate) async fn text(workspace: &Workspace, name: String, sources: &Sources)
     let text = example(&ExampleOptions {
         name,
         image: image.unwrap_or(defaults.image),
+        variant: variants.supported()[0],
         mirror,
         kubernetes_version,
         components_digest: offered.map(|offered| offered.digest).or(sources.components_digest),

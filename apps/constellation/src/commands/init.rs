@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use atomic_file::Access;
-use attestation::{Purpose, Verifiers};
-use attestation_tpm::{Membership, PcrPolicy};
+use attestation::{ExpectedMembership, Purpose};
 use attested_tls::{Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use base64::prelude::{BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, names};
@@ -26,7 +25,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::advice::{Advise, advise, given_up};
 use crate::output::note;
 use crate::progress::{Progress, Step};
-use crate::run::Run;
+use crate::run::{Run, accepted};
 use crate::{kubeconfig, machines};
 
 /// From power-on to a bootstrapper that answers; software emulation needs about half a minute.
@@ -90,8 +89,7 @@ fn first_node(run: &Run<'_>) -> Result<Machine> {
 
 /// Tries until the node answers. A node that answers but is not what it should be is not tried again.
 async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Channel> {
-    let policy = PcrPolicy::new(run.reference_values.clone(), Membership::New);
-    let verifiers = Verifiers::one(attestation_variants::qemu_vtpm::verifier(policy));
+    let verifiers = accepted(run.variants, &run.reference_values, ExpectedMembership::New)?;
     let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
     let address = format!("{}:{}", node.host, node.ports.bootstrapper);
     let begun = Instant::now();

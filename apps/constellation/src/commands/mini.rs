@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use atomic_file::Access;
+use attestation::Variants;
 use cluster_config::{ClusterState, InitProgress, Workspace, names};
 use key_derivation::MasterSecret;
 
@@ -15,7 +16,12 @@ use crate::output::note;
 use crate::providers::Providers;
 
 /// Makes the cluster. A configuration is written if there is none.
-pub(crate) async fn up(folder: &Path, sources: &Sources, providers: &dyn Providers) -> Result<()> {
+pub(crate) async fn up(
+    folder: &Path,
+    sources: &Sources,
+    providers: &dyn Providers,
+    variants: &dyn Variants,
+) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let workspace = Workspace::open(folder)?;
     // The text may come from a mirror that answers late; meanwhile other commands can have the workspace.
@@ -25,7 +31,7 @@ pub(crate) async fn up(folder: &Path, sources: &Sources, providers: &dyn Provide
         }
         None
     } else {
-        Some(config::text(&workspace, "mini".to_owned(), sources).await?)
+        Some(config::text(&workspace, "mini".to_owned(), sources, variants).await?)
     };
     let lock = workspace.lock()?;
     let mut state = workspace.state()?.unwrap_or_else(ClusterState::new);
@@ -41,7 +47,7 @@ pub(crate) async fn up(folder: &Path, sources: &Sources, providers: &dyn Provide
     }
     drop(lock);
     // Making a cluster of one's own needs no question; taking one away does.
-    apply::run(&workspace, true, providers).await
+    apply::run(&workspace, true, providers, variants).await
 }
 
 /// Ends the cluster and removes everything that was written for it: also configuration and master secret, if `mini up` made

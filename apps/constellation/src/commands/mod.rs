@@ -14,6 +14,7 @@ mod verify;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use attestation::Variants;
 use camino::Utf8Path;
 use clap::CommandFactory;
 use cluster_config::Workspace;
@@ -23,21 +24,21 @@ use crate::output::print;
 use crate::providers::Providers;
 
 /// Runs what was typed.
-pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers) -> Result<ExitCode> {
+pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers, variants: &dyn Variants) -> Result<ExitCode> {
     let workspace = || Workspace::open(arguments.workspace.as_std_path());
     match arguments.command {
         Command::Config(ConfigCommand::Generate {
             provider,
             name,
             sources,
-        }) => config::generate(&workspace()?, provider, name, &sources).await?,
-        Command::Apply(confirmation) => apply::run(&workspace()?, confirmation.yes, providers).await?,
+        }) => config::generate(&workspace()?, provider, name, &sources, variants).await?,
+        Command::Apply(confirmation) => apply::run(&workspace()?, confirmation.yes, providers, variants).await?,
         Command::Mini(MiniCommand::Up { sources, .. }) => {
-            mini::up(arguments.workspace.as_std_path(), &sources, providers).await?;
+            mini::up(arguments.workspace.as_std_path(), &sources, providers, variants).await?;
         }
         Command::Mini(MiniCommand::Down(confirmation)) => mini::down(&workspace()?, &confirmation, providers)?,
         Command::Status => status::run(&workspace()?, providers).await?,
-        Command::Verify(verify) => return verify::run(&workspace()?, &verify).await,
+        Command::Verify(verify) => return verify::run(&workspace()?, &verify, variants).await,
         Command::Terminate(confirmation) => terminate::run(&workspace()?, &confirmation, providers)?,
         Command::Mirror(MirrorCommand::Create {
             folder,

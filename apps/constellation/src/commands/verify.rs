@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use attestation::{AttestationResult, Finding, Outcome, Purpose, TrustBasis, Verifiers};
-use attestation_tpm::{Membership, PcrPolicy};
-use attested_tls::{AttestedNode, Endpoint, HandshakeError, PeerPolicy, channel};
+use attestation::{AttestationResult, Claim, Comparison, ExpectedMembership, Outcome, Purpose, TrustBasis, Variants};
+use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
 use cluster_config::Workspace;
 use cluster_types::ClusterId;
 use error_report::Chain;
 use futures_util::{StreamExt, stream};
 use infrastructure::Machine;
-use measurements::{PcrIndex, PcrValue, ReferenceValues};
+use measurements::ReferenceValues;
 use serde::Serialize;
 
 use crate::advice::{Advise, advise};
@@ -22,11 +21,7 @@ use crate::arguments::{Format, VerifyArguments};
 use crate::machines;
 use crate::output::print;
 use crate::progress::Step;
-use crate::run::{Run, load_reference_values};
-
-/// Said before any verdict, so that nobody takes a local cluster for more than it is.
-const WARNING: &str = "The TPM of these nodes is software of the host. Their evidence shows that every mechanism works; it \
-                       does not protect from the host.";
+use crate::run::{Run, accepted, load_reference_values};
 
 /// The verdict over a node that did not answer.
 const UNREACHABLE: &str = "unreachable";
@@ -39,7 +34,9 @@ const CONCURRENT_SESSIONS: usize = 16;
 /// All verdicts, in the form that programs read.
 #[derive(Serialize)]
 struct Report {
-    warning: &'static str,
+    /// Said before any verdict, so that nobody takes a local cluster for more than it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<&'static str>,
     protects_from_host: bool,
     cluster_id: ClusterId,
     verdict: &'static str,
@@ -61,21 +58,28 @@ struct Verdict {
     trust: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    pcrs: BTreeMap<u8, Register>,
+    claims: Vec<ShownClaim>,
 }
 
+/// One thing that a node proved. What nobody judges has neither an expected value nor a match.
 #[derive(Serialize)]
-struct Register {
+struct ShownClaim {
+    name: String,
+    actual: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    actual: Option<PcrValue>,
-    expected: PcrValue,
+    expected: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     matches: Option<bool>,
 }
 
 /// The command. Its exit code is 0 only if every node is affirming.
-pub(crate) async fn run(workspace: &Workspace, arguments: &VerifyArguments) -> Result<ExitCode> {
+pub(crate) async fn run(
+    workspace: &Workspace,
+    arguments: &VerifyArguments,
+    variants: &dyn Variants,
+) -> Result<ExitCode> {
     let config = workspace.config()?;
-    let reference_values = load_reference_values(&config)?;
+    let reference_values = load_reference_values(&config, variants)?;
     let state = workspace
         .state()?
         .context("there is no cluster in this workspace")
@@ -86,7 +90,7 @@ pub(crate) async fn run(workspace: &Workspace, arguments: &VerifyArguments) -> R
         .context("the cluster has no id yet")
         .next("finish making it with `constellation apply`, or give --cluster-id")?;
     let nodes = state.infrastructure.map(|made| made.nodes).unwrap_or_default();
-    let report = report(&nodes, &reference_values, cluster).await;
+    let report = report(&nodes, variants, &reference_values, cluster).await?;
     match arguments.output {
         Format::Text => print(&text(&report))?,
         Format::Json => print(&serde_json::to_string_pretty(&report)?)?,
@@ -104,7 +108,13 @@ pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     let cluster = run.state.cluster_id.context("the cluster has no id")?;
     let deadline = Instant::now() + REACH_LIMIT;
     let report = loop {
-        let report = report(&run.infrastructure()?.nodes, &run.reference_values, cluster).await;
+        let report = report(
+            &run.infrastructure()?.nodes,
+            run.variants,
+            &run.reference_values,
+            cluster,
+        )
+        .await?;
         if !report.nodes.iter().any(|node| node.verdict == UNREACHABLE) || Instant::now() > deadline {
             break report;
         }
@@ -128,22 +138,35 @@ pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     ))
 }
 
-async fn report(nodes: &[Machine], reference_values: &ReferenceValues, cluster: ClusterId) -> Report {
-    let policy = PcrPolicy::new(reference_values.clone(), Membership::Of(cluster));
-    let verifiers = Verifiers::one(attestation_variants::qemu_vtpm::verifier(policy));
-    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
-    let expected = reference_values.for_member(cluster.as_bytes());
+async fn report(
+    nodes: &[Machine],
+    variants: &dyn Variants,
+    image: &ReferenceValues,
+    cluster: ClusterId,
+) -> Result<Report> {
+    let accepted = accepted(variants, image, ExpectedMembership::Of(cluster.into()))?;
+    let trust = accepted.trust();
+    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(accepted)));
     // Side by side: most of the time is spent by the nodes' TPMs.
-    let verdicts = nodes.iter().map(|node| verify(&endpoint, node, &expected));
+    let verdicts = nodes.iter().map(|node| verify(&endpoint, node));
     let mut verdicts: Vec<Verdict> = stream::iter(verdicts).buffered(CONCURRENT_SESSIONS).collect().await;
     refuse_doubles(&mut verdicts);
     let affirming = !verdicts.is_empty() && verdicts.iter().all(|node| node.reason.is_none());
-    Report {
-        warning: WARNING,
-        protects_from_host: false,
+    Ok(Report {
+        warning: warning(trust),
+        protects_from_host: trust.protects_from_host(),
         cluster_id: cluster,
         verdict: if affirming { "affirming" } else { "not affirming" },
         nodes: verdicts,
+    })
+}
+
+fn warning(trust: TrustBasis) -> Option<&'static str> {
+    match trust {
+        TrustBasis::HostSoftware => Some(
+            "These nodes attest with software of the host. Their evidence shows that every mechanism works; it does not \
+             protect from the host.",
+        ),
     }
 }
 
@@ -163,7 +186,7 @@ fn refuse_doubles(verdicts: &mut [Verdict]) {
     }
 }
 
-async fn verify(endpoint: &Endpoint, node: &Machine, expected: &ReferenceValues) -> Verdict {
+async fn verify(endpoint: &Endpoint, node: &Machine) -> Verdict {
     let address = format!("{}:{}", node.host, node.ports.verify);
     let outcome = channel(endpoint, Purpose::Verify, &address).await;
     let mut verdict = Verdict {
@@ -175,14 +198,14 @@ async fn verify(endpoint: &Endpoint, node: &Machine, expected: &ReferenceValues)
         variant: None,
         trust: None,
         reason: None,
-        pcrs: BTreeMap::new(),
+        claims: Vec::new(),
     };
     match outcome {
-        Ok((_, Some(proven))) => verdict.fill(&proven, expected),
+        Ok((_, Some(proven))) => verdict.fill(proven.result()),
         Ok((_, None)) => verdict.fail("unproven", "it did not attest".to_owned()),
         Err(HandshakeError::NotAffirmed(refused)) => {
-            verdict.pcrs = registers(expected, |index| found(&refused.findings, index));
-            verdict.fail(&refused.outcome.to_string(), refused.to_string());
+            verdict.fill(&refused.result);
+            verdict.fail(&refused.outcome().to_string(), refused.to_string());
         }
         Err(error @ (HandshakeError::Io(_) | HandshakeError::TimedOut(_))) => {
             verdict.fail(UNREACHABLE, Chain(&error).to_string());
@@ -193,18 +216,16 @@ async fn verify(endpoint: &Endpoint, node: &Machine, expected: &ReferenceValues)
 }
 
 impl Verdict {
-    fn fill(&mut self, proven: &AttestedNode, expected: &ReferenceValues) {
-        let result: &AttestationResult = proven.result();
+    fn fill(&mut self, result: &AttestationResult) {
         self.verdict = result.outcome().to_string();
-        self.identity = Some(proven.identity().to_string());
+        self.identity = Some(result.identity.to_string());
         self.variant = Some(result.variant.to_string());
         self.trust = Some(result.trust.to_string());
-        self.pcrs = registers(expected, |index| result.pcrs.get(&index).copied());
-        // The session exists only because the result is affirming; this keeps it so if that ever changes.
+        self.claims = result.claims.iter().map(ShownClaim::from).collect();
+        // A session exists only because the result is affirming; this keeps it so if that ever changes.
         if result.outcome() != Outcome::Affirming {
             self.reason = Some("the verdict is not affirming".to_owned());
         }
-        let TrustBasis::HostSoftware = result.trust;
     }
 
     fn fail(&mut self, verdict: &str, reason: String) {
@@ -219,35 +240,31 @@ impl Report {
     }
 }
 
-fn registers(expected: &ReferenceValues, actual: impl Fn(PcrIndex) -> Option<PcrValue>) -> BTreeMap<u8, Register> {
-    let register = |index: PcrIndex, expected: PcrValue| {
-        let actual = actual(index);
-        Register {
+impl From<&Claim> for ShownClaim {
+    fn from(claim: &Claim) -> Self {
+        let actual = claim.actual.to_string();
+        let (expected, matches) = match &claim.comparison {
+            Comparison::NotJudged => (None, None),
+            Comparison::AsExpected => (Some(actual.clone()), Some(true)),
+            Comparison::Differs { expected, .. } => (Some(expected.to_string()), Some(false)),
+        };
+        Self {
+            name: claim.name.clone(),
             actual,
             expected,
-            matches: actual.map(|actual| actual == expected),
+            matches,
         }
-    };
-    let values = expected.pcrs().iter();
-    values
-        .map(|(index, value)| (index.get(), register(*index, value.expected)))
-        .collect()
-}
-
-/// Of a node that was refused only the differences are known.
-fn found(findings: &[Finding], wanted: PcrIndex) -> Option<PcrValue> {
-    findings.iter().find_map(|finding| match finding {
-        Finding::Pcr { index, actual, .. } if *index == wanted => Some(*actual),
-        _ => None,
-    })
+    }
 }
 
 /// The verdicts as lines for people.
 fn text(report: &Report) -> String {
-    let mut lines = vec![
-        format!("Note: {}", report.warning),
-        format!("Cluster {}", report.cluster_id),
-    ];
+    let mut lines: Vec<_> = report
+        .warning
+        .iter()
+        .map(|warning| format!("Note: {warning}"))
+        .collect();
+    lines.push(format!("Cluster {}", report.cluster_id));
     for node in &report.nodes {
         lines.push(format!(
             "\n{} ({}, {}): {}",
@@ -259,11 +276,11 @@ fn text(report: &Report) -> String {
         if let (Some(identity), Some(variant)) = (&node.identity, &node.variant) {
             lines.push(format!("  attested identity {identity} ({variant})"));
         }
-        for (index, register) in &node.pcrs {
-            let Some(actual) = register.actual else { continue };
-            lines.push(match register.matches {
-                Some(true) => format!("  PCR {index:>2}  {actual}  as expected"),
-                _ => format!("  PCR {index:>2}  {actual}  expected {}", register.expected),
+        for claim in &node.claims {
+            lines.extend(match (&claim.expected, claim.matches) {
+                (Some(_), Some(true)) => Some(format!("  {:<7} {}  as expected", claim.name, claim.actual)),
+                (Some(expected), _) => Some(format!("  {:<7} {}  expected {expected}", claim.name, claim.actual)),
+                (None, _) => None,
             });
         }
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
+use test_machines::{SOFTWARE_TPM, Technology, program as program_with};
 
 /// Answers like QEMU as far as the provider asks. With the file `die` beside it a machine says why and ends.
 const QEMU: &str = r#"#!/bin/sh
@@ -28,15 +29,11 @@ exec sleep 1000
 
 const SWTPM: &str = "#!/bin/sh\n: > tpm.sock\nexec sleep 1000\n";
 
-/// PCR 4 of a TPM that measured nothing, which is what a test's TPM is.
-pub(crate) const REFERENCE_VALUES: &str = r#"{"version":1,"image":"test","pcrs":{
-"4":{"expected":"0000000000000000000000000000000000000000000000000000000000000000","enforcement":"required"},
-"15":{"expected":"0000000000000000000000000000000000000000000000000000000000000000","enforcement":"required"}}}"#;
-
 pub(crate) const COMPONENTS: &str = r#"{"version":"v1","kubernetes_version":"v1.35.4","components":[]}"#;
 
 pub(crate) struct Host {
     folder: TempDir,
+    technology: &'static dyn Technology,
 }
 
 impl Host {
@@ -47,8 +44,18 @@ impl Host {
 
     /// All its paths hold this.
     pub(crate) fn named(name: &str) -> Self {
+        Self::made(name, SOFTWARE_TPM)
+    }
+
+    /// With an image for machines of this technology.
+    pub(crate) fn with(technology: &'static dyn Technology) -> Self {
+        Self::made("host", technology)
+    }
+
+    fn made(name: &str, technology: &'static dyn Technology) -> Self {
         let host = Self {
             folder: tempfile::Builder::new().prefix(name).tempdir().unwrap(),
+            technology,
         };
         for folder in ["bin", "firmware", "image", "mirror"] {
             fs::create_dir(host.path(folder)).unwrap();
@@ -59,7 +66,7 @@ impl Host {
             ("firmware/OVMF_CODE_4M.fd", ""),
             ("firmware/OVMF_VARS_4M.fd", ""),
             ("image/node.img", ""),
-            ("image/reference-values.json", REFERENCE_VALUES),
+            ("image/reference-values.json", &technology.image().to_json()),
             ("mirror/components.json", COMPONENTS),
         ] {
             fs::write(host.path(file), content).unwrap();
@@ -116,7 +123,8 @@ impl Host {
 
     /// The program without arguments.
     pub(crate) fn bare_command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_constellation"));
+        let program = Path::new(env!("CARGO_BIN_EXE_constellation"));
+        let mut command = program_with(self.technology, program.parent().unwrap(), "constellation");
         let mut path = OsString::from(self.path("bin"));
         path.push(":/usr/bin:/bin");
         command.env("PATH", path).stdin(Stdio::null());

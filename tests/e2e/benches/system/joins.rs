@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use attestation::{Attester, Nonce, Purpose, ReportBinding};
+use attestation::{Nonce, Purpose, ReportBinding};
 use grpc_api::join::IssueJoinTicketRequest;
 use test_figures::{Clock, Samples, Table};
+use test_machines::SOFTWARE_TPM;
 use test_services::{ControlPlane, Node, join_request};
 
 use crate::load::{CALLERS, Load, Meter, side_by_side};
@@ -27,7 +28,7 @@ struct Join {
 
 pub(crate) async fn measure(control_plane: Arc<ControlPlane>, table: &mut Table) -> Result<()> {
     say("joining one node after another");
-    let node = Node::boot()?;
+    let node = Node::boot(SOFTWARE_TPM)?;
     let quotes = quotes(&node)?;
     let meter = Meter::start(control_plane.join_service().id())?;
     let mut joins = Vec::with_capacity(ROUNDS);
@@ -83,7 +84,7 @@ async fn join(control_plane: &ControlPlane, node: &Node, request: IssueJoinTicke
 }
 
 async fn join_together(control_plane: &Arc<ControlPlane>) -> Result<f64> {
-    let nodes: Vec<Node> = (0..CALLERS).map(|_| Node::boot()).collect::<Result<_>>()?;
+    let nodes: Vec<Node> = (0..CALLERS).map(|_| Node::boot(SOFTWARE_TPM)).collect::<Result<_>>()?;
     let callers = nodes.into_iter().map(|node| {
         let control_plane = control_plane.clone();
         async move {

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
-use attestation::{Nonce, Purpose, Verifiers};
+use attestation::{ExpectedMembership, Nonce, Purpose};
 use attested_tls::{Endpoint, PeerPolicy, channel};
 use grpc_api::verify::GetAttestationRequest;
 use grpc_api::verify::api_client::ApiClient;
 use service_runtime::Memory;
 use test_figures::{Clock, Samples, Table, WARM_UP};
+use test_machines::{SOFTWARE_TPM, verifiers};
 use test_services::{ControlPlane, ServiceProcess, VerificationService};
-use test_tpm::verifier;
 
 use crate::load::{Load, Meter};
 use crate::progress::say;
@@ -33,8 +33,8 @@ pub(crate) fn measure(programs: &Path) -> Result<Figures> {
 
 async fn load(programs: &Path) -> Result<Figures> {
     say("starting etcd, kube-apiserver and the services");
-    let control_plane = Arc::new(ControlPlane::start(programs).await?);
-    let verification = VerificationService::start(programs).await?;
+    let control_plane = Arc::new(ControlPlane::start(programs, SOFTWARE_TPM).await?);
+    let verification = VerificationService::start(programs, SOFTWARE_TPM).await?;
     let mut requests = Table::new("Requests to services", &Load::COLUMNS);
     keys::measure(control_plane.key_service())
         .await?
@@ -63,7 +63,8 @@ fn memory_of(name: &'static str, process: &ServiceProcess) -> Result<(&'static s
 /// Anyone verifies a node: a session in which it attests, and once more over a nonce.
 async fn verifications(service: &VerificationService) -> Result<Load> {
     say("verifying a node");
-    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(Verifiers::one(verifier()))));
+    let accepted = verifiers(SOFTWARE_TPM, ExpectedMembership::New);
+    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(accepted)));
     let meter = Meter::start(service.process().id())?;
     let alone = Samples::take_async(Clock::Wall, ROUNDS, async || {
         let (channel, _) = channel(&endpoint, Purpose::Verify, service.address()).await?;

@@ -4,7 +4,6 @@ use std::io::Write;
 
 use anyhow::{Context, Result, bail, ensure};
 use attestation::Purpose;
-use attestation_tpm::NotAuthentic;
 use attested_tls::{HandshakeError, channel};
 use cluster_types::key_service::AUDIENCE;
 use e2e::{Answer, Cluster, Image, Machine, RUN_FOLDER, segment_port};
@@ -12,6 +11,7 @@ use grpc_api::join::IssueJoinTicketRequest;
 use key_derivation::Label;
 use key_service_client::{KeyServiceClient, KeyServiceError, public_key};
 use tempfile::NamedTempFile;
+use test_machines::SOFTWARE_TPM;
 use test_services::join_request;
 use tokio::runtime::Runtime;
 use tonic::{Code, Status};
@@ -60,8 +60,7 @@ pub(crate) fn a_relayed_session_is_refused(cluster: &Cluster, image: &Image) -> 
         else {
             bail!("the node did not refuse the relayed join service")
         };
-        let reason = std::error::Error::source(&error).and_then(|source| source.downcast_ref());
-        ensure!(matches!(reason, Some(NotAuthentic::Binding { .. })), "{error:?}");
+        ensure!(SOFTWARE_TPM.is_bound_to_something_else(&error), "{error:?}");
         Ok(())
     })
 }

@@ -4,20 +4,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use attestation::{
-    AppraisalError, AttestError, AttestationResult, Attester, Evidence, Purpose, ReportBinding, Verifier, Verifiers,
+    AppraisalError, AttestError, AttestationResult, Attester, Endorsements, Evidence, Expectations, ExpectedMembership,
+    Purpose, ReportBinding, TrustBasis, UnixTime, Variants, Verifier, Verifiers,
 };
-use attestation_tpm::{Membership, PcrPolicy};
-use attestation_variants::qemu_vtpm;
+use attestation_variants::ReleaseVariants;
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
 use cluster_types::Variant;
 use grpc_api::join::api_client::ApiClient;
 use grpc_api::join::{IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest};
-use measurements::ReferenceValues;
-use test_tpm::InProcessAttester;
+use measurements::{PcrReferences, ReferenceValues};
+use test_machines::InProcessAttester;
 use tonic::Status;
 
 /// A machine whose TPM says what a node of this image would say.
 pub(crate) fn forged(image: &ReferenceValues) -> Arc<InProcessAttester> {
+    let image: PcrReferences = image.values().expect("the node image is for machines with a TPM");
     let expected = image.pcrs().iter().map(|(index, value)| (*index, value.expected));
     Arc::new(InProcessAttester::claiming(&expected.collect()))
 }
@@ -30,7 +31,7 @@ pub(crate) fn careless(attester: Arc<dyn Attester>) -> Endpoint {
 
 /// The session of a node, which accepts members of clusters of its own image only.
 pub(crate) fn honest(attester: Arc<dyn Attester>, image: &ReferenceValues) -> Endpoint {
-    Endpoint::new(Some(attester), members(qemu_vtpm::verifier(any_member(image))))
+    Endpoint::new(Some(attester), members(any_member(image)))
 }
 
 /// Answers every question with the same old Evidence.
@@ -79,23 +80,26 @@ impl Attester for Recorder {
 }
 
 /// Answers a verifier with the verifier's own Evidence of the same session.
-struct Mirror(Arc<Mutex<Option<Evidence>>>);
+struct Mirror {
+    variant: Variant,
+    taken: Arc<Mutex<Option<Evidence>>>,
+}
 
 /// Takes the peer's Evidence and appraises it, as somebody would who wants to get on.
 struct Taking {
     taken: Arc<Mutex<Option<Evidence>>>,
-    policy: PcrPolicy,
+    verifier: Box<dyn Verifier>,
 }
 
 impl Attester for Mirror {
     fn variant(&self) -> Variant {
-        Variant::QemuVtpm
+        self.variant
     }
 
     fn attest(&self, _: &ReportBinding) -> Result<Evidence, AttestError> {
-        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone();
         taken.ok_or_else(|| AttestError {
-            variant: Variant::QemuVtpm,
+            variant: self.variant,
             source: "the service sent no evidence".into(),
         })
     }
@@ -103,12 +107,22 @@ impl Attester for Mirror {
 
 impl Verifier for Taking {
     fn variant(&self) -> Variant {
-        Variant::QemuVtpm
+        self.verifier.variant()
     }
 
-    fn appraise(&self, evidence: &Evidence, binding: &ReportBinding) -> Result<AttestationResult, AppraisalError> {
+    fn trust(&self) -> TrustBasis {
+        self.verifier.trust()
+    }
+
+    fn appraise(
+        &self,
+        evidence: &Evidence,
+        endorsements: &Endorsements,
+        binding: &ReportBinding,
+        now: UnixTime,
+    ) -> Result<AttestationResult, AppraisalError> {
         *self.taken.lock().unwrap_or_else(PoisonError::into_inner) = Some(evidence.clone());
-        qemu_vtpm::verifier(self.policy.clone()).appraise(evidence, binding)
+        self.verifier.appraise(evidence, endorsements, binding, now)
     }
 }
 
@@ -117,13 +131,19 @@ pub(crate) fn reflecting(image: &ReferenceValues) -> Endpoint {
     let taken = Arc::new(Mutex::default());
     let verifier = Taking {
         taken: taken.clone(),
-        policy: any_member(image),
+        verifier: any_member(image),
     };
-    Endpoint::new(Some(Arc::new(Mirror(taken))), members(verifier))
+    let variant = image.variant();
+    Endpoint::new(Some(Arc::new(Mirror { variant, taken })), members(verifier))
 }
 
-fn any_member(image: &ReferenceValues) -> PcrPolicy {
-    PcrPolicy::new(image.clone(), Membership::Any)
+fn any_member(image: &ReferenceValues) -> Box<dyn Verifier> {
+    let expectations = Expectations {
+        image: image.clone(),
+        membership: ExpectedMembership::Any,
+    };
+    let verifier = ReleaseVariants.verifier(image.variant(), &expectations);
+    verifier.expect("the node image is for machines of a release")
 }
 
 fn members(verifier: impl Verifier + 'static) -> PeerPolicy {

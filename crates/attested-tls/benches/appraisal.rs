@@ -3,13 +3,13 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use anyhow::{Result, ensure};
-use attestation::{Attester, Evidence, Nonce, Outcome, ReportBinding, Verifier};
+use attestation::{Attester, Evidence, ExpectedMembership, Nonce, Outcome, ReportBinding, UnixTime};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
 };
 use test_figures::{Clock, Samples, Table};
-use test_tpm::{InProcessAttester, verifier};
+use test_machines::{InProcessAttester, SOFTWARE_TPM, verifiers};
 
 const ROUNDS: usize = 5000;
 /// About the length of a quote (`TPMS_ATTEST`).
@@ -28,11 +28,11 @@ fn main() -> Result<()> {
 
 /// From the bytes of a peer to a verdict.
 fn appraisals() -> Result<Samples> {
-    let verifier = verifier();
+    let verifiers = verifiers(SOFTWARE_TPM, ExpectedMembership::New);
     let binding = ReportBinding::standalone(&Nonce::generate());
     let bytes = InProcessAttester::generate().attest(&binding)?.encode();
     Samples::take(Clock::Wall, ROUNDS, || {
-        let result = verifier.appraise(&Evidence::parse(&bytes)?, &binding)?;
+        let result = verifiers.appraise(&Evidence::parse(&bytes)?, &binding, UnixTime::from_seconds(0))?;
         ensure!(result.outcome() == Outcome::Affirming, "good evidence is refused");
         Ok(())
     })

@@ -1,14 +1,13 @@
-use std::collections::BTreeMap;
-
-use attestation::{AttestError, Attester, Evidence, ReportBinding, TrustBasis};
-use attestation_tpm::{Membership, PcrPolicy, TpmEvidence, TpmVerifier};
+use attestation::{AttestError, Attester, Evidence, ReportBinding};
+use attestation_tpm::TpmEvidence;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use cluster_types::Variant;
 use digest::Digest;
-use measurements::{PcrIndex, PcrValue, PcrValues, ReferenceValues};
+use measurements::{PcrIndex, PcrValue, PcrValues};
 
-/// Answers like a TPM, as a lying host can, with a key in this process. Each one is another machine.
+/// Answers like a TPM, as a lying host can, with a key in this process. Each one is another machine. One that claims nothing
+/// is accepted as a new machine of [`SOFTWARE_TPM`](crate::SOFTWARE_TPM).
 pub struct InProcessAttester {
     key: EcdsaKeyPair,
     pcrs: PcrValues,
@@ -34,17 +33,6 @@ impl InProcessAttester {
             pcrs,
         }
     }
-}
-
-/// Accepts what [`InProcessAttester`] and a fresh software TPM quote: a new node in whose PCR 11 nothing was measured.
-#[must_use]
-pub fn verifier() -> TpmVerifier {
-    let image = ReferenceValues::new("image", BTreeMap::from([(PcrIndex::new(11), PcrValue::ZERO)]));
-    TpmVerifier::new(
-        Variant::QemuVtpm,
-        TrustBasis::HostSoftware,
-        PcrPolicy::new(image, Membership::New),
-    )
 }
 
 impl Attester for InProcessAttester {

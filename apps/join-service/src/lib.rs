@@ -1,0 +1,98 @@
+//! The JoinService: admits only nodes that prove what they run, and hands them what they need.
+//!
+//! Both sides attest. A node gets its own disk key and no other, because a disk and a name belong to the attested machine
+//! that claimed them first. It becomes a control plane only with the operator's grant. Its kubelet certificate says what
+//! the ticket allows, not what the request says.
+
+mod certificate;
+mod config;
+mod pki;
+mod service;
+mod ticket;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use attestation::{Purpose, Variants, Verifiers};
+use attested_tls::{Endpoint, PeerPolicy, incoming};
+use clap::Parser;
+use cluster_objects::Cluster;
+use cluster_types::HostPort;
+use grpc_api::join::api_server::ApiServer;
+use key_service_client::KeyServiceClient;
+use prometheus_client::registry::Registry;
+use service_runtime::{AttesterArgs, RuntimeArgs, listen, start, start_logging};
+use tonic::transport::Server;
+use tracing::info;
+
+use crate::config::{Config, ConfiguredVerifier};
+use crate::pki::Pki;
+use crate::service::JoinService;
+use crate::ticket::TicketOffice;
+
+const PURPOSES: &[Purpose] = &[Purpose::Join, Purpose::Rejoin];
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_MESSAGE_LEN: usize = 64 * 1024;
+
+#[derive(Parser)]
+#[command(version, about = "Admits only nodes that prove what they run")]
+struct Args {
+    /// Address on which nodes connect.
+    #[arg(long, default_value = "0.0.0.0:9090")]
+    address: SocketAddr,
+    /// Folder with the mounted ConfigMap join-config.
+    #[arg(long, default_value = "/var/config")]
+    config: PathBuf,
+    /// Folder with the cluster's certificate authorities.
+    #[arg(long, default_value = "/etc/kubernetes/pki")]
+    pki: PathBuf,
+    /// The key service, as host:port.
+    #[arg(long, default_value = "key-service.kube-system:9000")]
+    key_service: HostPort,
+    /// File with a service-account token for audience key-service, which the kubelet renews.
+    #[arg(long, default_value = "/var/run/secrets/key-service/token")]
+    key_service_token: PathBuf,
+    #[command(flatten)]
+    attester: AttesterArgs,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+}
+
+/// Runs the service until it is told to end.
+///
+/// # Errors
+/// When an argument is of no use, or the service cannot go on.
+pub async fn run(variants: &'static dyn Variants) -> Result<()> {
+    start_logging();
+    let args = Args::parse();
+    let mut metrics = Registry::default();
+    let config = Config::load(args.config, variants)?;
+    let keys = KeyServiceClient::new(
+        args.key_service.as_str(),
+        config.current().key_service_key,
+        args.key_service_token,
+    )
+    .context("--key-service")?;
+    let pki = Pki::open(args.pki).context("--pki")?;
+    let office = TicketOffice::new(Cluster::connect().await?, keys, pki, config.clone());
+    let service = JoinService::new(office, &mut metrics);
+    let peer = PeerPolicy::Attested(Arc::new(Verifiers::one(ConfiguredVerifier::new(config.clone()))));
+    let attester = args.attester.set_up(variants)?;
+    let endpoint = Arc::new(Endpoint::new(Some(attester), peer));
+
+    let runtime = start(args.runtime, metrics).await?;
+    let reloading = tokio::spawn(config.reload_on_change());
+    let sessions = incoming(listen("--address", args.address).await?, endpoint, PURPOSES);
+    runtime.ready().await;
+    info!(address = %args.address, "join service ready");
+    Server::builder()
+        .timeout(REQUEST_TIMEOUT)
+        .add_service(ApiServer::new(service).max_decoding_message_size(MAX_MESSAGE_LEN))
+        .serve_with_incoming_shutdown(sessions, runtime.draining())
+        .await?;
+    reloading.abort();
+    Ok(())
+}

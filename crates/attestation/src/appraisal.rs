@@ -1,0 +1,162 @@
+use cluster_types::Variant;
+
+use crate::{AttestationResult, Evidence, ReportBinding, TrustBasis};
+
+/// Appraises Evidence of one variant (RFC 9334 section 4.1). Pure: no I/O, no clock.
+pub trait Verifier: Send + Sync {
+    /// The one technology it appraises.
+    fn variant(&self) -> Variant;
+
+    /// What the technology is worth, whatever the Evidence says.
+    fn trust(&self) -> TrustBasis;
+
+    /// Checks that the Evidence is authentic and bound to `binding`, and compares it with what is expected.
+    ///
+    /// `endorsements` and `now` come from the caller. Endorsements that a technology needs and did not get are an error,
+    /// never a check that is left out.
+    ///
+    /// # Errors
+    /// When the Evidence is malformed, not signed as it must be, or bound to something else.
+    fn appraise(
+        &self,
+        evidence: &Evidence,
+        endorsements: &Endorsements,
+        binding: &ReportBinding,
+        now: UnixTime,
+    ) -> Result<AttestationResult, AppraisalError>;
+}
+
+/// What a third party says about a device (RFC 9334 section 8.2), such as the certificate of its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endorsements {
+    /// The technology has no endorser.
+    None,
+    /// Documents in the technology's own form. They count only with their endorser's signature, wherever they came from.
+    Documents(Vec<Vec<u8>>),
+}
+
+/// Seconds since 1970. This crate has no clock: the caller that holds the session reads it once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UnixTime(u64);
+
+impl UnixTime {
+    /// That many seconds after the beginning of 1970.
+    #[must_use]
+    pub const fn from_seconds(seconds: u64) -> Self {
+        Self(seconds)
+    }
+
+    /// Seconds since the beginning of 1970.
+    #[must_use]
+    pub const fn as_seconds(self) -> u64 {
+        self.0
+    }
+}
+
+/// Evidence that proves nothing: contraindicated without a closer look.
+#[derive(Debug, thiserror::Error)]
+pub enum AppraisalError {
+    /// We have no verifier for it.
+    #[error("evidence is of variant {0}, which is not accepted here")]
+    VariantNotAccepted(Variant),
+    /// The technology's own checks failed.
+    #[error("{variant} evidence is not authentic")]
+    NotAuthentic {
+        /// The technology.
+        variant: Variant,
+        /// Which check failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// What a Relying Party accepts: at least one verifier, at most one for each variant, each with its Endorsements.
+pub struct Verifiers(Vec<Accepted>);
+
+struct Accepted {
+    verifier: Box<dyn Verifier>,
+    endorsements: Endorsements,
+}
+
+impl Verifiers {
+    /// Accepts exactly this, a technology without an endorser.
+    #[must_use]
+    pub fn one(verifier: impl Verifier + 'static) -> Self {
+        Self::endorsed(verifier, Endorsements::None)
+    }
+
+    /// Accepts exactly this, with the Endorsements of its devices.
+    #[must_use]
+    pub fn endorsed(verifier: impl Verifier + 'static, endorsements: Endorsements) -> Self {
+        let verifier = Box::new(verifier);
+        Self(vec![Accepted { verifier, endorsements }])
+    }
+
+    /// Accepts everything that the other set does too. For a variant in both, the other set's verifier counts.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.0
+            .retain(|old| !other.variants().any(|variant| variant == old.verifier.variant()));
+        self.0.extend(other.0);
+        self
+    }
+
+    /// The accepted variants.
+    pub fn variants(&self) -> impl Iterator<Item = Variant> + '_ {
+        self.0.iter().map(|accepted| accepted.verifier.variant())
+    }
+
+    /// What the accepted technologies are worth: the least of them.
+    ///
+    /// # Panics
+    /// Never: there is at least one.
+    #[must_use]
+    pub fn trust(&self) -> TrustBasis {
+        let trust = self.0.iter().map(|accepted| accepted.verifier.trust()).min();
+        trust.expect("a set of verifiers is never empty")
+    }
+
+    /// Appraises with the verifier of the Evidence's variant.
+    ///
+    /// # Errors
+    /// When there is none, or the Evidence is not authentic.
+    pub fn appraise(
+        &self,
+        evidence: &Evidence,
+        binding: &ReportBinding,
+        now: UnixTime,
+    ) -> Result<AttestationResult, AppraisalError> {
+        let Accepted { verifier, endorsements } = self
+            .0
+            .iter()
+            .find(|accepted| accepted.verifier.variant() == evidence.variant)
+            .ok_or(AppraisalError::VariantNotAccepted(evidence.variant))?;
+        verifier.appraise(evidence, endorsements, binding, now)
+    }
+}
+
+impl std::fmt::Debug for Verifiers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.variants()).finish()
+    }
+}
+
+impl<V: Verifier + ?Sized> Verifier for Box<V> {
+    fn variant(&self) -> Variant {
+        (**self).variant()
+    }
+
+    fn trust(&self) -> TrustBasis {
+        (**self).trust()
+    }
+
+    fn appraise(
+        &self,
+        evidence: &Evidence,
+        endorsements: &Endorsements,
+        binding: &ReportBinding,
+        now: UnixTime,
+    ) -> Result<AttestationResult, AppraisalError> {
+        (**self).appraise(evidence, endorsements, binding, now)
+    }
+}

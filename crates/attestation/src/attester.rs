@@ -1,0 +1,62 @@
+use cluster_types::Variant;
+use measurements::ReferenceValues;
+
+use crate::{AttestedIdentity, Evidence, MeasuredMembership, Membership, ReportBinding};
+
+/// Produces Evidence about the machine it runs on (RFC 9334 section 4.1).
+pub trait Attester: Send + Sync {
+    /// The technology of the Evidence.
+    fn variant(&self) -> Variant;
+
+    /// Makes Evidence bound to these bytes. Blocks for as long as the device takes.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn attest(&self, binding: &ReportBinding) -> Result<Evidence, AttestError>;
+}
+
+/// The device could not produce Evidence.
+#[derive(Debug, thiserror::Error)]
+#[error("the {variant} device could not produce evidence")]
+pub struct AttestError {
+    /// The technology.
+    pub variant: Variant,
+    /// What the device said.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// The attester of a node, which also measures what the node becomes. Every call blocks for as long as the device takes.
+pub trait MeasuringAttester: Attester {
+    /// Who verifiers will say this machine is.
+    fn identity(&self) -> AttestedIdentity;
+
+    /// The reference values of the image that this machine runs, as the device knows it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn own_image(&self) -> Result<ReferenceValues, DeviceError>;
+
+    /// What was measured since power-on.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn membership(&self) -> Result<MeasuredMembership, DeviceError>;
+
+    /// Measures that this machine becomes a member. It cannot be taken back before the next power-on.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn measure_membership(&self, membership: &Membership) -> Result<(), DeviceError>;
+}
+
+/// The device could not be read or measured into.
+#[derive(Debug, thiserror::Error)]
+#[error("the {variant} device failed")]
+pub struct DeviceError {
+    /// The technology.
+    pub variant: Variant,
+    /// What the device said.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}

@@ -1,0 +1,94 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cluster_types::Variant;
+use measurements::{AnotherVariant, ReferenceValues};
+
+use crate::{ExpectedMembership, MeasuringAttester, Verifier};
+
+/// What a program can attest and appraise.
+///
+/// A release has those of `attestation-variants`. A test hands a program its own, so no test verifier is ever part of a
+/// release.
+pub trait Variants: Send + Sync {
+    /// The variants, the one to choose where nobody chose first. Never empty.
+    fn supported(&self) -> &[Variant];
+
+    /// Attests with the device at the source.
+    ///
+    /// # Errors
+    /// When there is none, or it fails.
+    fn attester(&self, source: &AttesterSource) -> Result<Arc<dyn MeasuringAttester>, SetUpAttesterError>;
+
+    /// Appraises Evidence of this variant.
+    ///
+    /// # Errors
+    /// When there is no verifier for it, or the reference values are not its own.
+    fn verifier(&self, variant: Variant, expectations: &Expectations) -> Result<Box<dyn Verifier>, SetUpVerifierError>;
+}
+
+/// What attests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttesterSource {
+    /// The device of the machine this program runs on.
+    ThisMachine,
+    /// A program that stands in for a device, for tests: the socket of a software TPM.
+    Emulator(PathBuf),
+}
+
+/// What a node must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expectations {
+    /// The image it booted.
+    pub image: ReferenceValues,
+    /// What it has said about itself by measuring it.
+    pub membership: ExpectedMembership,
+}
+
+/// The machine cannot attest.
+#[derive(Debug, thiserror::Error)]
+#[error("the {variant} device cannot be used")]
+pub struct SetUpAttesterError {
+    /// The technology.
+    pub variant: Variant,
+    /// What the device said.
+    #[source]
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Nothing can be appraised.
+#[derive(Debug, thiserror::Error)]
+pub enum SetUpVerifierError {
+    /// The program has no verifier for the variant.
+    #[error("this program cannot appraise {variant}; it can appraise {supported}")]
+    NotSupported {
+        /// Which one.
+        variant: Variant,
+        /// What the program has.
+        supported: String,
+    },
+    /// The reference values are another technology's.
+    #[error(transparent)]
+    AnotherVariant(#[from] AnotherVariant),
+    /// The technology cannot use its reference values.
+    #[error("the reference values for {variant} cannot be used")]
+    ReferenceValues {
+        /// The technology.
+        variant: Variant,
+        /// What is wrong with them.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl SetUpVerifierError {
+    /// The program has verifiers for other variants only.
+    #[must_use]
+    pub fn not_supported(variant: Variant, supported: &[Variant]) -> Self {
+        let names: Vec<_> = supported.iter().map(|variant| variant.as_str()).collect();
+        Self::NotSupported {
+            variant,
+            supported: names.join(", "),
+        }
+    }
+}

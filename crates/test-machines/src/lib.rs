@@ -1,0 +1,133 @@
+//! Machines that attest, of each variant, for tests and benches.
+//!
+//! A test takes the [`Technology`] as an argument, and [`for_each_technology!`] runs it with every one there is. A technology
+//! that no release has is handed to programs under test by [`chosen`], in programs of their own (`examples/` beside the
+//! program): nothing a release contains depends on this crate, and `xtask tidy` checks that.
+//!
+//! [`InProcessAttester`] gives Evidence like that of a TPM without the time that a TPM takes.
+
+mod in_process;
+mod software_tpm;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::Result;
+use attestation::{AppraisalError, Expectations, ExpectedMembership, MeasuringAttester, Variants, Verifiers};
+use cluster_types::Variant;
+use measurements::ReferenceValues;
+
+pub use in_process::InProcessAttester;
+pub use software_tpm::SOFTWARE_TPM;
+
+/// Every technology that tests are run with.
+pub const TECHNOLOGIES: &[&dyn Technology] = &[SOFTWARE_TPM];
+
+/// By which a program in another process is told its technology.
+const CHOICE: &str = "CONSTELLATION_TEST_VARIANT";
+
+/// How tests make machines of one variant. All machines of a technology run the same image until one is changed.
+pub trait Technology: Send + Sync {
+    /// The variant of its machines.
+    fn variant(&self) -> Variant;
+
+    /// What programs under test can attest and appraise.
+    fn variants(&self) -> &'static dyn Variants;
+
+    /// Whether this is a technology that releases have, so that a program under test can be the very one that is released.
+    fn is_released(&self) -> bool;
+
+    /// What the image of all machines shows.
+    fn image(&self) -> ReferenceValues;
+
+    /// A new machine, which is in no cluster.
+    ///
+    /// # Errors
+    /// When its device does not come up.
+    fn boot(&self) -> Result<Box<dyn Machine>>;
+
+    /// Whether Evidence was refused because it is bound to something else, and for no other reason.
+    fn is_bound_to_something_else(&self, error: &AppraisalError) -> bool;
+}
+
+/// A machine with a device that attests.
+pub trait Machine: Send + Sync {
+    /// Where a program finds what stands in for the device. Only one may use it at a time.
+    fn emulator(&self) -> PathBuf;
+
+    /// The machine's own attester, which uses the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn attester(&self) -> Result<Arc<dyn MeasuringAttester>>;
+
+    /// Makes the machine look like one that booted another image.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn change_image(&self) -> Result<()>;
+
+    /// Changes what may differ between hosts.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn change_host(&self) -> Result<()>;
+}
+
+/// Accepts machines of this technology's image.
+///
+/// # Panics
+/// Never: its own reference values are usable.
+#[must_use]
+pub fn verifiers(technology: &dyn Technology, membership: ExpectedMembership) -> Verifiers {
+    let image = technology.image();
+    let expectations = Expectations { image, membership };
+    let verifier = technology.variants().verifier(technology.variant(), &expectations);
+    Verifiers::one(verifier.expect("the image of all machines has usable reference values"))
+}
+
+/// Runs a program with a technology: the released program with one that releases have, else the one that is made for tests.
+#[must_use]
+pub fn program(technology: &dyn Technology, folder: &Path, name: &str) -> Command {
+    if technology.is_released() {
+        return Command::new(folder.join(name));
+    }
+    let mut command = Command::new(folder.join("examples").join(format!("{name}-for-tests")));
+    command.env(CHOICE, technology.variant().as_str());
+    command
+}
+
+/// The technology that [`program`] chose, in the program.
+///
+/// # Panics
+/// When nothing was chosen, or something that does not exist.
+#[must_use]
+pub fn chosen() -> &'static dyn Technology {
+    let name = std::env::var(CHOICE).unwrap_or_else(|_| panic!("{CHOICE} names the variant of this program"));
+    let named = TECHNOLOGIES.iter().find(|one| one.variant().as_str() == name);
+    *named.unwrap_or_else(|| panic!("{CHOICE}: there are no machines of variant {name}"))
+}
+
+/// Makes a test of each function, once for every technology. The functions take a `&'static dyn Technology`, and are
+/// `async` or not: `for_each_technology!(async: one, another);`
+#[macro_export]
+macro_rules! for_each_technology {
+    ($kind:tt: $($test:ident),+ $(,)?) => {
+        mod software_tpm {
+            $($crate::for_each_technology!(@test $kind $test $crate::SOFTWARE_TPM);)+
+        }
+    };
+    (@test async $test:ident $technology:expr) => {
+        #[tokio::test]
+        async fn $test() {
+            super::$test($technology).await;
+        }
+    };
+    (@test sync $test:ident $technology:expr) => {
+        #[test]
+        fn $test() {
+            super::$test($technology);
+        }
+    };
+}
