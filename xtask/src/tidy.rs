@@ -1,7 +1,11 @@
 //! `cargo xtask tidy`: rules about the tree that no compiler knows, one file each.
 
+mod circles;
 mod dependencies;
 mod documents;
+mod modules;
+mod names;
+mod paths;
 mod sources;
 mod testdata;
 mod units;
@@ -18,6 +22,7 @@ pub(crate) fn run() -> Result<()> {
     let sources = Sources::load(root)?;
     let problems = [
         dependencies::check(&metadata),
+        circles::check(&metadata, &sources)?,
         testdata::check(&metadata),
         documents::check(root, &sources)?,
         units::check(root)?,

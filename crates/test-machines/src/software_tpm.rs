@@ -10,7 +10,7 @@ use cluster_types::Variant;
 use measurements::{PcrIndex, PcrReferences, PcrValue, ReferenceValues};
 use test_tpm::SoftwareTpm;
 
-use crate::{Machine, Technology};
+use crate::technology::{Machine, Technology};
 
 /// Machines with a software TPM of their own.
 pub const SOFTWARE_TPM: &dyn Technology = &TpmTechnology;

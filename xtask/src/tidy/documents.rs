@@ -9,15 +9,13 @@
 //!    exists, wherever that is.
 //! 5. In `docs/pitfalls.md`, each name with an underscore exists, wherever that is.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use proc_macro2::{TokenStream, TokenTree};
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
-use syn::visit::{self, Visit};
 
+use super::names::Names;
 use super::sources::Sources;
 
 /// Folders with documents.
@@ -221,37 +219,38 @@ impl Reader {
 
     /// The name that a code span is, if it is one that must exist.
     fn name(&self, span: &str) -> Option<Reference> {
-        let name = span.to_owned();
         let (is_function, is_type) = (is_function(span), is_type(span));
-        if !is_function && !is_type {
-            return None;
-        }
-        let shows = self.titles.get(self.column).is_some_and(|title| title == "Shown by") && self.table_depth > 0;
-        match (self.kind, &self.path) {
-            (_, Some(path)) if self.is_behind_path => Some(Reference::Name {
-                name,
-                paths: vec![path.clone()],
-            }),
-            (Kind::Guarantees, Some(path)) if shows && is_function => Some(Reference::Name {
-                name,
-                paths: vec![path.clone()],
-            }),
-            (Kind::Guarantees, None) if shows && is_function && !self.section_paths.is_empty() => {
-                Some(Reference::Name {
-                    name,
-                    paths: self.section_paths.clone(),
-                })
+        // A word without underscore can be anything.
+        let is_clear = is_function && span.contains('_');
+        match self.kind {
+            _ if self.is_behind_path => (is_function || is_type).then(|| self.in_last_path(span, &[])),
+            Kind::Guarantees => {
+                (is_function && self.is_in_column("Shown by")).then(|| self.in_last_path(span, &self.section_paths))
             }
-            (Kind::Guarantees, None) if shows && is_function => Some(Reference::Homeless(name)),
-            (Kind::Walkthrough, Some(path)) if span.contains('_') && is_function => Some(Reference::Name {
-                name,
-                paths: vec![path.clone()],
-            }),
-            (Kind::Walkthrough, None) if span.contains('_') && is_function => Some(Reference::Homeless(name)),
-            (Kind::Pitfalls, _) if span.contains('_') && is_function => Some(Reference::Anywhere(name)),
-            (Kind::Walkthrough, _) if is_type => Some(Reference::Anywhere(name)),
+            Kind::Walkthrough if is_clear => Some(self.in_last_path(span, &[])),
+            Kind::Walkthrough if is_type => Some(Reference::Anywhere(span.to_owned())),
+            Kind::Pitfalls if is_clear => Some(Reference::Anywhere(span.to_owned())),
             _ => None,
         }
+    }
+
+    fn in_last_path(&self, name: &str, otherwise: &[String]) -> Reference {
+        let name = name.to_owned();
+        match &self.path {
+            Some(path) => Reference::Name {
+                name,
+                paths: vec![path.clone()],
+            },
+            None if otherwise.is_empty() => Reference::Homeless(name),
+            None => Reference::Name {
+                name,
+                paths: otherwise.to_owned(),
+            },
+        }
+    }
+
+    fn is_in_column(&self, title: &str) -> bool {
+        self.table_depth > 0 && self.titles.get(self.column).is_some_and(|known| known == title)
     }
 }
 
@@ -273,71 +272,6 @@ fn is_type(span: &str) -> bool {
         && name.contains(|c: char| c.is_ascii_lowercase())
         && is_word(name)
         && is_word(member)
-}
-
-/// What files define.
-#[derive(Default)]
-struct Names(BTreeSet<String>);
-
-impl Names {
-    fn below(sources: &Sources, path: &Path) -> Self {
-        let mut names = Self::default();
-        sources.below(path).for_each(|file| names.visit_file(file));
-        names
-    }
-
-    /// Of `Type::member` both.
-    fn has(&self, name: &str) -> bool {
-        name.split("::").all(|part| self.0.contains(part))
-    }
-
-    /// Functions that a macro defines from its arguments, as proptest's does.
-    fn add_functions_in(&mut self, tokens: TokenStream) {
-        let mut is_after_fn = false;
-        for token in tokens {
-            match token {
-                TokenTree::Group(group) => self.add_functions_in(group.stream()),
-                TokenTree::Ident(name) => {
-                    if is_after_fn {
-                        self.0.insert(name.to_string());
-                    }
-                    is_after_fn = name == "fn";
-                    continue;
-                }
-                _ => {}
-            }
-            is_after_fn = false;
-        }
-    }
-}
-
-impl<'ast> Visit<'ast> for Names {
-    fn visit_item(&mut self, item: &'ast syn::Item) {
-        let name = match item {
-            syn::Item::Const(item) => Some(&item.ident),
-            syn::Item::Enum(item) => Some(&item.ident),
-            syn::Item::Static(item) => Some(&item.ident),
-            syn::Item::Struct(item) => Some(&item.ident),
-            syn::Item::Trait(item) => Some(&item.ident),
-            syn::Item::Type(item) => Some(&item.ident),
-            syn::Item::Union(item) => Some(&item.ident),
-            _ => None,
-        };
-        self.0.extend(name.map(ToString::to_string));
-        visit::visit_item(self, item);
-    }
-
-    fn visit_signature(&mut self, signature: &'ast syn::Signature) {
-        self.0.insert(signature.ident.to_string());
-    }
-
-    fn visit_variant(&mut self, variant: &'ast syn::Variant) {
-        self.0.insert(variant.ident.to_string());
-    }
-
-    fn visit_macro(&mut self, call: &'ast syn::Macro) {
-        self.add_functions_in(call.tokens.clone());
-    }
 }
 
 #[cfg(test)]
@@ -419,16 +353,5 @@ mod tests {
             Reference::Anywhere("is_one".into()),
         ];
         assert_eq!(references(text, Kind::Pitfalls), expected);
-    }
-
-    #[test]
-    fn functions_of_types_modules_and_macros_are_names() {
-        let code = "mod m { impl A { fn f() {} } } proptest! { #[test] fn g(x in 0..9) {} } enum E { V }";
-        let mut names = Names::default();
-        names.visit_file(&syn::parse_str(code).unwrap());
-        for name in ["f", "g", "E::V"] {
-            assert!(names.has(name), "{name}");
-        }
-        assert!(!names.has("x"));
     }
 }

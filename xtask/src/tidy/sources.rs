@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use syn::punctuated::Punctuated;
+use syn::{Attribute, Meta, Token};
 
 /// Folders with Rust files.
 const FOLDERS: [&str; 5] = ["apps", "crates", "tests", "fuzz", "xtask"];
@@ -32,6 +34,18 @@ impl Sources {
         Ok(Self(files))
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(files: &[(&str, &str)]) -> Self {
+        let parsed = files
+            .iter()
+            .map(|(path, text)| (PathBuf::from(path), syn::parse_file(text).unwrap()));
+        Self(parsed.collect())
+    }
+
+    pub(crate) fn get(&self, path: &Path) -> Option<&syn::File> {
+        self.0.get(path)
+    }
+
     /// The file of that path, or all files below the folder of that path.
     pub(crate) fn below(&self, path: &Path) -> impl Iterator<Item = &syn::File> {
         let below = self.0.iter().filter(move |(file, _)| file.starts_with(path));
@@ -41,4 +55,52 @@ impl Sources {
 
 fn parse(file: &Path) -> Result<syn::File> {
     Ok(syn::parse_file(&fs::read_to_string(file)?)?)
+}
+
+/// Whether attributes say that something exists in tests only.
+pub(crate) fn is_for_tests(attributes: &[Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        let name = attribute
+            .path()
+            .segments
+            .last()
+            .map(|segment| segment.ident.to_string());
+        match name.as_deref() {
+            Some("test") => true,
+            Some("cfg") => attribute.parse_args().is_ok_and(|meta| needs_test(&meta)),
+            _ => false,
+        }
+    })
+}
+
+fn needs_test(meta: &Meta) -> bool {
+    match meta {
+        Meta::Path(path) => path.is_ident("test"),
+        Meta::List(list) if !list.path.is_ident("not") => list
+            .parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated)
+            .is_ok_and(|parts| parts.iter().any(needs_test)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(attribute: &str) -> bool {
+        let item: syn::Item = syn::parse_str(&format!("{attribute} fn f() {{}}")).unwrap();
+        let syn::Item::Fn(function) = item else { panic!() };
+        is_for_tests(&function.attrs)
+    }
+
+    #[test]
+    fn code_for_tests_is_told_from_other_code() {
+        assert!(check("#[cfg(test)]"));
+        assert!(check("#[cfg(all(test, unix))]"));
+        assert!(check("#[test]"));
+        assert!(check("#[tokio::test]"));
+        assert!(!check("#[cfg(not(test))]"));
+        assert!(!check("#[cfg(unix)]"));
+        assert!(!check("#[must_use]"));
+    }
 }

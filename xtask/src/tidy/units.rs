@@ -2,7 +2,7 @@
 //!
 //! 1. A unit's programs are in the image: a line of `images/root.keep` (of which the image build makes sure that it is a file of the
 //!    packages), a file of `images/root`, a program of ours, or one that the list of components brings.
-//! 2. Who reads a unit sees when it starts: links in `.wants` and `.requires` and the section `[Install]` say the same, and a service
+//! 2. A unit says when it starts: links in `.wants` and `.requires` and the section `[Install]` say the same, and a service
 //!    without `[Install]` says `# Started by …`.
 //! 3. Links lead to a unit that exists. The units that lead to `/dev/null` are those that `docs/image.md` lists under "Masked units".
 
