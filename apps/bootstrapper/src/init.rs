@@ -86,7 +86,7 @@ async fn run(
     step("installing Kubernetes");
     node.prepare(NodeRole::ControlPlane, &request.components, request.mirror.as_ref())
         .await?;
-    step("making the cluster");
+    step("creating the cluster");
     let kubeconfig = make_cluster(node, &request).await?;
     node.files.write_state(&locked, &state.as_member())?;
     Ok(kubeconfig)

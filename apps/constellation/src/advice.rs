@@ -1,4 +1,4 @@
-//! Errors as the operator reads them: what failed with all its causes, and what to do next.
+//! Errors for the operator: what failed, with all causes, and what to do next.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use anyhow::{Error, anyhow};
 use error_report::Chain;
 use polling::PollError;
 
-/// An error that knows the next step.
+/// An error with advice on the next step.
 #[derive(Debug)]
 pub(crate) struct Advised {
     error: Error,
@@ -25,7 +25,7 @@ impl<T, E: Into<Error>> Advise<T> for Result<T, E> {
     }
 }
 
-/// An error with lines that explain it and the next step. An error that was advised before keeps its advice.
+/// Adds lines that explain an error, and the next step. An error that already has advice keeps it.
 pub(crate) fn advise(error: Error, details: Vec<String>, next: impl Into<String>) -> Error {
     if error.is::<Advised>() {
         return error;
@@ -37,7 +37,7 @@ pub(crate) fn advise(error: Error, details: Vec<String>, next: impl Into<String>
     })
 }
 
-/// The error of something that was tried again and again. When time is up, it did not happen because of the last failure.
+/// The error of something that was retried until time was up. Its cause is the last failure.
 pub(crate) fn given_up(error: PollError<Error>, what: &str) -> Error {
     match error {
         PollError::Stopped(error) | PollError::TooOften(error) => error,
@@ -51,7 +51,7 @@ pub(crate) fn given_up(error: PollError<Error>, what: &str) -> Error {
     }
 }
 
-/// The text that is printed.
+/// The text to print.
 pub(crate) fn render(error: &Error) -> String {
     let mut text = format!("Error: {}", Chain(error.as_ref()));
     if let Some(advised) = error.downcast_ref::<Advised>() {

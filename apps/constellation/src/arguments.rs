@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command line's arguments.
 
 use camino::Utf8PathBuf;
 use clap::builder::{NonEmptyStringValueParser, TypedValueParser};
@@ -7,11 +7,11 @@ use cluster_config::{ClusterNameError, MirrorSource, check_cluster_name};
 use cluster_types::{ClusterId, KubernetesVersion};
 use digest::Digest;
 
-/// Confidential Kubernetes: a cluster whose every node proves what it runs before it is given a key.
+/// Confidential Kubernetes: every node of a cluster proves what it runs before it gets a key.
 #[derive(Debug, Parser)]
 #[command(name = "constellation", disable_version_flag = true)]
 pub(crate) struct Arguments {
-    /// Folder that holds the files of the cluster.
+    /// Folder with the cluster's files.
     #[arg(short = 'C', long, global = true, value_name = "DIR", default_value = ".", value_parser = path())]
     pub(crate) workspace: Utf8PathBuf,
     #[command(subcommand)]
@@ -23,16 +23,16 @@ pub(crate) enum Command {
     /// Work with the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Make the cluster as the configuration says, or go on with making it.
+    /// Create the cluster that the configuration describes, or continue creating it.
     Apply(Confirmation),
-    /// A small cluster on this machine.
+    /// Run a small cluster on this machine.
     #[command(subcommand)]
     Mini(MiniCommand),
     /// Show the machines and nodes.
     Status,
     /// Verify every node of the cluster.
     Verify(VerifyArguments),
-    /// End the machines; configuration and master secret stay.
+    /// Terminate the machines. Configuration and master secret are kept.
     Terminate(Confirmation),
     /// Work with mirrors of Kubernetes.
     #[command(subcommand)]
@@ -41,14 +41,14 @@ pub(crate) enum Command {
     Version,
     /// Print a completion script for a shell.
     Completion {
-        /// Which shell.
+        /// The shell.
         shell: clap_complete::Shell,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Write a commented configuration; one that is there is never overwritten.
+    /// Write a commented configuration. An existing one is never overwritten.
     Generate {
         /// Where the nodes will run.
         #[arg(value_enum)]
@@ -67,7 +67,7 @@ pub(crate) enum Provider {
     Qemu,
 }
 
-/// Where image and Kubernetes come from.
+/// Where the image and Kubernetes come from.
 #[derive(Debug, Args)]
 pub(crate) struct Sources {
     /// Folder with the node image [default in a new configuration: image].
@@ -76,10 +76,10 @@ pub(crate) struct Sources {
     /// Folder or http address of a mirror of Kubernetes [default in a new configuration: mirror].
     #[arg(long, value_name = "DIR|URL")]
     pub(crate) mirror: Option<MirrorSource>,
-    /// Kubernetes release, for instance v1.35.4 [default in a new configuration: what the mirror holds].
+    /// Kubernetes release, such as v1.35.4 [default in a new configuration: the mirror's version].
     #[arg(short, long, value_name = "VERSION")]
     pub(crate) kubernetes: Option<KubernetesVersion>,
-    /// Digest of the mirror's components.json [default in a new configuration: that of the folder given as mirror].
+    /// Digest of the mirror's components.json [default in a new configuration: the digest of the given folder's].
     #[arg(long, value_name = "sha256:HEX", value_parser = digest::oci::parse)]
     pub(crate) components_digest: Option<Digest>,
 }
@@ -98,31 +98,31 @@ impl Sources {
 
 #[derive(Debug, Args)]
 pub(crate) struct Confirmation {
-    /// Do not ask.
+    /// Do not ask for confirmation.
     #[arg(short, long)]
     pub(crate) yes: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MiniCommand {
-    /// Make a cluster of one control plane and one worker on this machine.
+    /// Create a cluster of one control plane and one worker on this machine.
     Up {
         #[command(flatten)]
         sources: Sources,
-        /// Making a cluster of one's own never asks; taken so that `apply` and `mini up` are typed alike.
+        /// `mini up` never asks; accepted so that it can be typed like `apply`.
         #[command(flatten)]
         confirmation: Confirmation,
     },
-    /// End the cluster and remove everything `mini up` made, keys included.
+    /// Terminate the cluster and remove everything that `mini up` created, including keys.
     Down(Confirmation),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct VerifyArguments {
-    /// The cluster id to expect [default: that of the state file].
+    /// Expected cluster id [default: the one in the state file].
     #[arg(long, value_name = "HEX", value_parser = parse_cluster_id)]
     pub(crate) cluster_id: Option<ClusterId>,
-    /// How the verdicts are written.
+    /// Output format of the verdicts.
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     pub(crate) output: Format,
 }
@@ -137,24 +137,24 @@ pub(crate) enum Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MirrorCommand {
-    /// Fill a folder with every file of a Kubernetes version, each checked by its SHA-256. Goes on where it stopped.
+    /// Fill a folder with all files of a Kubernetes version, each checked against its SHA-256. Continues an interrupted run.
     Create {
         /// The folder to fill.
         #[arg(value_parser = path())]
         folder: Utf8PathBuf,
-        /// Another mirror: a folder or an http address.
+        /// Mirror to copy from: a folder or an http address.
         #[arg(long, value_name = "DIR|URL", required_unless_present = "list")]
         from: Option<MirrorSource>,
-        /// Digest of that mirror's components.json; an http address needs it.
+        /// Digest of that mirror's components.json. Required for an http address.
         #[arg(long, value_name = "sha256:HEX", value_parser = digest::oci::parse)]
         digest: Option<Digest>,
-        /// A list in the form of components.json, whose files are fetched from their own addresses.
+        /// Component list (like components.json) whose files are fetched from their own addresses.
         #[arg(long, value_name = "FILE", value_parser = path())]
         list: Option<Utf8PathBuf>,
     },
 }
 
-/// Paths go into files, which are text.
+/// Paths are written into files, which are text.
 fn path() -> impl TypedValueParser<Value = Utf8PathBuf> {
     NonEmptyStringValueParser::new().map(Utf8PathBuf::from)
 }

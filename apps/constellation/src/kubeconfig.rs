@@ -6,10 +6,10 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use zeroize::Zeroizing;
 
-/// The kubeconfig of a node, with the address at which this machine reaches the API server.
+/// A node's kubeconfig, with the address at which this machine reaches the API server.
 pub(crate) fn rewrite(kubeconfig: &[u8], host: &str, port: u16) -> Result<Zeroizing<String>> {
     let text = str::from_utf8(kubeconfig).context("the node's kubeconfig is not text")?;
-    let mut config: Kubeconfig = serde_saphyr::from_str(text).context("the node's kubeconfig cannot be read")?;
+    let mut config: Kubeconfig = serde_saphyr::from_str(text).context("cannot parse the node's kubeconfig")?;
     let [cluster] = config.clusters.as_mut_slice() else {
         bail!(
             "the node's kubeconfig has {} clusters, expected one",
@@ -43,7 +43,7 @@ async fn without_proxy(mut kubeconfig: Kubeconfig) -> Result<Config> {
         .iter_mut()
         .filter_map(|named| named.cluster.as_mut())
     {
-        // kube looks at the environment, and may fail at what it finds there, only where the file names no proxy.
+        // kube looks at the environment, and may fail because of it, only if the file names no proxy.
         cluster.proxy_url = Some("http://ignored.invalid".to_owned());
     }
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;

@@ -1,7 +1,7 @@
-//! `constellation`: makes, shows, verifies and ends confidential Kubernetes clusters.
+//! `constellation`: creates, shows, verifies and terminates confidential Kubernetes clusters.
 //!
-//! Results go to standard output, everything about how it goes to standard error. Every command can be repeated after it
-//! was interrupted at any point; what it does is stored before it is done.
+//! Results go to standard output, progress and errors to standard error. Every command can be repeated after it was
+//! interrupted at any point: what it is about to do is stored first.
 //!
 //! This is the program without its providers of machines and attestation variants: a release has those that its `main.rs`
 //! gives it, tests have their own.
@@ -36,21 +36,21 @@ pub async fn run(
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
-    // On a task of its own, so that Ctrl-C is noticed while a command blocks.
+    // In a separate task, so that Ctrl-C is noticed while a command blocks.
     tokio::spawn(end_on_interrupt());
     terminal::end(commands::run(arguments, providers, variants).await, advice::render)
 }
 
-/// Tells an error, and the next step if there is one.
+/// Prints an error, and the next step if there is one.
 pub fn failed(error: anyhow::Error) -> ExitCode {
     terminal::end(Err(error), advice::render)
 }
 
-/// What was begun stays; every step can be repeated.
+/// Whatever has begun is kept; every step can be repeated.
 async fn end_on_interrupt() {
     if tokio::signal::ctrl_c().await.is_ok() {
-        output::note("\ninterrupted; the same command goes on where this one stopped");
-        // 128 + SIGINT, as shells have it.
+        output::note("\ninterrupted; run the same command again to continue");
+        // 128 + SIGINT, as in shells.
         std::process::exit(130);
     }
 }

@@ -1,4 +1,4 @@
-//! What a cluster's machines should be, and whether they run.
+//! The machines a cluster should have, and whether they run.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use polling::Failed;
 
 use crate::advice::advise;
 
-/// The machines that a configuration asks for.
+/// The machines that a configuration describes.
 pub(crate) fn spec(config: &ClusterConfig, state: &ClusterState) -> ClusterSpec {
     ClusterSpec {
         name: config.name.clone(),
@@ -22,7 +22,7 @@ pub(crate) fn spec(config: &ClusterConfig, state: &ClusterState) -> ClusterSpec 
     }
 }
 
-/// An error if a machine stopped: with what its console says.
+/// Fails if a machine has stopped, with the reason on its console.
 pub(crate) fn check_running(provider: &dyn Provider) -> Result<()> {
     for machine in provider.machines()? {
         if let MachineStatus::Stopped { reason, console } = machine.status {
@@ -33,7 +33,7 @@ pub(crate) fn check_running(provider: &dyn Provider) -> Result<()> {
     Ok(())
 }
 
-/// What failed is tried again while all machines run. One that stopped is a better explanation, and final.
+/// Failures are retried while all machines run. A machine that has stopped is a better explanation, and final.
 pub(crate) fn retry(provider: &dyn Provider, error: impl Into<Error>) -> Failed<Error> {
     match check_running(provider) {
         Ok(()) => Failed::Retry(error.into()),

@@ -15,17 +15,17 @@ use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_D
 use crate::advice::Advise;
 use crate::progress::Step;
 
-/// No component is larger.
+/// Larger components are refused, in bytes.
 const MAX_FILE_LEN: u64 = 4 << 30;
 /// Official downloads are redirected to where they are stored; the digest decides what is taken.
 const MAX_REDIRECTS: usize = 5;
-/// How often the length of a file that is being downloaded is shown, in MiB.
+/// How often the progress of a download is shown, in MiB.
 const SHOW_EVERY_MIB: u64 = 32;
 
 /// What a mirror holds.
 pub(crate) struct Offer {
     pub(crate) list: ComponentList,
-    /// Of the document that holds the list.
+    /// The digest of the list's document.
     pub(crate) digest: Digest,
 }
 
@@ -39,7 +39,7 @@ pub(crate) async fn load_list(source: &MirrorSource, pinned: Option<Digest>, unp
         }
         (MirrorSource::Http(_), None) => {
             return Err(anyhow!(
-                "{source} is reached over the network, and nothing says which list of components is right"
+                "{source} is reached over the network, but the digest of its component list is unknown"
             ))
             .next(unpinned);
         }
@@ -56,7 +56,7 @@ pub(crate) async fn load_list(source: &MirrorSource, pinned: Option<Digest>, unp
     if let Some(expected) = pinned.filter(|expected| *expected != digest) {
         let [digest, expected] = [digest, expected].map(|digest| oci::format(&digest));
         return Err(anyhow!("{place} has the digest {digest}, expected {expected}")).next(
-            "use the mirror that the expected digest was taken from; where the mirror was filled anew on purpose, give its \
+            "use the mirror that the expected digest was taken from; if the mirror was refilled on purpose, pass its \
              new digest",
         );
     }
@@ -80,8 +80,8 @@ fn downloader() -> Result<Downloader> {
     )?)
 }
 
-/// Fills a folder with every file of a list, then writes the list and gives its digest. Files that are there and right are
-/// kept; the list comes last, so a folder with a list is complete.
+/// Fills a folder with every file of a list, then writes the list and returns its digest. Existing files with the right digest
+/// are kept. The list comes last, so a folder with a list is complete.
 pub(crate) async fn fill(
     folder: &Path,
     list: &ComponentList,
@@ -123,7 +123,7 @@ fn show(step: &Step<'_>, title: &str, event: &Event<'_>) {
     }
 }
 
-/// Where a component is kept: where it was, or for one with an address of its own a name made of hash and address.
+/// Where a component is stored: at its path in the source mirror, or under a name made of its hash and its own address.
 fn place(component: &Component) -> Result<String> {
     if let Some(path) = component.url.relative() {
         return Ok(path.to_owned());
@@ -132,7 +132,7 @@ fn place(component: &Component) -> Result<String> {
     let name: String = url
         .rsplit('/')
         .find(|part| !part.is_empty())
-        .context("the address has no last part")?
+        .context("the address does not end in a file name")?
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
         .collect();
@@ -159,7 +159,7 @@ async fn fetch_component(
         (Some(relative), Some(MirrorSource::Folder(folder))) => {
             return Ok(copy(folder.join(relative), component.hash, MAX_FILE_LEN, path.to_owned()).await?);
         }
-        (Some(relative), None) => bail!("{relative} is a path inside a mirror, and no mirror is given with --from"),
+        (Some(relative), None) => bail!("{relative} is a path inside a mirror; pass that mirror with --from"),
     };
     Ok(downloader
         .file(&url, component.hash, MAX_FILE_LEN, path, progress)

@@ -1,11 +1,11 @@
-//! What commands say, and the question they ask.
+//! The output of commands, and the question they ask.
 
 use std::io::IsTerminal;
 
 use anyhow::{Context, Result, bail};
 pub(crate) use terminal::{note, print, redraw, say};
 
-/// Asks before something happens that the user may not have meant.
+/// Asks for confirmation before something that the user may not have meant.
 pub(crate) fn confirm(question: &str, yes: bool) -> Result<()> {
     if yes {
         return Ok(());
@@ -25,5 +25,5 @@ pub(crate) fn confirm(question: &str, yes: bool) -> Result<()> {
             _ => {}
         }
     }
-    bail!("nothing was done: the question was not answered with yes")
+    bail!("cancelled: nothing was changed")
 }

@@ -1,4 +1,4 @@
-//! Steps with elapsed time: one line that changes on a terminal, two lines otherwise.
+//! Steps with elapsed time: one changing line on a terminal, two lines otherwise.
 
 use std::pin::pin;
 use std::sync::Mutex;
@@ -16,7 +16,7 @@ pub(crate) struct Progress {
     finished: Mutex<Vec<Finished>>,
 }
 
-/// What a step is doing right now.
+/// What a step is currently doing.
 pub(crate) struct Step<'a> {
     progress: &'a Progress,
     title: String,
@@ -46,7 +46,7 @@ impl Progress {
         }
     }
 
-    /// Announces a step, runs it and says how long it took.
+    /// Announces a step, runs it and reports how long it took.
     pub(crate) async fn step<T>(&self, title: &str, run: impl AsyncFnOnce(&Step<'_>) -> Result<T>) -> Result<T> {
         let step = Step {
             progress: self,
@@ -78,7 +78,7 @@ impl Progress {
     }
 
     fn redraw(&self, text: &str) {
-        // Whoever closed the terminal does not miss it.
+        // No one misses it on a closed terminal.
         let _ = redraw(text);
     }
 
@@ -98,7 +98,7 @@ impl Progress {
             .iter()
             .map(|finished| format!("{:>8.1} s  {}", finished.seconds, finished.step))
             .collect();
-        lines.push(format!("{:>8.1} s  altogether", rounded(self.start.elapsed())));
+        lines.push(format!("{:>8.1} s  total", rounded(self.start.elapsed())));
         lines
     }
 
@@ -108,7 +108,7 @@ impl Progress {
 }
 
 impl Step<'_> {
-    /// Says what the step is doing right now.
+    /// Shows what the step is currently doing.
     pub(crate) fn detail(&self, text: &str) {
         let mut detail = self.detail.lock().expect("nothing panics while it is held");
         if *detail == text {

@@ -1,4 +1,4 @@
-//! [`constellation`] with the providers of machines there are.
+//! [`constellation`] with all providers of machines.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use constellation::Providers;
 use infrastructure::Provider;
 use infrastructure_qemu::{AccelerationChoice, Helper, HelperCommand, QemuOptions, QemuProvider, RunFolder};
 
-/// Runs the command line of this process, or the helper that it asks for.
+/// Runs this process's command line, or the helper that it names.
 pub(crate) async fn run(variants: &dyn Variants) -> ExitCode {
     if let Some(helper) = HelperCommand::of(std::env::args_os()) {
         let Err(error) = helper.run().await;
@@ -45,7 +45,7 @@ impl Providers for Released {
 }
 
 fn qemu(workspace: &Workspace, options: QemuOptions) -> anyhow::Result<Box<dyn Provider>> {
-    let program: PathBuf = std::env::current_exe().context("cannot find out where this program is")?;
+    let program: PathBuf = std::env::current_exe().context("cannot find this program's own path")?;
     let folder = RunFolder::in_workspace(workspace.folder());
     Ok(Box::new(QemuProvider::new(folder, Helper::new(program), options)))
 }

@@ -1,4 +1,4 @@
-//! What the phases of `apply` work on.
+//! The data that the phases of `apply` work on.
 
 use anyhow::{Context, Result, bail};
 use attestation::{Expectations, ExpectedMembership, Variants, Verifiers};
@@ -23,7 +23,7 @@ pub(crate) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Reads what the workspace has; its lock is held, so the components came before. Changes nothing.
+    /// Reads the workspace and changes nothing. The workspace is locked meanwhile, so the components were fetched before.
     pub(crate) fn prepare(
         workspace: &'a Workspace,
         config: ClusterConfig,
@@ -34,7 +34,7 @@ impl<'a> Run<'a> {
         let reference_values = load_reference_values(&config, variants)?;
         let state = workspace.state()?.unwrap_or_else(ClusterState::new);
         if state.init != InitProgress::Done {
-            // Found now, not when the node has given its kubeconfig away.
+            // Found now, and not after the node has handed out its kubeconfig.
             workspace
                 .check_own(&state, names::ADMIN_CONF)
                 .next("move it to another folder, then run the same command again")?;
@@ -51,20 +51,23 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// The machines, which the first phase has made.
+    /// The machines, which the first phase created.
     pub(crate) fn infrastructure(&self) -> Result<&Infrastructure> {
-        self.state.infrastructure.as_ref().context("the machines were not made")
+        self.state
+            .infrastructure
+            .as_ref()
+            .context("the machines have not been created")
     }
 }
 
-/// The configuration, which its user edits and no command changes.
+/// The configuration, which the user edits and no command changes.
 pub(crate) fn load_config(workspace: &Workspace) -> Result<ClusterConfig> {
     workspace
         .config()
         .next("correct the configuration, then run the same command again")
 }
 
-/// What nodes must prove, from the file beside the image. It is checked by the variant that will use it.
+/// What nodes must prove, from the file beside the image. The variant that will use it checks it.
 pub(crate) fn load_reference_values(config: &ClusterConfig, variants: &dyn Variants) -> Result<ReferenceValues> {
     let path = config.image.join("reference-values.json");
     let bytes = std::fs::read(&path)
@@ -76,7 +79,7 @@ pub(crate) fn load_reference_values(config: &ClusterConfig, variants: &dyn Varia
         Ok(values)
     });
     usable
-        .with_context(|| format!("{} cannot be used", path.display()))
+        .with_context(|| format!("cannot use {}", path.display()))
         .next("set `image` and `attestationVariant` in constellation-conf.yaml to what belongs together")
 }
 
@@ -105,11 +108,11 @@ pub(crate) async fn load_components(config: &ClusterConfig) -> Result<ComponentL
         .list;
     if *list.kubernetes_version() != config.kubernetes_version {
         let (found, wanted) = (list.kubernetes_version(), &config.kubernetes_version);
-        let mismatch: Result<()> = (|| bail!("the mirror holds Kubernetes {found}, kubernetesVersion is {wanted}"))();
-        mismatch.next("set kubernetesVersion to what the mirror holds, or use another mirror")?;
+        let mismatch: Result<()> = (|| bail!("the mirror has Kubernetes {found}, but kubernetesVersion is {wanted}"))();
+        mismatch.next("set kubernetesVersion to the mirror's version, or use another mirror")?;
     }
     Ok(list)
 }
 
 const UNPINNED: &str = "set kubernetesComponentsDigest in constellation-conf.yaml to the digest that `sha256sum \
-                        components.json` gives where the mirror was filled";
+                        components.json` prints where the mirror was filled";

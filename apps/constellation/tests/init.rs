@@ -248,7 +248,7 @@ fn a_worker_that_is_not_made_yet_is_known_and_its_ports_need_not_stay_free(techn
     let mut running = host.until(&["mini", "up"], BOOTS);
     let status = stdout(&host.run(&["status"]));
     let worker = status.lines().find(|line| line.starts_with("worker-0")).unwrap();
-    assert!(worker.contains("not made"), "{status}");
+    assert!(worker.contains("absent"), "{status}");
 
     let recorded = workspace(&host).state().unwrap().unwrap().infrastructure.unwrap();
     let is_worker = |node: &&infrastructure::Machine| node.name.as_str() == "worker-0";
@@ -294,7 +294,7 @@ fn a_run_that_is_killed_while_the_node_works_starts_with_fresh_machines(technolo
     let (host, node) = (configured(technology), Node::new(technology));
     let mut running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Never);
-    running.until("making the cluster\n");
+    running.until("creating the cluster\n");
     while node.asked.lock().unwrap().is_empty() {
         std::thread::yield_now();
     }
@@ -311,12 +311,7 @@ fn another_image_is_given_nothing(technology: &'static dyn Technology) {
     node.serve_init(&host, Answer::Success(derived_id(&host)));
     let (code, said) = running.end();
     assert_eq!(code, Some(1));
-    for part in [
-        "is not the node it should be",
-        "contraindicated",
-        ", expected ",
-        "Next: ",
-    ] {
+    for part in ["is not the expected node", "contraindicated", ", expected ", "Next: "] {
         assert!(said.contains(part), "{said}");
     }
     assert!(node.asked.lock().unwrap().is_empty());

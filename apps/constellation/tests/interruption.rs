@@ -11,7 +11,7 @@ use support::{Host, stderr};
 /// What `mini up` says, in order, until it waits for a node that never answers. Workers are made when there is a cluster:
 /// `init.rs` kills it there.
 const POINTS: [&str; 4] = [
-    "making the machines of control planes\n",
+    "creating the control plane machines\n",
     "start the metadata endpoint\n",
     "create control-plane-0\n",
     "control-plane-0 boots\n",
@@ -82,7 +82,7 @@ fn a_configuration_of_our_own_is_taken_away_again() {
     ];
     // The scripts are no machines for a probe, and the real firmware may be missing: both outcomes leave files.
     host.run(&["version"]);
-    let mut running = host.until(&arguments, "making the machines of control planes");
+    let mut running = host.until(&arguments, "creating the control plane machines");
     running.until("\n");
     running.kill();
     assert!(host.files().contains(&"constellation-conf.yaml".to_owned()));
@@ -94,9 +94,7 @@ fn a_configuration_of_our_own_is_taken_away_again() {
 fn a_node_that_dies_is_told_with_its_reason_and_made_anew() {
     let host = configured();
     fs::write(host.path("bin/die"), "").unwrap();
-    let (code, said) = host
-        .until(&["mini", "up"], "making the machines of control planes")
-        .end();
+    let (code, said) = host.until(&["mini", "up"], "creating the control plane machines").end();
     assert_eq!(code, Some(1), "{said}");
     for part in [
         "control-plane-0 stopped",

@@ -126,7 +126,7 @@ fn a_master_secret_that_the_user_brought_stays() {
     let secret = foreign_secret(&host);
     host.until(&["mini", "up"], BOOTS).kill();
     let down = host.run(&["mini", "down", "--yes"]);
-    assert!(stdout(&down).contains("The master secret stays"), "{}", stdout(&down));
+    assert!(stdout(&down).contains("The master secret is kept"), "{}", stdout(&down));
     assert_eq!(host.files(), ["constellation-conf.yaml", SECRET]);
     assert_eq!(fs::read(host.workspace().join(SECRET)).unwrap(), secret);
 }
@@ -139,7 +139,7 @@ fn a_master_secret_that_apply_made_stays() {
     // `mini up` on the same cluster does not make it its own.
     host.until(&["mini", "up"], BOOTS).kill();
     let down = host.run(&["mini", "down", "--yes"]);
-    assert!(stdout(&down).contains("The master secret stays"), "{}", stdout(&down));
+    assert!(stdout(&down).contains("The master secret is kept"), "{}", stdout(&down));
     assert_eq!(fs::read(host.workspace().join(SECRET)).unwrap(), secret);
 }
 

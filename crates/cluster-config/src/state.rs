@@ -24,7 +24,7 @@ pub struct ClusterState {
     pub init_secret: InitSecret,
     /// Salt of the cluster id.
     pub measurement_salt: MeasurementSalt,
-    /// How far making the cluster got.
+    /// How far creating the cluster got.
     pub init: InitProgress,
     /// The cluster id, once there is one.
     #[serde(rename = "clusterID", default, skip_serializing_if = "Option::is_none")]
@@ -40,7 +40,7 @@ pub struct ClusterState {
     pub infrastructure: Option<Infrastructure>,
 }
 
-/// How far making the cluster got.
+/// How far creating the cluster got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InitProgress {

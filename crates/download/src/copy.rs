@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 
 use crate::DownloadError;
 
-/// Brings a local file to `target` under the same conditions as [`Downloader::file`](crate::Downloader::file).
+/// Copies a local file to `target` under the same conditions as [`Downloader::file`](crate::Downloader::file).
 ///
 /// # Errors
 /// When the file cannot be read, is longer than `max_len` bytes, or has another digest.

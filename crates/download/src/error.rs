@@ -21,7 +21,7 @@ pub enum DownloadError {
     /// The server sends, but not fast enough.
     #[error("the download did not finish within {} s", .0.as_secs_f64())]
     TooSlow(Duration),
-    /// Longer than the caller takes.
+    /// The file is longer than the caller accepts.
     #[error("the file is longer than {0} bytes")]
     TooLong(u64),
     /// Not the file that was wanted.

@@ -1,9 +1,9 @@
-//! Files over HTTP: bounded in length and time, tried again where that can help, and kept only with the right digest.
+//! Downloads over HTTP: bounded in length and time, retried where that can help, and kept only with the right digest.
 //!
-//! Nothing here vouches for a server: who asks for a file knows its digest, and who asks for a document checks it.
+//! Nothing here vouches for a server: callers know the digests of files, and check documents themselves.
 //!
 //! # Cancel safety
-//! Dropping a future ends the download. What a file has so far stays beside it, and the next download goes on there.
+//! Dropping a future ends the download. The part that was downloaded stays beside the file, and the next download continues it.
 
 mod copy;
 mod error;
@@ -34,14 +34,14 @@ pub struct Downloader {
     limits: Limits,
 }
 
-/// How patient a download is.
+/// The time limits of a download.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Until a connection stands.
+    /// To open a connection.
     pub connect: Duration,
     /// How long a server may send nothing.
     pub stall: Duration,
-    /// For one file or document, with all attempts.
+    /// For one file or document, including all attempts.
     pub total: Duration,
 }
 
@@ -55,10 +55,10 @@ pub enum Proxies {
     FromEnvironment,
 }
 
-/// What a download has come to.
+/// The progress of a download.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// The file has so many bytes now.
+    /// The number of bytes downloaded so far.
     Received(u64),
     /// An attempt failed; another one follows after this delay.
     Retrying(&'a DownloadError, Duration),
@@ -91,10 +91,10 @@ impl Downloader {
         })
     }
 
-    /// A short document, which nobody has checked.
+    /// Downloads a short document, which is not checked.
     ///
     /// # Errors
-    /// When it is longer than `max_len` bytes, or cannot be had.
+    /// When it is longer than `max_len` bytes or cannot be downloaded.
     pub async fn document(&self, url: &Url, max_len: usize) -> Result<Vec<u8>, DownloadError> {
         let attempt = || async {
             self.document_once(url, max_len)
@@ -108,15 +108,14 @@ impl Downloader {
             .map_err(given_up)
     }
 
-    /// Brings a file of at most `max_len` bytes to `target`, which appears only with this digest. `progress` is told how it
-    /// goes.
+    /// Downloads a file of at most `max_len` bytes to `target`, which appears only with this digest. `progress` gets its events.
     ///
-    /// 1. What an earlier download left of it is kept, and the rest is asked for.
-    /// 2. A connection that breaks is made again and goes on where it broke.
+    /// 1. What an earlier download left of it is kept, and the rest is requested.
+    /// 2. A broken connection is opened again, and the download continues where it stopped.
     /// 3. A file with another digest is removed. If its beginning was left by an earlier download, it is fetched once more.
     ///
     /// # Errors
-    /// When the file cannot be had, is too long, or has another digest.
+    /// When the file cannot be downloaded, is too long, or has another digest.
     pub async fn file(
         &self,
         url: &Url,
@@ -166,12 +165,12 @@ impl Downloader {
         match response.status() {
             StatusCode::OK => part.clear()?,
             StatusCode::PARTIAL_CONTENT if begun > 0 => {}
-            // All of it was there already, or the beginning is not this file's: the digest tells.
+            // All of it already existed, or the beginning is not this file's; the digest will tell.
             StatusCode::RANGE_NOT_SATISFIABLE if begun > 0 => return part.keep_as(target, digest),
             status => return Err(DownloadError::Status(status.as_u16())),
         }
         while let Some(chunk) = self.chunk(&mut response).await? {
-            // To the page cache: short enough not to be moved to another thread.
+            // Writes to the page cache, which is quick enough not to need another thread.
             part.append(chunk.as_ref())?;
             if part.len() > max_len {
                 part.remove()?;
@@ -213,7 +212,7 @@ fn schedule(limit: Duration) -> Schedule {
     Schedule::backing_off(FIRST_DELAY, LONGEST_DELAY, limit)
 }
 
-/// Why an attempt failed says more than that time is up.
+/// The reason of the last failure says more than that time is up.
 fn given_up(error: PollError<DownloadError>) -> DownloadError {
     match error {
         PollError::Stopped(error) | PollError::TooOften(error) => error,
@@ -243,7 +242,7 @@ impl Default for Limits {
     }
 }
 
-/// A document is short; somebody waits for it.
+/// A document is short, and someone waits for it.
 const DOCUMENT_LIMIT: Duration = Duration::from_secs(60);
 const DOCUMENT_ATTEMPTS: usize = 3;
 const FILE_ATTEMPTS: usize = 6;

@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 
 use crate::DownloadError;
 
-/// What a file has so far, hashed while it is written.
+/// The downloaded part of a file, hashed while it is written.
 pub(crate) struct Part {
     file: File,
     path: PathBuf,
@@ -29,7 +29,7 @@ pub fn part_of(target: &Path) -> PathBuf {
 }
 
 impl Part {
-    /// Reads what there is, which can take a second.
+    /// Reads the existing part, which can take a second.
     pub(crate) async fn open(target: &Path) -> io::Result<Self> {
         let path = part_of(target);
         spawn_blocking(move || Self::open_blocking(path))
@@ -64,7 +64,7 @@ impl Part {
         self.len
     }
 
-    /// Begins from the beginning.
+    /// Starts again from the beginning.
     pub(crate) fn clear(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.rewind()?;

@@ -1,8 +1,8 @@
-//! `apply`: makes the cluster as the configuration says. Each phase begins with finding out what is done already.
+//! `apply`: creates the cluster that the configuration describes. Each phase first finds out what is already done.
 //!
-//! 1. The machines of control planes are made.
-//! 2. The first node is made a cluster, over an attested session.
-//! 3. The other machines are made.
+//! 1. The control plane machines are created.
+//! 2. The first node becomes a cluster, over an attested session.
+//! 3. The other machines are created.
 //! 4. Our services are applied.
 //! 5. All nodes become ready.
 //! 6. Every node is verified.
@@ -24,7 +24,7 @@ use crate::progress::{Progress, Step};
 use crate::providers::Providers;
 use crate::run::{Run, load_components, load_config};
 
-/// Makes the cluster and tells how long it took.
+/// Creates the cluster and reports how long it took.
 pub(crate) async fn run(
     workspace: &Workspace,
     yes: bool,
@@ -32,17 +32,17 @@ pub(crate) async fn run(
     variants: &dyn Variants,
 ) -> Result<()> {
     let config = load_config(workspace)?;
-    // A mirror may answer late or never; meanwhile other commands can have the workspace.
+    // A mirror may answer late or never. Meanwhile, other commands can use the workspace.
     let components = load_components(&config).await?;
     let _lock = workspace.lock()?;
     let progress = Progress::start();
     let mut run = Run::prepare(workspace, config, components, providers, variants)?;
     run.ask(yes)?;
     let result = run.phases(&progress).await;
-    // How long it took matters less than how it went.
+    // The timings matter less than the result.
     let timings = progress.timings();
     if let Err(error) = workspace.write_own(&mut run.state, names::TIMINGS, timings.as_bytes(), Access::Everyone) {
-        note(&format!("the times of the steps are not kept: {}", Chain(&error)));
+        note(&format!("cannot keep the timings of the steps: {}", Chain(&error)));
     }
     result?;
     for line in progress.summary() {
@@ -57,7 +57,7 @@ pub(crate) async fn run(
 }
 
 impl Run<'_> {
-    /// Shows what would change and asks, unless it was asked for.
+    /// Shows what would change and asks for confirmation, unless `yes` is set.
     fn ask(&self, yes: bool) -> Result<()> {
         let plan = self.provider.plan(&machines::spec(&self.config, &self.state))?;
         if plan.is_empty() || yes {
@@ -67,11 +67,11 @@ impl Run<'_> {
         for change in &plan.changes {
             print(&format!("  {change}"))?;
         }
-        confirm("Do you want to make them?", yes)
+        confirm("Do you want to apply them?", yes)
     }
 
     async fn phases(&mut self, progress: &Progress) -> Result<()> {
-        let first = "making the machines of control planes";
+        let first = "creating the control plane machines";
         progress
             .step(first, async |step| self.make_first_machines(step))
             .await?;
@@ -79,7 +79,7 @@ impl Run<'_> {
             init::run(self, progress).await?;
         }
         progress
-            .step("making the other machines", async |step| {
+            .step("creating the other machines", async |step| {
                 self.make_machines(&machines::spec(&self.config, &self.state), step)
             })
             .await?;
@@ -94,17 +94,19 @@ impl Run<'_> {
             .await
     }
 
-    /// A node that was asked to make a cluster and did not finish cannot be asked again: it and all others are made anew.
-    /// Workers have nothing to do until there is a cluster, and would only take the processor from its first node.
+    /// A node that began to create a cluster and did not finish cannot begin again: all machines are replaced.
+    /// Workers have nothing to do until there is a cluster, and would only take processor time from its first node.
     fn make_first_machines(&mut self, step: &Step<'_>) -> Result<()> {
         block_in_place(|| {
             if self.state.init == InitProgress::Started && !init::finish_interrupted(self)? {
-                step.detail("the last run ended while the first node was set up; starting with fresh machines");
+                step.detail(
+                    "the last run was interrupted while it set up the first node; starting again with fresh machines",
+                );
                 self.provider.destroy()?;
                 self.state.infrastructure = None;
                 self.state.init = InitProgress::NotStarted;
             }
-            // Stored before anything depends on the secret and the salt in it.
+            // Stored before anything depends on its secret and salt.
             anyhow::Ok(self.workspace.save_state(&self.state)?)
         })?;
         let mut spec = machines::spec(&self.config, &self.state);

@@ -14,7 +14,7 @@ use crate::arguments::{Provider, Sources};
 use crate::mirror::{self, Offer};
 use crate::output::say;
 
-/// Writes a configuration where there is none.
+/// Writes a configuration if there is none.
 pub(crate) async fn generate(
     workspace: &Workspace,
     provider: Provider,
@@ -27,12 +27,12 @@ pub(crate) async fn generate(
     let _lock = workspace.lock()?;
     let path = workspace
         .create_config(&text)
-        .next("edit it, or remove it to have a new one written")?;
+        .next("edit it, or remove it so that a new one is written")?;
     say(&format!("Configuration written to {}", path.display()));
     Ok(())
 }
 
-/// The text of a configuration that is valid.
+/// The text of a valid configuration.
 pub(crate) async fn text(
     workspace: &Workspace,
     name: String,
@@ -60,12 +60,12 @@ pub(crate) async fn text(
         kubernetes_version,
         components_digest: offered.map(|offered| offered.digest).or(sources.components_digest),
     });
-    // What was typed goes through the same checks as what is edited.
+    // Arguments go through the same checks as an edited file.
     ClusterConfig::parse(&text, workspace.folder())?;
     Ok(text)
 }
 
-/// What the mirror holds, if that can be known: a folder may be filled later, and an address without a digest is not asked.
+/// The mirror's list, if it can be known now: a folder may be filled later, and an address without a digest is not contacted.
 async fn offer_of(workspace: &Workspace, mirror: &MirrorSource, pinned: Option<Digest>) -> Result<Option<Offer>> {
     let source = match mirror {
         MirrorSource::Folder(folder) => MirrorSource::Folder(workspace.folder().join(folder)),
@@ -78,7 +78,7 @@ async fn offer_of(workspace: &Workspace, mirror: &MirrorSource, pinned: Option<D
     }
 }
 
-/// What is typed starts at the current folder, what is written at the workspace.
+/// Relative paths on the command line start at the current folder; those in the configuration start at the workspace.
 fn absolute(path: impl AsRef<Path>) -> Result<Utf8PathBuf> {
     let path = std::path::absolute(path)?;
     Utf8PathBuf::from_path_buf(path).map_err(|path| anyhow!("the path {path:?} is not valid UTF-8"))

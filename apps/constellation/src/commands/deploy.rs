@@ -1,4 +1,4 @@
-//! Applies what runs inside the cluster: configuration and services, as typed objects.
+//! Applies the objects that run inside the cluster: configuration and services.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use crate::progress::Step;
 use crate::run::Run;
 use crate::{kubeconfig, machines};
 
-/// The API server of a new cluster restarts now and then.
+/// The API server of a new cluster restarts from time to time.
 const LIMIT: Duration = Duration::from_secs(300);
 const INTERVAL: Duration = Duration::from_secs(2);
-/// The image's name for the card that leads to the other nodes (docs/image.md).
+/// The image's name for the network card that leads to the other nodes (docs/image.md).
 const NODE_INTERFACE: &str = "^private0$";
 /// The API server's port on the private network.
 const KUBERNETES_PORT: u16 = 6443;
 
-/// Applies everything; what is applied already stays as it is.
+/// Applies everything. Objects that are already applied stay as they are.
 pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     let config = join_config(run, &run.workspace.master_secret()?)?;
     let network = PodNetwork {
@@ -63,7 +63,7 @@ fn api_server(run: &Run<'_>) -> Result<SocketAddrV4> {
     let host = &run.infrastructure()?.in_cluster_endpoint;
     let address = host
         .parse()
-        .with_context(|| format!("{host:?} is no address of a control plane"))?;
+        .with_context(|| format!("{host:?} is not a control plane's address"))?;
     Ok(SocketAddrV4::new(address, KUBERNETES_PORT))
 }
 
@@ -76,5 +76,5 @@ async fn apply(run: &Run<'_>, client: &Client, object: &Object) -> Result<()> {
         .poll(attempt, |_, _| {})
         .await
         .map_err(|error| given_up(error, &format!("{} could not be applied", object.title())))
-        .next("look at the control plane (`constellation status`), then run the same command again")
+        .next("check the control plane with `constellation status`, then run the same command again")
 }

@@ -1,4 +1,4 @@
-//! Makes the first node a cluster, over an attested session.
+//! Turns the first node into a cluster, over an attested session.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,25 +28,25 @@ use crate::progress::{Progress, Step};
 use crate::run::{Run, accepted};
 use crate::{kubeconfig, machines};
 
-/// From power-on to a bootstrapper that answers; software emulation needs about half a minute.
+/// Time limit from power-on to a bootstrapper that answers. Software emulation needs about half a minute.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
-/// The shortest time that a node is given to answer a connection.
+/// The least time that a node gets to answer a connection.
 const ANSWER_LIMIT: Duration = Duration::from_secs(4);
-/// From the request to a cluster.
+/// Time limit from the request to a cluster.
 const INIT_LIMIT: Duration = Duration::from_secs(1800);
-/// How often something that gives no event is looked at.
+/// How often to look at something that sends no event.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// More log than this is not kept, in bytes.
+/// The most of the log that is kept, in bytes.
 const MAX_LOG_LEN: usize = 64 << 20;
 
 const AFTER_FAILURE: &str = "correct the cause, then run the same command again: it starts with fresh machines and the \
                              same master secret";
 
 /// 1. The master secret is stored before it is used.
-/// 2. The first node boots, proves what it is and that it belongs to no cluster.
-/// 3. That init has begun is stored before it is begun.
+/// 2. The first node boots, and proves what it runs and that it belongs to no cluster.
+/// 3. It is stored that init has begun, before it begins.
 /// 4. The node reports until it has a cluster or has failed.
-/// 5. The cluster must have the id that follows from our secret; then it is stored.
+/// 5. The cluster must have the id that our secret gives. Then the id is stored.
 pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
     let (secret, new) = run.workspace.master_secret_or_new()?;
     if new {
@@ -60,7 +60,7 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
         })
         .await?;
     progress
-        .step("making the cluster", async |step| {
+        .step("creating the cluster", async |step| {
             begin(run)?;
             match request(run, &secret, channel, step).await? {
                 Outcome::Success(success) => finish(run, &secret, &node, success),
@@ -70,7 +70,7 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
         .await
 }
 
-/// Whether a run that was interrupted after the node's success left everything that is needed.
+/// Whether a run that was interrupted after the node's success left everything that is needed behind.
 pub(crate) fn finish_interrupted(run: &mut Run<'_>) -> Result<bool> {
     if !run.workspace.check_own(&run.state, names::ADMIN_CONF)? || !run.workspace.has(names::MASTER_SECRET)? {
         return Ok(false);
@@ -84,10 +84,10 @@ pub(crate) fn finish_interrupted(run: &mut Run<'_>) -> Result<bool> {
 fn first_node(run: &Run<'_>) -> Result<Machine> {
     let nodes = &run.infrastructure()?.nodes;
     let first = nodes.iter().find(|node| node.role == NodeRole::ControlPlane);
-    first.cloned().context("there is no control plane")
+    first.cloned().context("the cluster has no control plane")
 }
 
-/// Tries until the node answers. A node that answers but is not what it should be is not tried again.
+/// Tries until the node answers. A node that answers but is not the expected one is not tried again.
 async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Channel> {
     let verifiers = accepted(run.variants, &run.reference_values, ExpectedMembership::New)?;
     let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
@@ -118,32 +118,32 @@ async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Chann
     })
 }
 
-/// A machine that stopped explains more than the session with it.
+/// A machine that has stopped explains more than its broken session.
 fn not_what_it_should_be(run: &Run<'_>, node: &Machine, error: HandshakeError) -> Error {
     if let Err(stopped) = machines::check_running(&*run.provider) {
         return stopped;
     }
-    let error = Error::new(error).context(format!("{} is not the node it should be", node.name));
+    let error = Error::new(error).context(format!("{} is not the expected node", node.name));
     advise(
         error,
         Vec::new(),
-        "compare the image's reference-values.json with the image; if both belong together, somebody changed what the node \
-         runs",
+        "compare the image's reference-values.json with the image; if they belong together, someone has changed what the \
+         node runs",
     )
 }
 
-/// What forwards a port accepts a connection long before the node does, and then offers it to the node ever more rarely; a new one
-/// gets through at once. A machine that boots slowly also answers slowly.
+/// The port forwarder accepts a connection long before the node does, and then offers it to the node at growing intervals; a new
+/// connection gets through at once. A machine that boots slowly also answers slowly.
 fn answer_limit(waited: Duration) -> Duration {
     (waited / 4).max(ANSWER_LIMIT)
 }
 
-/// What forwards a port accepts connections before anything on the node listens, and then resets them.
+/// The port forwarder accepts connections before anything on the node listens, and then resets them.
 fn is_booting(error: &HandshakeError) -> bool {
     matches!(error, HandshakeError::Io(_) | HandshakeError::TimedOut(_))
 }
 
-/// The last thing a program of ours said on the node's console.
+/// The last line that one of our programs wrote to the node's console.
 fn last_words(run: &Run<'_>, node: &Machine) -> Option<String> {
     let lines = console(run, node);
     let words = lines.iter().rev().find_map(|line| line.split_once("constellation: "));
@@ -154,11 +154,11 @@ fn console(run: &Run<'_>, node: &Machine) -> Vec<String> {
     run.provider.console(&node.name)
 }
 
-/// From here on the node may have begun: its disk cannot be used for another try.
+/// From here on the node may have begun, so its disk cannot be used for another attempt.
 fn begin(run: &mut Run<'_>) -> Result<()> {
     run.workspace.remove_own(&run.state, names::ADMIN_CONF)?;
     if let Err(error) = run.workspace.remove_own(&run.state, names::CLUSTER_LOG) {
-        note(&format!("no log of the node will be kept: {}", Chain(&error)));
+        note(&format!("cannot keep the node's log: {}", Chain(&error)));
     }
     run.state.init = InitProgress::Started;
     Ok(run.workspace.save_state(&run.state)?)
@@ -168,13 +168,13 @@ async fn request(run: &Run<'_>, secret: &MasterSecret, channel: Channel, step: &
     let conversation = async {
         let mut client = ApiClient::new(channel);
         let responses = client.init(init_request(run, secret)?).await;
-        let mut responses = responses.context("the node refused to make a cluster")?.into_inner();
+        let mut responses = responses.context("the node refused to create a cluster")?.into_inner();
         converse(&mut responses, step).await
     };
     tokio::select! {
         result = conversation => {
             if result.is_err() {
-                // A machine that stops breaks the connection first; its console tells more.
+                // When a machine stops, the connection breaks first, but its console says more.
                 tokio::time::sleep(INTERVAL).await;
                 machines::check_running(&*run.provider)?;
             }
@@ -231,7 +231,7 @@ enum Outcome {
     Failure(Failure),
 }
 
-/// What a node tells that could not make a cluster.
+/// What a node reports when it could not create a cluster.
 struct Failure {
     error: String,
     log: Vec<u8>,
@@ -240,7 +240,11 @@ struct Failure {
 
 /// One success, or one failure and then the node's log.
 async fn converse(responses: &mut Streaming<InitResponse>, step: &Step<'_>) -> Result<Outcome> {
-    while let Some(response) = responses.message().await.context("the connection to the node broke")? {
+    while let Some(response) = responses
+        .message()
+        .await
+        .context("the connection to the node was lost")?
+    {
         match response.kind {
             Some(Kind::Progress(progress)) => step.detail(&shown(&progress.step)),
             Some(Kind::InitSuccess(success)) => return Ok(Outcome::Success(success)),
@@ -252,13 +256,13 @@ async fn converse(responses: &mut Streaming<InitResponse>, step: &Step<'_>) -> R
                     log_broke_off,
                 }));
             }
-            Some(Kind::Log(_)) | None => bail!("the node sent a message that has no meaning at this point"),
+            Some(Kind::Log(_)) | None => bail!("the node sent an unexpected message"),
         }
     }
-    bail!("the node ended the conversation without an answer")
+    bail!("the node closed the connection without an answer")
 }
 
-/// The node's log, and whether it broke off.
+/// The node's log, and whether it is incomplete.
 async fn receive_log(responses: &mut Streaming<InitResponse>) -> (Vec<u8>, bool) {
     let mut log = Vec::new();
     let broke_off = loop {
@@ -276,7 +280,7 @@ async fn receive_log(responses: &mut Streaming<InitResponse>) -> (Vec<u8>, bool)
     (log, broke_off)
 }
 
-/// Keeps the node's log, and says where it is.
+/// Stores the node's log and returns where it is.
 fn failed(run: &mut Run<'_>, failure: &Failure) -> Error {
     let kept = run
         .workspace
@@ -284,12 +288,12 @@ fn failed(run: &mut Run<'_>, failure: &Failure) -> Error {
     let place = match kept {
         Ok(()) if failure.log_broke_off => format!("the beginning of its log is in {}", names::CLUSTER_LOG),
         Ok(()) => format!("its log is in {}", names::CLUSTER_LOG),
-        Err(error) => format!("its log cannot be kept: {}", Chain(&error)),
+        Err(error) => format!("its log cannot be stored: {}", Chain(&error)),
     };
-    anyhow!("the node could not make a cluster: {} ({place})", failure.error)
+    anyhow!("the node could not create a cluster: {} ({place})", failure.error)
 }
 
-/// Text of a peer on a terminal: one line without control characters.
+/// A peer's text for a terminal: one line without control characters.
 fn shown(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -297,13 +301,13 @@ fn shown(text: &str) -> String {
         .collect()
 }
 
-/// The kubeconfig is stored first: a state that says "done" has one.
+/// The kubeconfig is stored first, so that a state that says "done" has one.
 fn finish(run: &mut Run<'_>, secret: &MasterSecret, node: &Machine, success: InitSuccessResponse) -> Result<()> {
     let kubeconfig = Zeroizing::new(success.kubeconfig);
-    let actual = ClusterId::try_from(success.cluster_id.as_slice()).context("the node sent no cluster id")?;
+    let actual = ClusterId::try_from(success.cluster_id.as_slice()).context("the node sent an invalid cluster id")?;
     let expected = expected_id(run, secret);
     if actual != expected {
-        bail!("the node says the cluster has the id {actual}, but from the master secret follows {expected}");
+        bail!("the node reports cluster id {actual}; the master secret gives {expected}");
     }
     let rewritten = kubeconfig::rewrite(&kubeconfig, &node.host, node.ports.kubernetes)?;
     run.workspace

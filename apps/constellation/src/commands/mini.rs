@@ -1,4 +1,4 @@
-//! `mini up` and `mini down`: a cluster on this machine with nothing to prepare.
+//! `mini up` and `mini down`: a cluster on this machine without any preparation.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::commands::{apply, config};
 use crate::output::note;
 use crate::providers::Providers;
 
-/// Makes the cluster. A configuration is written if there is none.
+/// Creates the cluster, and first a configuration if there is none.
 pub(crate) async fn up(
     folder: &Path,
     sources: &Sources,
@@ -24,10 +24,10 @@ pub(crate) async fn up(
 ) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let workspace = Workspace::open(folder)?;
-    // The text may come from a mirror that answers late; meanwhile other commands can have the workspace.
+    // The text may come from a mirror that answers late. Meanwhile, other commands can use the workspace.
     let text = if workspace.has(names::CONFIG)? {
         if sources.is_any() {
-            note("constellation-conf.yaml is there and decides: options for a new one are not used");
+            note("using the existing constellation-conf.yaml; options for a new one are ignored");
         }
         None
     } else {
@@ -40,26 +40,26 @@ pub(crate) async fn up(
     {
         workspace.write_own(&mut state, names::CONFIG, text.as_bytes(), Access::Everyone)?;
     }
-    // `apply` would make one that it leaves to the user.
+    // `apply` would create one that belongs to the user.
     if state.init != InitProgress::Done && !workspace.has(names::MASTER_SECRET)? {
         let secret = MasterSecret::generate().to_json();
         workspace.write_own(&mut state, names::MASTER_SECRET, secret.as_bytes(), Access::Owner)?;
     }
     drop(lock);
-    // Making a cluster of one's own needs no question; taking one away does.
+    // Creating a new cluster needs no confirmation; removing one does.
     apply::run(&workspace, true, providers, variants).await
 }
 
-/// Ends the cluster and removes everything that was written for it: also configuration and master secret, if `mini up` made
-/// them.
+/// Terminates the cluster and removes everything that was written for it, including configuration and master secret if
+/// `mini up` created them.
 pub(crate) fn down(workspace: &Workspace, confirmation: &Confirmation, providers: &dyn Providers) -> Result<()> {
     end(
         workspace,
         confirmation,
         providers,
         &End {
-            question: "This destroys the cluster on this machine with its disks and keys. Do you want to continue?",
-            done: "The cluster is gone.",
+            question: "This destroys the cluster on this machine, including its disks and keys. Do you want to continue?",
+            done: "The cluster was removed.",
             files: &[
                 names::ADMIN_CONF,
                 names::MASTER_SECRET,

@@ -35,7 +35,7 @@ pub(crate) async fn create(
     let digest = progress
         .step(&title, async |step| fill(folder, &list, from, step).await)
         .await
-        .next("the same command again goes on where this one stopped")?;
+        .next("run the same command again to continue")?;
     say(&format!(
         "Mirror of Kubernetes {} in {}\nkubernetesComponentsDigest: {}",
         list.kubernetes_version(),
@@ -46,9 +46,9 @@ pub(crate) async fn create(
 }
 
 const UNPINNED: &str =
-    "pass --digest with the digest that `sha256sum components.json` gives where the mirror was filled";
+    "pass --digest with the digest that `sha256sum components.json` prints where the mirror was filled";
 
 fn parse_list(path: &Path) -> Result<ComponentList> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    ComponentList::from_mirror_document(&bytes).with_context(|| format!("{} is no list of components", path.display()))
+    ComponentList::from_mirror_document(&bytes).with_context(|| format!("{} is not a component list", path.display()))
 }

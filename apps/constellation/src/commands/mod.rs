@@ -23,7 +23,7 @@ use crate::arguments::{Arguments, Command, ConfigCommand, MiniCommand, MirrorCom
 use crate::output::print;
 use crate::providers::Providers;
 
-/// Runs what was typed.
+/// Runs the command that was typed.
 pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers, variants: &dyn Variants) -> Result<ExitCode> {
     let workspace = || Workspace::open(arguments.workspace.as_std_path());
     match arguments.command {

@@ -12,7 +12,7 @@ use crate::progress::Step;
 use crate::run::Run;
 use crate::{kubeconfig, machines};
 
-/// From the services being applied to all nodes being ready; under software emulation joining takes a minute or two.
+/// Time limit until all nodes are ready once the services are applied. Under software emulation, joining takes a minute or two.
 const LIMIT: Duration = Duration::from_secs(1800);
 const INTERVAL: Duration = Duration::from_secs(2);
 
@@ -22,7 +22,7 @@ pub(crate) struct Seen {
     pub(crate) version: String,
 }
 
-/// Waits until every node of the configuration is ready, and remembers which ones are part of the cluster.
+/// Waits until every node of the configuration is ready, and records which ones are part of the cluster.
 pub(crate) async fn wait(run: &mut Run<'_>, step: &Step<'_>) -> Result<()> {
     let client = kubeconfig::client(run.workspace).await?;
     let deadline = Instant::now() + LIMIT;

@@ -12,24 +12,24 @@ use crate::kubeconfig;
 use crate::output::print;
 use crate::providers::Providers;
 
-/// A cluster that does not answer must not make the command hang.
+/// Time limit for the API server: a cluster that does not answer must not make the command hang.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Prints what is known without changing anything.
+/// Prints what is known, and changes nothing.
 pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Result<()> {
     let Some(state) = workspace.state()? else {
-        print("There is no cluster here. Make one with `constellation mini up` or `constellation apply`.")?;
+        print("There is no cluster here. Create one with `constellation mini up` or `constellation apply`.")?;
         return Ok(());
     };
     match (state.init, state.cluster_id) {
         (InitProgress::Done, Some(id)) => print(&format!("Cluster {id}"))?,
-        (InitProgress::Started, _) => print("Cluster: making it was interrupted; `constellation apply` starts anew")?,
-        _ => print("Cluster: not made yet; `constellation apply` goes on")?,
+        (InitProgress::Started, _) => print("Cluster: creation was interrupted; `constellation apply` starts again")?,
+        _ => print("Cluster: not created yet; `constellation apply` continues")?,
     }
     let seen = if workspace.has(names::ADMIN_CONF)? {
         seen(workspace).await
     } else {
-        Err("there is none yet".to_owned())
+        Err("not running yet".to_owned())
     };
     if let Err(reason) = &seen {
         print(&format!("Kubernetes: {reason}"))?;
@@ -41,7 +41,7 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
     ))?;
     for machine in providers.existing(workspace)?.machines()? {
         let (status, reason) = match &machine.status {
-            MachineStatus::NotMade => ("not made", None),
+            MachineStatus::NotMade => ("absent", None),
             MachineStatus::Running => ("running", None),
             MachineStatus::Stopped { reason, .. } => ("stopped", Some(reason)),
             MachineStatus::Unknown => ("unknown", None),

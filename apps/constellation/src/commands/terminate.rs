@@ -1,4 +1,4 @@
-//! `terminate`, and what `mini down` has in common with it.
+//! `terminate`, and what it has in common with `mini down`.
 
 use anyhow::Result;
 use cluster_config::{ClusterState, Workspace, WorkspaceError, names};
@@ -8,29 +8,29 @@ use crate::arguments::Confirmation;
 use crate::output::{confirm, say};
 use crate::providers::Providers;
 
-/// Ends the machines and removes what belongs to them. Configuration and master secret stay.
+/// Terminates the machines and removes what belongs to them. Configuration and master secret are kept.
 pub(crate) fn run(workspace: &Workspace, confirmation: &Confirmation, providers: &dyn Providers) -> Result<()> {
     end(
         workspace,
         confirmation,
         providers,
         &End {
-            question: "This ends all machines of the cluster and destroys their disks. Do you want to continue?",
+            question: "This stops all machines of the cluster and destroys their disks. Do you want to continue?",
             done: "The cluster was terminated.",
             files: &[names::ADMIN_CONF, names::CLUSTER_LOG, names::TIMINGS],
         },
     )
 }
 
-/// How a command ends a cluster.
+/// How a command terminates a cluster.
 pub(crate) struct End {
     pub(crate) question: &'static str,
     pub(crate) done: &'static str,
-    /// What is removed with the cluster, as far as it was written for it.
+    /// The files to remove with the cluster, if they were written for it.
     pub(crate) files: &'static [&'static str],
 }
 
-/// Ends the cluster of a workspace, if there is one. Nothing is removed that was not written for it.
+/// Terminates a workspace's cluster, if there is one. Removes only what was written for it.
 pub(crate) fn end(
     workspace: &Workspace,
     confirmation: &Confirmation,
@@ -39,15 +39,13 @@ pub(crate) fn end(
 ) -> Result<()> {
     let _lock = workspace.lock()?;
     let provider = providers.existing(workspace)?;
-    // Machines that cannot be listed are there all the same.
+    // Machines that cannot be listed may still exist.
     let machines = provider.machines().map_or(true, |machines| !machines.is_empty());
     if workspace.has(names::STATE)? || machines {
         confirm(how.question, confirmation.yes)?;
     }
-    // Also what is left of machines that are in no list.
-    provider
-        .destroy()
-        .next("the same command again goes on where this one stopped")?;
+    // This also removes machines that are in no list.
+    provider.destroy().next("run the same command again to continue")?;
     let state = workspace.state().next(
         "the machines are gone. What else belongs to the cluster is not known without this file: correct it, or remove it and \
          what you do not need",
@@ -60,7 +58,7 @@ pub(crate) fn end(
         None if machines => say(how.done),
         None => say("There is no cluster here."),
     }
-    // Last: as long as anything else is there, so is this.
+    // This comes last: as long as anything else is left, so is the state.
     workspace.remove_state()?;
     tell_of_secret(workspace)
 }
@@ -70,7 +68,7 @@ fn remove_files(workspace: &Workspace, state: &ClusterState, files: &[&str]) -> 
         match workspace.remove_own(state, name) {
             Err(WorkspaceError::Foreign(_)) if *name == names::MASTER_SECRET || *name == names::CONFIG => {}
             Err(WorkspaceError::Foreign(path)) => say(&format!(
-                "{} stays: it was not written for this cluster, or was changed since",
+                "keeping {}: it was not written for this cluster, or has been changed since",
                 path.display()
             )),
             removed => removed?,
@@ -83,7 +81,7 @@ fn tell_of_secret(workspace: &Workspace) -> Result<()> {
     if workspace.has(names::MASTER_SECRET)? {
         let path = workspace.path(names::MASTER_SECRET);
         say(&format!(
-            "The master secret stays, in {}: remove it yourself if no cluster and no backup needs it.",
+            "The master secret is kept in {}. Remove it yourself if no cluster or backup needs it.",
             path.display()
         ));
     }

@@ -23,18 +23,18 @@ use crate::output::print;
 use crate::progress::Step;
 use crate::run::{Run, accepted, load_reference_values};
 
-/// The verdict over a node that did not answer.
+/// The verdict on a node that did not answer.
 const UNREACHABLE: &str = "unreachable";
-/// How long nodes of a new cluster may take until they can be verified.
+/// How long it may take until the nodes of a new cluster can be verified.
 const REACH_LIMIT: Duration = Duration::from_secs(300);
 const INTERVAL: Duration = Duration::from_secs(2);
-/// Nodes that are verified at once.
+/// How many nodes are verified at once.
 const CONCURRENT_SESSIONS: usize = 16;
 
-/// All verdicts, in the form that programs read.
+/// All verdicts, in the form for programs.
 #[derive(Serialize)]
 struct Report {
-    /// Said before any verdict, so that nobody takes a local cluster for more than it is.
+    /// Printed before any verdict, so that no one mistakes a local cluster for a protected one.
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<&'static str>,
     protects_from_host: bool,
@@ -61,7 +61,7 @@ struct Verdict {
     claims: Vec<ShownClaim>,
 }
 
-/// One thing that a node proved. What nobody judges has neither an expected value nor a match.
+/// One thing that a node proved. What is not appraised has neither an expected value nor a match.
 #[derive(Serialize)]
 struct ShownClaim {
     name: String,
@@ -83,12 +83,12 @@ pub(crate) async fn run(
     let state = workspace
         .state()?
         .context("there is no cluster in this workspace")
-        .next("make one with `constellation mini up` or `constellation apply`")?;
+        .next("create one with `constellation mini up` or `constellation apply`")?;
     let cluster = arguments
         .cluster_id
         .or(state.cluster_id)
         .context("the cluster has no id yet")
-        .next("finish making it with `constellation apply`, or give --cluster-id")?;
+        .next("finish creating it with `constellation apply`, or pass --cluster-id")?;
     let nodes = state.infrastructure.map(|made| made.nodes).unwrap_or_default();
     let report = report(&nodes, variants, &reference_values, cluster).await?;
     match arguments.output {
@@ -102,8 +102,8 @@ pub(crate) async fn run(
     })
 }
 
-/// The last phase of `apply`. A node is ready before its verification service listens, so who cannot be reached is asked
-/// again for a while; who answers wrongly is not.
+/// The last phase of `apply`. A node is ready before its verification service listens, so a node that cannot be reached is
+/// asked again for a while. A node with a wrong answer is not.
 pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     let cluster = run.state.cluster_id.context("the cluster has no id")?;
     let deadline = Instant::now() + REACH_LIMIT;
@@ -130,9 +130,9 @@ pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
         .iter()
         .filter_map(|node| Some((node, node.reason.as_deref()?)));
     let lines = failed.map(|(node, reason)| format!("{}: {}: {reason}", node.name, node.verdict));
-    let next = "run `constellation verify` for the whole picture";
+    let next = "run `constellation verify` for details";
     Err(advise(
-        anyhow!("not every node could be verified"),
+        anyhow!("some nodes could not be verified"),
         lines.collect(),
         next,
     ))
@@ -147,7 +147,7 @@ async fn report(
     let accepted = accepted(variants, image, ExpectedMembership::Of(cluster.into()))?;
     let trust = accepted.trust();
     let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(accepted)));
-    // Side by side: most of the time is spent by the nodes' TPMs.
+    // Side by side, because most of the time is spent waiting for the nodes' TPMs.
     let verdicts = nodes.iter().map(|node| verify(&endpoint, node));
     let mut verdicts: Vec<Verdict> = stream::iter(verdicts).buffered(CONCURRENT_SESSIONS).collect().await;
     refuse_doubles(&mut verdicts);
@@ -170,7 +170,7 @@ fn warning(trust: TrustBasis) -> Option<&'static str> {
     }
 }
 
-/// Every node must be a machine of its own: otherwise one good node could answer for a bad one.
+/// Every node must be a separate machine; otherwise one good node could answer for a bad one.
 fn refuse_doubles(verdicts: &mut [Verdict]) {
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
     for verdict in verdicts {
@@ -178,7 +178,7 @@ fn refuse_doubles(verdicts: &mut [Verdict]) {
             continue;
         };
         if let Some(first) = seen.get(&identity) {
-            let reason = format!("the machine that answered is {first}, by its attested identity");
+            let reason = format!("the machine that answered has the attested identity of {first}");
             verdict.fail("contraindicated", reason);
         } else {
             seen.insert(identity, verdict.name.clone());
@@ -202,7 +202,7 @@ async fn verify(endpoint: &Endpoint, node: &Machine) -> Verdict {
     };
     match outcome {
         Ok((_, Some(proven))) => verdict.fill(proven.result()),
-        Ok((_, None)) => verdict.fail("unproven", "it did not attest".to_owned()),
+        Ok((_, None)) => verdict.fail("unproven", "the node did not attest".to_owned()),
         Err(HandshakeError::NotAffirmed(refused)) => {
             verdict.fill(&refused.result);
             verdict.fail(&refused.outcome().to_string(), refused.to_string());
@@ -222,7 +222,7 @@ impl Verdict {
         self.variant = Some(result.variant.to_string());
         self.trust = Some(result.trust.to_string());
         self.claims = result.claims.iter().map(ShownClaim::from).collect();
-        // A session exists only because the result is affirming; this keeps it so if that ever changes.
+        // A session exists only because the result is affirming. This keeps it so, should that ever change.
         if result.outcome() != Outcome::Affirming {
             self.reason = Some("the verdict is not affirming".to_owned());
         }

@@ -19,9 +19,9 @@ const DONE: [&str; 2] = ["node is the first of a cluster", "node is a member"];
 const PARTS: [(&str, &[&str]); 3] = [
     (
         "boot to bootstrapper",
-        &["making the machines of control planes", "waiting for the first node"],
+        &["creating the control plane machines", "waiting for the first node"],
     ),
-    ("init", &["making the cluster"]),
+    ("init", &["creating the cluster"]),
     ("join, until all nodes are Ready", &["waiting for all nodes"]),
 ];
 
