@@ -143,7 +143,7 @@ struct Response {
 pub(crate) struct Quote {
     /// `TPMS_ATTEST`, the bytes that are signed.
     pub(crate) attest: Vec<u8>,
-    /// `TPMT_SIGNATURE`.
+    /// `TPMT_SIGNATURE`, the signature over `attest`.
     pub(crate) signature: Vec<u8>,
 }
 

@@ -62,7 +62,7 @@ pub enum AppraisalError {
     /// The technology's own checks failed.
     #[error("{variant} evidence is not authentic")]
     NotAuthentic {
-        /// The technology.
+        /// The variant that the Evidence claims to be of.
         variant: Variant,
         /// Which check failed.
         #[source]

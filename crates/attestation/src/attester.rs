@@ -19,7 +19,7 @@ pub trait Attester: Send + Sync {
 #[derive(Debug, thiserror::Error)]
 #[error("the {variant} device could not produce evidence")]
 pub struct AttestError {
-    /// The technology.
+    /// The variant whose device it is.
     pub variant: Variant,
     /// What the device said.
     #[source]
@@ -54,7 +54,7 @@ pub trait MeasuringAttester: Attester {
 #[derive(Debug, thiserror::Error)]
 #[error("the {variant} device failed")]
 pub struct DeviceError {
-    /// The technology.
+    /// The variant whose device it is.
     pub variant: Variant,
     /// What the device said.
     #[source]

@@ -41,7 +41,7 @@ impl Nonce {
         Self(bytes)
     }
 
-    /// The bytes.
+    /// The 32 bytes as they are sent.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0

@@ -21,7 +21,7 @@ pub struct Claim {
 pub enum ClaimValue {
     /// A SHA-256 digest, such as a register.
     Digest(Digest),
-    /// Anything else.
+    /// What is not a digest, in the words of its technology.
     Text(String),
 }
 
@@ -65,7 +65,7 @@ pub struct Finding {
 }
 
 impl Comparison {
-    /// Compares exactly.
+    /// Equal values are as expected; all others differ.
     #[must_use]
     pub fn exact(actual: &ClaimValue, expected: ClaimValue, severity: Severity) -> Self {
         if *actual == expected {

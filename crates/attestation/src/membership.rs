@@ -19,7 +19,7 @@ pub enum ExpectedMembership {
     New,
     /// It is a member of some cluster; the caller compares which one as soon as it can know.
     Any,
-    /// Exactly this.
+    /// Exactly this membership was measured.
     Of(Membership),
 }
 

@@ -12,11 +12,11 @@ use crate::{Claim, Finding, MeasuredMembership, Severity};
 /// given anything is the [`Outcome`]; a key asks for an [`Affirmed`].
 #[derive(Clone, Debug)]
 pub struct AttestationResult {
-    /// The technology.
+    /// The variant whose Verifier appraised the Evidence.
     pub variant: Variant,
     /// What the technology itself is worth.
     pub trust: TrustBasis,
-    /// Who attested.
+    /// The machine that made the Evidence, as its Verifier names it.
     pub identity: AttestedIdentity,
     /// What it has said about itself by measuring it.
     pub membership: MeasuredMembership,
@@ -36,7 +36,7 @@ impl AttestedIdentity {
         Self(digest)
     }
 
-    /// The bytes.
+    /// The digest that tells this machine from others.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         self.0.as_bytes()
@@ -150,7 +150,7 @@ impl AttestationResult {
 }
 
 impl Affirmed {
-    /// Who attested.
+    /// The machine that made the Evidence, as its Verifier names it.
     #[must_use]
     pub fn identity(&self) -> AttestedIdentity {
         self.0.identity

@@ -27,7 +27,7 @@ pub trait Variants: Send + Sync {
     fn verifier(&self, variant: Variant, expectations: &Expectations) -> Result<Box<dyn Verifier>, SetUpVerifierError>;
 }
 
-/// What attests.
+/// Which device attests: the real one, or one that stands in for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AttesterSource {
     /// The device of the machine this program runs on.
@@ -49,7 +49,7 @@ pub struct Expectations {
 #[derive(Debug, thiserror::Error)]
 #[error("the {variant} device cannot be used")]
 pub struct SetUpAttesterError {
-    /// The technology.
+    /// The variant whose device was to attest.
     pub variant: Variant,
     /// What the device said.
     #[source]
@@ -62,7 +62,7 @@ pub enum SetUpVerifierError {
     /// The program has no verifier for the variant.
     #[error("this program cannot appraise {variant}; it can appraise {supported}")]
     NotSupported {
-        /// Which one.
+        /// The variant that was asked for.
         variant: Variant,
         /// What the program has.
         supported: String,
@@ -73,7 +73,7 @@ pub enum SetUpVerifierError {
     /// The technology cannot use its reference values.
     #[error("the reference values for {variant} cannot be used")]
     ReferenceValues {
-        /// The technology.
+        /// The variant that was asked for.
         variant: Variant,
         /// What is wrong with them.
         #[source]

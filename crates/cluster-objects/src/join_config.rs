@@ -41,7 +41,7 @@ pub enum LoadJoinConfigError {
     Read {
         /// The key of the ConfigMap, which is the name of the file.
         key: &'static str,
-        /// The cause.
+        /// What the system said.
         #[source]
         source: std::io::Error,
     },

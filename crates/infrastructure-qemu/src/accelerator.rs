@@ -15,7 +15,7 @@ use crate::process::INTERVAL;
 /// What runs the guests' processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
-    /// The hardware.
+    /// The hardware runs the guest, through `/dev/kvm`.
     Kvm,
     /// QEMU's software emulation.
     Software,

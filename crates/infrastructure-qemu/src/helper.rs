@@ -21,7 +21,7 @@ pub enum HelperCommand {
         record: PathBuf,
         /// What to become.
         program: OsString,
-        /// Its arguments.
+        /// Arguments of that program
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -38,9 +38,9 @@ pub enum HelperError {
     /// The other program cannot be started.
     #[error("cannot become {}", program.display())]
     Exec {
-        /// Which.
+        /// The program as it was named.
         program: OsString,
-        /// Why not.
+        /// What the system said.
         #[source]
         source: io::Error,
     },

@@ -35,7 +35,7 @@ pub struct NodeSpec {
     pub role: NodeRole,
     /// The node group of the configuration it belongs to.
     pub group: String,
-    /// Virtual processors.
+    /// Number of virtual processors.
     pub vcpus: u32,
     /// Memory in MiB.
     #[serde(rename = "memoryMiB")]
