@@ -1,4 +1,4 @@
-//! From what the file holds to values that can be; every problem is noted with its key.
+//! Turns the file's contents into valid values. Every problem is noted with its key.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -10,13 +10,13 @@ use crate::problems::shown;
 use crate::raw::{self, Given};
 use crate::{Acceleration, ClusterConfig, ConfigProblems, NodeGroup, ProviderConfig, QemuConfig};
 
-/// Groups that every cluster has, as in the predecessor.
+/// The groups that every cluster has, as in the predecessor.
 const CONTROL_PLANES: &str = "control_plane_default";
 const WORKERS: &str = "worker_default";
 
-/// The predecessor's limit: names of cloud resources are made of it.
+/// The predecessor's limit: names of cloud resources contain it.
 const MAX_NAME_LEN: usize = 37;
-/// Further ones would need role grants, which nobody makes yet.
+/// More would need role grants, which nothing issues yet.
 const MAX_CONTROL_PLANES: u32 = 1;
 /// More were never tried, and the local provider has addresses for no more.
 const MAX_WORKERS: u32 = 100;
@@ -61,7 +61,7 @@ impl TryFrom<raw::V5> for ClusterConfig {
     }
 }
 
-/// The keys of each section, for those who mistyped one.
+/// The keys of each section, for the message about a mistyped one.
 mod known {
     pub(super) const TOP: &str = "version, name, image, attestationVariant, kubernetesVersion, kubernetesComponentsDigest, \
                                   mirror, serviceCIDR, nodeGroups or provider";
@@ -70,7 +70,7 @@ mod known {
     pub(super) const QEMU: &str = "acceleration, firmware or flushes";
 }
 
-/// What holds where the file says nothing.
+/// The values of keys that the file does not have.
 mod defaults {
     use cluster_types::NodeRole;
 
@@ -87,7 +87,7 @@ mod defaults {
     }
 }
 
-/// A text that names no cluster.
+/// A text that cannot name a cluster.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{0:?} cannot name a cluster: 1 to {MAX_NAME_LEN} lower-case letters, digits and '-', starting and ending with a \
@@ -121,7 +121,7 @@ fn check_groups(raw: Given<raw::Groups>, problems: &mut ConfigProblems) -> Optio
     for (name, role) in [(CONTROL_PLANES, NodeRole::ControlPlane), (WORKERS, NodeRole::Worker)] {
         if !raw.contains_key(name) {
             let path = format!("nodeGroups.{name}");
-            let problem = format!("is missing: every cluster has this group, of role {role}");
+            let problem = format!("is missing: every cluster has this group, with role {role}");
             problems.add(path, problem);
         }
     }
@@ -155,7 +155,7 @@ fn check_group(name: String, raw: Given<raw::Group>, problems: &mut ConfigProble
     let raw = problems.required(&section, raw, anything)?;
     let path = |key: &str| format!("{section}.{key}");
     let role = problems.required(&path("role"), raw.role, |text| check_role(&text, &name));
-    // Where the role is wrong, the other keys are checked by the lower limits.
+    // If the role is wrong, the other keys are checked against the lower limits.
     let likely = role.or(role_of(&name)).unwrap_or(NodeRole::Worker);
     let limits = Limits::of(likely, &name);
     let count = problems.required(&path("initialCount"), raw.initial_count, |count| {
@@ -186,7 +186,7 @@ fn check_group(name: String, raw: Given<raw::Group>, problems: &mut ConfigProble
     })
 }
 
-/// What the numbers of a group can be.
+/// The limits of a group's numbers.
 struct Limits {
     count: Within,
     vcpus: Within,
@@ -251,7 +251,7 @@ fn check_group_name(name: &str) -> Result<(), String> {
 fn check_role(text: &str, group: &str) -> Result<NodeRole, String> {
     let role: NodeRole = text.parse().map_err(|error: ParseNodeRoleError| error.to_string())?;
     match role_of(group) {
-        Some(expected) if expected != role => Err(format!("is {role}, but this group is of role {expected}")),
+        Some(expected) if expected != role => Err(format!("is {role}, but this group's role is {expected}")),
         _ => Ok(role),
     }
 }
@@ -305,13 +305,13 @@ fn check_acceleration(text: String) -> Result<Acceleration, String> {
 
 fn check_firmware(folder: String) -> Result<PathBuf, &'static str> {
     if folder.is_empty() {
-        Err("is empty: expected a folder, or leave the key out")
+        Err("is empty: expected a folder; or remove the key")
     } else {
         Ok(folder.into())
     }
 }
 
-/// For sections, whose keys are checked one by one.
+/// For sections, whose keys are checked individually.
 fn anything<T>(value: T) -> Result<T, Infallible> {
     Ok(value)
 }

@@ -7,13 +7,13 @@ use infrastructure::{MirrorSource, NodeSpec};
 use crate::ConfigProblems;
 use crate::raw::{self, ShapeError};
 
-/// The Kubernetes version of a configuration that nobody chose one for.
+/// The Kubernetes version of a new configuration if none is chosen.
 pub const DEFAULT_KUBERNETES_VERSION: &str = "v1.35.4";
 
-/// No configuration of ours is longer.
+/// Longer configurations are refused, in bytes.
 const MAX_CONFIG_LEN: usize = 1 << 20;
 
-/// A cluster as its administrator wants it. Holds only valid values.
+/// The cluster that its administrator wants. Contains only valid values.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
     /// The cluster's name.
@@ -45,7 +45,7 @@ pub enum ProviderConfig {
     Qemu(QemuConfig),
 }
 
-/// Nodes that are alike.
+/// A group of equal nodes.
 #[derive(Clone, Debug)]
 pub struct NodeGroup {
     /// Its name in the configuration.
@@ -89,7 +89,7 @@ pub enum Acceleration {
 #[derive(Debug, thiserror::Error)]
 pub enum ParseConfigError {
     /// Longer than any real one.
-    #[error("the file has {0} bytes, at most {MAX_CONFIG_LEN} are read")]
+    #[error("the file has {0} bytes, at most {MAX_CONFIG_LEN} are accepted")]
     TooLong(usize),
     /// Of another version.
     #[error(
@@ -108,7 +108,7 @@ pub enum ParseConfigError {
         /// What is wrong there.
         message: String,
     },
-    /// Values that cannot be.
+    /// Invalid values.
     #[error(transparent)]
     Values(#[from] ConfigProblems),
 }
@@ -117,7 +117,7 @@ impl ClusterConfig {
     /// Reads `constellation-conf.yaml`; relative paths in it start at `folder`.
     ///
     /// # Errors
-    /// When it is of another version, has unknown keys, or values that cannot be; those are collected.
+    /// When it has another version, unknown keys or invalid values. All problems are collected.
     pub fn parse(text: &str, folder: &Path) -> Result<Self, ParseConfigError> {
         if text.len() > MAX_CONFIG_LEN {
             return Err(ParseConfigError::TooLong(text.len()));
@@ -138,7 +138,7 @@ impl ClusterConfig {
         Ok(config)
     }
 
-    /// The machines that the groups make up, control planes first.
+    /// The machines of all groups, control planes first.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeSpec> {
         let mut nodes = Vec::new();

@@ -6,7 +6,7 @@ use digest::{Digest, oci};
 
 use crate::{DEFAULT_KUBERNETES_VERSION, MirrorSource};
 
-/// What an example is filled with.
+/// The values to fill into an example.
 #[derive(Clone, Debug)]
 pub struct ExampleOptions {
     /// The cluster's name.
@@ -50,8 +50,8 @@ pub fn example(options: &ExampleOptions) -> String {
     };
     format!(
         "\
-# What this cluster is made of. Relative paths start at the folder of this file.
-# The form of this file.
+# The description of a cluster. Relative paths start at the folder of this file.
+# Version of this file's format.
 version: v5
 
 # Name of the cluster: up to 37 lower-case letters, digits and '-'.
@@ -63,30 +63,30 @@ version: v5
 # How nodes prove what they run. The image's reference-values.json must be for the same variant.
 attestationVariant: {variant}
 
-# Kubernetes release. The mirror must hold this one.
+# Kubernetes release. The mirror must have this one.
 {kubernetes_version}
 
-# SHA-256 of components.json, the mirror's list of files; another list is refused. A mirror at an http address needs it:
-# take it from where the mirror was filled, with `sha256sum components.json`.
+# SHA-256 of components.json, the mirror's list of files. Another list is refused. Required for a mirror at an http address:
+# run `sha256sum components.json` where the mirror was filled.
 {components_digest}
 
 # Where nodes fetch Kubernetes from: a folder filled by `constellation mirror create`, or the http address of one.
-# Nodes check every file against the hashes in components.json, which this program sends them.
+# This program sends the hashes in components.json to the nodes, which check every file against them.
 {mirror}
 
-# Addresses of Services; only used when the cluster is made.
+# Addresses of Services. Only used when the cluster is created.
 serviceCIDR: 10.96.0.0/12
 
-# Nodes by group. The two groups below must be there; others may be added.
+# Nodes by group. The two groups below are required; others can be added.
 nodeGroups:
   control_plane_default:
     role: control-plane
     initialCount: 1 # control planes
-    # Each node has that many virtual processors (control planes at least 2),
+    # Virtual processors of each node (at least 2 for control planes).
     vcpus: 2 # control planes
-    # so much memory,
+    # Memory of each node.
     memoryMiB: 3072
-    # and so large an encrypted disk; the space is taken as it is used.
+    # Size of each node's encrypted disk. It takes space only as it is used.
     stateDiskSizeGB: 20 # control planes
   worker_default:
     role: worker
@@ -100,9 +100,9 @@ provider:
   qemu:
     # auto (KVM if it works, software emulation otherwise), kvm or software.
     acceleration: auto
-    # Folder with OVMF_CODE_4M.fd and OVMF_VARS_4M.fd, where the firmware is not in one of the usual places.
+    # Folder with OVMF_CODE_4M.fd and OVMF_VARS_4M.fd, if the firmware is not in one of the usual places.
     # firmware: /usr/share/OVMF
-    # Whether the nodes' flushes reach the disk. Without them a crash of this machine loses the state disks.
+    # Whether the nodes' flushes reach the disk. Without them, a crash of this machine destroys the state disks.
     flushes: true
 "
     )

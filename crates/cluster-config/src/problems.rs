@@ -2,16 +2,16 @@ use std::fmt;
 
 use crate::raw::{Given, Kind, Unknown};
 
-/// One thing in a configuration that cannot be used.
+/// One thing that is wrong in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The key, as written in the file: `nodeGroups.worker_default.vcpus`.
     pub path: String,
-    /// What is wrong with it and what would be right.
+    /// What is wrong with it, and what would be right.
     pub message: String,
 }
 
-/// Everything that is wrong with a configuration; never empty.
+/// Everything that is wrong with a configuration. Never empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigProblems(Vec<Problem>);
 
@@ -24,12 +24,12 @@ impl ConfigProblems {
         });
     }
 
-    /// Keeps the value, or notes why there is none.
+    /// Returns the value, or notes why there is none.
     pub(crate) fn keep<T, E: fmt::Display>(&mut self, path: &str, result: Result<T, E>) -> Option<T> {
         result.map_err(|error| self.add(path, error)).ok()
     }
 
-    /// What a key that must be there holds, if it passes the check.
+    /// The value of a required key, if it passes the check.
     pub(crate) fn required<T: Kind, U, E: fmt::Display>(
         &mut self,
         path: &str,
@@ -43,7 +43,7 @@ impl ConfigProblems {
         }
     }
 
-    /// What a key holds, or its default, if that passes the check.
+    /// The value of a key, or its default, if that passes the check.
     pub(crate) fn optional<T: Kind, U, E: fmt::Display>(
         &mut self,
         path: &str,
@@ -57,7 +57,7 @@ impl ConfigProblems {
         }
     }
 
-    /// Notes the keys of a section that have no meaning.
+    /// Notes the unknown keys of a section.
     pub(crate) fn refuse(&mut self, section: &str, unknown: &Unknown, known: &str) {
         for key in unknown.keys() {
             let key = shown(key);
@@ -66,11 +66,11 @@ impl ConfigProblems {
             } else {
                 format!("{section}.{key}")
             };
-            self.add(path, format!("is unknown here, expected {known}"));
+            self.add(path, format!("is an unknown key, expected {known}"));
         }
     }
 
-    /// The value, if nothing was wrong.
+    /// The value, if nothing is wrong.
     pub(crate) fn into_result<T>(self, value: Option<T>) -> Result<T, Self> {
         match value {
             Some(value) if self.0.is_empty() => Ok(value),
@@ -85,7 +85,7 @@ impl ConfigProblems {
     }
 }
 
-/// A key that the file made up, on one line.
+/// An unknown key of the file, on one line.
 pub(crate) fn shown(key: &str) -> String {
     key.chars().take(64).flat_map(char::escape_debug).collect()
 }

@@ -1,4 +1,4 @@
-//! The configuration as serde sees it: what each key holds, right or wrong, so that all mistakes can be told at once.
+//! The configuration for serde: what each key holds, right or wrong, so that all mistakes can be reported at once.
 
 use std::collections::BTreeMap;
 
@@ -9,30 +9,30 @@ use serde_json::Value;
 /// The one version that is read.
 pub(crate) const VERSION: &str = "v5";
 
-/// Only the version, to tell an old file from a wrong one.
+/// Only the version, to distinguish an old file from an invalid one.
 #[derive(Deserialize)]
 pub(crate) struct Versioned {
     pub(crate) version: Option<String>,
 }
 
-/// What a key holds.
+/// The value of a key.
 #[derive(Default)]
 pub(crate) enum Given<T> {
-    /// Nothing: the key is not there.
+    /// Nothing: the key is missing.
     #[default]
     Nothing,
-    /// Something else than expected, and what.
+    /// A value of the wrong kind, with a description.
     Other(String),
     /// A value of the right kind.
     Value(T),
 }
 
-/// A kind of value, with the words for it.
+/// A kind of value, with its description.
 pub(crate) trait Kind: DeserializeOwned {
     const EXPECTED: &'static str;
 }
 
-/// Keys that have no meaning.
+/// Unknown keys.
 pub(crate) type Unknown = BTreeMap<String, IgnoredAny>;
 
 /// Version 5. Version 4 was the predecessor's.
@@ -103,7 +103,7 @@ pub(crate) struct Qemu {
 }
 
 impl Kind for String {
-    const EXPECTED: &'static str = "a text (numbers and truth values in quotes)";
+    const EXPECTED: &'static str = "a text (put numbers and truth values in quotes)";
 }
 
 impl Kind for u64 {
@@ -123,7 +123,7 @@ impl Kind for Group {
 }
 
 impl Kind for Provider {
-    const EXPECTED: &'static str = "the section of one provider; known is qemu";
+    const EXPECTED: &'static str = "the section of one provider: qemu";
 }
 
 impl Kind for Qemu {
@@ -133,7 +133,7 @@ impl Kind for Qemu {
 impl<'de, T: Kind> Deserialize<'de> for Given<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
-        // The words of serde's error are those of a programmer, so they are not used.
+        // Serde's error messages are for programmers, so they are not used.
         Ok(match T::deserialize(&value) {
             Ok(value) => Self::Value(value),
             Err(_) => Self::Other(format!("is {}, expected {}", describe(&value), T::EXPECTED)),
@@ -151,14 +151,14 @@ fn describe(value: &Value) -> String {
     }
 }
 
-/// A document of the wrong shape: where, and what is wrong there.
+/// A document of the wrong shape: what is wrong, and where.
 #[derive(Debug)]
 pub(crate) struct ShapeError {
     pub(crate) path: String,
     pub(crate) message: String,
 }
 
-/// Reads YAML and keeps the path to what cannot be read.
+/// Reads YAML and keeps the path to what is malformed.
 pub(crate) fn from_yaml<T: DeserializeOwned>(text: &str) -> Result<T, ShapeError> {
     let mut path = String::new();
     serde_saphyr::with_deserializer_from_str(text, |deserializer| {

@@ -59,7 +59,7 @@ pub struct InitSecret(Zeroizing<[u8; 32]>);
 #[derive(Debug, thiserror::Error)]
 pub enum ParseStateError {
     /// Longer than any real one.
-    #[error("the file has {0} bytes, at most {MAX_STATE_LEN} are read")]
+    #[error("the file has {0} bytes, at most {MAX_STATE_LEN} are accepted")]
     TooLong(usize),
     /// Of another version.
     #[error("version: {found:?} is not supported, expected {VERSION:?}")]

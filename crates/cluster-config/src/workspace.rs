@@ -40,7 +40,7 @@ pub struct Workspace {
     folder: PathBuf,
 }
 
-/// As long as it is held no other command changes the workspace.
+/// While it is held, no other command changes the workspace.
 #[derive(Debug)]
 pub struct WorkspaceLock(#[expect(dead_code, reason = "holding it is its purpose")] File);
 
@@ -53,22 +53,22 @@ pub enum WorkspaceError {
     /// Configuration and state, which are text, could not name files in it.
     #[error("the path of the workspace, {0:?}, is not valid UTF-8")]
     NotUtf8(PathBuf),
-    /// Another command is at work.
-    #[error("another constellation command is at work in {0}")]
+    /// Another command is running.
+    #[error("another constellation command is running in {0}")]
     Busy(PathBuf),
-    /// A file is needed that is not there.
+    /// A required file is missing.
     #[error("{path} does not exist: {hint}")]
     Missing {
         /// Which.
         path: PathBuf,
-        /// How to get it.
+        /// How to create it.
         hint: &'static str,
     },
-    /// A file is there that would be overwritten.
-    #[error("{0} exists already and is not overwritten")]
+    /// A file already exists and would be overwritten.
+    #[error("{0} already exists and is not overwritten")]
     Exists(PathBuf),
     /// A file that would be replaced or removed belongs to the user.
-    #[error("{0} was not written for this cluster, or was changed since")]
+    #[error("{0} was not written for this cluster, or has been changed since")]
     Foreign(PathBuf),
     /// Reading or writing failed.
     #[error("cannot {action} {path}")]
@@ -82,7 +82,7 @@ pub enum WorkspaceError {
         source: io::Error,
     },
     /// The configuration cannot be used.
-    #[error("{path} is not valid")]
+    #[error("invalid configuration {path}")]
     Config {
         /// Which file.
         path: PathBuf,
@@ -91,7 +91,7 @@ pub enum WorkspaceError {
         source: ParseConfigError,
     },
     /// The state cannot be used.
-    #[error("{path} cannot be read")]
+    #[error("cannot read {path}")]
     State {
         /// Which file.
         path: PathBuf,
@@ -100,7 +100,7 @@ pub enum WorkspaceError {
         source: ParseStateError,
     },
     /// The master secret cannot be used.
-    #[error("{path} cannot be read")]
+    #[error("cannot read {path}")]
     MasterSecret {
         /// Which file.
         path: PathBuf,
@@ -125,12 +125,12 @@ impl Workspace {
         }
     }
 
-    /// Keeps other commands out for as long as the result lives. The kernel drops it with the process.
+    /// Keeps other commands out while the result lives. The kernel releases it with the process.
     ///
     /// # Errors
-    /// When another command is still at work after a second.
+    /// When another command is still running after a second.
     pub fn lock(&self) -> Result<WorkspaceLock, WorkspaceError> {
-        // The folder itself is locked, so that no lock file is left behind.
+        // The folder itself is locked, so no lock file is left behind.
         let folder = File::open(&self.folder).map_err(|error| io_error("open", &self.folder, error))?;
         let lock = || rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive);
         let lock = lock
@@ -226,12 +226,12 @@ impl Workspace {
             .read(names::MASTER_SECRET)?
             .ok_or_else(|| WorkspaceError::Missing {
                 path: path.clone(),
-                hint: "it was written when the cluster was made; without it the cluster's keys cannot be derived",
+                hint: "it was written when the cluster was created; without it the cluster's keys cannot be derived",
             })?;
         MasterSecret::parse(text.as_bytes()).map_err(|source| WorkspaceError::MasterSecret { path, source })
     }
 
-    /// Reads the master secret, or makes one and stores it. The second value says whether it is new.
+    /// Reads the master secret, or generates and stores one. The second value says whether it is new.
     ///
     /// # Errors
     /// When it cannot be read or written.
@@ -246,7 +246,7 @@ impl Workspace {
 
     /// Writes a file that belongs to the cluster. One that belongs to the user is not touched.
     ///
-    /// That it is ours is stored before it is there, so a crash in between leaves nothing that nobody removes.
+    /// It is recorded as ours before it exists, so a crash in between leaves nothing that no command removes.
     ///
     /// # Errors
     /// When the file belongs to the user, or the folder cannot be written to.

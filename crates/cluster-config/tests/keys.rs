@@ -299,7 +299,7 @@ fn sections_of_another_kind() {
         ),
         (
             format!("{top}nodeGroups:{groups}provider: qemu\n"),
-            "provider: is \"qemu\", expected the section of one provider; known is qemu",
+            "provider: is \"qemu\", expected the section of one provider: qemu",
         ),
     ] {
         assert_eq!(problems(&text), [problem]);
@@ -362,7 +362,7 @@ fn keys_that_are_not_known() {
     assert_eq!(
         problems(&with("mirror: mirror", "miror: mirror")),
         [
-            "mirror: is missing, expected a text (numbers and truth values in quotes)",
+            "mirror: is missing, expected a text (put numbers and truth values in quotes)",
             "miror: is unknown here, expected version, name, image, attestationVariant, kubernetesVersion, \
              kubernetesComponentsDigest, mirror, serviceCIDR, nodeGroups or provider",
         ]
