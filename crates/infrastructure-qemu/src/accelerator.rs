@@ -1,4 +1,4 @@
-//! Whether hardware virtualisation works, shown by a guest that ran.
+//! Finds out whether hardware virtualisation works, by running a guest.
 //!
 //! A `/dev/kvm` that exists and opens proves nothing: on some machines every guest then dies or hangs.
 
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::INTERVAL;
 
-/// What runs the guests' processors.
+/// What executes the guests' code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
     /// The hardware runs the guest, through `/dev/kvm`.
@@ -21,12 +21,12 @@ pub enum Accelerator {
     Software,
 }
 
-/// What running a tiny guest showed.
+/// The result of running a tiny guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KvmProbe {
     /// The guest ran.
     Works,
-    /// It did not; why.
+    /// It did not, for this reason.
     DoesNotWork(String),
 }
 
@@ -98,14 +98,14 @@ fn boot_sector() -> [u8; 512] {
 pub(crate) fn probe_kvm(qemu: &Path) -> KvmProbe {
     match File::options().read(true).write(true).open("/dev/kvm") {
         Ok(_) => probe(qemu, Accelerator::Kvm),
-        Err(error) => KvmProbe::DoesNotWork(format!("/dev/kvm cannot be opened: {error}")),
+        Err(error) => KvmProbe::DoesNotWork(format!("cannot open /dev/kvm: {error}")),
     }
 }
 
 fn probe(qemu: &Path, accelerator: Accelerator) -> KvmProbe {
     match run_guest(qemu, accelerator) {
         Ok(outcome) => outcome,
-        Err(error) => KvmProbe::DoesNotWork(format!("the test guest cannot be started: {error}")),
+        Err(error) => KvmProbe::DoesNotWork(format!("cannot start the test guest: {error}")),
     }
 }
 

@@ -1,10 +1,10 @@
-//! What a node said before it stopped. Text from a node is shown to a person, so control characters are taken out.
+//! What a node wrote before it stopped. Its text is shown to a person, so control characters are removed.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// How much of the end of a console is looked at, in bytes.
+/// How much of the end of a console is read, in bytes.
 const TAIL_LEN: u64 = 64 * 1024;
 /// How much of a line is shown.
 const MAX_LINE: usize = 400;
@@ -15,7 +15,7 @@ pub(crate) fn tail(path: &Path, count: usize) -> Vec<String> {
     lines[lines.len().saturating_sub(count)..].to_vec()
 }
 
-/// Why a node stopped, as far as its console tells: the last line in which it says so, else its last line.
+/// Why a node stopped, according to its console: the last line with a reason, or else the last line.
 pub(crate) fn reason(path: &Path) -> Option<String> {
     let mut lines = lines(&read_tail(path).ok()?);
     let says_why = |line: &String| {

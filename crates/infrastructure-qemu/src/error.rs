@@ -6,7 +6,7 @@ use error_report::{User, explain_denied};
 
 use crate::problem::PreflightProblem;
 
-/// The machines could not be made or ended.
+/// The machines could not be created or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum QemuError {
     /// This machine lacks something.
@@ -15,7 +15,7 @@ pub enum QemuError {
     /// A file or folder cannot be used.
     #[error("cannot {action} {path}")]
     Io {
-        /// What was tried.
+        /// What was attempted.
         action: &'static str,
         /// On what.
         path: PathBuf,
@@ -23,11 +23,11 @@ pub enum QemuError {
         #[source]
         source: io::Error,
     },
-    /// Somebody else made the folder of the machines.
-    #[error("{0} was not made by this program: it holds no cluster.json; move it away")]
+    /// The folder of the machines was not created by this program.
+    #[error("{0} was not created by this program, because it has no cluster.json; move it away")]
     Foreign(PathBuf),
     /// The record of the machines is damaged.
-    #[error("{path} cannot be read; `constellation terminate` removes it and the machines")]
+    #[error("cannot read {path}; `constellation terminate` removes it and the machines")]
     Record {
         /// Which file.
         path: PathBuf,
@@ -36,35 +36,35 @@ pub enum QemuError {
         source: serde_json::Error,
     },
     /// A program ended right after it was started.
-    #[error("{program} ended at once: {said}")]
+    #[error("{program} exited at once: {said}")]
     Ended {
         /// Which.
         program: String,
-        /// The last it said.
+        /// The last line of its output.
         said: String,
     },
-    /// A program does not do what it was started for.
+    /// A program did not become ready.
     #[error("{program} was not ready within {seconds} s")]
     NotReady {
         /// Which.
         program: String,
-        /// How long was waited.
+        /// How long it was given.
         seconds: u64,
     },
     /// A process does not end.
-    #[error("process {0} does not end")]
+    #[error("process {0} does not exit")]
     DoesNotEnd(i32),
-    /// A process belongs to somebody else.
+    /// A process belongs to another user.
     #[error("process {pid} ({program}) belongs to {owner}: {}", .owner.advice())]
     NotPermitted {
         /// Its id.
         pid: i32,
         /// What it runs.
         program: String,
-        /// Whose it is.
+        /// Its owner.
         owner: User,
     },
-    /// KVM is demanded and does not work.
+    /// KVM is required and does not work.
     #[error("acceleration kvm is configured, but KVM does not work: {0}")]
     Kvm(String),
 }

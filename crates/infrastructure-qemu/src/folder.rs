@@ -89,7 +89,7 @@ impl RunFolder {
         fs::set_permissions(&self.0, private).on("protect", &self.0)
     }
 
-    /// Waits until no process is being started here, and keeps others from it. None if there is no folder.
+    /// Waits until no process is being started here, and prevents others from starting one. `None` if there is no folder.
     ///
     /// A process that is being started holds the lock until its record is written, also when the command that started it
     /// was killed.

@@ -81,7 +81,7 @@ impl ControlGroup {
             let folder = below(root, &group);
             let number =
                 |file: &str| -> Option<u64> { fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok() };
-            // "max", which is no number, is no limit.
+            // "max" is not a number and means that there is no limit.
             let limit = self.version.limits().iter().filter_map(|file| number(file)).min()?;
             let used = number(self.version.usage())?.saturating_sub(self.reclaimable(&folder));
             Some(Available {

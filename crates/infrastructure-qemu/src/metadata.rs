@@ -31,7 +31,7 @@ const CHUNK: usize = 256 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
     /// There is nothing to tell.
-    #[error("{0} holds no cluster")]
+    #[error("{0} contains no cluster")]
     NoCluster(PathBuf),
     /// What there is to tell cannot be read.
     #[error(transparent)]
@@ -50,7 +50,7 @@ pub enum MetadataError {
 /// Serves on the recorded port of loopback until the process is ended.
 ///
 /// # Errors
-/// When there is no cluster, or the port cannot be listened on.
+/// When there is no cluster, or it cannot listen on the port.
 pub(crate) async fn serve(folder: RunFolder) -> Result<Infallible, MetadataError> {
     let Some(record) = folder.record()? else {
         return Err(MetadataError::NoCluster(folder.path().to_owned()));

@@ -21,7 +21,7 @@ pub(crate) fn mirror_from_guest(mirror: &MirrorSource, metadata_port: u16) -> Re
 }
 
 fn loopback_from_guest(address: &Url) -> Result<Url, PreflightProblem> {
-    // QEMU's user network connects a guest that asks for the host to 127.0.0.1.
+    // QEMU's user network connects guests that dial the host's address to 127.0.0.1.
     let reachable = match address.host() {
         Some(Host::Ipv4(host)) => host == Ipv4Addr::LOCALHOST,
         Some(Host::Domain(name)) => matches!(name, "localhost" | "localhost."),

@@ -1,4 +1,4 @@
-//! What this machine must have before a node is started, each with how to get it.
+//! What this machine must have before a node is started, and how to get it.
 
 use std::env;
 use std::os::unix::fs::PermissionsExt;
@@ -19,9 +19,9 @@ use crate::vm::forwards;
 pub(crate) const SYSTEM_DISK: &str = "node.img";
 /// Older ones emulate two to five times slower.
 const MIN_QEMU: u32 = 10;
-/// What a VM takes beside the guest's memory, in MiB.
+/// What a VM needs besides the guest's memory, in MiB.
 const VM_OVERHEAD_MIB: u64 = 256;
-/// What a node's state disk takes in the first hour, in MiB; it is sparse.
+/// What a node's sparse state disk takes in the first hour, in MiB.
 const NODE_DISK_MIB: u64 = 3072;
 
 /// Firmware by folder: Debian and Ubuntu, Arch, Fedora.
@@ -31,7 +31,7 @@ const FIRMWARE: [(&str, &str, &str); 3] = [
     ("/usr/share/edk2/ovmf", "OVMF_CODE.fd", "OVMF_VARS.fd"),
 ];
 
-/// What nodes are started with.
+/// The programs and firmware that nodes are started with.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
     pub(crate) qemu: PathBuf,
@@ -99,7 +99,7 @@ fn is_executable(file: &Path) -> bool {
 }
 
 fn find_program(name: &str, remedy: &str) -> Result<PathBuf, PreflightProblem> {
-    find_in_path(name).ok_or_else(|| problem(format!("program {name} is not in PATH"), remedy))
+    find_in_path(name).ok_or_else(|| problem(format!("{name} is not in PATH"), remedy))
 }
 
 fn find_qemu() -> Result<PathBuf, PreflightProblem> {
@@ -107,14 +107,20 @@ fn find_qemu() -> Result<PathBuf, PreflightProblem> {
                           bookworm-backports qemu-system-x86`)";
     let qemu = find_program("qemu-system-x86_64", REMEDY)?;
     let output = Command::new(&qemu).arg("--version").output();
-    let output = output.map_err(|error| problem(format!("{} cannot be run: {error}", qemu.display()), REMEDY))?;
+    let output = output.map_err(|error| problem(format!("cannot run {}: {error}", qemu.display()), REMEDY))?;
     match parse_qemu_version(&output.stdout) {
         Some(version) if version >= MIN_QEMU => Ok(qemu),
         Some(version) => {
-            let what = format!("{} is version {version}, at least {MIN_QEMU} is needed", qemu.display());
+            let what = format!(
+                "{} is version {version}, but {MIN_QEMU} or newer is required",
+                qemu.display()
+            );
             Err(problem(what, REMEDY))
         }
-        None => Err(problem(format!("{} does not tell its version", qemu.display()), REMEDY)),
+        None => Err(problem(
+            format!("{} does not report its version", qemu.display()),
+            REMEDY,
+        )),
     }
 }
 
@@ -135,15 +141,15 @@ fn find_firmware(configured: Option<&Path>) -> Result<Firmware, PreflightProblem
     };
     let (_, code, variables) = FIRMWARE[0];
     if let Some(folder) = configured {
-        let what = || format!("{} does not hold {code} and {variables}", folder.display());
+        let what = || format!("{} does not contain {code} and {variables}", folder.display());
         return pair((folder, code, variables))
-            .ok_or_else(|| problem(what(), "correct provider.qemu.firmware, or leave it out"));
+            .ok_or_else(|| problem(what(), "correct provider.qemu.firmware, or remove it"));
     }
     FIRMWARE
         .iter()
         .find_map(|(folder, code, variables)| pair((Path::new(folder), code, variables)))
         .ok_or_else(|| {
-            let what = format!("there is no firmware for VMs ({code} and {variables})");
+            let what = format!("cannot find the firmware for VMs ({code} and {variables})");
             problem(what, "install the Debian package ovmf, or set provider.qemu.firmware")
         })
 }
@@ -172,12 +178,12 @@ fn check_memory(
         return Ok(());
     };
     let what = format!(
-        "the nodes need {needed} MiB of memory ({beside} MiB for each machine beside its own with {accelerator}), {} MiB are \
-         available",
+        "the nodes need {needed} MiB of memory ({beside} MiB for each machine in addition to its own with {accelerator}), but only {} MiB \
+         are available",
         available.mib
     );
     Err(match available.limited_by {
-        None => problem(what, "end other programs, or set a smaller memoryMiB or initialCount"),
+        None => problem(what, "close other programs, or set a smaller memoryMiB or initialCount"),
         Some(group) => problem(
             format!("{what} in the control group {}", group.display()),
             "raise its limit (MemoryMax of the unit or session), or set a smaller memoryMiB or initialCount",
@@ -195,7 +201,7 @@ fn check_space(needed_mib: u64, folder: &Path) -> Result<(), PreflightProblem> {
         return Ok(());
     }
     let what = format!(
-        "the nodes' disks need about {needed_mib} MiB, {available_mib} MiB are free at {}",
+        "the nodes' disks need about {needed_mib} MiB, but only {available_mib} MiB are free at {}",
         existing.display()
     );
     Err(problem(what, "free some space, or use a workspace on another disk"))
@@ -208,7 +214,7 @@ fn check_port(port: u16, purpose: &str) -> Result<(), PreflightProblem> {
     let what = format!("port {port} of 127.0.0.1, which leads to {purpose}, is in use");
     Err(problem(
         what,
-        "end the program that listens on it (`ss -ltnp`), or make the cluster anew",
+        "stop the program that listens on it (`ss -ltnp`), or terminate the cluster and create it again",
     ))
 }
 

@@ -1,4 +1,4 @@
-//! Processes that outlive the command that started them, and that are never mistaken for another.
+//! Processes that outlive the command that started them, and that are never mistaken for other processes.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -17,22 +17,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, QemuError};
 
-/// How long a process has between being asked and being made to end.
+/// How long a process has to exit before it is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a helper may take to write its record.
 const START_LIMIT: Duration = Duration::from_secs(20);
-/// How often a condition without an event is looked at.
+/// How often to check a condition that sends no event.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(10);
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// This program, which starts others for the provider: `constellation internal ...`.
+/// This program, which starts others for the provider, as `constellation internal ...`.
 #[derive(Clone, Debug)]
 pub struct Helper {
     program: PathBuf,
 }
 
-/// Who a process is: a process id is used again, its start time after the same boot is not.
+/// The identity of a process: its id can be reused, but not with the same start time after the same boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ProcessRecord {
@@ -42,11 +42,11 @@ pub(crate) struct ProcessRecord {
     boot_id: String,
 }
 
-/// Becomes another program after writing who that is: process id and start time stay the same over `exec`.
+/// Becomes another program after recording its identity: process id and start time stay the same across `exec`.
 ///
-/// Standard input is the lock of the run folder, which is let go with becoming the program. Returns only if it fails.
+/// Standard input is the lock of the run folder, which is released by becoming the program. Returns only on failure.
 pub(crate) fn exec_recorded(record: &Path, program: &OsStr, arguments: &[OsString]) -> io::Error {
-    // A session of its own: the terminal's Ctrl-C and its end are not for this process.
+    // A separate session: the terminal's Ctrl-C and hang-up are not for this process.
     if let Err(error) = rustix::process::setsid() {
         return error.into();
     }
@@ -106,16 +106,16 @@ impl Helper {
             }
             std::thread::sleep(INTERVAL);
         }
-        // Somebody has to fetch its exit status as long as this command runs.
+        // Its exit status has to be collected as long as this command runs.
         std::thread::spawn(move || child.wait());
         Ok(())
     }
 }
 
-/// The program ended instead of doing its work.
+/// The program exited instead of doing its work.
 pub(crate) fn ended(program: &OsStr, log: &Path) -> QemuError {
     let text = fs::read(log).unwrap_or_default();
-    let said = crate::console::last_line(&text).unwrap_or_else(|| "it said nothing".to_owned());
+    let said = crate::console::last_line(&text).unwrap_or_else(|| "without a message".to_owned());
     QemuError::Ended {
         program: program.display().to_string(),
         said,
@@ -226,7 +226,7 @@ fn ends_within(process: &rustix::fd::OwnedFd, limit: Duration) -> bool {
     matches!(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)), Ok(1))
 }
 
-/// Field 22 of `/proc/PID/stat`; none if there is no such process or it has ended and only waits to be noticed.
+/// Field 22 of `/proc/PID/stat`; `None` if there is no such process, or if it has exited and is only waiting to be reaped.
 fn start_time(pid: Pid) -> io::Result<Option<u64>> {
     match fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())) {
         Ok(stat) => Ok(parse_stat(&stat)),

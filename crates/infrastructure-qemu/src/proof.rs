@@ -33,7 +33,7 @@ impl ProofKey {
     pub(crate) fn load(path: &Path) -> Result<Self, QemuError> {
         let bytes = fs::read(path).on("read", path)?;
         let bytes: Result<[u8; KEY_LEN], _> = bytes.try_into();
-        let other_length = |_| io::Error::new(io::ErrorKind::InvalidData, "the file has another length");
+        let other_length = |_| io::Error::new(io::ErrorKind::InvalidData, "the file has the wrong length");
         Ok(Self::from(bytes.map_err(other_length).on("read", path)?))
     }
 

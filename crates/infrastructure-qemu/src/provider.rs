@@ -21,8 +21,8 @@ use crate::proof::ProofKey;
 
 /// The private network between VMs (docs/interfaces.md).
 const NODE_CIDR: &str = "10.42.0.0/16";
-const ADVICE_ON_STOPPED: &str = "look at the whole console in the workspace (constellation-qemu/nodes/*/console.log); the \
-                                 same command again makes the node anew";
+const ADVICE_ON_STOPPED: &str = "read the whole console in the workspace (constellation-qemu/nodes/*/console.log); run the \
+                                 same command again to replace the node";
 const UID_LEN: usize = 4;
 
 /// What an administrator can choose.
@@ -320,7 +320,7 @@ fn free_ports() -> Result<NodePorts, QemuError> {
     })
 }
 
-/// The uid only tells clusters apart; it is no secret.
+/// The uid only distinguishes clusters; it is not secret.
 fn fill_random(bytes: &mut [u8]) -> std::io::Result<()> {
     use std::io::Read;
     File::open("/dev/urandom")?.read_exact(bytes)

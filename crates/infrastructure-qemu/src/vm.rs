@@ -1,4 +1,4 @@
-//! The command lines of a node's programs. Pure: nothing is started here.
+//! The command lines of a node's programs. Nothing is started here.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -10,12 +10,12 @@ use crate::accelerator::Accelerator;
 use crate::folder::{NodeFolder, NodeRecord};
 use crate::option::option_value;
 
-/// The multicast group of the segment between VMs; only its port differs between clusters.
+/// The multicast group of the network between VMs. Only its port differs between clusters.
 const SEGMENT_GROUP: &str = "230.0.0.77";
 /// This machine's loopback, as a guest of QEMU's user network sees it.
 pub(crate) const HOST_FROM_GUEST: &str = "10.0.2.2";
 
-/// Everything that decides how one node's machine looks.
+/// Everything that determines a node's machine.
 pub(crate) struct Vm<'a> {
     pub(crate) node: &'a NodeRecord,
     pub(crate) uid: &'a str,
@@ -27,7 +27,7 @@ pub(crate) struct Vm<'a> {
     pub(crate) flushes: bool,
 }
 
-/// Where each port of [`NodePorts`] leads to on the node (docs/interfaces.md).
+/// The node's port for each of [`NodePorts`] (docs/interfaces.md).
 pub(crate) fn forwards(ports: &NodePorts) -> [(u16, u16); 5] {
     [
         (ports.bootstrapper, 9000),
@@ -38,7 +38,7 @@ pub(crate) fn forwards(ports: &NodePorts) -> [(u16, u16); 5] {
     ]
 }
 
-/// The arguments of swtpm. It ends with the QEMU it serves.
+/// The arguments of swtpm, which exits together with its QEMU.
 pub(crate) fn swtpm_arguments() -> Vec<OsString> {
     let state = format!("dir={}", NodeFolder::TPM_STATE);
     let control = format!("type=unixio,path={}", NodeFolder::TPM_SOCKET);
@@ -65,7 +65,7 @@ impl Vm<'_> {
         line.add("-name", spec.name.as_str());
         line.add("-smp", spec.vcpus.to_string());
         line.add("-m", spec.memory_mib.to_string());
-        // A guest that restarts has crashed: a node says why on its console and powers off.
+        // A guest that restarts has crashed. Otherwise a node reports the reason on its console and powers off.
         line.flags(&["-nodefaults", "-no-user-config", "-no-reboot"]);
         line.add("-display", "none");
         self.firmware(&mut line);
@@ -100,7 +100,7 @@ impl Vm<'_> {
         line.add("-device", "tpm-crb,tpmdev=tpm0");
     }
 
-    /// The node finds its state disk by its serial number, never by its content.
+    /// The node finds its state disk by its serial number, never by its contents.
     fn disks(&self, line: &mut Line) {
         let cache = if self.flushes { "writeback" } else { "unsafe" };
         let options = format!(",cache={cache},aio=threads");
@@ -119,7 +119,7 @@ impl Vm<'_> {
         line.add("-device", "virtio-blk-pci,drive=state,serial=state,addr=0x2");
     }
 
-    /// The image knows its network cards by their place on the bus: 3 leads to the host, 4 to the other nodes.
+    /// The image recognises network cards by their place on the bus: 3 leads to the host, 4 to the other nodes.
     fn network(&self, line: &mut Line) {
         let forwards: String = forwards(&self.node.ports)
             .map(|(here, there)| format!(",hostfwd=tcp:127.0.0.1:{here}-:{there}"))

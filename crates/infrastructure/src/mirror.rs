@@ -13,7 +13,7 @@ pub enum MirrorSource {
     Http(Url),
 }
 
-/// A text that is no mirror of Kubernetes.
+/// A text that is not a mirror of Kubernetes.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseMirrorSourceError {
     /// There is none.

@@ -51,7 +51,7 @@ pub struct Plan {
 pub enum Change {
     /// A machine is made and started.
     Create(NodeName),
-    /// A machine that stopped is thrown away and made anew.
+    /// A machine that has stopped is removed and created again.
     Replace(NodeName),
     /// A machine that stopped is started with the disk it had.
     Restart(NodeName),
@@ -120,7 +120,7 @@ pub struct NodePorts {
 /// Whether a machine runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum MachineStatus {
-    /// Nobody looked.
+    /// It was not checked.
     #[default]
     Unknown,
     /// It was not started yet.

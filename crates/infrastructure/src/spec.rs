@@ -19,7 +19,7 @@ pub struct ClusterSpec {
     pub mirror: MirrorSource,
     /// The nodes, control planes first.
     pub nodes: Vec<NodeSpec>,
-    /// The nodes that are part of the cluster. Their state disks are kept; any other node is made anew when it stopped.
+    /// The nodes that are part of the cluster. Their state disks are kept; any other node is replaced once it has stopped.
     pub members: BTreeSet<NodeName>,
     /// Nodes that another call will make: they count in every check, and nothing is done about them.
     pub later: BTreeSet<NodeName>,
