@@ -25,7 +25,7 @@ pub(crate) enum LookError {
     #[error("no state disk")]
     Find(#[from] FindStateDiskError),
     /// It cannot be read.
-    #[error("{path} cannot be read")]
+    #[error("cannot read {path}")]
     Read {
         /// Its device node.
         path: PathBuf,

@@ -49,7 +49,7 @@ pub enum LoadNewStateDiskError {
     #[error("disk {0} belongs to a node that has joined")]
     Known(DiskUuid),
     /// The throw-away key cannot be read.
-    #[error("{path} cannot be read")]
+    #[error("cannot read {path}")]
     Key {
         /// Which file.
         path: PathBuf,

@@ -46,7 +46,7 @@ impl Part {
             .write(true)
             .create(true)
             .truncate(false)
-            // Never through a link that somebody put there.
+            // Never through a link that someone put there.
             .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(&path)?;
         let mut hasher = Hasher::new();
