@@ -41,7 +41,7 @@ pub(crate) enum Command {
     Version,
     /// Print a completion script for a shell.
     Completion {
-        /// The shell.
+        /// The shell to write it for.
         shell: clap_complete::Shell,
     },
 }
@@ -129,9 +129,9 @@ pub(crate) struct VerifyArguments {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
+    /// Lines for people to read.
     Text,
-    /// For programs.
+    /// One JSON document, for programs.
     Json,
 }
 

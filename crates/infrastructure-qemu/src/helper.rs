@@ -21,7 +21,7 @@ pub enum HelperCommand {
         record: PathBuf,
         /// What to become.
         program: OsString,
-        /// Arguments of that program
+        /// Arguments of that program.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },

@@ -22,20 +22,20 @@ enum Action {
         /// The port, on all addresses.
         #[arg(long, default_value_t = 8080)]
         port: u16,
-        /// The text to answer with
+        /// The text to answer with.
         #[arg(long)]
         text: String,
     },
     /// Print what an address answers, or fail.
     Fetch {
-        /// The address to ask
+        /// The address to ask.
         url: String,
     },
     /// Write a text into a file, for instance a setting of the kernel.
     Write {
-        /// The file to write to
+        /// The file to write to.
         path: PathBuf,
-        /// The text to write
+        /// The text to write.
         text: String,
     },
 }

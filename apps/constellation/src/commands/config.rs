@@ -1,4 +1,4 @@
-//! `config generate`.
+//! `config generate`: writes a configuration for the operator to edit.
 
 use std::path::Path;
 

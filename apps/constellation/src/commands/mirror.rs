@@ -1,4 +1,4 @@
-//! `mirror create`.
+//! `mirror create`: fetches everything a component list names into a folder.
 
 use std::path::Path;
 
