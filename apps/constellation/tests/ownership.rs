@@ -77,7 +77,7 @@ fn what_mini_up_wrote_goes_and_what_the_user_wrote_stays() {
     assert_eq!(host.files(), ["constellation-cluster.log", "constellation-conf.yaml"]);
     assert!(is_untouched(&host, "constellation-cluster.log"));
     assert!(
-        stdout(&down).contains("constellation-cluster.log stays"),
+        stdout(&down).contains("constellation-cluster.log: it was not written for this cluster"),
         "{}",
         stdout(&down)
     );
