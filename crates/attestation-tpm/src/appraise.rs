@@ -20,47 +20,47 @@ pub struct TpmVerifier {
     policy: PcrPolicy,
 }
 
-/// Which check the Evidence failed.
+/// The check that the Evidence failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NotAuthentic {
     /// The body cannot be read.
     #[error(transparent)]
     Malformed(#[from] MalformedEvidence),
     /// The key is not an attestation key.
-    #[error("the attestation key is not acceptable")]
+    #[error("unacceptable attestation key")]
     Key(#[from] KeyNotAccepted),
     /// The signature does not verify.
-    #[error("the signature is not the attestation key's over this quote")]
+    #[error("the attestation key did not sign this quote")]
     Signature,
-    /// What is signed is no quote of a TPM.
+    /// The signed structure is not a quote made by a TPM.
     #[error("the signed structure is not a TPM quote")]
     NotAQuote,
     /// The quote was made for another session, nonce or purpose.
     #[error("the quote is bound to something else: qualifying data is {actual}, expected {expected}")]
     Binding {
-        /// In the quote.
+        /// What the quote says.
         actual: String,
-        /// Of this session.
+        /// What this session requires.
         expected: String,
     },
-    /// The quote is about another bank, several banks, or other registers than are listed.
-    #[error("the quote covers {quoted}, the evidence lists PCRs {listed:?} of the SHA-256 bank")]
+    /// The quote covers another bank, several banks, or other registers than those listed.
+    #[error("the quote covers {quoted}, but the evidence lists PCRs {listed:?} of the SHA-256 bank")]
     Selection {
         /// What the TPM quoted.
         quoted: String,
-        /// What came with it.
+        /// The registers that the Evidence lists.
         listed: Vec<u8>,
     },
     /// The listed values are not the quoted ones.
-    #[error("the listed PCR values hash to {actual}, the quote says {quoted}")]
+    #[error("the listed PCR values hash to {actual}, but the quote says {quoted}")]
     PcrDigest {
-        /// Over the listed values.
+        /// The digest of the listed values.
         actual: Digest,
-        /// In the quote.
+        /// What the quote says.
         quoted: String,
     },
     /// A register that the policy judges was not quoted.
-    #[error("PCR {0} is required by the policy and was not quoted")]
+    #[error("the policy requires PCR {0}, which was not quoted")]
     NotQuoted(PcrIndex),
 }
 
@@ -111,7 +111,7 @@ impl Verifier for TpmVerifier {
         self.trust
     }
 
-    /// Needs no Endorsements: any key that looks like an attestation key is accepted. Nothing in a quote ends by the clock.
+    /// Needs no Endorsements: any key that looks like an attestation key is accepted. Nothing in a quote expires.
     fn appraise(
         &self,
         evidence: &Evidence,
@@ -138,7 +138,7 @@ fn check_signature(key: &AttestationKey, evidence: &TpmEvidence) -> Result<(), N
     }
 }
 
-/// The magic value, which only a TPM puts in front of what it signs with a restricted key, is checked by the parser.
+/// The parser checks the magic value, which only a TPM puts before data that it signs with a restricted key.
 fn parse_attest(bytes: &[u8]) -> Result<TpmsAttest, NotAuthentic> {
     match TpmsAttest::unmarshal(bytes) {
         Ok((attest, [])) => Ok(attest),
@@ -229,7 +229,7 @@ mod tests {
 
     const VARIANT: Variant = Variant::QemuVtpm;
 
-    /// A TPM whose every answer can be changed before it is signed, which is what a lying host has in local mode.
+    /// A TPM whose answers can all be changed before they are signed, as a lying host can do in local mode.
     /// Each test changes one thing, so that only one check can refuse.
     struct Forgery {
         attest: TpmsAttest,

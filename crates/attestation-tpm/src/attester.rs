@@ -23,7 +23,7 @@ const QUOTED: [PcrIndex; 16] = {
     indices
 };
 
-/// The registers that say which image runs: boot loader and UKI, kernel and initramfs, UKI sections, additions to the
+/// The registers that tell which image runs: boot loader and UKI, kernel and initramfs, UKI sections, additions to the
 /// command line, system extensions (systemd-stub(7)).
 const IMAGE: [PcrIndex; 5] = [
     PcrIndex::new(4),
@@ -48,16 +48,16 @@ pub enum SetUpError {
     /// The TPM failed.
     #[error(transparent)]
     Tpm(#[from] TpmError),
-    /// The TPM made another key than it was told to.
-    #[error("the TPM made a key that no verifier would accept")]
+    /// The TPM created a different key from the requested one.
+    #[error("the TPM created a key that no verifier accepts")]
     Key(#[from] KeyNotAccepted),
 }
 
 impl TpmAttester {
-    /// Makes the attestation key in the TPM.
+    /// Creates the attestation key in the TPM.
     ///
     /// # Errors
-    /// When the TPM fails or makes another key than asked for.
+    /// When the TPM fails or creates a different key.
     pub fn new(variant: Variant, mut tpm: Tpm) -> Result<Self, SetUpError> {
         let (key, public) = tpm.create_attestation_key()?;
         let identity = AttestationKey::parse(&public)?.identity();
@@ -78,10 +78,10 @@ impl TpmAttester {
         }
     }
 
-    /// The TPM, for measuring into it.
+    /// Runs `work` with the TPM, for measuring into it.
     ///
     /// # Errors
-    /// Whatever `work` gives.
+    /// Those of `work`.
     pub fn with_tpm<T>(&self, work: impl FnOnce(&mut Tpm) -> Result<T, TpmError>) -> Result<T, TpmError> {
         work(&mut self.tpm.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -145,7 +145,7 @@ impl MeasuringAttester for TpmAttester {
 
 impl Drop for TpmAttester {
     fn drop(&mut self) {
-        // Behind /dev/tpmrm0 the kernel does this too; a bare TPM has room for three objects only.
+        // Behind /dev/tpmrm0 the kernel does this too. A bare TPM has room for only three objects.
         let _ = self.with_tpm(|tpm| tpm.flush(self.key));
     }
 }

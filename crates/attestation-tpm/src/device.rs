@@ -27,7 +27,7 @@ const HEADER_LEN: usize = 10;
 const TAG_SESSIONS: u16 = 0x8002;
 /// `TPM_RC_YIELDED`, `TPM_RC_TESTING` and `TPM_RC_RETRY` (part 2, section 6.6.3): nothing is wrong, ask again.
 const ASK_AGAIN: [u32; 3] = [0x908, 0x90A, 0x922];
-/// How often a busy TPM is asked, and how long we wait in between.
+/// How often a busy TPM is retried, and how long to wait in between.
 const ATTEMPTS: usize = 50;
 const BUSY_DELAY: Duration = Duration::from_millis(20);
 /// Registers change between reading and quoting only while a node boots; each such race costs one more attempt.
@@ -63,7 +63,7 @@ impl Transport for DeviceTransport {
         if written != command.len() {
             return Err(io::Error::new(
                 io::ErrorKind::WriteZero,
-                "the TPM device took a part of a command",
+                "the TPM device accepted only part of a command",
             ));
         }
         let mut response = vec![0; MAX_FRAME_LEN];
@@ -109,7 +109,7 @@ fn response_size(header: &[u8]) -> Option<usize> {
 #[derive(Debug, thiserror::Error)]
 pub enum TpmError {
     /// The channel to the TPM failed.
-    #[error("the TPM cannot be reached")]
+    #[error("cannot reach the TPM")]
     Io(#[from] io::Error),
     /// The TPM refused the command.
     #[error("{command} failed with response code {code:#x}")]
@@ -119,7 +119,7 @@ pub enum TpmError {
         /// Response code (part 2, section 6.6).
         code: u32,
     },
-    /// The TPM answered with something that is no response to the command.
+    /// The TPM's answer is not a response to the command.
     #[error("the TPM's response to {command} is malformed")]
     Malformed {
         /// Name of the command.
@@ -133,7 +133,7 @@ pub enum TpmError {
     Inconsistent,
 }
 
-/// A response that was not refused: its handle, if the command gives one, and its parameters.
+/// A successful response: its handle, if the command returns one, and its parameters.
 struct Response {
     body: Vec<u8>,
     sessions: bool,
@@ -167,7 +167,7 @@ impl Tpm {
     /// When the TPM fails or lacks one of them.
     pub fn read_pcrs(&mut self, indices: &[PcrIndex]) -> Result<PcrValues, TpmError> {
         let mut values = PcrValues::new();
-        // The TPM gives at most eight digests at a time (part 2, TPML_DIGEST).
+        // The TPM returns at most eight digests at a time (part 2, TPML_DIGEST).
         for some in indices.chunks(8) {
             let command = TpmPcrReadCommand {
                 handles: [],

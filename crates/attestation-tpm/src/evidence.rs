@@ -21,10 +21,10 @@ pub struct TpmEvidence {
 #[derive(Debug, thiserror::Error)]
 pub enum MalformedEvidence {
     /// Not the protobuf message.
-    #[error("the evidence body is not in the documented encoding")]
+    #[error("the evidence body is malformed")]
     Encoding(#[from] prost::DecodeError),
     /// A register that does not exist, appears twice or has no SHA-256 value.
-    #[error("entry {0} of the evidence's PCR list is not a register with a SHA-256 value, or repeats one")]
+    #[error("entry {0} of the evidence's PCR list is malformed or a duplicate")]
     Pcr(usize),
 }
 

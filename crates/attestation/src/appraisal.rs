@@ -57,7 +57,7 @@ impl UnixTime {
 #[derive(Debug, thiserror::Error)]
 pub enum AppraisalError {
     /// We have no verifier for it.
-    #[error("evidence is of variant {0}, which is not accepted here")]
+    #[error("the evidence is of variant {0}, which is not accepted here")]
     VariantNotAccepted(Variant),
     /// The technology's own checks failed.
     #[error("{variant} evidence is not authentic")]

@@ -17,7 +17,7 @@ pub trait Attester: Send + Sync {
 
 /// The device could not produce Evidence.
 #[derive(Debug, thiserror::Error)]
-#[error("the {variant} device could not produce evidence")]
+#[error("the {variant} device cannot produce evidence")]
 pub struct AttestError {
     /// The variant whose device it is.
     pub variant: Variant,

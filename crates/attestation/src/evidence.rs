@@ -17,16 +17,16 @@ pub struct Evidence {
 #[derive(Debug, thiserror::Error)]
 pub enum ParseEvidenceError {
     /// Longer than any real Evidence.
-    #[error("evidence has {actual} bytes, at most {MAX_EVIDENCE_LEN} are read")]
+    #[error("the evidence has {actual} bytes, at most {MAX_EVIDENCE_LEN} are accepted")]
     TooLong {
         /// Length in bytes.
         actual: usize,
     },
     /// Not the protobuf message.
-    #[error("evidence is not in the documented encoding")]
+    #[error("the evidence is malformed")]
     Encoding(#[from] prost::DecodeError),
     /// Of a technology we do not know.
-    #[error("evidence is of an unknown variant")]
+    #[error("the evidence is of an unknown variant")]
     Variant(#[from] cluster_types::ParseVariantError),
 }
 

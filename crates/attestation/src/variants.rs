@@ -6,12 +6,12 @@ use measurements::{AnotherVariant, ReferenceValues};
 
 use crate::{ExpectedMembership, MeasuringAttester, Verifier};
 
-/// What a program can attest and appraise.
+/// The variants that a program can attest and appraise.
 ///
 /// A release has those of `attestation-variants`. A test hands a program its own, so no test verifier is ever part of a
 /// release.
 pub trait Variants: Send + Sync {
-    /// The variants, the one to choose where nobody chose first. Never empty.
+    /// The variants, the default first. Never empty.
     fn supported(&self) -> &[Variant];
 
     /// Attests with the device at the source.
@@ -27,16 +27,16 @@ pub trait Variants: Send + Sync {
     fn verifier(&self, variant: Variant, expectations: &Expectations) -> Result<Box<dyn Verifier>, SetUpVerifierError>;
 }
 
-/// Which device attests: the real one, or one that stands in for it.
+/// The device that attests: the real one, or a stand-in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AttesterSource {
-    /// The device of the machine this program runs on.
+    /// The device of this machine.
     ThisMachine,
-    /// A program that stands in for a device, for tests: the socket of a software TPM.
+    /// A stand-in for a device, for tests: the socket of a software TPM.
     Emulator(PathBuf),
 }
 
-/// What a node must be.
+/// What a node must prove.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expectations {
     /// The image it booted.
@@ -47,7 +47,7 @@ pub struct Expectations {
 
 /// The machine cannot attest.
 #[derive(Debug, thiserror::Error)]
-#[error("the {variant} device cannot be used")]
+#[error("cannot use the {variant} device")]
 pub struct SetUpAttesterError {
     /// The variant whose device was to attest.
     pub variant: Variant,
@@ -62,18 +62,18 @@ pub enum SetUpVerifierError {
     /// The program has no verifier for the variant.
     #[error("this program cannot appraise {variant}; it can appraise {supported}")]
     NotSupported {
-        /// The variant that was asked for.
+        /// The requested variant.
         variant: Variant,
-        /// What the program has.
+        /// The variants that the program has.
         supported: String,
     },
-    /// The reference values are another technology's.
+    /// The reference values are for another technology.
     #[error(transparent)]
     AnotherVariant(#[from] AnotherVariant),
     /// The technology cannot use its reference values.
-    #[error("the reference values for {variant} cannot be used")]
+    #[error("unusable reference values for {variant}")]
     ReferenceValues {
-        /// The variant that was asked for.
+        /// The requested variant.
         variant: Variant,
         /// What is wrong with them.
         #[source]
@@ -82,7 +82,7 @@ pub enum SetUpVerifierError {
 }
 
 impl SetUpVerifierError {
-    /// The program has verifiers for other variants only.
+    /// The program has verifiers only for other variants.
     #[must_use]
     pub fn not_supported(variant: Variant, supported: &[Variant]) -> Self {
         let names: Vec<_> = supported.iter().map(|variant| variant.as_str()).collect();

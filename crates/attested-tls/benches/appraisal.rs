@@ -1,4 +1,4 @@
-//! What appraising Evidence costs, against the one signature verification that nobody can do without.
+//! The cost of appraising Evidence, compared with the one signature verification that it cannot do without.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 

@@ -176,7 +176,7 @@ async fn a_purpose_that_is_not_offered_is_refused(technology: &dyn Technology) {
     assert!(matches!(far, Err(HandshakeError::Purpose(purpose)) if purpose == "recover"));
 }
 
-/// The attacker ends TLS with a leaf of its own on both sides and forwards every byte of the exchange.
+/// The attacker terminates TLS with its own leaf on both sides and forwards every byte of the exchange.
 async fn a_relayed_session_is_refused(technology: &dyn Technology) {
     let (joining, member) = (node(technology), member(technology));
     let client = Endpoint::new(joining.attester(), any_member(technology));
@@ -219,7 +219,7 @@ async fn reflected_evidence_is_refused(technology: &dyn Technology) {
     must_be_bound_to_something_else(technology, far);
 }
 
-/// The attacker lets a node attest to it and presents that Evidence in a session of its own, with the same nonce.
+/// The attacker lets a node attest to it and presents that Evidence in its own session, with the same nonce.
 async fn replayed_evidence_is_refused(technology: &dyn Technology) {
     let joining = node(technology);
     let client = Endpoint::new(joining.attester(), anyone());

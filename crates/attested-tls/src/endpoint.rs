@@ -14,15 +14,15 @@ use crate::leaf::Leaf;
 use crate::policy::PeerPolicy;
 use crate::stream::AttestedStream;
 
-/// Bounds on what a peer can make us hold.
+/// Limits on what a peer can make us hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// For the TLS handshake and the exchange together. TPMs under emulation are slow.
     pub handshake: Duration,
-    /// For the TLS handshake alone, which needs no TPM: how soon a peer must be there at all. Longer than `handshake` it has no
+    /// For the TLS handshake alone, which needs no TPM: how soon a peer must answer at all. A value above `handshake` has no
     /// effect.
     pub tls: Duration,
-    /// Handshakes that are under way at once in a server.
+    /// How many handshakes a server handles at once.
     pub concurrent_handshakes: usize,
 }
 
@@ -48,7 +48,7 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Makes a fresh key and certificate. `attester` is `None` for programs that run on no node.
+    /// Generates a fresh key and certificate. `attester` is `None` for programs that do not run on a node.
     #[must_use]
     pub fn new(attester: Option<Arc<dyn Attester>>, peer: PeerPolicy) -> Self {
         let leaf = Leaf::generate();
@@ -62,14 +62,14 @@ impl Endpoint {
         }
     }
 
-    /// Uses other bounds.
+    /// Sets other limits.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// The bounds in force.
+    /// The current limits.
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.limits

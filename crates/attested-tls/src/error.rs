@@ -3,29 +3,29 @@ use std::time::Duration;
 
 use attestation::{AppraisalError, AttestError, NotAffirmed, ParseEvidenceError};
 
-/// A session that did not come about.
+/// A session could not be established.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
-    /// The channel or the TLS handshake failed, or the peer sent something that is no frame.
-    #[error("the channel failed")]
+    /// The connection or the TLS handshake failed, or the peer sent something that is not a frame.
+    #[error("the connection failed")]
     Io(#[from] io::Error),
     /// The peer took too long.
     #[error("the peer did not finish the handshake within {0:?}")]
     TimedOut(Duration),
-    /// The peer sent another message than the protocol has at this point.
+    /// The peer sent a message that the protocol does not allow at this point.
     #[error("the peer sent an unexpected message, expected its {0}")]
     UnexpectedMessage(&'static str),
     /// The peer speaks another version.
     #[error("the peer speaks version {0} of the exchange, expected 1")]
     Version(u32),
-    /// The peer wants the session for something that is not offered here.
-    #[error("the peer wants the session for {0:?}, which is not offered here")]
+    /// The peer requests a session for a purpose that is not offered here.
+    #[error("the peer requests a session for {0:?}, which is not offered here")]
     Purpose(String),
     /// A nonce of the wrong length.
     #[error("the peer's nonce has {0} bytes, expected 32")]
     NonceLength(usize),
-    /// The peer wants Evidence and we cannot give any.
-    #[error("the peer asks for evidence, but this program does not attest")]
+    /// The peer requests Evidence, and this side cannot attest.
+    #[error("the peer requests evidence, but this program does not attest")]
     CannotAttest,
     /// The peer does not accept our variant.
     #[error("the peer does not accept evidence of variant {0}")]
@@ -34,12 +34,12 @@ pub enum HandshakeError {
     #[error(transparent)]
     Attest(#[from] AttestError),
     /// The peer's Evidence cannot be read.
-    #[error("the peer's evidence cannot be read")]
+    #[error("cannot parse the peer's evidence")]
     Evidence(#[from] ParseEvidenceError),
     /// The peer's Evidence proves nothing.
     #[error(transparent)]
     Appraisal(#[from] AppraisalError),
-    /// The peer is authentic, but not what it should be.
+    /// The peer is authentic, but not the expected one.
     #[error(transparent)]
     NotAffirmed(#[from] NotAffirmed),
     /// The peer refused us.

@@ -15,10 +15,10 @@ use crate::policy::PeerPolicy;
 use crate::stream::{AttestedNode, AttestedStream};
 
 const VERSION: u32 = 1;
-/// Label of the TLS exporter; no other protocol of ours uses it.
+/// Label of the TLS exporter. None of our other protocols uses it.
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-constellation-attested-tls-v1";
 
-/// The purposes a side is ready for.
+/// The purposes that a side accepts.
 pub(crate) enum Expected<'a> {
     /// The client names its purpose.
     Exactly(Purpose),
@@ -119,7 +119,7 @@ impl Exchange<'_> {
         })
     }
 
-    /// A peer that asks for Evidence must get it; there is no session in which it asked and we went on without.
+    /// A peer that requests Evidence must get it. There is no session in which it was requested and not given.
     fn nonce_for_our_evidence(&self, hello: Hello) -> Result<Option<Nonce>, HandshakeError> {
         let Some(nonce) = hello.nonce else { return Ok(None) };
         let nonce: [u8; 32] = nonce
@@ -133,7 +133,7 @@ impl Exchange<'_> {
         Ok(Some(Nonce::new(nonce)))
     }
 
-    /// Sends Evidence if the peer asked for it.
+    /// Sends Evidence if the peer requested it.
     async fn attest<S>(&self, agreed: &Agreed, tls: &mut TlsStream<S>) -> Result<(), HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -152,12 +152,12 @@ impl Exchange<'_> {
         let attester = attester.clone();
         let evidence = tokio::task::spawn_blocking(move || attester.attest(&binding))
             .await
-            .map_err(|_| io::Error::other("the task that attests was stopped"))??;
+            .map_err(|_| io::Error::other("the attesting task was cancelled"))??;
         frame::write(tls, Kind::Evidence(evidence.encode())).await?;
         Ok(())
     }
 
-    /// Reads and appraises the peer's Evidence if the policy wants it, and tells the peer when it is refused.
+    /// Reads and appraises the peer's Evidence if the policy requires it, and tells the peer if it is refused.
     async fn appraise_peer<S>(
         &self,
         agreed: &Agreed,
@@ -203,7 +203,7 @@ fn appraise(verifiers: &Verifiers, evidence: &[u8], binding: &ReportBinding) -> 
     Ok(verifiers.appraise(&evidence, binding, now())?.into_affirmed()?)
 }
 
-/// The one place where sessions read the clock. Its host may set it, so it decides only what ends by itself.
+/// The only place where sessions read the clock. The host may set it, so it only decides what expires.
 fn now() -> UnixTime {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     UnixTime::from_seconds(since_1970.as_secs())
@@ -246,7 +246,7 @@ fn agreed_purpose(hello: &Hello, offered: &[Purpose]) -> Result<Purpose, Handsha
         .ok_or_else(|| HandshakeError::Purpose(hello.purpose.chars().take(32).collect()))
 }
 
-/// The exporter and the peer's leaf, which both sides know and nobody between them can choose.
+/// The exporter and the peer's leaf, which both sides know and no one between them can choose.
 fn session<S>(tls: &TlsStream<S>) -> Result<([u8; 32], Digest), HandshakeError> {
     let (exporter, certificates) = match tls {
         TlsStream::Client(client) => {

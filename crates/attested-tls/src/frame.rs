@@ -24,7 +24,7 @@ pub(crate) enum Kind {
     Verdict(Verdict),
 }
 
-/// What a side wants of the session.
+/// What a side requests from the session.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Hello {
     #[prost(uint32, tag = "1")]
@@ -34,12 +34,12 @@ pub(crate) struct Hello {
     /// 32 bytes from a side that verifies the other, absent otherwise.
     #[prost(bytes = "vec", optional, tag = "3")]
     pub(crate) nonce: Option<Vec<u8>>,
-    /// Variants of Evidence that it accepts.
+    /// The variants of Evidence that it accepts.
     #[prost(string, repeated, tag = "4")]
     pub(crate) accepts: Vec<String>,
 }
 
-/// Whether a side goes on.
+/// Whether a side continues.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Verdict {
     #[prost(bool, tag = "1")]
@@ -63,13 +63,13 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Ki
     let length = usize::try_from(stream.read_u32().await?).unwrap_or(usize::MAX);
     if length > MAX_FRAME_LEN {
         return Err(invalid(format!(
-            "frame of {length} bytes, at most {MAX_FRAME_LEN} are read"
+            "a frame has {length} bytes, at most {MAX_FRAME_LEN} are accepted"
         )));
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
     let frame = Frame::decode(body.as_slice()).map_err(|error| invalid(error.to_string()))?;
-    frame.kind.ok_or_else(|| invalid("frame without a message".into()))
+    frame.kind.ok_or_else(|| invalid("a frame has no message".into()))
 }
 
 fn invalid(reason: String) -> io::Error {

@@ -20,9 +20,9 @@ use crate::{AttestedNode, AttestedStream, Endpoint, HandshakeError};
 pub struct Peer {
     /// The caller, if it attested.
     pub node: Option<AttestedNode>,
-    /// What the session is for.
+    /// The purpose of the session.
     pub purpose: Purpose,
-    /// Where it came from: for logs only.
+    /// The caller's address, for logs only.
     pub address: Option<SocketAddr>,
 }
 
@@ -59,7 +59,7 @@ pub fn attested_node<T>(request: &Request<T>, purpose: Purpose) -> Result<&Attes
 
 /// Accepts sessions for any of these purposes, for `serve_with_incoming`.
 ///
-/// A peer that fails or stalls costs one of a bounded number of handshakes for a bounded time, and is logged.
+/// A peer that fails or stalls occupies one of a bounded number of handshakes for a bounded time, and is logged.
 pub fn incoming(
     listener: TcpListener,
     endpoint: Arc<Endpoint>,
@@ -73,10 +73,10 @@ pub fn incoming(
 
 /// Opens one session and a gRPC channel inside it.
 ///
-/// The channel never reconnects: what was proven holds for this one session.
+/// The channel never reconnects, because what was proven holds only for this session.
 ///
 /// # Errors
-/// When the peer cannot be reached, or the session does not come about.
+/// When the peer cannot be reached, or the session cannot be established.
 pub async fn channel(
     endpoint: &Endpoint,
     purpose: Purpose,
@@ -93,7 +93,7 @@ pub async fn channel(
     let connector = tower::service_fn(move |_: Uri| {
         let session = session
             .take()
-            .ok_or_else(|| io::Error::other("an attested session is not opened again"));
+            .ok_or_else(|| io::Error::other("an attested session cannot be reopened"));
         async move { session }
     });
     let channel = tonic::transport::Endpoint::from_static("http://attested.invalid")

@@ -10,9 +10,9 @@ use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
-/// Tells our protocol from every other one on the same port, and its version from later ones.
+/// Distinguishes our protocol from others on the same port, and its version from later ones.
 const ALPN: &[u8] = b"constellation-attested-tls/1";
-/// Required by X.509; nobody compares it.
+/// Required by X.509, but never compared.
 const SUBJECT: &str = "constellation";
 
 /// A key made in this process and the certificate that carries it.

@@ -6,7 +6,7 @@
 //! handshake proves possession of its key. Then, before any application byte, each side sends
 //!
 //! 1. a hello: version, purpose, a fresh nonce if it verifies the other, and the variants it accepts;
-//! 2. if it was asked to: Evidence over the [`ReportBinding`](attestation::ReportBinding) of this session;
+//! 2. if the peer requests it: Evidence over the [`ReportBinding`](attestation::ReportBinding) of this session;
 //! 3. a verdict.
 //!
 //! The client speaks first; it appraises the server before it sends Evidence of its own. Frames are protobuf messages
@@ -14,12 +14,12 @@
 //!
 //! # Invariants
 //!
-//! - Only this crate makes an [`AttestedNode`], and only of an affirming appraisal bound to the very session it is handed
-//!   out with.
-//! - Sessions are not resumed, 0-RTT does not exist, nothing below TLS 1.3 is spoken.
+//! - Only this crate makes an [`AttestedNode`], and only from an affirming appraisal that is bound to the session it is
+//!   handed out with.
+//! - There is no resumption, no 0-RTT, and no version below TLS 1.3.
 //! - Sizes, times and the number of handshakes at once are bounded.
 //!
-//! What it does not do: it does not decide who may do what. Handlers ask for an [`AttestedNode`] and judge.
+//! What it does not do: it does not decide who may do what. Handlers take an [`AttestedNode`] and decide.
 
 mod endpoint;
 mod error;

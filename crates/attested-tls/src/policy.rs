@@ -7,7 +7,7 @@ use attestation::Verifiers;
 pub enum PeerPolicy {
     /// It must attest, and the verdict must be affirming.
     Attested(Arc<Verifiers>),
-    /// It does not attest. Only for the cases that the design lists; the reason goes into the log.
+    /// It does not attest. Only for the cases that the design lists.
     Unattested {
         /// Why this is acceptable.
         reason: &'static str,

@@ -21,13 +21,13 @@ impl AttestedNode {
         Self { affirmed, purpose }
     }
 
-    /// Who the peer is.
+    /// The peer's attested identity.
     #[must_use]
     pub fn identity(&self) -> AttestedIdentity {
         self.affirmed.identity()
     }
 
-    /// What the session is for.
+    /// The purpose of the session.
     #[must_use]
     pub fn purpose(&self) -> Purpose {
         self.purpose
@@ -53,19 +53,19 @@ impl<S> AttestedStream<S> {
         Self { tls, purpose, node }
     }
 
-    /// The peer, if the policy demanded that it attests.
+    /// The peer, if the policy required it to attest.
     #[must_use]
     pub fn node(&self) -> Option<&AttestedNode> {
         self.node.as_ref()
     }
 
-    /// What both sides agreed the session is for.
+    /// The purpose that both sides agreed on.
     #[must_use]
     pub fn purpose(&self) -> Purpose {
         self.purpose
     }
 
-    /// What TLS runs over.
+    /// The transport below TLS.
     pub(crate) fn transport(&self) -> &S {
         self.tls.get_ref().0
     }
