@@ -38,8 +38,8 @@ test: check ## Run check, then unit and integration tests
 
 e2e: setup ## Run the node image, state disks and a cluster in VMs, with a host that attacks them
 	cargo xtask upstream --out $(MIRROR)
+	cargo xtask compile disk-vm-guest probe
 	cargo xtask image reproduce --out $(E2E)/image
-	cargo xtask compile disk-mapper disk-vm-guest probe
 	cargo build --quiet --locked -p constellation
 	cargo run --quiet --locked -p test-disk-vm --bin test-disk-vm -- --work $(E2E)/disks \
 		--programs $(COMPILED) \

@@ -11,10 +11,7 @@ use cluster_types::Service;
 
 use crate::folders;
 use crate::service_images;
-use crate::workspace::{Workspace, cargo, run_to_end};
-
-/// Programs that run on the node itself.
-pub(crate) const NODE_PROGRAMS: [&str; 3] = ["node-init", "disk-mapper", "bootstrapper"];
+use crate::workspace::{NODE_PROGRAMS, Workspace, cargo, run_to_end};
 
 const IMAGE_BUILDER: [&str; 5] = ["run", "--quiet", "-p", "image-builder", "--"];
 
@@ -78,13 +75,15 @@ pub(crate) fn run(command: &ImageCommand) -> Result<()> {
 }
 
 fn build(workspace: &Workspace, args: &BuildArgs) -> Result<()> {
-    let programs = match &args.programs {
-        Some(programs) => programs.clone(),
-        None => programs(workspace, &NODE_PROGRAMS, "node-programs")?,
-    };
-    let container_images = match &args.container_images {
-        Some(folder) => folder.clone(),
-        None => service_images(workspace)?,
+    let (programs, container_images) = match (&args.programs, &args.container_images) {
+        (Some(programs), Some(images)) => (programs.clone(), images.clone()),
+        (programs, images) => {
+            let made = Made::new(workspace)?;
+            (
+                programs.clone().unwrap_or(made.programs),
+                images.clone().unwrap_or(made.container_images),
+            )
+        }
     };
     let mut further: Vec<OsString> = Vec::new();
     if let Some(cache) = &args.cache {
@@ -117,8 +116,8 @@ fn reproduce(out: &Path) -> Result<()> {
     let here = Workspace::here()?;
     let elsewhere = here.copy_to(&second)?;
 
-    let programs_here = programs(&here, &NODE_PROGRAMS, "node-programs")?;
-    put_together(out, &programs_here, &service_images(&here)?, Vec::new())?;
+    let made_here = Made::new(&here)?;
+    put_together(out, &made_here.programs, &made_here.container_images, Vec::new())?;
 
     let definition = elsewhere.root().join("images");
     // A locked package may be gone from the mirror.
@@ -129,9 +128,13 @@ fn reproduce(out: &Path) -> Result<()> {
         "--results".into(),
         second.join("results").into(),
     ];
-    let programs_elsewhere = programs(&elsewhere, &NODE_PROGRAMS, "node-programs")?;
-    let images_elsewhere = service_images(&elsewhere)?;
-    put_together(&second.join("out"), &programs_elsewhere, &images_elsewhere, further)?;
+    let made_elsewhere = Made::new(&elsewhere)?;
+    put_together(
+        &second.join("out"),
+        &made_elsewhere.programs,
+        &made_elsewhere.container_images,
+        further,
+    )?;
 
     must_be_the_same(out, &second.join("out"))?;
     folders::remove(&second)
@@ -150,24 +153,35 @@ fn must_be_the_same(first: &Path, second: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Compiles the services and puts each into a container image.
-fn service_images(workspace: &Workspace) -> Result<PathBuf> {
-    let programs = programs(workspace, &Service::ALL.map(Service::name), "service-programs")?;
-    let images = workspace.target_folder().join("service-images");
-    service_images::write(&programs, &images)?;
-    Ok(images)
+/// What of an image is made from this workspace, in folders.
+struct Made {
+    programs: PathBuf,
+    container_images: PathBuf,
 }
 
-/// Compiles programs and copies them into a folder of their own.
-fn programs(workspace: &Workspace, programs: &[&str], folder: &str) -> Result<PathBuf> {
-    let compiled = workspace.compile(programs)?;
-    let folder = workspace.target_folder().join(folder);
-    folders::empty(&folder)?;
+impl Made {
+    /// Compiles everything in one run of cargo; each service goes into a container image.
+    fn new(workspace: &Workspace) -> Result<Self> {
+        let compiled = workspace.compile(&[])?;
+        let copy =
+            |programs: &[&str], folder| copy_to_folder(&compiled, programs, &workspace.target_folder().join(folder));
+        let services = copy(&Service::ALL.map(Service::name), "service-programs")?;
+        let container_images = workspace.target_folder().join("service-images");
+        service_images::write(&services, &container_images)?;
+        Ok(Self {
+            programs: copy(&NODE_PROGRAMS, "node-programs")?,
+            container_images,
+        })
+    }
+}
+
+fn copy_to_folder(compiled: &Path, programs: &[&str], folder: &Path) -> Result<PathBuf> {
+    folders::empty(folder)?;
     for program in programs {
         let compiled = compiled.join(program);
         fs::copy(&compiled, folder.join(program)).with_context(|| format!("copying {}", compiled.display()))?;
     }
-    Ok(folder)
+    Ok(folder.to_owned())
 }
 
 /// The folder with what `list` names of the locked Debian packages, and the libraries that programs among it need.

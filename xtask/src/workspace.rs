@@ -15,16 +15,20 @@ use anyhow::{Context, Result, anyhow, ensure};
 use cargo_metadata::camino::{Utf8Path, Utf8PathBuf};
 use cargo_metadata::{Metadata, MetadataCommand};
 use clap::Args;
+use cluster_types::Service;
 
 use crate::progress::Progress;
 
 /// Static, so that programs need nothing from the image or container around them.
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
-/// Compile programs for nodes and pods in the same way as those of the image.
+/// Programs that run on the node itself.
+pub(crate) const NODE_PROGRAMS: [&str; 3] = ["node-init", "disk-mapper", "bootstrapper"];
+
+/// Compile the programs of the image, and others for nodes and pods in the same run and in the same way.
 #[derive(Args)]
 pub(crate) struct CompileArgs {
-    /// Names of programs of this workspace.
+    /// Names of further programs of this workspace.
     #[arg(required = true, value_name = "PROGRAM")]
     programs: Vec<String>,
 }
@@ -83,8 +87,13 @@ impl Workspace {
         self.metadata.target_directory.as_std_path()
     }
 
-    /// Compiles programs and returns the folder they are in.
-    pub(crate) fn compile(&self, programs: &[&str]) -> Result<PathBuf> {
+    /// Compiles the programs of the image and further ones in one run of cargo, and returns the folder they are in.
+    ///
+    /// Always all of the image's programs: the crates they share get the features that any of them asks for, so the bytes of a
+    /// program depend on what is compiled with it. Further programs ask for no more (a test compares).
+    pub(crate) fn compile(&self, further: &[&str]) -> Result<PathBuf> {
+        let mut programs = image_programs();
+        programs.extend(further.iter().filter(|program| !image_programs().contains(program)));
         let mut cargo = cargo();
         cargo
             .current_dir(&self.metadata.workspace_root)
@@ -93,7 +102,7 @@ impl Workspace {
             .arg("--target-dir")
             .arg(self.target_folder())
             .env("CARGO_ENCODED_RUSTFLAGS", self.flags()?);
-        for program in programs {
+        for program in &programs {
             cargo.args(["--package", self.package_of(program)?, "--bin", program]);
         }
         Progress::start().step(&format!("compiling {}", programs.join(", ")), || run_to_end(&mut cargo))?;
@@ -137,6 +146,12 @@ impl Workspace {
         let folders = foreign.filter_map(|package| package.manifest_path.parent()?.parent());
         folders.map(Utf8Path::to_owned).collect::<BTreeSet<_>>().into_iter()
     }
+}
+
+/// What runs on nodes and in their pods.
+fn image_programs() -> Vec<&'static str> {
+    let services = Service::ALL.map(Service::name);
+    NODE_PROGRAMS.into_iter().chain(services).collect()
 }
 
 /// The cargo that runs this.
@@ -201,4 +216,36 @@ fn output(command: &mut Command) -> Result<String> {
         errors.trim_end()
     );
     String::from_utf8(output.stdout).with_context(|| format!("{} prints something else than text", name.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `make e2e` compiles with the image's programs.
+    const TEST_PROGRAMS: [&str; 2] = ["disk-vm-guest", "probe"];
+
+    /// Every crate that is compiled into the programs, with its features.
+    fn features(workspace: &Workspace, programs: &[&str]) -> BTreeSet<String> {
+        let mut cargo = cargo();
+        cargo
+            .current_dir(workspace.root())
+            .args(["tree", "--locked", "--target", TARGET, "--edges", "normal,build"])
+            .args(["--prefix", "none", "--no-dedupe", "--format", "{p} {f}"]);
+        for program in programs {
+            cargo.args(["--package", workspace.package_of(program).unwrap()]);
+        }
+        output(&mut cargo).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn test_programs_do_not_change_what_the_image_is_compiled_from() {
+        let workspace = Workspace::here().unwrap();
+        let image = image_programs();
+        let with_tests = [&image[..], &TEST_PROGRAMS].concat();
+        let (image, with_tests) = (features(&workspace, &image), features(&workspace, &with_tests));
+        let changed: Vec<_> = image.difference(&with_tests).collect();
+        assert!(changed.is_empty(), "other features of these crates: {changed:?}");
+        assert!(image.iter().any(|line| line.starts_with("tokio ")));
+    }
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use pulldown_cmark::{Event, Parser, Tag, TagEnd};
 
-use crate::image::NODE_PROGRAMS;
+use crate::workspace::NODE_PROGRAMS;
 
 const UNITS: &str = "usr/lib/systemd/system";
 /// Programs that the component-installer puts onto the node, and not the image.
