@@ -149,7 +149,6 @@ fn message(event: Event, cluster: ClusterId) -> Kind {
         Event::Step(step) => Kind::Progress(ProgressResponse { step: step.to_owned() }),
         Event::Success(kubeconfig) => Kind::InitSuccess(InitSuccessResponse {
             kubeconfig: kubeconfig.expose().to_vec(),
-            owner_id: Vec::new(),
             cluster_id: cluster.as_bytes().to_vec(),
         }),
         Event::Failure(error) => Kind::InitFailure(InitFailureResponse { error }),

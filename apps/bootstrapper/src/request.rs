@@ -49,35 +49,41 @@ impl Problems {
 }
 
 impl InitRequest {
-    pub(crate) fn parse(mut message: InitMessage) -> Result<Self, InvalidRequest> {
-        let kms_uri = Zeroizing::new(std::mem::take(&mut message.kms_uri));
-        message.init_secret.zeroize();
+    pub(crate) fn parse(message: InitMessage) -> Result<Self, InvalidRequest> {
+        let InitMessage {
+            kms_uri,
+            storage_uri,
+            measurement_salt,
+            kubernetes_version,
+            kubernetes_components,
+            mut init_secret,
+            cluster_name,
+            apiserver_cert_sans,
+            service_cidr,
+            component_mirror,
+            pod_cidr,
+        } = message;
+        let kms_uri = Zeroizing::new(kms_uri);
+        // The caller was asked for it before.
+        init_secret.zeroize();
         let mut problems = Problems::default();
         let master_secret = problems.take("kms_uri", parse_kms_uri(&kms_uri));
-        problems.take("storage_uri", check_storage_uri(&message.storage_uri));
+        problems.take("storage_uri", check_storage_uri(&storage_uri));
         let measurement_salt = problems.take(
             "measurement_salt",
-            MeasurementSalt::try_from(message.measurement_salt.as_slice()),
+            MeasurementSalt::try_from(measurement_salt.as_slice()),
         );
-        let components = parse_components(
-            &message.kubernetes_version,
-            message.kubernetes_components,
-            &mut problems,
-        );
-        let mirror = optional(&message.component_mirror).map(str::parse::<Mirror>);
+        let components = parse_components(&kubernetes_version, kubernetes_components, &mut problems);
+        let mirror = optional(&component_mirror).map(str::parse::<Mirror>);
         let mirror = problems.take("component_mirror", mirror.transpose());
-        let name = optional(&message.cluster_name).unwrap_or(DEFAULT_NAME);
+        let name = optional(&cluster_name).unwrap_or(DEFAULT_NAME);
         let name = problems.take("cluster_name", name.parse());
-        let cert_sans = problems.take("apiserver_cert_sans", parse_cert_sans(&message.apiserver_cert_sans));
-        let pods = problems.take(
-            "pod_cidr",
-            optional(&message.pod_cidr).map_or(Ok(Cidr::PODS), Cidr::for_pods),
-        );
+        let cert_sans = problems.take("apiserver_cert_sans", parse_cert_sans(&apiserver_cert_sans));
+        let pods = problems.take("pod_cidr", optional(&pod_cidr).map_or(Ok(Cidr::PODS), Cidr::for_pods));
         let services = problems.take(
             "service_cidr",
-            optional(&message.service_cidr).map_or(Ok(Cidr::SERVICES), Cidr::for_services),
+            optional(&service_cidr).map_or(Ok(Cidr::SERVICES), Cidr::for_services),
         );
-        problems.take("conformance_mode", check_conformance_mode(message.conformance_mode));
         let request = || {
             let (master_secret, measurement_salt) = (master_secret?, measurement_salt?);
             Some(Self {
@@ -144,16 +150,22 @@ fn parse_components(version: &str, messages: Vec<ComponentMessage>, problems: &m
     }
     let mut components = Vec::new();
     for (index, message) in messages.into_iter().enumerate() {
+        let ComponentMessage {
+            url,
+            hash,
+            install_path,
+            extract,
+        } = message;
         let field = |name: &str| format!("kubernetes_components[{index}].{name}");
-        let url = problems.take(&field("url"), message.url.parse());
-        let hash = problems.take(&field("hash"), digest::oci::parse(&message.hash));
-        let install_path = problems.take(&field("install_path"), message.install_path.parse());
+        let url = problems.take(&field("url"), url.parse());
+        let hash = problems.take(&field("hash"), digest::oci::parse(&hash));
+        let install_path = problems.take(&field("install_path"), install_path.parse());
         if let (Some(url), Some(hash), Some(install_path)) = (url, hash, install_path) {
             components.push(Component {
                 url,
                 hash,
                 install_path,
-                extract: message.extract,
+                extract,
             });
         }
     }
@@ -167,11 +179,6 @@ fn parse_cert_sans(texts: &[String]) -> Result<Vec<CertSan>, String> {
     }
     let parse = |text: &String| text.parse().map_err(|error: kubeadm::ParseNameError| error.to_string());
     texts.iter().map(parse).collect()
-}
-
-/// Refused, because ignoring it would mislead a caller that relies on it.
-fn check_conformance_mode(wanted: bool) -> Result<(), &'static str> {
-    if wanted { Err("is not supported") } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -214,7 +221,7 @@ pub(crate) mod tests {
     #[test]
     fn bad_input_to_each_field_gives_one_error_that_names_it() {
         type Change = fn(&mut InitMessage);
-        let cases: [(Change, &str); 36] = [
+        let cases: [(Change, &str); 35] = [
             (|m| m.kms_uri.clear(), "kms_uri: expected kms://cluster-kms?key="),
             (
                 |m| m.kms_uri = "kms://aws?".into(),
@@ -252,7 +259,6 @@ pub(crate) mod tests {
                 |m| m.kubernetes_version = "1.35".into(),
                 "kubernetes_version: \"1.35\" is not a Kubernetes release",
             ),
-            (|m| m.conformance_mode = true, "conformance_mode: is not supported"),
             (
                 |m| m.kubernetes_components.clear(),
                 "kubernetes_components: the list is empty",

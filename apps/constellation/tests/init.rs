@@ -84,7 +84,6 @@ impl Api for Bootstrapper {
         match self.answer {
             Answer::Success(id) => kinds.push(Kind::InitSuccess(InitSuccessResponse {
                 kubeconfig: KUBECONFIG.into(),
-                owner_id: Vec::new(),
                 cluster_id: id.as_bytes().to_vec(),
             })),
             Answer::Failure => {

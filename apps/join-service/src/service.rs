@@ -86,10 +86,7 @@ impl Api for JoinService {
         request: Request<IssueRejoinTicketRequest>,
     ) -> Result<Response<IssueRejoinTicketResponse>, Status> {
         let node = attested_node(&request, Purpose::Rejoin)?.clone();
-        let result = self
-            .office
-            .issue_rejoin_ticket(&node, &request.into_inner().disk_uuid)
-            .await;
+        let result = self.office.issue_rejoin_ticket(&node, request.into_inner()).await;
         self.report(&node.identity(), result)
     }
 }

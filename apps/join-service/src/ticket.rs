@@ -6,7 +6,8 @@ use attested_tls::AttestedNode;
 use cluster_objects::{Cluster, CreateBootstrapTokenError, JoinConfig, NodeRecordError, ReadComponentsError};
 use cluster_types::{ClusterId, DiskUuid, NodeName, NodeRole, ParseDiskUuidError};
 use grpc_api::join::{
-    ControlPlaneCertOrKey, IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketResponse, MasterSecret,
+    ControlPlaneCertOrKey, IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest,
+    IssueRejoinTicketResponse, MasterSecret,
 };
 use jiff::Timestamp;
 use key_derivation::cluster_id;
@@ -105,38 +106,57 @@ impl TicketOffice {
         node: &AttestedNode,
         request: IssueJoinTicketRequest,
     ) -> Result<IssueJoinTicketResponse, IssueTicketError> {
+        let IssueJoinTicketRequest {
+            disk_uuid,
+            certificate_request,
+            is_control_plane,
+            role_grant,
+        } = request;
         let config = self.config.current();
-        let disk: DiskUuid = request.disk_uuid.parse()?;
-        let kubelet = KubeletRequest::parse(&request.certificate_request)?;
-        if !request.is_control_plane && !request.role_grant.is_empty() {
+        let disk: DiskUuid = disk_uuid.parse()?;
+        let kubelet = KubeletRequest::parse(&certificate_request)?;
+        if !is_control_plane && !role_grant.is_empty() {
             return Err(IssueTicketError::NoRoleToGrant);
         }
         let measurement_secret = self.measurement_secret().await?;
-        if request.is_control_plane {
+        if is_control_plane {
             let cluster = cluster_id(&measurement_secret, &config.measurement_salt);
-            check_grant(&config, cluster, node, &request.role_grant)?;
+            check_grant(&config, cluster, node, &role_grant)?;
         }
         self.claim(disk, &kubelet.node, node).await?;
         let state_disk_key = self.keys.data_key(&disk.to_string()).await?;
-        let mut ticket = IssueJoinTicketResponse {
+        let ca_certificate = self.pki.ca_certificate()?;
+        let kubelet_cert = kubelet.sign(&ca_certificate, &self.pki.ca_key()?)?;
+        let components = self.cluster.components(&config.components).await?;
+        let token = self.cluster.create_bootstrap_token(Timestamp::now()).await?;
+        let (control_plane_files, master_secret) = if is_control_plane {
+            (self.control_plane_files()?, Some(self.master_secret(node).await?))
+        } else {
+            (Vec::new(), None)
+        };
+        Ok(IssueJoinTicketResponse {
             state_disk_key: state_disk_key.to_vec(),
             measurement_salt: config.measurement_salt.as_bytes().to_vec(),
             measurement_secret: measurement_secret.expose().to_vec(),
-            ..self.kubernetes_part(&config, kubelet).await?
-        };
-        if request.is_control_plane {
-            ticket.control_plane_files = self.control_plane_files()?;
-            ticket.master_secret = Some(self.master_secret(node).await?);
-        }
-        Ok(ticket)
+            kubelet_cert: kubelet_cert.into_bytes(),
+            api_server_endpoint: config.api_server_endpoint.to_string(),
+            token: token.expose().to_owned(),
+            discovery_token_ca_cert_hash: self.pki.ca_pin()?,
+            control_plane_files,
+            kubernetes_version: config.kubernetes_version.to_string(),
+            kubernetes_components: components.components().iter().map(Into::into).collect(),
+            master_secret,
+            component_mirror: config.component_mirror.clone(),
+        })
     }
 
     /// Issues what a member needs to open its disk again.
     pub(crate) async fn issue_rejoin_ticket(
         &self,
         node: &AttestedNode,
-        disk_uuid: &str,
+        request: IssueRejoinTicketRequest,
     ) -> Result<IssueRejoinTicketResponse, IssueTicketError> {
+        let IssueRejoinTicketRequest { disk_uuid } = request;
         let disk: DiskUuid = disk_uuid.parse()?;
         let checked = self.cluster.check_disk(disk, node.identity()).await;
         checked.map_err(IssueTicketError::DiskRecord)?;
@@ -151,28 +171,6 @@ impl TicketOffice {
         claimed.map_err(IssueTicketError::DiskRecord)?;
         let claimed = self.cluster.claim_name(name, node.identity()).await;
         claimed.map_err(IssueTicketError::NameRecord)
-    }
-
-    async fn kubernetes_part(
-        &self,
-        config: &JoinConfig,
-        kubelet: KubeletRequest,
-    ) -> Result<IssueJoinTicketResponse, IssueTicketError> {
-        let ca_certificate = self.pki.ca_certificate()?;
-        let kubelet_cert = kubelet.sign(&ca_certificate, &self.pki.ca_key()?)?;
-        let components = self.cluster.components(&config.components).await?;
-        let token = self.cluster.create_bootstrap_token(Timestamp::now()).await?;
-        Ok(IssueJoinTicketResponse {
-            kubelet_cert: kubelet_cert.into_bytes(),
-            api_server_endpoint: config.api_server_endpoint.to_string(),
-            token: token.expose().to_owned(),
-            discovery_token_ca_cert_hash: self.pki.ca_pin()?,
-            kubernetes_version: config.kubernetes_version.to_string(),
-            kubernetes_components: components.components().iter().map(Into::into).collect(),
-            cluster_ca_cert: ca_certificate.into_bytes(),
-            component_mirror: config.component_mirror.clone(),
-            ..IssueJoinTicketResponse::default()
-        })
     }
 
     async fn measurement_secret(&self) -> Result<MeasurementSecret, KeyServiceError> {

@@ -38,12 +38,13 @@ pub(crate) enum InvalidRequest {
 
 impl DataKey {
     pub(crate) fn parse(message: &GetDataKeyRequest) -> Result<Self, InvalidRequest> {
-        let label = Label::from_key_id(&message.data_key_id)?;
-        let length = usize::try_from(message.length).ok();
-        let length = length.filter(|_| (1..=MAX_KEY_LEN).contains(&message.length));
+        let GetDataKeyRequest { data_key_id, length } = message;
+        let label = Label::from_key_id(data_key_id)?;
+        let in_bytes = usize::try_from(*length).ok();
+        let in_bytes = in_bytes.filter(|_| (1..=MAX_KEY_LEN).contains(length));
         Ok(Self {
             label,
-            length: length.ok_or(InvalidRequest::Length(message.length))?,
+            length: in_bytes.ok_or(InvalidRequest::Length(*length))?,
         })
     }
 }
@@ -61,7 +62,7 @@ impl Wanted for DataKey {
 impl Recipient {
     /// Each machine has one spelling, so that the audit log can be searched.
     pub(crate) fn parse(message: &GetMasterSecretRequest) -> Result<Self, InvalidRequest> {
-        let text = &message.recipient;
+        let GetMasterSecretRequest { recipient: text } = message;
         let digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
         if text.len() == 64 && text.bytes().all(digit) {
             Ok(Self(text.clone()))

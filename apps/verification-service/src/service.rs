@@ -74,14 +74,12 @@ impl Api for Quoting {
         &self,
         request: Request<GetAttestationRequest>,
     ) -> Result<Response<GetAttestationResponse>, Status> {
-        let attestation = self
-            .evidence(&request.get_ref().nonce)
-            .await
-            .map_err(|error| match error {
-                QuoteError::Nonce(_) => Status::invalid_argument(format!("nonce: {error}")),
-                QuoteError::Busy => Status::resource_exhausted(error.to_string()),
-                QuoteError::Device => Status::unavailable(error.to_string()),
-            })?;
+        let GetAttestationRequest { nonce } = request.into_inner();
+        let attestation = self.evidence(&nonce).await.map_err(|error| match error {
+            QuoteError::Nonce(_) => Status::invalid_argument(format!("nonce: {error}")),
+            QuoteError::Busy => Status::resource_exhausted(error.to_string()),
+            QuoteError::Device => Status::unavailable(error.to_string()),
+        })?;
         Ok(Response::new(GetAttestationResponse { attestation }))
     }
 }

@@ -6,7 +6,7 @@ use backon::{ConstantBuilder, Retryable};
 use cluster_types::Service;
 use cluster_types::key_service::KeyServicePublicKey;
 use grpc_api::kms::api_client::ApiClient;
-use grpc_api::kms::{GetDataKeyRequest, GetMasterSecretRequest};
+use grpc_api::kms::{GetDataKeyRequest, GetDataKeyResponse, GetMasterSecretRequest, GetMasterSecretResponse};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -89,7 +89,8 @@ impl KeyServiceClient {
             Ok(ApiClient::new(self.channel.clone()).get_data_key(request).await?)
         };
         let response = ask.retry(DELAYS).when(is_out_of_reach).await?;
-        let key = SecretBytes::from_vec(response.into_inner().data_key);
+        let GetDataKeyResponse { data_key } = response.into_inner();
+        let key = SecretBytes::from_vec(data_key);
         key.expose()
             .try_into()
             .map_err(|_| KeyServiceError::Length(key.expose().len()))
@@ -105,8 +106,9 @@ impl KeyServiceClient {
             let request = self.authenticated(request.clone()).await?;
             Ok(ApiClient::new(self.channel.clone()).get_master_secret(request).await?)
         };
-        let response = ask.retry(DELAYS).when(is_out_of_reach).await?.into_inner();
-        Ok((SecretBytes::from_vec(response.key), response.salt))
+        let response = ask.retry(DELAYS).when(is_out_of_reach).await?;
+        let GetMasterSecretResponse { key, salt } = response.into_inner();
+        Ok((SecretBytes::from_vec(key), salt))
     }
 
     async fn authenticated<T>(&self, message: T) -> Result<Request<T>, KeyServiceError> {

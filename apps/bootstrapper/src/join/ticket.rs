@@ -95,37 +95,56 @@ impl Ticket {
     /// Success proves that the service is a member of the cluster this node is about to measure: a service cannot be
     /// made to hand out another cluster's secrets, and a node cannot be lured into a cluster that did not attest.
     pub(super) fn parse(
-        mut message: IssueJoinTicketResponse,
+        message: IssueJoinTicketResponse,
         service: &MeasuredMembership,
         role: NodeRole,
     ) -> Result<Self, InvalidTicket> {
-        let secrets = Secrets::take_from(&mut message);
-        let measurement_secret = MeasurementSecret::from_slice(&secrets.measurement_secret)
-            .ok_or(InvalidTicket::MeasurementSecret(secrets.measurement_secret.len()))?;
-        let measurement_salt = MeasurementSalt::try_from(message.measurement_salt.as_slice())?;
+        let IssueJoinTicketResponse {
+            state_disk_key,
+            measurement_salt,
+            measurement_secret,
+            kubelet_cert,
+            api_server_endpoint,
+            token,
+            discovery_token_ca_cert_hash,
+            control_plane_files,
+            kubernetes_version,
+            kubernetes_components,
+            master_secret,
+            component_mirror,
+        } = message;
+        // Secrets are wiped wherever parsing ends.
+        let state_disk_key = Zeroizing::new(state_disk_key);
+        let measurement_secret = Zeroizing::new(measurement_secret);
+        let token = Zeroizing::new(token);
+        let control_plane = ControlPlaneMessage::new(master_secret, control_plane_files);
+
+        let measurement_secret = MeasurementSecret::from_slice(&measurement_secret)
+            .ok_or(InvalidTicket::MeasurementSecret(measurement_secret.len()))?;
+        let measurement_salt = MeasurementSalt::try_from(measurement_salt.as_slice())?;
         let cluster = cluster_id(&measurement_secret, &measurement_salt);
         check_cluster(cluster, service)?;
-        let state_disk_key = StateDiskKey::from_slice(&secrets.state_disk_key)
-            .ok_or(InvalidTicket::StateDiskKey(secrets.state_disk_key.len()))?;
+        let state_disk_key =
+            StateDiskKey::from_slice(&state_disk_key).ok_or(InvalidTicket::StateDiskKey(state_disk_key.len()))?;
         let control_plane = match role {
             NodeRole::Worker => None,
-            NodeRole::ControlPlane => Some(ControlPlaneParts::parse(&mut message, cluster, &measurement_salt)?),
+            NodeRole::ControlPlane => Some(ControlPlaneParts::parse(control_plane, cluster, &measurement_salt)?),
         };
-        if message.kubelet_cert.is_empty() {
+        if kubelet_cert.is_empty() {
             return Err(InvalidTicket::NoKubeletCertificate);
         }
         Ok(Self {
             cluster,
             measurement_salt,
-            kubelet_certificate: message.kubelet_cert,
+            kubelet_certificate: kubelet_cert,
             settings: JoinSettings {
                 role,
-                endpoint: message.api_server_endpoint.parse()?,
-                token: secrets.token.parse()?,
-                ca_cert_hash: oci::format(&oci::parse(&message.discovery_token_ca_cert_hash)?),
+                endpoint: api_server_endpoint.parse()?,
+                token: token.parse()?,
+                ca_cert_hash: oci::format(&oci::parse(&discovery_token_ca_cert_hash)?),
             },
-            mirror: parse_mirror(&message.component_mirror)?,
-            components: parse_component_list(&message.kubernetes_version, message.kubernetes_components)?,
+            mirror: parse_mirror(&component_mirror)?,
+            components: parse_component_list(&kubernetes_version, kubernetes_components)?,
             control_plane,
             state_disk_key: Some(state_disk_key),
         })
@@ -148,19 +167,21 @@ impl std::fmt::Debug for Ticket {
     }
 }
 
-/// The message's secrets, which are wiped wherever parsing ends.
-struct Secrets {
-    state_disk_key: Zeroizing<Vec<u8>>,
-    measurement_secret: Zeroizing<Vec<u8>>,
-    token: Zeroizing<String>,
+/// The parts of a message that are for control planes only, wiped when dropped.
+struct ControlPlaneMessage {
+    master_secret: Option<(Zeroizing<Vec<u8>>, Vec<u8>)>,
+    /// Name and content.
+    files: Vec<(String, Zeroizing<Vec<u8>>)>,
 }
 
-impl Secrets {
-    fn take_from(message: &mut IssueJoinTicketResponse) -> Self {
+impl ControlPlaneMessage {
+    fn new(master_secret: Option<MasterSecretMessage>, files: Vec<ControlPlaneCertOrKey>) -> Self {
         Self {
-            state_disk_key: Zeroizing::new(std::mem::take(&mut message.state_disk_key)),
-            measurement_secret: Zeroizing::new(std::mem::take(&mut message.measurement_secret)),
-            token: Zeroizing::new(std::mem::take(&mut message.token)),
+            master_secret: master_secret.map(|MasterSecretMessage { key, salt }| (Zeroizing::new(key), salt)),
+            files: files
+                .into_iter()
+                .map(|ControlPlaneCertOrKey { name, data }| (name, Zeroizing::new(data)))
+                .collect(),
         }
     }
 }
@@ -183,38 +204,29 @@ fn parse_mirror(address: &str) -> Result<Option<Mirror>, ParseMirrorAddressError
 }
 
 impl ControlPlaneParts {
-    fn parse(
-        message: &mut IssueJoinTicketResponse,
-        cluster: ClusterId,
-        salt: &MeasurementSalt,
-    ) -> Result<Self, InvalidTicket> {
-        let MasterSecretMessage { key, salt: master_salt } =
-            message.master_secret.take().ok_or(InvalidTicket::NoMasterSecret)?;
-        let master_secret = MasterSecret::new(Zeroizing::new(key), master_salt)?;
+    fn parse(message: ControlPlaneMessage, cluster: ClusterId, salt: &MeasurementSalt) -> Result<Self, InvalidTicket> {
+        let (key, master_salt) = message.master_secret.ok_or(InvalidTicket::NoMasterSecret)?;
+        let master_secret = MasterSecret::new(key, master_salt)?;
         if cluster_id(&master_secret.kek().measurement_secret(), salt) != cluster {
             return Err(InvalidTicket::ForeignMasterSecret);
         }
-        let files = std::mem::take(&mut message.control_plane_files);
         Ok(Self {
             master_secret,
-            files: parse_shared_files(files)?,
+            files: parse_shared_files(message.files)?,
         })
     }
 }
 
 /// Names are looked up in a list and never used as they are: a name made up by the service could lead anywhere.
-fn parse_shared_files(files: Vec<ControlPlaneCertOrKey>) -> Result<Vec<SharedFile>, InvalidTicket> {
-    let mut names: Vec<String> = files.iter().map(|file| file.name.chars().take(64).collect()).collect();
+fn parse_shared_files(files: Vec<(String, Zeroizing<Vec<u8>>)>) -> Result<Vec<SharedFile>, InvalidTicket> {
+    let mut names: Vec<String> = files.iter().map(|(name, _)| name.chars().take(64).collect()).collect();
     names.sort();
     if names != SHARED_FILES {
         return Err(InvalidTicket::SharedFiles(names));
     }
-    let known = |file: ControlPlaneCertOrKey| {
-        let name = SHARED_FILES.into_iter().find(|name| *name == file.name)?;
-        Some(SharedFile {
-            name,
-            content: Zeroizing::new(file.data),
-        })
+    let known = |(name, content): (String, _)| {
+        let name = SHARED_FILES.into_iter().find(|known| *known == name)?;
+        Some(SharedFile { name, content })
     };
     Ok(files.into_iter().filter_map(known).collect())
 }

@@ -14,7 +14,9 @@ use error_report::Chain;
 use grpc_api::components::Component;
 use grpc_api::init::api_client::ApiClient;
 use grpc_api::init::init_response::Kind;
-use grpc_api::init::{InitRequest, InitResponse, InitSuccessResponse};
+use grpc_api::init::{
+    InitFailureResponse, InitRequest, InitResponse, InitSuccessResponse, LogResponseType, ProgressResponse,
+};
 use infrastructure::Machine;
 use key_derivation::{MasterSecret, cluster_id};
 use polling::{Failed, Schedule};
@@ -203,7 +205,6 @@ fn init_request(run: &Run<'_>, secret: &MasterSecret) -> Result<InitRequest> {
         storage_uri: "storage://no-store".to_owned(),
         measurement_salt: run.state.measurement_salt.as_bytes().to_vec(),
         kubernetes_version: run.config.kubernetes_version.to_string(),
-        conformance_mode: false,
         kubernetes_components: run.components.components().iter().map(Component::from).collect(),
         init_secret: run.state.init_secret.expose().to_vec(),
         cluster_name: run.config.name.clone(),
@@ -246,12 +247,12 @@ async fn converse(responses: &mut Streaming<InitResponse>, step: &Step<'_>) -> R
         .context("the connection to the node was lost")?
     {
         match response.kind {
-            Some(Kind::Progress(progress)) => step.detail(&shown(&progress.step)),
+            Some(Kind::Progress(ProgressResponse { step: doing })) => step.detail(&shown(&doing)),
             Some(Kind::InitSuccess(success)) => return Ok(Outcome::Success(success)),
-            Some(Kind::InitFailure(failure)) => {
+            Some(Kind::InitFailure(InitFailureResponse { error })) => {
                 let (log, log_broke_off) = receive_log(responses).await;
                 return Ok(Outcome::Failure(Failure {
-                    error: shown(&failure.error),
+                    error: shown(&error),
                     log,
                     log_broke_off,
                 }));
@@ -268,8 +269,8 @@ async fn receive_log(responses: &mut Streaming<InitResponse>) -> (Vec<u8>, bool)
     let broke_off = loop {
         match responses.message().await {
             Ok(Some(InitResponse {
-                kind: Some(Kind::Log(part)),
-            })) => log.extend_from_slice(&part.log),
+                kind: Some(Kind::Log(LogResponseType { log: part })),
+            })) => log.extend_from_slice(&part),
             Ok(_) => break false,
             Err(_) => break true,
         }
@@ -303,8 +304,9 @@ fn shown(text: &str) -> String {
 
 /// The kubeconfig is stored first, so that a state that says "done" has one.
 fn finish(run: &mut Run<'_>, secret: &MasterSecret, node: &Machine, success: InitSuccessResponse) -> Result<()> {
-    let kubeconfig = Zeroizing::new(success.kubeconfig);
-    let actual = ClusterId::try_from(success.cluster_id.as_slice()).context("the node sent an invalid cluster id")?;
+    let InitSuccessResponse { kubeconfig, cluster_id } = success;
+    let kubeconfig = Zeroizing::new(kubeconfig);
+    let actual = ClusterId::try_from(cluster_id.as_slice()).context("the node sent an invalid cluster id")?;
     let expected = expected_id(run, secret);
     if actual != expected {
         bail!("the node reports cluster id {actual}; the master secret gives {expected}");
