@@ -3,6 +3,7 @@
 mod circles;
 mod dependencies;
 mod documents;
+mod members;
 mod modules;
 mod names;
 mod paths;
@@ -23,6 +24,7 @@ pub(crate) fn run() -> Result<()> {
     let problems = [
         dependencies::check(&metadata),
         circles::check(&metadata, &sources)?,
+        members::check(root, &metadata)?,
         testdata::check(&metadata),
         documents::check(root, &sources)?,
         units::check(root)?,
