@@ -1,4 +1,4 @@
-//! `init.API/Init`: the CLI makes this node the first of a cluster.
+//! `constellation.init.v1.API/Init`: the CLI makes this node the first of a cluster.
 //!
 //! # Security
 //! The caller does not attest; it presents the init secret. Until then it learns nothing: neither the node's state, nor

@@ -1,6 +1,6 @@
 //! The first program of a node after its root file system is mounted.
 //!
-//! A new node offers `init.API` to the CLI and asks join services for a ticket, side by side; whichever comes first takes
+//! A new node offers the init API to the CLI and asks join services for a ticket, side by side; whichever comes first takes
 //! the node lock. On a node that was a member before, it starts the kubelet.
 //!
 //! # Invariants

@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use crate::ticket::{IssueTicketError, TicketOffice};
 
-/// The implementation of `join.API`.
+/// The implementation of `constellation.join.v1.API`.
 pub(crate) struct JoinService {
     office: TicketOffice,
     issued: Counter,

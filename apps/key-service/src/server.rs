@@ -18,7 +18,7 @@ const CONCURRENT_HANDSHAKES: usize = 32;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_MESSAGE_LEN: usize = 4096;
 
-/// Serves `kms.API` over TLS until the service drains.
+/// Serves `constellation.kms.v1.API` over TLS until the service drains.
 pub(crate) async fn serve(
     service: KeyService,
     listener: TcpListener,

@@ -17,7 +17,7 @@ use crate::request::{DataKey, InvalidRequest, Recipient, Wanted};
 
 /// Longer tokens are refused unread. Real ones have about 1 KiB.
 const MAX_TOKEN_LEN: usize = 16 * 1024;
-/// The implementation of `kms.API`.
+/// The implementation of `constellation.kms.v1.API`.
 pub(crate) struct KeyService {
     master_secret: MasterSecret,
     cluster: Cluster,
