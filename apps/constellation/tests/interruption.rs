@@ -125,3 +125,27 @@ fn two_clusters_live_side_by_side() {
     assert!(first.run(&["mini", "down", "--yes"]).status.success());
     assert_eq!((first.processes().len(), second.processes().len()), (0, 3));
 }
+
+/// No file can be written: neither the state nor, after that, the times of the steps.
+#[test]
+fn the_first_error_on_a_full_disk_is_the_one_that_is_told() {
+    let host = configured();
+    let program = host.command(&["apply", "--yes"]);
+    let script = "trap '' XFSZ; ulimit -f 0; exec \"$@\"";
+    let mut shell = std::process::Command::new("sh");
+    shell
+        .args(["-c", script, "sh"])
+        .arg(program.get_program())
+        .args(program.get_args());
+    shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = shell.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = stderr(&output);
+    let told: Vec<_> = error.lines().filter(|line| line.starts_with("Error: ")).collect();
+    let [told] = told.as_slice() else { panic!("{error}") };
+    assert!(
+        told.contains("cannot write") && told.contains("constellation-state.yaml"),
+        "{error}"
+    );
+    assert!(error.contains("cannot keep the timings of the steps"), "{error}");
+}
