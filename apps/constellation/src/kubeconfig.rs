@@ -1,7 +1,8 @@
 //! The administrator's kubeconfig.
 
 use anyhow::{Context, Result, bail};
-use cluster_config::{Workspace, names};
+use cluster_config::{Workspace, from_yaml, names};
+use error_report::Chain;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use zeroize::Zeroizing;
@@ -9,7 +10,7 @@ use zeroize::Zeroizing;
 /// A node's kubeconfig, with the address at which this machine reaches the API server.
 pub(crate) fn rewrite(kubeconfig: &[u8], host: &str, port: u16) -> Result<Zeroizing<String>> {
     let text = str::from_utf8(kubeconfig).context("the node's kubeconfig is not text")?;
-    let mut config: Kubeconfig = serde_saphyr::from_str(text).context("cannot parse the node's kubeconfig")?;
+    let mut config: Kubeconfig = from_yaml(text).context("cannot parse the node's kubeconfig")?;
     let [cluster] = config.clusters.as_mut_slice() else {
         bail!(
             "the node's kubeconfig has {} clusters, expected one",
@@ -29,10 +30,14 @@ pub(crate) async fn client(workspace: &Workspace) -> Result<Client> {
     // kube builds its own TLS configuration and asks for the process's provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let path = workspace.path(names::ADMIN_CONF);
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let kubeconfig: Kubeconfig =
-        serde_saphyr::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(Client::try_from(without_proxy(kubeconfig).await?)?)
+    let text = workspace.admin_conf()?;
+    let unusable = || format!("{} cannot be used (take it from a backup)", path.display());
+    let kubeconfig: Kubeconfig = from_yaml(&text).with_context(unusable)?;
+    let config = without_proxy(kubeconfig).await;
+    let client = config.ok().and_then(|config| Client::try_from(config).ok());
+    client
+        .context("current-context, or the cluster or user that it names, is missing or not complete")
+        .with_context(unusable)
 }
 
 /// The API server is at an address of this machine or of the cluster, where no proxy can reach it: neither the file's nor
@@ -49,6 +54,20 @@ async fn without_proxy(mut kubeconfig: Kubeconfig) -> Result<Config> {
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     config.proxy_url = None;
     Ok(config)
+}
+
+/// Why Kubernetes did not answer, or did not do what it was asked for.
+pub(crate) fn in_words(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return format!("the API server refuses: {}", status.message);
+    }
+    let mut causes = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |cause| {
+        cause.source()
+    });
+    match causes.find_map(|cause| cause.downcast_ref::<std::io::Error>()) {
+        Some(cause) => format!("the API server cannot be reached: {cause}"),
+        None => Chain(error).to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -39,6 +39,10 @@ impl<'a> Run<'a> {
                 .check_own(&state, names::ADMIN_CONF)
                 .next("move it to another folder, then run the same command again")?;
         }
+        if workspace.has(names::MASTER_SECRET)? {
+            // A damaged one is found before there are machines.
+            workspace.master_secret()?;
+        }
         let provider = providers.configured(workspace, &config.provider)?;
         Ok(Self {
             workspace,

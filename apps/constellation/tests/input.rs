@@ -175,7 +175,7 @@ fn a_list_that_is_none_is_named() {
     let list = host.path("list.json");
     let component = r#"{"url":"a","hash":"sha256:00","install_path":"/a"}"#;
     for (content, reason) in [
-        (String::new(), "EOF"),
+        (String::new(), "the document is empty"),
         ("{}".to_owned(), "version"),
         (COMPONENTS.replace("\"v1\"", "\"v2\""), "v2"),
         (COMPONENTS.replace("v1.35.4", "1.35"), "Kubernetes release"),
@@ -201,7 +201,7 @@ fn a_file_that_cannot_be_used_is_named() {
             "image/reference-values.json",
             "",
             "verify",
-            &["reference-values.json", "EOF"],
+            &["reference-values.json", "the document is empty"],
         ),
         (
             "mirror/components.json",

@@ -180,7 +180,7 @@ fn a_folder_of_the_user_is_not_used_for_machines() {
     write(&host, "constellation-qemu/notes");
     let error = stderr(&host.run(&["mini", "up"]));
     assert!(
-        error.contains("constellation-qemu was not made by this program"),
+        error.contains("constellation-qemu was not created by this program"),
         "{error}"
     );
     assert!(host.run(&["mini", "down", "--yes"]).status.success());

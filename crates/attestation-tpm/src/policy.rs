@@ -1,5 +1,6 @@
 use attestation::{Claim, ClaimValue, Comparison, Expectations, MeasuredMembership, Membership, Severity};
 use digest::Digest;
+use document::DocumentError;
 use measurements::{Enforcement, PcrIndex, PcrReferences, PcrValue, PcrValues, ReferenceValue};
 
 /// Which nodes are acceptable: those that booted this image and have said this about themselves.
@@ -14,7 +15,7 @@ impl PcrPolicy {
     ///
     /// # Errors
     /// When the reference values are not those of a TPM, or would accept every node.
-    pub fn new(expectations: &Expectations) -> Result<Self, serde_json::Error> {
+    pub fn new(expectations: &Expectations) -> Result<Self, DocumentError> {
         Ok(Self {
             image: expectations.image.values()?,
             membership: expectations.membership,

@@ -2,10 +2,11 @@ use std::path::{Path, PathBuf};
 
 use cluster_types::{Cidr, KubernetesVersion, NodeName, NodeRole, Variant};
 use digest::Digest;
+use document::DocumentError;
 use infrastructure::{MirrorSource, NodeSpec};
 
 use crate::ConfigProblems;
-use crate::raw::{self, ShapeError};
+use crate::raw;
 
 /// The Kubernetes version of a new configuration if none is chosen.
 pub const DEFAULT_KUBERNETES_VERSION: &str = "v1.35.4";
@@ -101,13 +102,8 @@ pub enum ParseConfigError {
         found: String,
     },
     /// Not YAML, an unknown key, or a value of another kind.
-    #[error("{}{message}", prefix(path))]
-    Shape {
-        /// The key, if the document got so far.
-        path: String,
-        /// What is wrong there.
-        message: String,
-    },
+    #[error(transparent)]
+    Form(#[from] DocumentError),
     /// Invalid values.
     #[error(transparent)]
     Values(#[from] ConfigProblems),
@@ -123,7 +119,7 @@ impl ClusterConfig {
             return Err(ParseConfigError::TooLong(text.len()));
         }
         let versioned: raw::Versioned = raw::from_yaml(text)?;
-        let found = versioned.version.unwrap_or_default();
+        let found = versioned.found(raw::VERSION)?;
         if found != raw::VERSION {
             return Err(ParseConfigError::Version { found });
         }
@@ -162,22 +158,6 @@ impl NodeGroup {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             state_disk_gb: self.state_disk_gb,
-        }
-    }
-}
-
-fn prefix(path: &str) -> String {
-    match path {
-        "" | "." => String::new(),
-        path => format!("{path}: "),
-    }
-}
-
-impl From<ShapeError> for ParseConfigError {
-    fn from(error: ShapeError) -> Self {
-        Self::Shape {
-            path: error.path,
-            message: error.message,
         }
     }
 }

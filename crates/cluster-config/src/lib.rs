@@ -20,5 +20,6 @@ pub use config::{
 pub use example::{ExampleOptions, example};
 pub use infrastructure::{MirrorSource, ParseMirrorSourceError};
 pub use problems::{ConfigProblems, Problem};
+pub use raw::from_yaml;
 pub use state::{ClusterState, InitProgress, InitSecret, ParseStateError};
 pub use workspace::{Workspace, WorkspaceError, WorkspaceLock, names};

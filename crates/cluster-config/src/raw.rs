@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use document::DocumentError;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+
+use crate::problems::shown;
 
 /// The one version that is read.
 pub(crate) const VERSION: &str = "v5";
@@ -12,7 +15,22 @@ pub(crate) const VERSION: &str = "v5";
 /// Only the version, to distinguish an old file from an invalid one.
 #[derive(Deserialize)]
 pub(crate) struct Versioned {
-    pub(crate) version: Option<String>,
+    #[serde(default)]
+    pub(crate) version: Given<String>,
+}
+
+impl Versioned {
+    /// The version that a document says it has.
+    pub(crate) fn found(self, expected: &str) -> Result<String, DocumentError> {
+        match self.version {
+            Given::Value(version) => Ok(version),
+            Given::Nothing => {
+                let problem = format!("is missing, expected {expected:?}");
+                Err(DocumentError::of_value(0, "version", &problem))
+            }
+            Given::Other(problem) => Err(DocumentError::of_value(0, "version", &problem)),
+        }
+    }
 }
 
 /// The value of a key.
@@ -151,15 +169,11 @@ fn describe(value: &Value) -> String {
     }
 }
 
-/// A document of the wrong shape: what is wrong, and where.
-#[derive(Debug)]
-pub(crate) struct ShapeError {
-    pub(crate) path: String,
-    pub(crate) message: String,
-}
-
-/// Reads YAML and keeps the path to what is malformed.
-pub(crate) fn from_yaml<T: DeserializeOwned>(text: &str) -> Result<T, ShapeError> {
+/// Reads a YAML document.
+///
+/// # Errors
+/// When it is not YAML, or of another form.
+pub fn from_yaml<T: DeserializeOwned>(text: &str) -> Result<T, DocumentError> {
     let mut path = String::new();
     serde_saphyr::with_deserializer_from_str(text, |deserializer| {
         serde_path_to_error::deserialize(deserializer).map_err(|error| {
@@ -167,8 +181,62 @@ pub(crate) fn from_yaml<T: DeserializeOwned>(text: &str) -> Result<T, ShapeError
             error.into_inner()
         })
     })
-    .map_err(|error: serde_saphyr::Error| ShapeError {
-        message: error.without_snippet().to_string(),
-        path,
-    })
+    .map_err(|error| yaml_error(&path, &error))
+}
+
+fn yaml_error(path: &str, error: &serde_saphyr::Error) -> DocumentError {
+    use serde_saphyr::Error;
+
+    let location = error.location();
+    let line = location.map_or(0, |location| usize::try_from(location.line()).unwrap_or(0));
+    let value = |message: &str| DocumentError::of_value(line, path, message);
+    match error.without_snippet() {
+        Error::AliasError { error, .. } => yaml_error(path, error),
+        // The path is not that of the key.
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            DocumentError::of_value(line, "", &format!("duplicate field `{}`", shown(key)))
+        }
+        Error::SerdeMissingField { field, .. } => value(&format!("missing field `{field}`")),
+        Error::SerdeUnknownField { field, expected, .. } => value(&format!(
+            "unknown field `{}`, expected `{}`",
+            shown(field),
+            expected.join("`, `")
+        )),
+        Error::SerdeUnknownVariant { variant, expected, .. } => value(&format!(
+            "unknown variant `{variant}`, expected `{}`",
+            expected.join("`, `")
+        )),
+        Error::SerdeInvalidType {
+            unexpected, expected, ..
+        } => value(&format!("invalid type: {unexpected}, expected {expected}")),
+        Error::SerdeInvalidValue {
+            unexpected, expected, ..
+        } => value(&format!("invalid value: {unexpected}, expected {expected}")),
+        Error::SerdeInvalidLength { len, expected, .. } => value(&format!("invalid length {len}, expected {expected}")),
+        Error::InvalidScalar { ty, .. } => value(&format!("invalid type: string, expected {ty}")),
+        Error::NullIntoString { .. } => value("invalid type: null, expected a string"),
+        Error::Unexpected { expected, .. } => value(match *expected {
+            expected if expected.contains("mapping") => "expected a section of keys with values",
+            expected if expected.contains("sequence") => "expected a list",
+            _ => "expected a text",
+        }),
+        Error::Message { msg, .. } => value(msg),
+        Error::Eof { .. } => DocumentError::of_text(line, "the document ends early"),
+        Error::MultipleDocuments { .. } => {
+            DocumentError::of_text(line, "a second document begins here: remove it, or the `---` before it")
+        }
+        Error::UnknownAnchor { .. } => DocumentError::of_text(
+            line,
+            "`*` begins an alias, which is not known: put a text that begins so in quotes",
+        ),
+        Error::Budget { .. } => DocumentError::of_text(line, "the document has more parts or levels than are read"),
+        _ => {
+            let column = location.map_or(0, |location| location.column());
+            let problem = format!(
+                "not YAML at column {column}: look for wrong indentation, a tab, a colon too many, or a quote or bracket that is \
+                 not closed"
+            );
+            DocumentError::of_text(line, &problem)
+        }
+    }
 }

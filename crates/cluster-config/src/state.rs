@@ -4,6 +4,7 @@ use std::fmt;
 use aws_lc_rs::rand;
 use cluster_types::{ClusterId, MeasurementSalt, NodeName};
 use digest::Digest;
+use document::DocumentError;
 use infrastructure::Infrastructure;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
@@ -68,13 +69,8 @@ pub enum ParseStateError {
         found: String,
     },
     /// Not of its form.
-    #[error("{path}: {message}")]
-    Shape {
-        /// The key.
-        path: String,
-        /// What is wrong there.
-        message: String,
-    },
+    #[error(transparent)]
+    Form(#[from] DocumentError),
 }
 
 impl ClusterState {
@@ -102,11 +98,11 @@ impl ClusterState {
             return Err(ParseStateError::TooLong(text.len()));
         }
         let versioned: raw::Versioned = raw::from_yaml(text)?;
-        match versioned.version {
-            Some(version) if version == VERSION => Ok(raw::from_yaml(text)?),
-            found => Err(ParseStateError::Version {
-                found: found.unwrap_or_default(),
-            }),
+        let found = versioned.found(VERSION)?;
+        if found == VERSION {
+            Ok(raw::from_yaml(text)?)
+        } else {
+            Err(ParseStateError::Version { found })
         }
     }
 
@@ -157,15 +153,6 @@ impl<'de> Deserialize<'de> for InitSecret {
         hex::decode_to_slice(text.as_bytes(), &mut *bytes)
             .map_err(|_| serde::de::Error::custom("expected 64 hex digits"))?;
         Ok(Self(bytes))
-    }
-}
-
-impl From<raw::ShapeError> for ParseStateError {
-    fn from(error: raw::ShapeError) -> Self {
-        Self::Shape {
-            path: error.path,
-            message: error.message,
-        }
     }
 }
 

@@ -70,6 +70,9 @@ pub enum WorkspaceError {
     /// A file that would be replaced or removed belongs to the user.
     #[error("{0} was not written for this cluster, or has been changed since")]
     Foreign(PathBuf),
+    /// A file that should be text is not.
+    #[error("{0} is not text in UTF-8")]
+    NotText(PathBuf),
     /// Reading or writing failed.
     #[error("cannot {action} {path}")]
     Io {
@@ -91,7 +94,7 @@ pub enum WorkspaceError {
         source: ParseConfigError,
     },
     /// The state cannot be used.
-    #[error("cannot read {path}")]
+    #[error("{path} is damaged (take it from a backup, or end the cluster with `constellation terminate`)")]
     State {
         /// Which file.
         path: PathBuf,
@@ -100,7 +103,7 @@ pub enum WorkspaceError {
         source: ParseStateError,
     },
     /// The master secret cannot be used.
-    #[error("cannot read {path}")]
+    #[error("{path} is damaged (take it from a backup)")]
     MasterSecret {
         /// Which file.
         path: PathBuf,
@@ -244,6 +247,17 @@ impl Workspace {
         Ok((secret, true))
     }
 
+    /// Reads the administrator's kubeconfig.
+    ///
+    /// # Errors
+    /// When there is none or it cannot be read.
+    pub fn admin_conf(&self) -> Result<Zeroizing<String>, WorkspaceError> {
+        self.read(names::ADMIN_CONF)?.ok_or_else(|| WorkspaceError::Missing {
+            path: self.path(names::ADMIN_CONF),
+            hint: "it is written when the cluster is made",
+        })
+    }
+
     /// Writes a file that belongs to the cluster. One that belongs to the user is not touched.
     ///
     /// It is recorded as ours before it exists, so a crash in between leaves nothing that no command removes.
@@ -315,6 +329,7 @@ impl Workspace {
         match fs::read_to_string(&path) {
             Ok(text) => Ok(Some(Zeroizing::new(text))),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.has(name)? => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(WorkspaceError::NotText(path)),
             Err(error) => Err(io_error("read", &path, error)),
         }
     }

@@ -116,13 +116,13 @@ fn values_of_groups_that_cannot_be() {
             "role: control-plane",
             "role: worker",
             "control_plane_default.role",
-            "of role control-plane",
+            "role is control-plane",
         ),
         (
             "role: worker",
             "role: control-plane",
             "worker_default.role",
-            "of role worker",
+            "role is worker",
         ),
         (
             "initialCount: 1 # control",
@@ -194,7 +194,7 @@ fn values_of_groups_that_cannot_be() {
 #[test]
 fn values_of_another_kind() {
     for (part, replacement, path, reason) in [
-        ("version: v5", "version: [v5]", "version", "string"),
+        ("version: v5", "version: [v5]", "version", "is a list, expected a text"),
         ("name: mini", "name: [mini]", "name", "is a list, expected a text"),
         ("name: mini", "name: 5", "name", "is 5, expected a text"),
         ("name: mini", "name: true", "name", "is true, expected a text"),
@@ -363,7 +363,7 @@ fn keys_that_are_not_known() {
         problems(&with("mirror: mirror", "miror: mirror")),
         [
             "mirror: is missing, expected a text (put numbers and truth values in quotes)",
-            "miror: is unknown here, expected version, name, image, attestationVariant, kubernetesVersion, \
+            "miror: is an unknown key, expected version, name, image, attestationVariant, kubernetesVersion, \
              kubernetesComponentsDigest, mirror, serviceCIDR, nodeGroups or provider",
         ]
     );
@@ -381,25 +381,46 @@ fn groups_that_cannot_be() {
     }
     assert_eq!(
         problems(&with("  control_plane_default:", "  control_planes:")),
-        ["nodeGroups.control_plane_default: is missing: every cluster has this group, of role control-plane"]
+        ["nodeGroups.control_plane_default: is missing: every cluster has this group, with role control-plane"]
     );
     let more = "nodeGroups:\n  more: {role: worker, initialCount: 100}";
     check("nodeGroups:", more, "nodeGroups", "101 nodes of role worker");
 }
 
+/// Where a part of the example is, from 1.
+fn line_of(part: &str) -> usize {
+    let good = example(&ExampleOptions::default());
+    let (before, _) = good.split_once(part).unwrap();
+    before.lines().count().max(1) + usize::from(before.ends_with('\n'))
+}
+
 #[test]
 fn keys_given_twice() {
-    for (part, twice) in [
-        ("name: mini", "name: mini\nname: other"),
+    for (part, twice, key, line) in [
+        ("name: mini", "name: mini\nname: other", "name", 1),
         (
             "nodeGroups:",
             "nodeGroups:\n  worker_default: {role: worker, initialCount: 1}",
+            "worker_default",
+            0,
         ),
-        ("role: worker", "role: worker\n    role: worker"),
-        ("acceleration: auto", "acceleration: auto\n    acceleration: auto"),
+        ("role: worker", "role: worker\n    role: worker", "role", 1),
+        (
+            "acceleration: auto",
+            "acceleration: auto\n    acceleration: auto",
+            "acceleration",
+            1,
+        ),
     ] {
         let error = parse(&with(part, twice)).expect_err(twice).to_string();
-        assert!(error.to_lowercase().contains("duplicate"), "{error}");
+        assert!(error.ends_with(&format!("{key}: is given twice: keep one")), "{error}");
+        // Of the group, the second one is the one of the example.
+        let line = if line == 0 {
+            line_of("worker_default:")
+        } else {
+            line_of(part)
+        } + 1;
+        assert!(error.starts_with(&format!("line {line}, ")), "{line}: {error}");
     }
 }
 
@@ -407,9 +428,12 @@ fn keys_given_twice() {
 fn texts_that_are_no_configuration() {
     for (text, reason) in [
         ("", "version"),
-        ("- a", "mapping"),
-        ("name: [", "line 1"),
-        ("a: b: c", "line 1"),
+        ("- a", "expected a section of keys with values"),
+        ("name: [", "line 1: "),
+        ("a: b: c", "line 1: not YAML at column "),
+        ("version: v5\n\tname: x", "not YAML at column "),
+        ("version: v5\n---\nversion: v5", "a second document begins here"),
+        ("version: *v5", "`*` begins an alias"),
     ] {
         let error = parse(text).expect_err(text).to_string();
         assert!(error.contains(reason), "{text:?}: {error}");

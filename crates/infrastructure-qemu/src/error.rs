@@ -2,6 +2,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use document::DocumentError;
 use error_report::{User, explain_denied};
 
 use crate::problem::PreflightProblem;
@@ -33,7 +34,7 @@ pub enum QemuError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: serde_json::Error,
+        source: DocumentError,
     },
     /// A program ended right after it was started.
     #[error("{program} exited at once: {said}")]

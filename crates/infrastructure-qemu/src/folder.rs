@@ -105,7 +105,7 @@ impl RunFolder {
     pub(crate) fn record(&self) -> Result<Option<ClusterRecord>, QemuError> {
         let path = self.record_path();
         match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
+            Ok(bytes) => document::from_json(&bytes)
                 .map(Some)
                 .map_err(|source| QemuError::Record { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -1,6 +1,7 @@
 //! The list as the document at the root of a mirror.
 
 use cluster_types::KubernetesVersion;
+use document::DocumentError;
 use serde::{Deserialize, Serialize};
 
 use crate::{Component, ComponentList, InvalidListError};
@@ -19,7 +20,7 @@ pub enum ParseMirrorError {
     TooLong(usize),
     /// It is not JSON of the expected form.
     #[error("the document is malformed")]
-    Json(#[from] serde_json::Error),
+    Json(#[from] DocumentError),
     /// Each component is valid, but together they are not.
     #[error("the components do not form a valid list")]
     List(#[from] InvalidListError),
@@ -51,7 +52,7 @@ impl ComponentList {
         if bytes.len() > MAX_DOCUMENT_LEN {
             return Err(ParseMirrorError::TooLong(bytes.len()));
         }
-        let document: Document = serde_json::from_slice(bytes)?;
+        let document: Document = document::from_json(bytes)?;
         Ok(Self::new(document.kubernetes_version, document.components)?)
     }
 }

@@ -1,4 +1,5 @@
 use cluster_types::Variant;
+use document::DocumentError;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -33,7 +34,7 @@ pub enum ParseReferenceValuesError {
     },
     /// Not JSON of the documented form.
     #[error("the reference values are malformed")]
-    Json(#[from] serde_json::Error),
+    Json(#[from] DocumentError),
     /// For another variant than the configured one.
     #[error(transparent)]
     Variant(#[from] AnotherVariant),
@@ -76,7 +77,7 @@ impl ReferenceValues {
         if bytes.len() > MAX_DOCUMENT_LEN {
             return Err(ParseReferenceValuesError::TooLong { actual: bytes.len() });
         }
-        Ok(serde_json::from_slice(bytes)?)
+        Ok(document::from_json(bytes)?)
     }
 
     /// Reads the document of this variant, and no other.
@@ -126,8 +127,8 @@ impl ReferenceValues {
     ///
     /// # Errors
     /// When they are not what the technology has.
-    pub fn values<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        T::deserialize(&self.values)
+    pub fn values<T: DeserializeOwned>(&self) -> Result<T, DocumentError> {
+        document::from_value("values", &self.values)
     }
 }
 
@@ -177,7 +178,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused() {
-        check_refused(|json| json["warnOnly"] = true.into(), "unknown field");
+        check_refused(|json| json["warnOnly"] = true.into(), "is an unknown key");
     }
 
     #[test]

@@ -66,7 +66,7 @@ async fn seen(workspace: &Workspace) -> Result<BTreeMap<String, Seen>, String> {
         .map_err(|error| format!("{error:#}"))?;
     let answer = tokio::time::timeout(LIMIT, nodes::list(&client)).await;
     let answer = answer.map_err(|_| format!("no answer within {} s", LIMIT.as_secs()))?;
-    answer.map_err(|error| error_report::Chain(&error).to_string())
+    answer.map_err(|error| kubeconfig::in_words(&error))
 }
 
 fn describe(node: Option<&Seen>) -> String {

@@ -1,0 +1,176 @@
+//! Every file that an operator may edit: what is said of mistakes in it. Key, line and what to do are ours, not those of a library.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
+mod support;
+
+use std::fs;
+
+use support::{COMPONENTS, Host, stderr, stdout};
+
+const CONFIG: &str = "workspace/constellation-conf.yaml";
+const STATE: &str = "workspace/constellation-state.yaml";
+const SECRET: &str = "workspace/constellation-mastersecret.json";
+const KUBECONFIG: &str = "workspace/constellation-admin.conf";
+const VALUES: &str = "image/reference-values.json";
+const LIST: &str = "mirror/components.json";
+const MACHINES: &str = "workspace/constellation-qemu/cluster.json";
+
+/// Words of libraries that say nothing to an operator.
+const FOREIGN: [&str; 14] = [
+    "DuplicateKeyPolicy",
+    "Options",
+    "serde",
+    "struct ",
+    "invalid type",
+    "invalid value",
+    "missing field",
+    "unknown field",
+    "unknown variant",
+    "mapping",
+    "EOF",
+    "u32",
+    "at line ",
+    "untagged",
+];
+
+/// A file, a command that reads it, and its text with one part replaced; an empty part replaces all of it.
+const CASES: &[(&str, &str, &str, &str)] = &[
+    (CONFIG, "verify", "", ""),
+    (CONFIG, "verify", "", "\u{0}\u{1}"),
+    (CONFIG, "verify", "", "- name: mini"),
+    (CONFIG, "verify", "name: mini", "name: mini\nname: other"),
+    (CONFIG, "verify", "name: mini", "name: [mini"),
+    (CONFIG, "verify", "name: mini", "name: mini: mini"),
+    (CONFIG, "verify", "name: mini", "\tname: mini"),
+    (CONFIG, "verify", "name: mini", " name: mini"),
+    (CONFIG, "verify", "name: mini", "name: *mini"),
+    (CONFIG, "verify", "name: mini", "? [name]\n: mini"),
+    (CONFIG, "verify", "name: mini", "name: mini\n---\nname: other"),
+    (CONFIG, "verify", "name: mini", "<<: mini"),
+    (CONFIG, "verify", "version: v5", "version: 5"),
+    (CONFIG, "verify", "version: v5", "version: v4"),
+    (CONFIG, "verify", "vcpus: 2 # workers", "vcpus: two"),
+    (STATE, "status", "", ""),
+    (STATE, "status", "", "[]"),
+    (STATE, "status", "version: v2", "version: [v2]"),
+    (STATE, "status", "version: v2", "version: v1"),
+    (STATE, "status", "init: not-started", "init: maybe"),
+    (STATE, "status", "init: not-started", "init: not-started\ninit: done"),
+    (STATE, "status", "init: not-started", "inti: not-started"),
+    (STATE, "status", "init: not-started", ""),
+    (STATE, "status", "initSecret: ", "initSecret: x"),
+    (STATE, "status", "initSecret: ", "initSecret: []\nx: "),
+    (STATE, "status", "members: []", "members: worker-0"),
+    (STATE, "status", "members: []", "members: [Worker_0]"),
+    (SECRET, "apply -y", "", ""),
+    (SECRET, "apply -y", "", "{\"key\": \"s3cret\""),
+    (
+        SECRET,
+        "apply -y",
+        "",
+        "{\"key\": \"czNjcmV0\", \"salt\": \"czNjcmV0\"}",
+    ),
+    (KUBECONFIG, "status", "", "clusters: ["),
+    (KUBECONFIG, "status", "", "clusters: 5"),
+    (KUBECONFIG, "status", "", "{}"),
+    (VALUES, "verify", "", ""),
+    (VALUES, "verify", "\n}\n", ""),
+    (VALUES, "verify", "\"version\": 2,", "\"version\": 2"),
+    (VALUES, "verify", "\"version\": 2", "\"version\": 1"),
+    (VALUES, "verify", "\"version\": 2", "\"version\": \"2\""),
+    (VALUES, "verify", "\"version\": 2,", ""),
+    (
+        VALUES,
+        "verify",
+        "\"variant\": \"qemu-vtpm\"",
+        "\"variant\": \"abacus\"",
+    ),
+    (VALUES, "verify", "\"image\"", "\"imgae\""),
+    (VALUES, "verify", "\"pcrs\": {", "\"pcr\": {"),
+    (VALUES, "verify", "\"expected\": \"0", "\"expected\": \""),
+    (
+        VALUES,
+        "verify",
+        "\"enforcement\": \"required\"",
+        "\"enforcement\": \"maybe\"",
+    ),
+    (VALUES, "verify", "\"15\": {", "\"99\": {"),
+    (LIST, "mirror create x --list LIST", "", ""),
+    (LIST, "mirror create x --list LIST", "", "<html>"),
+    (LIST, "mirror create x --list LIST", "\"v1\"", "\"v2\""),
+    (LIST, "mirror create x --list LIST", "\"v1\"", "1"),
+    (LIST, "mirror create x --list LIST", "v1.35.4", "1.35"),
+    (
+        LIST,
+        "mirror create x --list LIST",
+        "[]",
+        "[{\"url\":\"a\",\"hash\":\"sha256:00\",\"install_path\":\"/a\"}]",
+    ),
+    (LIST, "mirror create x --list LIST", "[]", "{}"),
+    (LIST, "mirror create x --list LIST", "[]", "[], \"more\": 1"),
+    (MACHINES, "status", "", "{"),
+    (MACHINES, "terminate -y", "", "{"),
+];
+
+/// The text of a file before somebody edited it.
+fn good(host: &Host, file: &str) -> String {
+    match file {
+        LIST => COMPONENTS.to_owned(),
+        STATE => cluster_config::ClusterState::new().to_yaml().to_string(),
+        CONFIG | VALUES => fs::read_to_string(host.path(file)).unwrap(),
+        _ => String::new(),
+    }
+}
+
+/// What a command says, without what differs between machines and runs.
+fn said(host: &Host, command: &str) -> String {
+    let list = host.path(LIST);
+    let arguments: Vec<_> = command.split(' ').collect();
+    let arguments: Vec<_> = arguments
+        .iter()
+        .map(|argument| {
+            if *argument == "LIST" {
+                list.to_str().unwrap()
+            } else {
+                argument
+            }
+        })
+        .collect();
+    let output = host.run(&arguments);
+    let said = stdout(&output) + &stderr(&output);
+    said.replace(host.path("").to_str().unwrap().trim_end_matches('/'), "HOST")
+}
+
+#[test]
+fn mistakes_are_told_by_key_and_line() {
+    let mut messages = String::new();
+    for (file, command, part, replacement) in CASES {
+        let host = Host::new();
+        host.configure();
+        if *file == KUBECONFIG || *file == MACHINES {
+            fs::write(host.path(STATE), good(&host, STATE)).unwrap();
+            fs::create_dir(host.path("workspace/constellation-qemu")).unwrap();
+            fs::write(
+                host.path(MACHINES),
+                r#"{"uid":"","segment_port":1,"metadata_port":1,"init_secret_hash":"","mirror":null,"nodes":{}}"#,
+            )
+            .unwrap();
+        }
+        let good = good(&host, file);
+        let text = if part.is_empty() {
+            (*replacement).to_owned()
+        } else {
+            assert!(good.contains(part), "{file} has no {part:?}");
+            good.replacen(part, replacement, 1)
+        };
+        fs::write(host.path(file), text).unwrap();
+        let said = said(&host, command);
+        for word in FOREIGN {
+            assert!(!said.contains(word), "{file}: {part:?} -> {replacement:?}: {said}");
+        }
+        assert!(!said.contains("s3cret") && !said.contains("czNjcmV0"), "{said}");
+        messages += &format!("# {file}: {part:?} -> {replacement:?}\n{said}\n");
+    }
+    insta::assert_snapshot!(messages);
+}
