@@ -43,7 +43,7 @@ enum Version {
 pub(crate) enum Stage {
     /// The disk has its final key, but Kubernetes does not run yet. A node that boots in this stage was interrupted.
     Joining,
-    /// Kubernetes runs.
+    /// The node is a member of its cluster, and Kubernetes runs.
     Member,
 }
 

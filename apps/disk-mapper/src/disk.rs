@@ -29,7 +29,6 @@ pub(crate) enum LookError {
     Read {
         /// Its device node.
         path: PathBuf,
-        /// The reason.
         source: io::Error,
     },
 }

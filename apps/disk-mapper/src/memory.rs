@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use disk_encryption::ThrowAwayKey;
 use rustix::fs::statfs;
 
-/// `linux/magic.h`.
+/// The file system in memory that `/run` is (`linux/magic.h`).
 const TMPFS_MAGIC: u32 = 0x0102_1994;
 /// `linux/magic.h`: what the initramfs itself lies on.
 const RAMFS_MAGIC: u32 = 0x8584_58f6;
@@ -18,28 +18,17 @@ const RAMFS_MAGIC: u32 = 0x8584_58f6;
 pub(crate) enum WriteSecretError {
     /// The folder could not be made.
     #[error("{path} cannot be made")]
-    Folder {
-        /// Which folder.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
+    Folder { path: PathBuf, source: io::Error },
     /// The folder lies on something that may be a disk.
     #[error("{path} is on a file system of type {found:#x}, which is not memory")]
     NotInMemory {
-        /// Which folder.
         path: PathBuf,
         /// The file system's magic number.
         found: u32,
     },
     /// The file could not be written.
     #[error("{path} cannot be written")]
-    Write {
-        /// Which file.
-        path: PathBuf,
-        /// The reason.
-        source: io::Error,
-    },
+    Write { path: PathBuf, source: io::Error },
 }
 
 /// Makes a folder for secrets, and makes sure that it is in memory.

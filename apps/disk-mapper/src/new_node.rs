@@ -23,7 +23,6 @@ enum MakeFileSystemError {
     /// mkfs could not be started.
     #[error("{MKFS_EXT4} cannot be started")]
     Start(#[source] io::Error),
-    /// It failed.
     #[error("{MKFS_EXT4} ended with {status}: {message}")]
     Failed {
         /// How it ended.

@@ -53,7 +53,7 @@ pub enum ParseMetadataError {
     Json {
         /// The key, or the whole answer.
         key: String,
-        /// The cause.
+        /// Where the JSON is wrong.
         #[source]
         source: serde_json::Error,
     },
@@ -83,7 +83,7 @@ pub enum ParseMetadataError {
     Peer {
         /// The peer's position, from 0.
         index: usize,
-        /// The cause.
+        /// What is wrong with it.
         #[source]
         source: Box<Self>,
     },

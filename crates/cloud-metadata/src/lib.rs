@@ -22,7 +22,7 @@ pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, MetadataError>> +
 
 /// The metadata service of a platform.
 pub trait CloudMetadata: Send + Sync {
-    /// This node.
+    /// What the platform says of the node that asks.
     fn this_node(&self) -> Answer<'_, Instance>;
 
     /// All nodes of the cluster, this one included.

@@ -82,7 +82,7 @@ pub enum Acceleration {
     Auto,
     /// KVM, or an error.
     Kvm,
-    /// Software emulation.
+    /// Software emulation, even where KVM works.
     Software,
 }
 

@@ -50,7 +50,7 @@ pub(crate) trait Kind: DeserializeOwned {
     const EXPECTED: &'static str;
 }
 
-/// Unknown keys.
+/// The keys of a mapping that no field took.
 pub(crate) type Unknown = BTreeMap<String, IgnoredAny>;
 
 /// Version 5. Version 4 was the predecessor's.

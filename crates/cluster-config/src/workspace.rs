@@ -59,7 +59,7 @@ pub enum WorkspaceError {
     /// A required file is missing.
     #[error("{path} does not exist: {hint}")]
     Missing {
-        /// Which.
+        /// Path of the file or folder.
         path: PathBuf,
         /// How to create it.
         hint: &'static str,
@@ -78,36 +78,36 @@ pub enum WorkspaceError {
     Io {
         /// What was tried.
         action: &'static str,
-        /// On what.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why not.
+        /// What the system said.
         #[source]
         source: io::Error,
     },
     /// The configuration cannot be used.
     #[error("invalid configuration {path}")]
     Config {
-        /// Which file.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why.
+        /// Where the text is not a configuration, and why.
         #[source]
         source: ParseConfigError,
     },
     /// The state cannot be used.
     #[error("{path} is damaged (take it from a backup, or end the cluster with `constellation terminate`)")]
     State {
-        /// Which file.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why.
+        /// Where the text is not a state, and why.
         #[source]
         source: ParseStateError,
     },
     /// The master secret cannot be used.
     #[error("{path} is damaged (take it from a backup)")]
     MasterSecret {
-        /// Which file.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why.
+        /// How the text differs from a master secret.
         #[source]
         source: ParseMasterSecretError,
     },

@@ -25,9 +25,9 @@ pub enum FindStateDiskError {
     /// More than one says so, and choosing would be the host's choice.
     #[error("{one} and {other} both have the serial number '{}'", paths::SERIAL)]
     Several {
-        /// The first.
+        /// Device node of one of them.
         one: String,
-        /// The second.
+        /// Device node of another one.
         other: String,
     },
 }

@@ -40,9 +40,9 @@ pub enum LoadNewStateDiskError {
     /// The header in memory cannot be used.
     #[error("{path} cannot be used")]
     Header {
-        /// Which file.
+        /// The file in memory, which the disk-mapper left.
         path: PathBuf,
-        /// The reason.
+        /// Why it could not be read, or how it differs from our shape.
         source: ReadHeaderError,
     },
     /// The disk has been re-keyed already.
@@ -51,15 +51,15 @@ pub enum LoadNewStateDiskError {
     /// The throw-away key cannot be read.
     #[error("cannot read {path}")]
     Key {
-        /// Which file.
+        /// The file in memory, which the disk-mapper left.
         path: PathBuf,
-        /// The reason.
+        /// What the system said.
         source: io::Error,
     },
     /// The throw-away key is not one.
     #[error("{path} does not have 32 bytes")]
     KeyLength {
-        /// Which file.
+        /// The file in memory, which the disk-mapper left.
         path: PathBuf,
     },
 }

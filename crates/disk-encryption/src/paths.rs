@@ -21,8 +21,8 @@ pub const MOUNT_POINT: &str = "/run/state";
 /// Serial number of the disk that is meant to be the state disk.
 pub const SERIAL: &str = "state";
 
-/// Package cryptsetup-bin.
+/// From Debian's package cryptsetup-bin.
 pub const CRYPTSETUP: &str = "/usr/sbin/cryptsetup";
 
-/// Package e2fsprogs.
+/// From Debian's package e2fsprogs.
 pub const MKFS_EXT4: &str = "/usr/sbin/mkfs.ext4";

@@ -30,7 +30,7 @@ pub enum FormatError {
     /// The header file could not be made.
     #[error("no file for the header")]
     HeaderFile(#[source] io::Error),
-    /// cryptsetup failed.
+    /// cryptsetup could not be run, or could not format the disk.
     #[error("disk cannot be formatted")]
     Cryptsetup(#[from] CryptsetupError),
     /// cryptsetup made something else than we asked for.

@@ -18,9 +18,9 @@ pub enum QemuError {
     Io {
         /// What was attempted.
         action: &'static str,
-        /// On what.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why not.
+        /// What the system said.
         #[source]
         source: io::Error,
     },
@@ -30,16 +30,16 @@ pub enum QemuError {
     /// The record of the machines is damaged.
     #[error("cannot read {path}; `constellation terminate` removes it and the machines")]
     Record {
-        /// Which file.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// Why.
+        /// Where the JSON is wrong.
         #[source]
         source: DocumentError,
     },
     /// A program ended right after it was started.
     #[error("{program} exited at once: {said}")]
     Ended {
-        /// Which.
+        /// Name of the program.
         program: String,
         /// The last line of its output.
         said: String,
@@ -47,7 +47,7 @@ pub enum QemuError {
     /// A program did not become ready.
     #[error("{program} was not ready within {seconds} s")]
     NotReady {
-        /// Which.
+        /// Name of the program.
         program: String,
         /// How long it was given.
         seconds: u64,
@@ -58,11 +58,11 @@ pub enum QemuError {
     /// A process belongs to another user.
     #[error("process {pid} ({program}) belongs to {owner}: {}", .owner.advice())]
     NotPermitted {
-        /// Its id.
+        /// The id of the process.
         pid: i32,
         /// What it runs.
         program: String,
-        /// Its owner.
+        /// The user whose process it is.
         owner: User,
     },
     /// KVM is required and does not work.

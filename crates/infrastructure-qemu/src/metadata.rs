@@ -39,9 +39,9 @@ pub enum MetadataError {
     /// The port cannot be listened on.
     #[error("cannot serve on port {port} of loopback")]
     Serve {
-        /// Which.
+        /// The port on loopback.
         port: u16,
-        /// Why not.
+        /// What the system said.
         #[source]
         source: std::io::Error,
     },

@@ -51,9 +51,9 @@ impl Default for QemuOptions {
 pub enum AccelerationChoice {
     /// If it works.
     Auto,
-    /// Or nothing.
+    /// KVM, and an error where it does not work.
     Kvm,
-    /// Never.
+    /// Software emulation, even where KVM works.
     Software,
 }
 

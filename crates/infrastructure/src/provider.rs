@@ -78,11 +78,11 @@ pub struct Infrastructure {
     pub ip_cidr_node: String,
     /// Where nodes find the mirror of the specification.
     pub component_mirror: String,
-    /// The machines.
+    /// All machines of the cluster, made or not.
     pub nodes: Vec<Machine>,
 }
 
-/// One machine.
+/// A machine of the cluster, as the provider knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Machine {
@@ -125,11 +125,11 @@ pub enum MachineStatus {
     Unknown,
     /// It was not started yet.
     NotMade,
-    /// It runs.
+    /// The machine runs; what its system does is not known here.
     Running,
     /// It does not, and this is the last it said about why.
     Stopped {
-        /// One line.
+        /// Why, as one line for the operator.
         reason: String,
         /// The end of its console.
         console: Vec<String>,
