@@ -15,11 +15,12 @@
 //!
 //! So a host that blanks a disk gets what it also gets by making another machine: an empty node that asks to join. It
 //! destroys data, as it can by deleting the file. What it must not get is a node which throws its data away or trusts
-//! foreign ones because of a few well-placed bytes. Hence the three outcomes:
+//! foreign ones because of a few well-placed bytes. Hence the three actions:
 //!
 //! | The disk shows | Means | Action |
 //! |---|---|---|
 //! | zeros at both ends | made for a new node | format |
+//! | the mark of an unfinished header, exactly | a boot ended while it formatted or re-keyed | format |
 //! | our shape, not marked as initialised | a boot ended between format and join; its key died with that boot | format |
 //! | our shape, marked as initialised | a known node | wait for its key |
 //! | anything else: damaged, foreign, or shaped by the host | unknown | refuse, with the reason |
@@ -27,23 +28,8 @@
 //! The predecessor formatted in all cases but the third. There, a header damaged in one byte cost the node its data.
 
 use cluster_types::DiskUuid;
+use disk_encryption::Contents;
 use disk_encryption::header::HeaderError;
-
-/// What is on a disk.
-#[derive(Debug)]
-pub(crate) enum Contents {
-    /// Zeros, where anything would be found.
-    Blank,
-    /// A header of exactly our shape.
-    Ours {
-        /// Which disk it says it is.
-        disk: DiskUuid,
-        /// Whether it says that its node has joined.
-        initialised: bool,
-    },
-    /// Neither.
-    Other(HeaderError),
-}
 
 /// What to do with a disk.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,6 +45,8 @@ pub(crate) enum Action {
 pub(crate) enum NewNode {
     /// There is nothing on its disk.
     BlankDisk,
+    /// The power went while its disk got a header.
+    UnfinishedHeader,
     /// It was formatted and did not come as far as joining.
     NeverJoined(DiskUuid),
 }
@@ -95,6 +83,7 @@ pub(crate) fn decide(contents: Contents, size: u64) -> Result<Action, Refusal> {
     }
     match contents {
         Contents::Blank => Ok(Action::Format(NewNode::BlankDisk)),
+        Contents::Unfinished => Ok(Action::Format(NewNode::UnfinishedHeader)),
         Contents::Ours {
             disk,
             initialised: false,
@@ -122,6 +111,14 @@ mod tests {
         assert_eq!(
             decide(Contents::Blank, SIZE).unwrap(),
             Action::Format(NewNode::BlankDisk)
+        );
+    }
+
+    #[test]
+    fn formats_disk_with_an_unfinished_header() {
+        assert_eq!(
+            decide(Contents::Unfinished, SIZE).unwrap(),
+            Action::Format(NewNode::UnfinishedHeader)
         );
     }
 

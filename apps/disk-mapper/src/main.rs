@@ -1,7 +1,8 @@
 //! Prepares the state disk of a node, in the initramfs, before anything else uses it.
 //!
 //! 1. The state disk is the one disk with the serial number `state`.
-//! 2. What is on it is copied to memory and classified: nothing, a header of exactly our shape, something else.
+//! 2. What is on it is copied to memory and classified: nothing, an unfinished header, a header of exactly our shape,
+//!    something else.
 //! 3. [`decide()`] says what that means: format, wait for the key, or refuse.
 //! 4. A new node's disk is formatted under a throw-away key, opened, given a file system and mounted at `/run/state`.
 //!
@@ -44,6 +45,9 @@ fn run(console: &Console) -> Result<()> {
         Action::Format(reason) => {
             console.say(&match reason {
                 NewNode::BlankDisk => "its disk is blank: this is a new node".to_owned(),
+                NewNode::UnfinishedHeader => {
+                    "its disk was being formatted when the power went: this is a new node".to_owned()
+                }
                 NewNode::NeverJoined(disk) => format!("disk {disk} never joined a cluster: this is a new node"),
             });
             new_node::prepare(&path, console)

@@ -1,6 +1,6 @@
 //! The disks of a machine.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -81,13 +81,13 @@ pub fn find_state_disk(devices: &[BlockDevice]) -> Result<&BlockDevice, FindStat
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn is_blank(device: &mut File) -> io::Result<bool> {
+pub(crate) fn is_blank(device: &mut (impl Read + Seek)) -> io::Result<bool> {
     const TAIL: u64 = 1 << 20;
     let size = device.seek(SeekFrom::End(0))?;
     Ok(is_zero(device, 0, HEADER_SIZE.min(size))? && is_zero(device, size.saturating_sub(TAIL), TAIL.min(size))?)
 }
 
-fn is_zero(device: &mut File, offset: u64, mut length: u64) -> io::Result<bool> {
+fn is_zero(device: &mut (impl Read + Seek), offset: u64, mut length: u64) -> io::Result<bool> {
     let mut buffer = vec![0; 1 << 20];
     device.seek(SeekFrom::Start(offset))?;
     while length > 0 {

@@ -10,6 +10,7 @@
 //! dm-integrity's own superblock and journal are on the disk too and are not authenticated. Tags are computed by dm-crypt
 //! over sector number and ciphertext, so whoever changes superblock, journal or tags makes reads fail and nothing else.
 
+mod contents;
 mod cryptsetup;
 mod device;
 pub mod header;
@@ -19,8 +20,9 @@ mod new_state_disk;
 pub mod paths;
 mod state_disk;
 
+pub use contents::Contents;
 pub use cryptsetup::{Cryptsetup, CryptsetupError, CryptsetupProgram};
-pub use device::{BlockDevice, FindStateDiskError, find_state_disk, is_blank, list_block_devices};
+pub use device::{BlockDevice, FindStateDiskError, find_state_disk, list_block_devices};
 pub use integrity::write_sectors_that_mkfs_reads;
 pub use key::{DiskKey, MakeKeyError, ThrowAwayKey};
 pub use new_state_disk::{LoadNewStateDiskError, NewStateDisk};

@@ -109,8 +109,8 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
     /// 1. cryptsetup makes the header in memory, and dm-integrity's superblock on the disk. Nothing is wiped: see
     ///    `integrity` for what that means.
     /// 2. The header is checked as if it came from a stranger, and marked as not initialised.
-    /// 3. It is written to the disk, last of all. A crash before leaves a disk that is as blank as it was, a crash
-    ///    afterwards a disk that says it never joined.
+    /// 3. It is written to the disk, last of all. A power cut at any point leaves a disk that says it never joined, or one that
+    ///    is as it was: see [`Header::write_to`].
     ///
     /// # Errors
     /// When one of these fails; the disk must then be formatted again.
@@ -145,17 +145,17 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
     ///
     /// 1. cryptsetup changes keyslot 0 in the header in memory; the disk's header is not read.
     /// 2. The new header is checked: same disk, same volume key, one keyslot.
-    /// 3. It is written to the disk, new keyslot first; then the old keyslot is overwritten.
+    /// 3. It is written to the disk; then the old keyslot is overwritten.
     ///
-    /// The disk may be open meanwhile: its volume key stays.
+    /// The disk may be open meanwhile: its volume key stays. A power cut inside step 3 leaves a disk that says it never
+    /// joined, or one that has joined. The node must not have written anything yet that it cannot lose.
     ///
     /// # Security
     /// On success no header on the disk opens with the throw-away key. A host that kept a copy of the old header gains
     /// nothing, since that key has never left this machine's memory; the caller deletes its file now.
     ///
     /// # Errors
-    /// When one of these fails. A crash inside step 3 can leave a header that is refused. The node had just joined and
-    /// holds nothing yet: give it a blank disk.
+    /// When one of these fails.
     pub fn rekey(&self, header: &Header, old: &ThrowAwayKey, new: &StateDiskKey) -> Result<Header, RekeyError> {
         self.write_header_file(header).map_err(RekeyError::HeaderFile)?;
         self.run_change_key(old, new)?;

@@ -41,7 +41,7 @@ struct Arguments {
     /// Folder for initramfs, disks and console logs; made if it does not exist.
     #[arg(long)]
     work: PathBuf,
-    /// Ends after this chapter: new, known, predecessor, two-disks.
+    /// Ends after this chapter: new, known, power-cuts, predecessor, two-disks.
     #[arg(long, default_value = LAST_CHAPTER)]
     until: String,
 }
@@ -83,6 +83,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     for (chapter, disks) in [
         ("new", vec![("state", &state), ("out", &out)]),
         ("known", vec![("state", &state), ("out", &out)]),
+        ("power-cuts", vec![("state", &state), ("out", &out)]),
         ("predecessor", vec![("state", &state), ("out", &out)]),
         (LAST_CHAPTER, vec![("state", &state), ("state", &out)]),
     ] {

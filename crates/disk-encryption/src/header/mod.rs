@@ -22,6 +22,7 @@ mod check;
 mod error;
 mod json;
 pub(crate) mod layout;
+mod unfinished;
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
@@ -95,8 +96,17 @@ impl Header {
         Ok(Self { metadata, keyslot })
     }
 
-    /// Writes the header. The order keeps an older header usable until the newer one is complete: keyslot, secondary
-    /// copy, primary copy. `barrier` is called between the steps.
+    /// Writes the header of a disk whose node has not joined. A power cut at any point leaves a disk that is as it was, one
+    /// that is [unfinished](crate::Contents::Unfinished), or one with this header:
+    ///
+    /// 1. The first sector says that the header is unfinished.
+    /// 2. Keyslot, secondary copy and the rest of the primary copy are written, in any order.
+    /// 3. The first sector becomes that of the primary copy.
+    ///
+    /// `barrier` is called after each step; when it returns, what was written must be on the disk.
+    ///
+    /// # Security
+    /// An unfinished disk is formatted again, so this must never write over the header of a node that holds anything.
     ///
     /// # Errors
     /// When writing fails.
@@ -106,16 +116,15 @@ impl Header {
         mut barrier: impl FnMut(&mut T) -> io::Result<()>,
     ) -> io::Result<()> {
         let metadata = self.metadata.encode();
-        let mut put = |offset: u64, bytes: &[u8]| {
-            target.seek(SeekFrom::Start(offset))?;
-            target.write_all(bytes)?;
-            barrier(target)
-        };
-        put(self.metadata.parameters.area_offset, &self.keyslot)?;
-        for copy in [HeaderCopy::Secondary, HeaderCopy::Primary] {
-            put(copy.range().start as u64, &metadata[copy.range()])?;
-        }
-        Ok(())
+        let (first_sector, rest) = metadata.split_at(unfinished::SECTOR);
+
+        write_at(target, 0, &unfinished::first_sector())?;
+        barrier(target)?;
+        write_at(target, self.metadata.parameters.area_offset, &self.keyslot)?;
+        write_at(target, unfinished::SECTOR as u64, rest)?;
+        barrier(target)?;
+        write_at(target, 0, first_sector)?;
+        barrier(target)
     }
 
     /// What the header says.
@@ -206,6 +215,19 @@ impl Metadata {
     }
 }
 
+/// Whether a disk begins as [`Header::write_to`] leaves it until it is done.
+///
+/// The host can write this too. It gains what it also gains by zeros: a node that counts as new.
+///
+/// # Errors
+/// When the disk cannot be read.
+pub(crate) fn is_unfinished(device: &mut (impl Read + Seek)) -> io::Result<bool> {
+    let mut sector = Vec::with_capacity(unfinished::SECTOR);
+    device.seek(SeekFrom::Start(0))?;
+    device.take(unfinished::SECTOR as u64).read_to_end(&mut sector)?;
+    Ok(sector == unfinished::first_sector())
+}
+
 /// Puts right checksums into both copies of a header. The checksum is no secret and protects from nobody; tests and the
 /// fuzz target use this to reach what lies behind it.
 pub fn repair_checksums(bytes: &mut [u8]) {
@@ -214,6 +236,11 @@ pub fn repair_checksums(bytes: &mut [u8]) {
             binary::seal(half);
         }
     }
+}
+
+fn write_at(target: &mut (impl Write + Seek), offset: u64, bytes: &[u8]) -> io::Result<()> {
+    target.seek(SeekFrom::Start(offset))?;
+    target.write_all(bytes)
 }
 
 fn copy_of(metadata: &[u8; METADATA_SIZE], copy: HeaderCopy) -> &[u8; COPY_SIZE] {
@@ -266,6 +293,8 @@ fn check_disk(found: DiskUuid, expected: ExpectedDisk) -> Result<(), HeaderError
     }
 }
 
+#[cfg(test)]
+mod power_cuts;
 #[cfg(test)]
 mod real;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What happens to the state disk, boot by boot.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -188,6 +188,44 @@ pub(crate) fn known_node(report: &mut Report) {
         );
         Ok(())
     });
+}
+
+/// The power goes while a disk that never joined gets another header; the disk mapper then finds what was written of it.
+pub(crate) fn power_cuts(report: &mut Report) {
+    for (steps, found) in [
+        (1, "its disk was being formatted when the power went"),
+        (2, "its disk was being formatted when the power went"),
+        (3, "never joined a cluster"),
+    ] {
+        report.check(&format!("disk is formatted after a power cut at step {steps}"), || {
+            let header = read_header()?;
+            write_steps(&header, steps)?;
+            let (success, output) = run_disk_mapper()?;
+            ensure!(success && output.contains(found), "{output}");
+            ensure!(
+                read_header()?.metadata().disk() != header.metadata().disk(),
+                "UUID stayed"
+            );
+            unmount_all(MOUNT_POINT)?;
+            close()
+        });
+    }
+}
+
+/// Writes a header to the disk up to one of its barriers, the first being 1.
+fn write_steps(header: &Header, steps: usize) -> Result<()> {
+    let mut device = OpenOptions::new().write(true).open(disk("state")?)?;
+    let mut done = 0;
+    let result = header.write_to(&mut device, |device| {
+        device.sync_all()?;
+        done += 1;
+        match done == steps {
+            true => Err(io::ErrorKind::Interrupted.into()),
+            false => Ok(()),
+        }
+    });
+    ensure!(result.is_err() && done == steps, "there are only {done} steps");
+    Ok(())
 }
 
 /// A disk made the way the predecessor made it, with the same library: header on the disk from the start, cost of the key
@@ -459,5 +497,5 @@ fn no_integrity_errors() -> Result<()> {
 }
 
 fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(io::stdout(), "{line}");
 }

@@ -15,6 +15,7 @@ fn main() -> ! {
     match machine::chapter().as_deref() {
         Some("new") => chapters::new_node(&mut report),
         Some("known") => chapters::known_node(&mut report),
+        Some("power-cuts") => chapters::power_cuts(&mut report),
         Some("predecessor") => chapters::predecessor(&mut report),
         Some("two-disks") => chapters::two_disks(&mut report),
         other => report.check("chapter is known", || anyhow::bail!("{other:?}")),
