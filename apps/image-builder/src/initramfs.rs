@@ -1,4 +1,4 @@
-//! The initramfs: node-init, veritysetup and the modules for the boot disk.
+//! The initramfs: node-init, dmsetup and the modules for the boot disk.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +11,7 @@ use crate::kernel::Kernel;
 use crate::tools::{Tools, run};
 use crate::tree;
 
-const VERITYSETUP: &str = "usr/sbin/veritysetup";
+const DMSETUP: &str = "usr/sbin/dmsetup";
 
 /// Assembles the initramfs in `folder` and writes it, compressed, to `output`.
 pub(crate) fn build(
@@ -25,7 +25,7 @@ pub(crate) fn build(
 ) -> Result<()> {
     let folder = work.join("initramfs");
     fs::create_dir_all(&folder)?;
-    tree::keep_paths(["lib", "lib64", VERITYSETUP].map(str::to_owned), node_packages, &folder)?;
+    tree::keep_paths(["lib", "lib64", DMSETUP].map(str::to_owned), node_packages, &folder)?;
     tree::copy_file(node_init, &folder.join("init"), 0o755)?;
     let mut order = String::new();
     for module in kernel.load_order(&definition.modules_initramfs)? {

@@ -60,6 +60,23 @@ impl Image {
         &self.disk
     }
 
+    /// The sector of the disk, of 512 bytes, in which a text begins. Small files are not compressed.
+    ///
+    /// # Errors
+    /// When the text is not there exactly once.
+    pub fn sector_with(&self, text: &str) -> Result<u64> {
+        let mut grep = Command::new("grep");
+        grep.args(["--text", "--byte-offset", "--only-matching", "--fixed-strings", text])
+            .arg(&self.disk)
+            .env("LC_ALL", "C");
+        let found = String::from_utf8(output(&mut grep)?)?;
+        let [place] = found.lines().collect::<Vec<_>>()[..] else {
+            bail!("{text:?} is there {} times", found.lines().count());
+        };
+        let (offset, _) = place.split_once(':').context("grep gives no offset")?;
+        Ok(offset.parse::<u64>()? / SECTOR)
+    }
+
     /// The computed reference values.
     #[must_use]
     pub fn values(&self) -> &ReferenceValues {

@@ -21,6 +21,8 @@ const FIRMWARE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 /// Size of the memory in bytes.
 pub(crate) const MEMORY: u64 = 2 << 30;
+/// How a disk says that it cannot read (errno(3)).
+const EIO: u32 = 5;
 /// Size of the state disk in bytes. The file is sparse.
 const STATE_DISK_SIZE: u64 = 10 << 30;
 
@@ -38,6 +40,7 @@ pub enum StateDisk {
 pub struct Machine {
     name: &'static str,
     system_disk: PathBuf,
+    unreadable: Option<u64>,
     state_disk: StateDisk,
     variables: Vec<Variable>,
     answers: Answers,
@@ -52,12 +55,20 @@ impl Machine {
         Self {
             name,
             system_disk: system_disk.to_owned(),
+            unreadable: None,
             state_disk: StateDisk::Blank,
             variables: Vec::new(),
             answers: Box::new(metadata::honest),
             segment: None,
             additions: Vec::new(),
         }
+    }
+
+    /// Lets each read of this sector of the system disk fail. Sectors have 512 bytes.
+    #[must_use]
+    pub fn with_unreadable_sector(mut self, sector: u64) -> Self {
+        self.unreadable = Some(sector);
+        self
     }
 
     /// Gives it another state disk.
@@ -223,10 +234,15 @@ impl Machine {
         .collect();
         let options = "cache=unsafe,aio=threads";
         let system_disk = system_disk.replace(',', ",,");
-        line.extend([
-            "-drive".to_owned(),
-            format!("if=none,id=system,format=raw,readonly=on,file={system_disk},{options}"),
-        ]);
+        let system = match self.unreadable {
+            None => format!("format=raw,file={system_disk},{options}"),
+            Some(sector) => format!(
+                "driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename={system_disk},\
+                 file.inject-error.0.event=none,file.inject-error.0.iotype=read,file.inject-error.0.errno={EIO},\
+                 file.inject-error.0.sector={sector}"
+            ),
+        };
+        line.extend(["-drive".to_owned(), format!("if=none,id=system,readonly=on,{system}")]);
         if !matches!(self.state_disk, StateDisk::Missing) {
             line.extend([
                 "-drive".to_owned(),

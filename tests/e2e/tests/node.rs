@@ -35,6 +35,19 @@ fn a_flipped_bit_in_the_root_file_system_ends_the_machine() -> Result<()> {
     Ok(())
 }
 
+/// A host would hide the settings that close side doors. Without `panic_on_error` the machine goes on without whatever is in
+/// the block that cannot be read.
+#[test]
+fn a_block_of_the_root_file_system_that_cannot_be_read_ends_the_machine() -> Result<()> {
+    let image = Image::built()?;
+    let sector = image.sector_with("# The host's side doors, and secrets in memory.")?;
+    let console = Machine::new("unreadable block", image.disk())
+        .with_unreadable_sector(sector)
+        .run(Vm::wait_for_end)?;
+    ensure!(console.contains("dm-verity device has I/O error"), "{console}");
+    Ok(())
+}
+
 #[test]
 fn a_node_without_state_disk_says_so_and_powers_off() -> Result<()> {
     let image = Image::built()?;
