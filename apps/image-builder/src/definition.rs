@@ -106,6 +106,64 @@ mod tests {
         );
     }
 
+    /// Times in our units and in systemd's configuration: `Timeout…Sec=` and `--timeout=`.
+    fn limits_of_units() -> Vec<(PathBuf, u64)> {
+        let mut limits = Vec::new();
+        let mut folders = vec![ours().overlay().join("usr/lib/systemd")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let entry = entry.unwrap();
+                let (path, kind) = (entry.path(), entry.file_type().unwrap());
+                if kind.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                // A link leads to a unit that is met here too, or to one of systemd's.
+                if kind.is_symlink() {
+                    continue;
+                }
+                let text = fs::read_to_string(&path).unwrap();
+                let words = text.split_whitespace().filter_map(|word| word.split_once('='));
+                let names_a_limit =
+                    |name: &str| name == "--timeout" || name.contains("Timeout") && name.ends_with("Sec");
+                for (_, value) in words.filter(|(name, _)| names_a_limit(name)) {
+                    let seconds = value.trim_end_matches('s').parse();
+                    limits.push((
+                        path.clone(),
+                        seconds.unwrap_or_else(|_| panic!("{}: {value}", path.display())),
+                    ));
+                }
+            }
+        }
+        limits
+    }
+
+    #[test]
+    fn limits_of_units_bear_a_machine_that_is_five_times_slower() {
+        let limits = limits_of_units();
+        assert!(limits.len() >= 6, "{limits:?}");
+        for (path, seconds) in limits {
+            assert!(seconds >= 120, "{} gives up after {seconds} s", path.display());
+        }
+    }
+
+    #[test]
+    fn bootstrapper_waits_for_the_devices_it_opens() {
+        let unit = ours()
+            .overlay()
+            .join("usr/lib/systemd/system/constellation-bootstrapper.service");
+        let unit = fs::read_to_string(unit).unwrap();
+        for relation in ["Requires=", "After="] {
+            let named: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix(relation)).collect();
+            for device in ["dev-tpmrm0.device", "sys-subsystem-net-devices-private0.device"] {
+                assert!(
+                    named.iter().any(|units| units.contains(device)),
+                    "{relation}{device}: {named:?}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn modules_of_the_initramfs_are_not_those_of_shared_devices() {
         let ours = ours();

@@ -15,11 +15,22 @@ pub(crate) fn say(message: &str) {
 pub(crate) fn power_off(reason: &str) -> ! {
     write_line(&format!("boot failed: {reason}"));
     write_line("powering off");
+    end(RebootCommand::PowerOff)
+}
+
+/// The last words of a boot that begins again from the firmware, with all registers of the TPM at zero.
+pub(crate) fn restart(reason: &str) -> ! {
+    write_line(reason);
+    write_line("restarting the machine");
+    end(RebootCommand::Restart)
+}
+
+fn end(command: RebootCommand) -> ! {
     rustix::fs::sync();
     // The serial line may still be sending; nothing is lost if it cannot tell.
     let _ = rustix::termios::tcdrain(rustix::stdio::stdout());
-    let _ = rustix::system::reboot(RebootCommand::PowerOff);
-    // Only a kernel that refuses to power off gets here. Leaving would panic it, which ends the machine as well.
+    let _ = rustix::system::reboot(command);
+    // Only a kernel that refuses gets here. Leaving would panic it, which ends the machine as well.
     loop {
         std::thread::sleep(Duration::from_secs(3600));
     }

@@ -1,16 +1,18 @@
 //! The first program of a node, `/init` of the initramfs.
 //!
 //! 1. Mount the kernel's file systems.
-//! 2. Load the modules that reach the boot disk.
-//! 3. Find the two partitions whose UUIDs follow from the root hash on the measured command line.
-//! 4. Open the root file system under dm-verity with that hash, and make it the root.
-//! 5. Load the modules that the state disk needs.
-//! 6. Run the disk-mapper, which mounts the state disk at `/run/state`.
-//! 7. Put the writable folders of the system onto the state disk.
-//! 8. Become systemd.
+//! 2. Compare the clock with the RTC, and restart the machine if it runs at a wrong rate.
+//! 3. Load the modules that reach the boot disk.
+//! 4. Find the two partitions whose UUIDs follow from the root hash on the measured command line.
+//! 5. Open the root file system under dm-verity with that hash, and make it the root.
+//! 6. Load the modules that the state disk needs.
+//! 7. Run the disk-mapper, which mounts the state disk at `/run/state`.
+//! 8. Put the writable folders of the system onto the state disk.
+//! 9. Become systemd.
 //!
 //! There is no shell and no prompt. Whatever fails is said on the console, and the machine powers off.
 
+mod clock;
 mod command_line;
 mod console;
 mod modules;
@@ -25,8 +27,10 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use clock::{CompareError, ThisMachine, Verdict};
 use command_line::{ParseRootError, Root};
 
+const RTC: &str = "/sys/class/rtc/rtc0/since_epoch";
 const SYSTEMD: &str = "/usr/lib/systemd/systemd";
 
 /// Why this node does not boot.
@@ -60,6 +64,10 @@ fn main() {
 
 fn boot() -> Result<Infallible, BootError> {
     root::mount_kernel_file_systems().map_err(BootError::KernelFileSystems)?;
+    if let Err(error) = check_clock() {
+        // Not every platform has an RTC. Whether the clock is right is then for the platform.
+        console::say(&format!("clock is not checked: {}", console::chain(&error)));
+    }
     modules::load(Path::new("/modules"), Path::new("/modules/order"))?;
     console::say("looking for the root file system");
     let command_line = fs::read_to_string("/proc/cmdline").map_err(BootError::ReadCommandLine)?;
@@ -74,4 +82,24 @@ fn boot() -> Result<Infallible, BootError> {
     state::mount_writable_folders()?;
     console::say("starting systemd");
     Err(BootError::Systemd(Command::new(SYSTEMD).env_clear().exec()))
+}
+
+/// Returns when the clock runs at the right rate; restarts the machine when it does not.
+fn check_clock() -> Result<(), CompareError> {
+    let clocks = ThisMachine { rtc: Path::new(RTC) };
+    let mut comparisons = Vec::new();
+    loop {
+        match clock::decide(&comparisons) {
+            Verdict::GoOn => return Ok(()),
+            Verdict::CompareAgain(time) => {
+                let comparison = clock::compare(&clocks, time)?;
+                console::say(&format!(
+                    "clock runs at {:.3} times the rate of the RTC",
+                    comparison.rate()
+                ));
+                comparisons.push(comparison);
+            }
+            Verdict::Restart => console::restart("clock runs at a wrong rate, which only a new start corrects"),
+        }
+    }
 }

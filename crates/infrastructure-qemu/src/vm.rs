@@ -65,8 +65,11 @@ impl Vm<'_> {
         line.add("-name", spec.name.as_str());
         line.add("-smp", spec.vcpus.to_string());
         line.add("-m", spec.memory_mib.to_string());
-        // A guest that restarts has crashed. Otherwise a node reports the reason on its console and powers off.
-        line.flags(&["-nodefaults", "-no-user-config", "-no-reboot"]);
+        line.flags(&["-nodefaults", "-no-user-config"]);
+        // A kernel that panics reports it through pvpanic, and the machine ends. A restart is not a failure: a node whose clock runs
+        // at a wrong rate asks for one. Everything is then measured again from zero.
+        line.add("-action", "panic=shutdown,reboot=reset");
+        line.add("-device", "pvpanic-pci,addr=0x6");
         line.add("-display", "none");
         self.firmware(&mut line);
         self.tpm(&mut line);
@@ -228,7 +231,8 @@ mod tests {
 -m 2048
 -nodefaults
 -no-user-config
--no-reboot
+-action panic=shutdown,reboot=reset
+-device pvpanic-pci,addr=0x6
 -display none
 -drive if=pflash,format=raw,unit=0,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd
 -drive if=pflash,format=raw,unit=1,file=vars.fd

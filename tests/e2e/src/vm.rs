@@ -106,6 +106,21 @@ impl Vm {
         self.console()
     }
 
+    /// Stops the machine half of the time until it says something. Its clock stands still meanwhile, the RTC does not: to the
+    /// node it looks as if the clock ran at half the rate.
+    ///
+    /// # Errors
+    /// When the machine ends before, or patience ends.
+    pub fn run_half_of_the_time_until_it_says(&mut self, text: &str) -> Result<()> {
+        let mut monitor = self.monitor()?;
+        self.wait_until(text, |vm| {
+            monitor.execute("stop", json!({}))?;
+            thread::sleep(INTERVAL);
+            monitor.execute("cont", json!({}))?;
+            Ok(vm.console()?.contains(text))
+        })
+    }
+
     /// Connects to the serial console, to type on it.
     ///
     /// # Errors

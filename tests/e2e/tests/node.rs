@@ -49,6 +49,17 @@ fn a_block_of_the_root_file_system_that_cannot_be_read_ends_the_machine() -> Res
 }
 
 #[test]
+fn a_node_whose_clock_runs_at_a_wrong_rate_restarts_and_comes_up() -> Result<()> {
+    let image = Image::built()?;
+    Machine::new("wrong clock", image.disk()).run(|vm| {
+        vm.run_half_of_the_time_until_it_says("restarting the machine")?;
+        vm.wait_for_bootstrapper()?;
+        // Measured again from zero, as if it had just been switched on.
+        attest(vm, image.values())?.must_be_affirming()
+    })
+}
+
+#[test]
 fn a_node_without_state_disk_says_so_and_powers_off() -> Result<()> {
     let image = Image::built()?;
     Machine::new("no state disk", image.disk())
