@@ -54,7 +54,7 @@ fn load() -> Result<NewStateDisk, StateDiskError> {
     Ok(NewStateDisk::load(
         &device,
         Path::new(paths::HEADER),
-        Path::new(paths::THROW_AWAY_KEY),
+        Path::new(paths::EPHEMERAL_KEY),
     )?)
 }
 

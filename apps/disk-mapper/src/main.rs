@@ -4,7 +4,7 @@
 //! 2. What is on it is copied to memory and classified: nothing, an unfinished header, a header of exactly our shape,
 //!    something else.
 //! 3. [`decide()`] says what that means: format, wait for the key, or refuse.
-//! 4. A new node's disk is formatted under a throw-away key, opened, given a file system and mounted at `/run/state`.
+//! 4. A new node's disk is formatted under an ephemeral key, opened, given a file system and mounted at `/run/state`.
 //!
 //! Every step is a line on standard output, which is the console. An exit code other than zero makes init power the
 //! machine off, with the reason in the last line.

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use disk_encryption::ThrowAwayKey;
+use disk_encryption::EphemeralKey;
 use rustix::fs::statfs;
 
 /// The file system in memory that `/run` is (`linux/magic.h`).
@@ -53,8 +53,8 @@ pub(crate) fn make_folder(path: &Path) -> Result<(), WriteSecretError> {
     }
 }
 
-/// Writes the throw-away key where the bootstrapper takes it from.
-pub(crate) fn write_key(path: &Path, key: &ThrowAwayKey) -> Result<(), WriteSecretError> {
+/// Writes the ephemeral key where the bootstrapper takes it from.
+pub(crate) fn write_key(path: &Path, key: &EphemeralKey) -> Result<(), WriteSecretError> {
     let write = || -> io::Result<()> {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -80,7 +80,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
         for byte in [1, 2] {
-            write_key(&path, &ThrowAwayKey::from_bytes([byte; 32])).unwrap();
+            write_key(&path, &EphemeralKey::from_bytes([byte; 32])).unwrap();
             assert_eq!(fs::read(&path).unwrap(), [byte; 32]);
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o400);
         }

@@ -8,9 +8,9 @@ use std::process::{Command, ExitStatus, Stdio};
 use anyhow::{Context, Result};
 use cluster_types::DiskUuid;
 use disk_encryption::paths::{
-    CRYPTSETUP, HEADER, MAPPED_DEVICE, MAPPING, MKFS_EXT4, MOUNT_POINT, RUN_DIR, THROW_AWAY_KEY,
+    CRYPTSETUP, EPHEMERAL_KEY, HEADER, MAPPED_DEVICE, MAPPING, MKFS_EXT4, MOUNT_POINT, RUN_DIR,
 };
-use disk_encryption::{CryptsetupProgram, DiskKey, StateDisk, ThrowAwayKey, write_sectors_that_mkfs_reads};
+use disk_encryption::{CryptsetupProgram, DiskKey, EphemeralKey, StateDisk, write_sectors_that_mkfs_reads};
 use rustix::mount::{MountFlags, mount};
 use uuid::Uuid;
 
@@ -34,7 +34,7 @@ enum MakeFileSystemError {
 
 /// Makes a blank disk the state disk of a new node:
 ///
-/// 1. A throw-away key, in memory only.
+/// 1. An ephemeral key, in memory only.
 /// 2. A new UUID, and the disk formatted with both.
 /// 3. The disk opened as `/dev/mapper/state`.
 /// 4. A file system on it.
@@ -43,16 +43,16 @@ enum MakeFileSystemError {
 /// A crash at any point leaves a disk that the next boot formats again.
 pub(crate) fn prepare(device: &Path, console: &Console) -> Result<()> {
     memory::make_folder(Path::new(RUN_DIR))?;
-    let key = ThrowAwayKey::random()?;
-    memory::write_key(Path::new(THROW_AWAY_KEY), &key)?;
+    let key = EphemeralKey::random()?;
+    memory::write_key(Path::new(EPHEMERAL_KEY), &key)?;
 
     let cryptsetup = CryptsetupProgram::new(Path::new(CRYPTSETUP));
     let state_disk = StateDisk::new(&cryptsetup, device, Path::new(HEADER));
     let disk = DiskUuid::from(Uuid::new_v4());
     let header = state_disk.format(disk, &key)?;
-    console.say(&format!("formatted disk {disk} under a throw-away key"));
+    console.say(&format!("formatted disk {disk} under an ephemeral key"));
 
-    state_disk.open(&header, DiskKey::ThrowAway(&key), MAPPING)?;
+    state_disk.open(&header, DiskKey::Ephemeral(&key), MAPPING)?;
     console.say("opened the disk");
 
     make_file_system(Path::new(MAPPED_DEVICE))?;

@@ -3,7 +3,7 @@ use secret::StateDiskKey;
 
 secret::secret_array! {
     /// Opens the state disk of a new node until its ticket brings a [`StateDiskKey`]. Made on the node, kept in memory.
-    pub struct ThrowAwayKey(32);
+    pub struct EphemeralKey(32);
 }
 
 /// The system gave no random bytes.
@@ -15,12 +15,12 @@ pub struct MakeKeyError;
 #[derive(Clone, Copy, Debug)]
 pub enum DiskKey<'a> {
     /// Of a node that has not joined yet.
-    ThrowAway(&'a ThrowAwayKey),
+    Ephemeral(&'a EphemeralKey),
     /// Of a node of a cluster.
     State(&'a StateDiskKey),
 }
 
-impl ThrowAwayKey {
+impl EphemeralKey {
     /// Makes a new key.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ impl ThrowAwayKey {
 impl DiskKey<'_> {
     pub(crate) fn expose(&self) -> &[u8; 32] {
         match self {
-            Self::ThrowAway(key) => key.expose(),
+            Self::Ephemeral(key) => key.expose(),
             Self::State(key) => key.expose(),
         }
     }

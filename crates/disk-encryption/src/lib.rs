@@ -24,6 +24,6 @@ pub use contents::Contents;
 pub use cryptsetup::{Cryptsetup, CryptsetupError, CryptsetupProgram};
 pub use device::{BlockDevice, FindStateDiskError, find_state_disk, list_block_devices};
 pub use integrity::write_sectors_that_mkfs_reads;
-pub use key::{DiskKey, MakeKeyError, ThrowAwayKey};
+pub use key::{DiskKey, EphemeralKey, MakeKeyError};
 pub use new_state_disk::{LoadNewStateDiskError, NewStateDisk};
 pub use state_disk::{FormatError, OpenError, RekeyError, StateDisk};

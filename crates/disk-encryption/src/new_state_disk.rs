@@ -8,7 +8,7 @@ use secret::zeroize::Zeroizing;
 
 use crate::cryptsetup::Cryptsetup;
 use crate::header::{ExpectedDisk, Header, ReadHeaderError};
-use crate::key::ThrowAwayKey;
+use crate::key::EphemeralKey;
 use crate::state_disk::{RekeyError, StateDisk};
 
 /// The open state disk of a node that has not joined yet, as the disk mapper left it. What the bootstrapper works with.
@@ -19,7 +19,7 @@ use crate::state_disk::{RekeyError, StateDisk};
 /// # fn join(_: cluster_types::DiskUuid) -> secret::StateDiskKey { secret::StateDiskKey::from_bytes([0; 32]) }
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let device = find_state_disk(&list_block_devices(Path::new("/sys/block"))?)?.path();
-/// let new_disk = NewStateDisk::load(&device, Path::new(paths::HEADER), Path::new(paths::THROW_AWAY_KEY))?;
+/// let new_disk = NewStateDisk::load(&device, Path::new(paths::HEADER), Path::new(paths::EPHEMERAL_KEY))?;
 /// let key = join(new_disk.disk());
 /// new_disk.rekey(&CryptsetupProgram::new(Path::new(paths::CRYPTSETUP)), &key)?;
 /// # Ok(())
@@ -31,7 +31,7 @@ pub struct NewStateDisk {
     header_file: PathBuf,
     key_file: PathBuf,
     header: Header,
-    key: ThrowAwayKey,
+    key: EphemeralKey,
 }
 
 /// Why there is no new state disk.
@@ -48,7 +48,7 @@ pub enum LoadNewStateDiskError {
     /// The disk has been re-keyed already.
     #[error("disk {0} belongs to a node that has joined")]
     Known(DiskUuid),
-    /// The throw-away key cannot be read.
+    /// The ephemeral key cannot be read.
     #[error("cannot read {path}")]
     Key {
         /// The file in memory, which the disk-mapper left.
@@ -56,7 +56,7 @@ pub enum LoadNewStateDiskError {
         /// What the system said.
         source: io::Error,
     },
-    /// The throw-away key is not one.
+    /// The ephemeral key is not one.
     #[error("{path} does not have 32 bytes")]
     KeyLength {
         /// The file in memory, which the disk-mapper left.
@@ -65,7 +65,7 @@ pub enum LoadNewStateDiskError {
 }
 
 impl NewStateDisk {
-    /// Loads header and throw-away key from memory. Of the disk itself nothing is read.
+    /// Loads header and ephemeral key from memory. Of the disk itself nothing is read.
     ///
     /// # Errors
     /// When one of the files is missing or wrong, or the disk is not new.
@@ -82,7 +82,7 @@ impl NewStateDisk {
             source,
         };
         let bytes = Zeroizing::new(fs::read(key_file).map_err(failed)?);
-        let key = ThrowAwayKey::from_slice(&bytes);
+        let key = EphemeralKey::from_slice(&bytes);
         let key = key.ok_or_else(|| LoadNewStateDiskError::KeyLength {
             path: key_file.to_owned(),
         })?;
@@ -101,10 +101,10 @@ impl NewStateDisk {
         self.header.metadata().disk()
     }
 
-    /// Re-keys the disk as [`StateDisk::rekey`] does, then deletes the throw-away key.
+    /// Re-keys the disk as [`StateDisk::rekey`] does, then deletes the ephemeral key.
     ///
     /// # Errors
-    /// When re-keying fails; the throw-away key is then still there.
+    /// When re-keying fails; the ephemeral key is then still there.
     pub fn rekey(self, cryptsetup: &impl Cryptsetup, key: &StateDiskKey) -> Result<(), RekeyError> {
         StateDisk::new(cryptsetup, &self.device, &self.header_file).rekey(&self.header, &self.key, key)?;
         fs::remove_file(&self.key_file).map_err(RekeyError::DeleteKey)

@@ -3,8 +3,8 @@
 /// Folder in memory for what the programs of a node hand to each other. Mode 0700.
 pub const RUN_DIR: &str = "/run/constellation";
 
-/// The throw-away key of a new node: 32 bytes, mode 0400. Deleted when the disk has been re-keyed.
-pub const THROW_AWAY_KEY: &str = "/run/constellation/state-disk.key";
+/// The ephemeral key of a new node: 32 bytes, mode 0400. Deleted when the disk has been re-keyed.
+pub const EPHEMERAL_KEY: &str = "/run/constellation/state-disk.key";
 
 /// The checked header of the disk that is open. Re-keying works on this copy and never reads the disk's.
 pub const HEADER: &str = "/run/constellation/state-disk.header";

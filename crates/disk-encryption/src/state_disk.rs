@@ -11,7 +11,7 @@ use secret::StateDiskKey;
 use crate::cryptsetup::{Cryptsetup, CryptsetupError};
 use crate::header::layout::{CIPHER, SECTOR_SIZE};
 use crate::header::{ExpectedDisk, HEADER_SIZE, Header, ReadHeaderError};
-use crate::key::{DiskKey, ThrowAwayKey};
+use crate::key::{DiskKey, EphemeralKey};
 
 /// A disk, and the place in memory where its header is kept for cryptsetup.
 ///
@@ -58,7 +58,7 @@ pub enum RekeyError {
     /// The header file could not be made.
     #[error("no file for the header")]
     HeaderFile(#[source] io::Error),
-    /// cryptsetup failed; [`CryptsetupError::WrongKey`] when the throw-away key is not the disk's.
+    /// cryptsetup failed; [`CryptsetupError::WrongKey`] when the ephemeral key is not the disk's.
     #[error("key cannot be changed")]
     Cryptsetup(#[from] CryptsetupError),
     /// cryptsetup made something else than we asked for.
@@ -70,8 +70,8 @@ pub enum RekeyError {
     /// The header did not reach the disk.
     #[error("the new header cannot be written to the disk")]
     Write(#[source] io::Error),
-    /// The disk is re-keyed, but the throw-away key is still there.
-    #[error("throw-away key cannot be deleted")]
+    /// The disk is re-keyed, but the ephemeral key is still there.
+    #[error("ephemeral key cannot be deleted")]
     DeleteKey(#[source] io::Error),
 }
 
@@ -104,7 +104,7 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
         }
     }
 
-    /// Formats the disk under a throw-away key, with the UUID the caller made:
+    /// Formats the disk under an ephemeral key, with the UUID the caller made:
     ///
     /// 1. cryptsetup makes the header in memory, and dm-integrity's superblock on the disk. Nothing is wiped: see
     ///    `integrity` for what that means.
@@ -114,7 +114,7 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
     ///
     /// # Errors
     /// When one of these fails; the disk must then be formatted again.
-    pub fn format(&self, disk: DiskUuid, key: &ThrowAwayKey) -> Result<Header, FormatError> {
+    pub fn format(&self, disk: DiskUuid, key: &EphemeralKey) -> Result<Header, FormatError> {
         // cryptsetup wants to create this file itself, and takes an old one for a device to overwrite.
         remove_file(self.header_file).map_err(FormatError::HeaderFile)?;
         self.run_format(disk, key)?;
@@ -141,7 +141,7 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
         Ok(self.cryptsetup.run(&arguments, key.expose())?)
     }
 
-    /// Replaces the throw-away key by the node's own and marks the disk as initialised:
+    /// Replaces the ephemeral key by the node's own and marks the disk as initialised:
     ///
     /// 1. cryptsetup changes keyslot 0 in the header in memory; the disk's header is not read.
     /// 2. The new header is checked: same disk, same volume key, one keyslot.
@@ -151,12 +151,12 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
     /// joined, or one that has joined. The node must not have written anything yet that it cannot lose.
     ///
     /// # Security
-    /// On success no header on the disk opens with the throw-away key. A host that kept a copy of the old header gains
+    /// On success no header on the disk opens with the ephemeral key. A host that kept a copy of the old header gains
     /// nothing, since that key has never left this machine's memory; the caller deletes its file now.
     ///
     /// # Errors
     /// When one of these fails.
-    pub fn rekey(&self, header: &Header, old: &ThrowAwayKey, new: &StateDiskKey) -> Result<Header, RekeyError> {
+    pub fn rekey(&self, header: &Header, old: &EphemeralKey, new: &StateDiskKey) -> Result<Header, RekeyError> {
         self.write_header_file(header).map_err(RekeyError::HeaderFile)?;
         self.run_change_key(old, new)?;
         let rekeyed = self.read_header_file(header.metadata().disk())?.marked(true);
@@ -170,7 +170,7 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
         Ok(rekeyed)
     }
 
-    fn run_format(&self, disk: DiskUuid, key: &ThrowAwayKey) -> Result<(), CryptsetupError> {
+    fn run_format(&self, disk: DiskUuid, key: &EphemeralKey) -> Result<(), CryptsetupError> {
         let (header_file, device) = (self.header_file.to_string_lossy(), self.device.to_string_lossy());
         let (uuid, sector_size) = (disk.to_string(), SECTOR_SIZE.to_string());
         // In sectors of 512 bytes: the place where data start if the header is not detached.
@@ -198,16 +198,16 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
         self.cryptsetup.run(&arguments, key.expose())
     }
 
-    fn run_change_key(&self, old: &ThrowAwayKey, new: &StateDiskKey) -> Result<(), CryptsetupError> {
+    fn run_change_key(&self, old: &EphemeralKey, new: &StateDiskKey) -> Result<(), CryptsetupError> {
         let header_file = self.header_file.to_string_lossy();
         let mut arguments = vec!["luksChangeKey", "--batch-mode", "--key-slot", "0"];
         arguments.extend(PBKDF);
         arguments.extend(KEY_ON_STDIN);
         // The new key is what follows on the same pipe.
         arguments.extend(["--new-keyfile-size", "32", &*header_file, "-"]);
-        let mut both = secret::zeroize::Zeroizing::new([0; ThrowAwayKey::LEN + StateDiskKey::LEN]);
-        both[..ThrowAwayKey::LEN].copy_from_slice(old.expose());
-        both[ThrowAwayKey::LEN..].copy_from_slice(new.expose());
+        let mut both = secret::zeroize::Zeroizing::new([0; EphemeralKey::LEN + StateDiskKey::LEN]);
+        both[..EphemeralKey::LEN].copy_from_slice(old.expose());
+        both[EphemeralKey::LEN..].copy_from_slice(new.expose());
         self.cryptsetup.run(&arguments, both.as_slice())
     }
 
@@ -309,8 +309,8 @@ mod tests {
         folder
     }
 
-    fn throw_away() -> ThrowAwayKey {
-        ThrowAwayKey::from_bytes(*b"CANARY-throw-away-key-0123456789")
+    fn ephemeral() -> EphemeralKey {
+        EphemeralKey::from_bytes(*b"CANARY-ephemeral-key-0123456789a")
     }
 
     fn state_key() -> StateDiskKey {
@@ -332,10 +332,10 @@ mod tests {
         );
         let (device, file) = (folder.path().join("disk"), header_file(folder.path()));
         let disk = StateDisk::new(&recorder, &device, &file);
-        let formatted = disk.format(header().metadata().disk(), &throw_away()).unwrap();
-        disk.open(&formatted, DiskKey::ThrowAway(&throw_away()), "state")
+        let formatted = disk.format(header().metadata().disk(), &ephemeral()).unwrap();
+        disk.open(&formatted, DiskKey::Ephemeral(&ephemeral()), "state")
             .unwrap();
-        disk.rekey(&formatted, &throw_away(), &state_key()).unwrap();
+        disk.rekey(&formatted, &ephemeral(), &state_key()).unwrap();
         recorder.calls.into_inner()
     }
 
@@ -354,10 +354,10 @@ mod tests {
     #[test]
     fn keys_go_through_standard_input() {
         let inputs: Vec<_> = calls().into_iter().map(|(_, input)| input).collect();
-        let both = [*throw_away().expose(), *state_key().expose()].concat();
+        let both = [*ephemeral().expose(), *state_key().expose()].concat();
         assert_eq!(
             inputs,
-            [throw_away().expose().to_vec(), throw_away().expose().to_vec(), both]
+            [ephemeral().expose().to_vec(), ephemeral().expose().to_vec(), both]
         );
     }
 
@@ -382,10 +382,10 @@ mod tests {
         );
         let (device, file) = (folder.path().join("disk"), header_file(folder.path()));
         let disk = StateDisk::new(&recorder, &device, &file);
-        let formatted = disk.format(header().metadata().disk(), &throw_away()).unwrap();
+        let formatted = disk.format(header().metadata().disk(), &ephemeral()).unwrap();
         assert_eq!(on_disk(folder.path()).unwrap(), formatted);
         assert!(!formatted.metadata().is_initialised());
-        let rekeyed = disk.rekey(&formatted, &throw_away(), &state_key()).unwrap();
+        let rekeyed = disk.rekey(&formatted, &ephemeral(), &state_key()).unwrap();
         assert_eq!(on_disk(folder.path()).unwrap(), rekeyed);
         assert!(rekeyed.metadata().is_initialised());
     }
@@ -394,7 +394,7 @@ mod tests {
     fn format_fails_when_cryptsetup_leaves_no_header() {
         let (folder, recorder) = (folder_with_disk(), Recorder::default());
         let (device, file) = (folder.path().join("disk"), header_file(folder.path()));
-        let refusal = StateDisk::new(&recorder, &device, &file).format(header().metadata().disk(), &throw_away());
+        let refusal = StateDisk::new(&recorder, &device, &file).format(header().metadata().disk(), &ephemeral());
         assert!(
             matches!(refusal, Err(FormatError::Header(ReadHeaderError::Read(_)))),
             "{refusal:?}"
@@ -413,7 +413,7 @@ mod tests {
         );
         let (device, file) = (folder.path().join("disk"), header_file(folder.path()));
         let other = header().of_disk("00000000-4f89-11d3-9a0c-0305e82c3301".parse().unwrap());
-        let refusal = StateDisk::new(&recorder, &device, &file).rekey(&other, &throw_away(), &state_key());
+        let refusal = StateDisk::new(&recorder, &device, &file).rekey(&other, &ephemeral(), &state_key());
         assert!(
             matches!(refusal, Err(RekeyError::Header(ReadHeaderError::Refused(_)))),
             "{refusal:?}"
@@ -431,7 +431,7 @@ mod tests {
         );
         let (device, file) = (folder.path().join("disk"), header_file(folder.path()));
         let other = header().with_other_volume_key();
-        let refusal = StateDisk::new(&recorder, &device, &file).rekey(&other, &throw_away(), &state_key());
+        let refusal = StateDisk::new(&recorder, &device, &file).rekey(&other, &ephemeral(), &state_key());
         assert!(matches!(refusal, Err(RekeyError::VolumeKeyChanged)), "{refusal:?}");
         assert!(on_disk(folder.path()).is_err(), "something reached the disk");
     }
@@ -447,7 +447,7 @@ mod tests {
         old.write_to(&mut OpenOptions::new().write(true).open(&device).unwrap(), |_| Ok(()))
             .unwrap();
         StateDisk::new(&recorder, &device, &file)
-            .rekey(&old, &throw_away(), &state_key())
+            .rekey(&old, &ephemeral(), &state_key())
             .unwrap();
         let bytes = fs::read(&device).unwrap();
         let range = old.keyslot_area();

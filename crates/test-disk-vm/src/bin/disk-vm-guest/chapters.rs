@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use disk_encryption::header::{ExpectedDisk, Header};
-use disk_encryption::paths::{CRYPTSETUP, HEADER, MAPPED_DEVICE, MAPPING, MOUNT_POINT, RUN_DIR, THROW_AWAY_KEY};
+use disk_encryption::paths::{CRYPTSETUP, EPHEMERAL_KEY, HEADER, MAPPED_DEVICE, MAPPING, MOUNT_POINT, RUN_DIR};
 use disk_encryption::{Cryptsetup, CryptsetupError, CryptsetupProgram, DiskKey, NewStateDisk, StateDisk};
 use rustix::fs::OFlags;
 use secret::StateDiskKey;
@@ -51,8 +51,8 @@ pub(crate) fn new_node(report: &mut Report) {
         );
         Ok(())
     });
-    report.check("throw-away key is for root only", || {
-        let (key, folder) = (fs::metadata(THROW_AWAY_KEY)?, fs::metadata(RUN_DIR)?);
+    report.check("ephemeral key is for root only", || {
+        let (key, folder) = (fs::metadata(EPHEMERAL_KEY)?, fs::metadata(RUN_DIR)?);
         ensure!(key.len() == 32 && key.mode() & 0o7777 == 0o400, "{key:?}");
         ensure!(folder.mode() & 0o7777 == 0o700, "{folder:?}");
         Ok(())
@@ -75,21 +75,21 @@ pub(crate) fn new_node(report: &mut Report) {
         Ok(())
     });
     let mut old_key = Zeroizing::new(Vec::new());
-    report.check("throw-away key opens the disk before re-keying", || {
-        old_key.extend(fs::read(THROW_AWAY_KEY)?);
+    report.check("ephemeral key opens the disk before re-keying", || {
+        old_key.extend(fs::read(EPHEMERAL_KEY)?);
         test_key(&old_key)
     });
     report.check("disk is re-keyed while it is open", || {
         let device = disk("state")?;
-        let new_disk = NewStateDisk::load(&device, Path::new(HEADER), Path::new(THROW_AWAY_KEY))?;
+        let new_disk = NewStateDisk::load(&device, Path::new(HEADER), Path::new(EPHEMERAL_KEY))?;
         let expected = new_disk.disk();
         new_disk.rekey(&cryptsetup(), &state_key())?;
         let on_disk = Header::read_from(&mut File::open(&device)?, ExpectedDisk::Is(expected))?;
         ensure!(on_disk.metadata().is_initialised(), "header has no mark");
-        ensure!(!Path::new(THROW_AWAY_KEY).exists(), "throw-away key is still there");
+        ensure!(!Path::new(EPHEMERAL_KEY).exists(), "ephemeral key is still there");
         Ok(())
     });
-    report.check("throw-away key is refused after re-keying", || {
+    report.check("ephemeral key is refused after re-keying", || {
         match test_key(&old_key) {
             Err(error) if matches!(error.downcast_ref(), Some(CryptsetupError::WrongKey)) => Ok(()),
             other => bail!("{other:?}"),
