@@ -2,7 +2,6 @@
 
 mod folders;
 mod image;
-mod progress;
 mod service_images;
 mod tidy;
 mod upstream;

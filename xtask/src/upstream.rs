@@ -7,7 +7,6 @@
 //! Everything is cached under the hash of its inputs, and folders appear by renaming only, so an interrupted run is
 //! repeated by running it again.
 
-mod cache;
 mod go;
 mod images;
 mod mirror;
@@ -20,15 +19,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use build_cache::{Cache, Key};
 use clap::Args;
 
 use crate::image;
-use crate::progress::Progress;
-use cache::Cache;
 use go::Go;
 use mirror::Mirror;
 use programs::Programs;
 use recipe::{Minor, Module, Recipe};
+use terminal::Progress;
 
 /// Build upstream Kubernetes from its Go modules and write a mirror.
 #[derive(Args)]
@@ -52,7 +51,7 @@ pub(crate) fn run(args: &UpstreamArgs) -> Result<()> {
     let build = Build {
         recipe: Recipe::new(args.version),
         sources: workspace_root().join("upstream"),
-        cache: Cache::open(args.cache.clone())?,
+        cache: open_cache(args.cache.clone())?,
         progress: Progress::start(),
     };
     let path = match &args.out {
@@ -60,7 +59,7 @@ pub(crate) fn run(args: &UpstreamArgs) -> Result<()> {
         Some(out) => build.mirror()?.copy_to(out)?,
         None => build.mirror()?.into_path(),
     };
-    build.progress.done();
+    build.progress.line("finished");
     Ok(terminal::print(&path.display().to_string())?)
 }
 
@@ -96,7 +95,7 @@ impl Build {
         let modules = self.recipe.modules();
         let keys = modules.iter().map(|module| self.module_key(module));
         let key = mirror::key(&self.recipe, &keys.collect::<Result<Vec<_>>>()?, &packet_filter)?;
-        let folder = self.cache.folder("mirrors", &key, |folder| {
+        let folder = self.cache.result("mirrors", &key, |folder| {
             let programs = modules
                 .iter()
                 .map(|module| self.module(module))
@@ -111,25 +110,27 @@ impl Build {
 
     /// The folder with the module's programs, which are built if they are not there yet.
     fn module(&self, module: &Module) -> Result<PathBuf> {
-        self.cache.folder("programs", &self.module_key(module)?, |folder| {
+        self.cache.result("programs", &self.module_key(module)?, |folder| {
             let names: Vec<_> = module.names().collect();
             let what = format!("{} {} ({})", module.title, module.version, names.join(" "));
-            self.progress.step(&format!("building {what}"), || {
+            self.progress.step_blocking(&format!("building {what}"), || {
                 Go::find()?.build(module, &self.sources, folder)
             })
         })
     }
 
     /// Everything a module's programs depend on.
-    fn module_key(&self, module: &Module) -> Result<String> {
+    fn module_key(&self, module: &Module) -> Result<Key> {
         let folder = self.sources.join(&module.folder);
-        let mut key = cache::Key::new(module.title);
-        key.add(go::TOOLCHAIN)
-            .add(&go::FLAGS.join(" "))
-            .add(&module.link_flags())
-            .add(&format!("{:?}", module.programs));
-        key.add(&format!("{:?}", module.source)).add_folder(&folder)?;
-        Ok(key.finish())
+        let key = Key::new(module.title)
+            .text(LAYOUT)
+            .text(go::TOOLCHAIN)
+            .text(&go::FLAGS.join(" "))
+            .text(&module.link_flags())
+            .text(&format!("{:?}", module.programs))
+            .text(&format!("{:?}", module.source));
+        key.folder(&folder)
+            .with_context(|| format!("reading {}", folder.display()))
     }
 
     /// kubeadm asks containerd for exactly these names; a typo would show only on a node without internet.
@@ -154,8 +155,21 @@ impl Build {
     }
 }
 
+fn open_cache(folder: Option<PathBuf>) -> Result<Cache> {
+    let folder = match folder {
+        Some(folder) => folder,
+        None => build_cache::user_cache()
+            .context("neither XDG_CACHE_HOME nor HOME is set: pass --cache DIR")?
+            .join("constellation/kubernetes"),
+    };
+    Ok(Cache::open(&folder)?)
+}
+
 /// The checkout this program runs in: cargo sets the variable, and a copied program remembers where it was built.
 fn workspace_root() -> PathBuf {
     let xtask = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     xtask.parent().map_or(xtask.clone(), Path::to_owned)
 }
+
+/// To be changed when other code than that of the keys makes other results from the same inputs.
+const LAYOUT: &str = "constellation xtask upstream 2";

@@ -16,8 +16,7 @@ use cargo_metadata::camino::{Utf8Path, Utf8PathBuf};
 use cargo_metadata::{Metadata, MetadataCommand};
 use clap::Args;
 use cluster_types::Service;
-
-use crate::progress::Progress;
+use terminal::Progress;
 
 /// Static, so that programs need nothing from the image or container around them.
 const TARGET: &str = "x86_64-unknown-linux-musl";
@@ -105,7 +104,7 @@ impl Workspace {
         for program in &programs {
             cargo.args(["--package", self.package_of(program)?, "--bin", program]);
         }
-        Progress::start().step(&format!("compiling {}", programs.join(", ")), || run_to_end(&mut cargo))?;
+        Progress::start().step_blocking(&format!("compiling {}", programs.join(", ")), || run_to_end(&mut cargo))?;
         Ok(self.target_folder().join(TARGET).join("release"))
     }
 

@@ -13,7 +13,6 @@ mod kubeconfig;
 mod machines;
 mod mirror;
 mod output;
-mod progress;
 mod providers;
 mod run;
 

@@ -11,9 +11,9 @@ use digest::{Digest, oci};
 use download::{Downloader, Event, Limits, Proxies, Url, copy};
 use error_report::Chain;
 use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT};
+use terminal::Step;
 
 use crate::advice::Advise;
-use crate::progress::Step;
 
 /// Larger components are refused, in bytes.
 const MAX_FILE_LEN: u64 = 4 << 30;

@@ -14,7 +14,6 @@ mod packages;
 mod pe;
 mod pipeline;
 mod prediction;
-mod progress;
 mod tools;
 mod tree;
 mod uki;

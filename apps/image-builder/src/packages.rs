@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use terminal::Progress;
 
 use crate::cache::{Cache, digest_of_file};
 use crate::definition::Definition;
 use crate::lock::{Lock, LockedPackage, Purpose};
-use crate::progress::Progress;
 use crate::tools::run;
 
 const RELEASE: &str = "trixie";
@@ -28,12 +28,12 @@ struct Chosen {
 
 /// Chooses the newest versions of everything the definition names, downloads them and returns the lock.
 pub(crate) fn choose(definition: &Definition, cache: &Cache, progress: &Progress) -> Result<Lock> {
-    progress.say("choosing Debian packages");
+    progress.line("choosing Debian packages");
     let apt = Apt::update(cache)?;
     let node = apt.resolve(&definition.node_packages)?;
     let tools = apt.resolve(&definition.tools_packages)?;
     let both: BTreeSet<_> = node.iter().chain(&tools).cloned().collect();
-    progress.say(&format!("downloading {} Debian packages", both.len()));
+    progress.line(&format!("downloading {} Debian packages", both.len()));
     let archives = apt.download(&both)?;
     let mut lock = Vec::new();
     for (purpose, packages) in [(Purpose::Node, node), (Purpose::Tools, tools)] {
@@ -69,7 +69,7 @@ pub(crate) fn fetch(lock: &Lock, cache: &Cache, progress: &Progress) -> Result<(
     if missing.is_empty() {
         return Ok(());
     }
-    progress.say(&format!("downloading {} Debian packages", missing.len()));
+    progress.line(&format!("downloading {} Debian packages", missing.len()));
     let apt = Apt::update(cache)?;
     let archives = apt.download(&missing)?;
     apt.store(lock, &archives, cache)

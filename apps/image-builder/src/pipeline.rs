@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use attestation::{Expectations, ExpectedMembership, Variants};
 use attestation_variants::ReleaseVariants;
+use build_cache::Key;
 use clap::Args;
 use cluster_types::Variant;
 use measurements::ReferenceValues;
+use terminal::Progress;
 
-use crate::cache::{Cache, CacheArgs, Key};
+use crate::cache::{Cache, CacheArgs};
 use crate::definition::{Definition, load_globs};
 use crate::disk::{self, Root};
 use crate::kernel::{self, Kernel};
 use crate::lock::{Lock, Purpose};
-use crate::progress::Progress;
 use crate::tools::Tools;
 use crate::{initramfs, packages, prediction, tree, uki, units};
 
@@ -94,7 +95,7 @@ pub(crate) fn build(build: &Build) -> Result<()> {
     fs::create_dir_all(&build.out).with_context(|| format!("cannot create {}", build.out.display()))?;
     let work = tempfile::Builder::new().prefix(".image-").tempdir_in(&build.out)?;
     let uki = build_uki(&inputs, &root, &tools, work.path(), &progress)?;
-    progress.say("disk image");
+    progress.line("disk image");
     let image = work.path().join("node.img");
     disk::build(&root, &uki, &tools, work.path(), &image)?;
 
@@ -104,7 +105,7 @@ pub(crate) fn build(build: &Build) -> Result<()> {
     for file in ["node.efi", "node.img", "packages.lock", "reference-values.json"] {
         atomic_file::rename(&work.path().join(file), &build.out.join(file))?;
     }
-    progress.say(&format!(
+    progress.line(&format!(
         "done: {}, root hash {}",
         build.out.join("node.img").display(),
         root.hash()
@@ -177,7 +178,7 @@ pub(crate) fn select(list: &Path, definition: &Path, cache: &CacheArgs) -> Resul
         .fold(key_of("selected", &lock, Purpose::Node), |key, pattern| {
             key.text(pattern.as_str())
         });
-    let folder = cache.result("selected", key, |into| tree::keep(&patterns, &packages, into))?;
+    let folder = cache.result("selected", &key, |into| tree::keep(&patterns, &packages, into))?;
     Ok(terminal::print(&folder.display().to_string())?)
 }
 
@@ -201,23 +202,24 @@ fn fetch_packages(definition: &Definition, locked: bool, cache: &Cache, progress
     if locked {
         bail!("{reason}");
     }
-    progress.say(&format!(
+    progress.line(&format!(
         "{reason}; choosing newer packages, so the image differs from the locked one"
     ));
     packages::choose(definition, cache, progress)
 }
 
 fn unpacked(lock: &Lock, purpose: Purpose, cache: &Cache, progress: &Progress) -> Result<PathBuf> {
-    cache.result("unpacked", key_of("unpacked", lock, purpose), |into| {
-        progress.say(&format!("unpacking {} packages: {purpose}", lock.of(purpose).count()));
+    cache.result("unpacked", &key_of("unpacked", lock, purpose), |into| {
+        progress.line(&format!("unpacking {} packages: {purpose}", lock.of(purpose).count()));
         packages::unpack(lock, purpose, cache, into)
     })
 }
 
 /// Names a result that is made from the packages of one purpose.
 fn key_of(step: &str, lock: &Lock, purpose: Purpose) -> Key {
-    lock.of(purpose)
-        .fold(Key::new(step).text(FORMAT), |key, package| key.digest(&package.sha256))
+    lock.of(purpose).fold(Key::new(step).text(FORMAT), |key, package| {
+        key.text(&package.sha256.to_string())
+    })
 }
 
 fn unpack_kernel(
@@ -231,8 +233,8 @@ fn unpack_kernel(
     for pattern in &definition.modules {
         key = key.text(pattern.as_str());
     }
-    Kernel::open(cache.result("kernel", key, |into| {
-        progress.say("kernel modules");
+    Kernel::open(cache.result("kernel", &key, |into| {
+        progress.line("kernel modules");
         kernel::unpack(tools, &definition.modules, into)
     })?)
 }
@@ -249,14 +251,14 @@ struct Inputs<'build> {
 fn build_root(inputs: &Inputs<'_>, tools: &Tools, cache: &Cache, progress: &Progress) -> Result<Root> {
     let work = cache.temporary()?;
     let tree = work.path().join("root");
-    progress.say("root file system");
+    progress.line("root file system");
     assemble_root(inputs, &tree)?;
     let mut key = Key::new("root").text(FORMAT).folder(&tree)?;
     for package in inputs.lock.of(Purpose::Tools) {
-        key = key.digest(&package.sha256);
+        key = key.text(&package.sha256.to_string());
     }
-    Root::open(cache.result("root", key, |into| {
-        progress.say("root file system: image and hash tree");
+    Root::open(cache.result("root", &key, |into| {
+        progress.line("root file system: image and hash tree");
         Root::build(&tree, tools, into)
     })?)
 }
@@ -327,7 +329,7 @@ fn join_certificates(root: &Path) -> Result<()> {
 }
 
 fn build_uki(inputs: &Inputs<'_>, root: &Root, tools: &Tools, work: &Path, progress: &Progress) -> Result<PathBuf> {
-    progress.say("unified kernel image");
+    progress.line("unified kernel image");
     let node_init = inputs.build.programs.join(NODE_INIT);
     let initramfs = work.join("initramfs.zst");
     initramfs::build(

@@ -5,6 +5,8 @@
 //! - [`print`] is for commands whose result is their output. If it cannot be written, the command fails.
 //! - [`say`] and [`note`] are for commands that do something else. They continue when no one reads their output any more.
 
+mod progress;
+
 use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
@@ -16,6 +18,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::stdio::{stderr, stdout};
+
+pub use progress::{Progress, Step};
 
 /// What a shell reports for a process that SIGPIPE (13) ended; other programs in a pipeline end that way.
 const SIGPIPE_EXIT: u8 = 128 + 13;

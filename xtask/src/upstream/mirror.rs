@@ -1,21 +1,23 @@
 //! The files of a mirror.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use atomic_file::{Access, NewFile};
+use build_cache::Key;
 use digest::{Digest, HashingWriter};
 use flate2::{Compression, GzBuilder};
 use kubernetes_components::{Component, ComponentList, MIRROR_DOCUMENT};
 use oci_archive::{Content, Layer, write_archive};
+use terminal::Progress;
 
-use super::cache::Key;
 use super::images::NamedImage;
 use super::programs::Programs;
 use super::recipe::{CNI_PLUGINS, PROGRAMS, Recipe};
 use crate::folders;
-use crate::progress::Progress;
 
 /// A complete mirror.
 pub(super) struct Mirror {
@@ -63,21 +65,17 @@ impl Mirror {
 }
 
 /// Everything a mirror depends on; `modules` are the keys of the modules with its programs.
-pub(super) fn key(recipe: &Recipe, modules: &[String], packet_filter: &Layer) -> Result<String> {
-    let mut key = Key::new(recipe.kubernetes);
-    for module in modules {
-        key.add(module);
-    }
-    for name in recipe.image_names() {
-        key.add(&name);
-    }
-    // What the images and the archive are made of is written in these.
-    key.add(include_str!("images.rs")).add(include_str!("mirror.rs"));
-    let mut layer = HashingWriter::new(std::io::sink());
+pub(super) fn key(recipe: &Recipe, modules: &[Key], packet_filter: &Layer) -> Result<Key> {
+    let key = modules.iter().fold(Key::new(recipe.kubernetes), Key::key);
+    let key = recipe.image_names().iter().fold(key, |key, name| key.text(name));
+    let mut layer = HashingWriter::new(io::sink());
     packet_filter.write_tar(&mut layer)?;
     let (_, digest, _) = layer.finish();
-    key.add(&digest.to_string());
-    Ok(key.finish())
+    Ok(key
+        // What the images and the archive are made of is written in these.
+        .text(include_str!("images.rs"))
+        .text(include_str!("mirror.rs"))
+        .text(&digest.to_string()))
 }
 
 /// Writes binaries, CNI plugins and images to `folder`, and the list of them last.
@@ -111,7 +109,7 @@ pub(super) fn write(
     add(CNI_PLUGINS_ARCHIVE.into(), "/opt/cni/bin".into(), true)?;
     for NamedImage { title, image } in images {
         let url = format!("images/{title}.oci.tar");
-        progress.step(&format!("writing image {}", image.name), || {
+        progress.step_blocking(&format!("writing image {}", image.name), || {
             Ok(write_archive(image, &folder.join(&url))?)
         })?;
         add(url, format!("/run/state/images/{title}.oci.tar"), false)?;
@@ -123,13 +121,14 @@ pub(super) fn write(
 
 /// Copies one file with its mode; it appears under its name when it is complete.
 pub(super) fn copy_file(from: &Path, to: &Path) -> Result<()> {
-    let Some(folder) = to.parent() else {
-        bail!("{} has no folder", to.display())
+    let copy = || {
+        let mut source = File::open(from)?;
+        let mode = source.metadata()?.permissions().mode() & 0o777;
+        let mut file = NewFile::create(to, Access::Mode(mode))?;
+        io::copy(&mut source, &mut file)?;
+        file.commit()
     };
-    let temporary = tempfile::NamedTempFile::new_in(folder)?;
-    fs::copy(from, temporary.path()).with_context(|| format!("copying {}", from.display()))?;
-    temporary.persist(to)?;
-    Ok(())
+    copy().with_context(|| format!("copying {}", from.display()))
 }
 
 fn write_cni_plugins(programs: &Programs, archive: &Path) -> Result<()> {

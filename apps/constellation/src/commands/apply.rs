@@ -14,13 +14,13 @@ use cluster_config::{InitProgress, Workspace, names};
 use cluster_types::NodeRole;
 use error_report::Chain;
 use infrastructure::ClusterSpec;
+use terminal::{Progress, Step};
 use tokio::task::block_in_place;
 
 use crate::advice::Advise;
 use crate::commands::{deploy, init, nodes, verify};
 use crate::machines;
 use crate::output::{confirm, note, print, say};
-use crate::progress::{Progress, Step};
 use crate::providers::Providers;
 use crate::run::{Run, load_components, load_config};
 

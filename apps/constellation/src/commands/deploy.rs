@@ -11,9 +11,9 @@ use key_service_client::public_key;
 use kube::Client;
 use polling::Schedule;
 use role_grant::OperatorKey;
+use terminal::Step;
 
 use crate::advice::{Advise, given_up};
-use crate::progress::Step;
 use crate::run::Run;
 use crate::{kubeconfig, machines};
 

@@ -20,13 +20,13 @@ use grpc_api::init::{
 use infrastructure::Machine;
 use key_derivation::{MasterSecret, cluster_id};
 use polling::{Failed, Schedule};
+use terminal::{Progress, Step};
 use tonic::Streaming;
 use tonic::transport::Channel;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::advice::{Advise, advise, given_up};
 use crate::output::note;
-use crate::progress::{Progress, Step};
 use crate::run::{Run, accepted};
 use crate::{kubeconfig, machines};
 

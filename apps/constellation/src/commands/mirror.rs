@@ -6,11 +6,11 @@ use anyhow::{Context, Result};
 use cluster_config::MirrorSource;
 use digest::{Digest, oci};
 use kubernetes_components::ComponentList;
+use terminal::Progress;
 
 use crate::advice::Advise;
 use crate::mirror::{fill, load_list};
 use crate::output::say;
-use crate::progress::Progress;
 
 /// Fills a folder from another mirror, or from the addresses of a pinned list.
 pub(crate) async fn create(

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
+use terminal::Step;
 
 use crate::advice::advise;
-use crate::progress::Step;
 use crate::run::Run;
 use crate::{kubeconfig, machines};
 

@@ -15,12 +15,12 @@ use futures_util::{StreamExt, stream};
 use infrastructure::Machine;
 use measurements::ReferenceValues;
 use serde::Serialize;
+use terminal::Step;
 
 use crate::advice::{Advise, advise};
 use crate::arguments::{Format, VerifyArguments};
 use crate::machines;
 use crate::output::print;
-use crate::progress::Step;
 use crate::run::{Run, accepted, load_reference_values};
 
 /// The verdict on a node that did not answer.

@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::output::{note, redraw};
+use crate::{is_terminal, note, redraw};
 
 /// The clock of one command.
-pub(crate) struct Progress {
+pub struct Progress {
     start: Instant,
     terminal: bool,
     finished: Mutex<Vec<Finished>>,
 }
 
 /// What a step is currently doing.
-pub(crate) struct Step<'a> {
+pub struct Step<'a> {
     progress: &'a Progress,
     title: String,
     start: Instant,
@@ -38,22 +38,22 @@ struct Timings {
 }
 
 impl Progress {
-    pub(crate) fn start() -> Self {
+    /// Starts the clock.
+    #[must_use]
+    pub fn start() -> Self {
         Self {
             start: Instant::now(),
-            terminal: terminal::is_terminal(),
+            terminal: is_terminal(),
             finished: Mutex::default(),
         }
     }
 
     /// Announces a step, runs it and reports how long it took.
-    pub(crate) async fn step<T>(&self, title: &str, run: impl AsyncFnOnce(&Step<'_>) -> Result<T>) -> Result<T> {
-        let step = Step {
-            progress: self,
-            title: title.to_owned(),
-            start: Instant::now(),
-            detail: Mutex::default(),
-        };
+    ///
+    /// # Errors
+    /// Those of the step.
+    pub async fn step<T>(&self, title: &str, run: impl AsyncFnOnce(&Step<'_>) -> Result<T>) -> Result<T> {
+        let step = self.begin(title);
         if !self.terminal {
             self.line(title);
         }
@@ -69,8 +69,29 @@ impl Progress {
         result
     }
 
+    /// The same for a step that blocks; nothing is drawn while it runs.
+    ///
+    /// # Errors
+    /// Those of the step.
+    pub fn step_blocking<T>(&self, title: &str, run: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.line(title);
+        let step = self.begin(title);
+        let result = run();
+        step.finish(result.is_ok());
+        result
+    }
+
+    fn begin(&self, title: &str) -> Step<'_> {
+        Step {
+            progress: self,
+            title: title.to_owned(),
+            start: Instant::now(),
+            detail: Mutex::default(),
+        }
+    }
+
     /// A line between the steps.
-    pub(crate) fn line(&self, text: &str) {
+    pub fn line(&self, text: &str) {
         if self.terminal {
             self.redraw("");
         }
@@ -83,7 +104,8 @@ impl Progress {
     }
 
     /// How long each step took, as JSON.
-    pub(crate) fn timings(&self) -> String {
+    #[must_use]
+    pub fn timings(&self) -> String {
         let timings = Timings {
             total_seconds: rounded(self.start.elapsed()),
             steps: self.finished().clone(),
@@ -92,7 +114,8 @@ impl Progress {
     }
 
     /// How long each step took, as lines for people.
-    pub(crate) fn summary(&self) -> Vec<String> {
+    #[must_use]
+    pub fn summary(&self) -> Vec<String> {
         let mut lines: Vec<String> = self
             .finished()
             .iter()
@@ -109,7 +132,7 @@ impl Progress {
 
 impl Step<'_> {
     /// Shows what the step is currently doing.
-    pub(crate) fn detail(&self, text: &str) {
+    pub fn detail(&self, text: &str) {
         let mut detail = self.detail.lock().expect("nothing panics while it is held");
         if *detail == text {
             return;
