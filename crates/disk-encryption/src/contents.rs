@@ -5,12 +5,12 @@ use cluster_types::DiskUuid;
 use crate::device::is_blank;
 use crate::header::{ExpectedDisk, Header, HeaderError, ReadHeaderError, is_unfinished};
 
-/// What is on a disk.
+/// The contents of a disk.
 #[derive(Debug)]
 pub enum Contents {
-    /// Zeros, where anything would be found.
+    /// Zeros in all the places where contents would be recognised.
     Blank,
-    /// A header that was being written when the power went, and whatever was there of it: [`Header::write_to`].
+    /// Part of a header that was being written when the power failed: [`Header::write_to`].
     Unfinished,
     /// A header of exactly our shape.
     Ours {
@@ -24,7 +24,7 @@ pub enum Contents {
 }
 
 impl Contents {
-    /// Copies to memory what tells one disk from another, and classifies it.
+    /// Copies what distinguishes disks to memory, and classifies it.
     ///
     /// # Errors
     /// When the disk cannot be read.

@@ -7,22 +7,22 @@ use std::path::{Path, PathBuf};
 use crate::header::HEADER_SIZE;
 use crate::paths;
 
-/// A disk, as the kernel lists it.
+/// A disk in the kernel's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockDevice {
     /// The kernel's name, such as `vdb`.
     pub name: String,
-    /// What its maker, in a VM the host, calls it.
+    /// The name that its manufacturer gave it; in a VM, that is the host.
     pub serial: String,
 }
 
-/// Why no disk can be the state disk.
+/// No single disk is the state disk.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FindStateDiskError {
-    /// No disk says so.
+    /// No disk claims to be it.
     #[error("no disk has the serial number '{}'", paths::SERIAL)]
     Missing,
-    /// More than one says so, and choosing would be the host's choice.
+    /// More than one claims to be it, and the host could influence a choice between them.
     #[error("{one} and {other} both have the serial number '{}'", paths::SERIAL)]
     Several {
         /// Device node of one of them.
@@ -58,9 +58,9 @@ pub fn list_block_devices(sys_block: &Path) -> io::Result<Vec<BlockDevice>> {
     Ok(devices)
 }
 
-/// Finds the one disk that says it is the state disk.
+/// Finds the one disk that claims to be the state disk.
 ///
-/// The serial number only says which disk the host means. What is on it is believed no more for that.
+/// The serial number only says which disk the host means. It does not make the contents more trustworthy.
 ///
 /// # Errors
 /// When there is none, or more than one.
@@ -76,8 +76,8 @@ pub fn find_state_disk(devices: &[BlockDevice]) -> Result<&BlockDevice, FindStat
     }
 }
 
-/// Whether a disk has nothing on it where anything would be found: the place of our header (16 MiB, which is also where
-/// partition tables and file systems start) and the last MiB (where backup tables and RAID superblocks are) are zeros.
+/// Whether a disk has only zeros where contents would be recognised: in the place of our header (16 MiB, where partition
+/// tables and file systems start, too) and in the last MiB (where backup tables and RAID superblocks are).
 ///
 /// # Errors
 /// When it cannot be read.

@@ -1,14 +1,14 @@
 //! State disks: LUKS2 with dm-integrity, made and opened by the `cryptsetup` program.
 //!
 //! The format is the predecessor's, so that its disks open: AES-256-XTS with HMAC-SHA256 over 4096-byte sectors, one
-//! keyslot, one token. What is believed of a header on a disk, and why so little, is told in [`header`].
+//! keyslot, one token. [`header`] explains how little of a header on a disk is believed, and why.
 //!
-//! What this crate does not do: it does not decide whether a disk may be formatted (that is the disk mapper's), it derives
-//! no keys, and it does not protect from replay. A host can put back an older state of a whole disk; sector by sector it
-//! cannot forge, only mix sectors of different ages at the same place.
+//! What this crate does not do: it does not decide whether a disk may be formatted (the disk-mapper does), it derives no
+//! keys, and it does not protect from replay. A host can restore an older state of a whole disk. It cannot forge sectors, but
+//! it can restore older ones in their own place.
 //!
-//! dm-integrity's own superblock and journal are on the disk too and are not authenticated. Tags are computed by dm-crypt
-//! over sector number and ciphertext, so whoever changes superblock, journal or tags makes reads fail and nothing else.
+//! dm-integrity's own superblock and journal are also on the disk, and are not authenticated. dm-crypt computes tags over
+//! sector number and ciphertext, so changing superblock, journal or tags makes reads fail and does nothing else.
 
 mod contents;
 mod cryptsetup;

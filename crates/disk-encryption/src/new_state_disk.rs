@@ -11,7 +11,7 @@ use crate::header::{ExpectedDisk, Header, ReadHeaderError};
 use crate::key::EphemeralKey;
 use crate::state_disk::{RekeyError, StateDisk};
 
-/// The open state disk of a node that has not joined yet, as the disk mapper left it. What the bootstrapper works with.
+/// The open state disk of a node that has not joined yet, as the disk-mapper left it to the bootstrapper.
 ///
 /// ```no_run
 /// # use std::path::Path;
@@ -34,11 +34,11 @@ pub struct NewStateDisk {
     key: EphemeralKey,
 }
 
-/// Why there is no new state disk.
+/// There is no new state disk.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadNewStateDiskError {
     /// The header in memory cannot be used.
-    #[error("{path} cannot be used")]
+    #[error("cannot use {path}")]
     Header {
         /// The file in memory, which the disk-mapper left.
         path: PathBuf,
@@ -95,7 +95,7 @@ impl NewStateDisk {
         })
     }
 
-    /// The UUID for which the node asks for a key.
+    /// The UUID for which the node requests a key.
     #[must_use]
     pub fn disk(&self) -> DiskUuid {
         self.header.metadata().disk()

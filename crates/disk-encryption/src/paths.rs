@@ -1,12 +1,12 @@
-//! Where things lie on a node. The disk mapper and the bootstrapper agree on these.
+//! Where things are on a node. The disk-mapper and the bootstrapper agree on these paths.
 
-/// Folder in memory for what the programs of a node hand to each other. Mode 0700.
+/// Folder in memory through which the programs of a node hand files to each other. Mode 0700.
 pub const RUN_DIR: &str = "/run/constellation";
 
 /// The ephemeral key of a new node: 32 bytes, mode 0400. Deleted when the disk has been re-keyed.
 pub const EPHEMERAL_KEY: &str = "/run/constellation/state-disk.key";
 
-/// The checked header of the disk that is open. Re-keying works on this copy and never reads the disk's.
+/// The checked header of the open disk. Re-keying works on this copy and never reads the disk's.
 pub const HEADER: &str = "/run/constellation/state-disk.header";
 
 /// Name of the mapping.

@@ -13,10 +13,10 @@ use crate::header::layout::{CIPHER, SECTOR_SIZE};
 use crate::header::{ExpectedDisk, HEADER_SIZE, Header, ReadHeaderError};
 use crate::key::{DiskKey, EphemeralKey};
 
-/// A disk, and the place in memory where its header is kept for cryptsetup.
+/// A disk, and the file in memory with its header for cryptsetup.
 ///
-/// Every operation gives cryptsetup a header file that we wrote ourselves (`--header`). What the host does to the header
-/// on the disk meanwhile has no effect on the operation.
+/// Every operation gives cryptsetup a header file that we wrote (`--header`), so changes that the host makes to the header on
+/// the disk meanwhile have no effect.
 #[derive(Debug)]
 pub struct StateDisk<'a, C> {
     cryptsetup: &'a C,
@@ -24,60 +24,60 @@ pub struct StateDisk<'a, C> {
     header_file: &'a Path,
 }
 
-/// Why a disk could not be formatted.
+/// A disk could not be formatted.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
-    /// The header file could not be made.
-    #[error("no file for the header")]
+    /// The header file could not be created.
+    #[error("cannot create the header file")]
     HeaderFile(#[source] io::Error),
     /// cryptsetup could not be run, or could not format the disk.
-    #[error("disk cannot be formatted")]
+    #[error("cannot format the disk")]
     Cryptsetup(#[from] CryptsetupError),
-    /// cryptsetup made something else than we asked for.
-    #[error("the new header cannot be used")]
+    /// cryptsetup made a header that does not have our shape.
+    #[error("unusable new header")]
     Header(#[from] ReadHeaderError),
     /// The header did not reach the disk.
-    #[error("the new header cannot be written to the disk")]
+    #[error("cannot write the new header to the disk")]
     Write(#[source] io::Error),
 }
 
-/// Why a disk could not be opened.
+/// A disk could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The header file could not be made.
-    #[error("no file for the header")]
+    /// The header file could not be created.
+    #[error("cannot create the header file")]
     HeaderFile(#[source] io::Error),
     /// cryptsetup failed; [`CryptsetupError::WrongKey`] when the key is not the disk's.
-    #[error("disk cannot be opened")]
+    #[error("cannot open the disk")]
     Cryptsetup(#[from] CryptsetupError),
 }
 
-/// Why a disk could not be re-keyed.
+/// A disk could not be re-keyed.
 #[derive(Debug, thiserror::Error)]
 pub enum RekeyError {
-    /// The header file could not be made.
-    #[error("no file for the header")]
+    /// The header file could not be created.
+    #[error("cannot create the header file")]
     HeaderFile(#[source] io::Error),
     /// cryptsetup failed; [`CryptsetupError::WrongKey`] when the ephemeral key is not the disk's.
-    #[error("key cannot be changed")]
+    #[error("cannot change the key")]
     Cryptsetup(#[from] CryptsetupError),
-    /// cryptsetup made something else than we asked for.
-    #[error("the new header cannot be used")]
+    /// cryptsetup made a header that does not have our shape.
+    #[error("unusable new header")]
     Header(#[from] ReadHeaderError),
     /// The volume key in the new header is not the old one.
-    #[error("the new header holds another volume key than the old one")]
+    #[error("the new header has a different volume key")]
     VolumeKeyChanged,
     /// The header did not reach the disk.
-    #[error("the new header cannot be written to the disk")]
+    #[error("cannot write the new header to the disk")]
     Write(#[source] io::Error),
     /// The disk is re-keyed, but the ephemeral key is still there.
-    #[error("ephemeral key cannot be deleted")]
+    #[error("cannot delete the ephemeral key")]
     DeleteKey(#[source] io::Error),
 }
 
 /// Cost of the key derivation. Keys are 32 random or derived bytes, which no search finds, so a slow derivation protects
-/// nothing and is only waited for: 64 MiB, the predecessor's choice, are 3 s of every boot in an emulated VM. 4 passes are
-/// libcryptsetup's least. Everything is set explicitly because the defaults come from a benchmark of the machine, which
+/// nothing and only costs time: with the predecessor's 64 MiB, every boot in an emulated VM takes 3 s longer. 4 passes are
+/// libcryptsetup's minimum. Everything is set explicitly, because the defaults come from a benchmark of the machine, which
 /// the host can influence, and because a header must be the same wherever it is made.
 const PBKDF: [&str; 8] = [
     "--pbkdf",
@@ -94,7 +94,7 @@ const PBKDF: [&str; 8] = [
 const KEY_ON_STDIN: [&str; 4] = ["--key-file", "-", "--keyfile-size", "32"];
 
 impl<'a, C: Cryptsetup> StateDisk<'a, C> {
-    /// Deals with the disk at `device`. `header_file` must be on a file system in memory.
+    /// For the disk at `device`. `header_file` must be on a file system in memory.
     #[must_use]
     pub fn new(cryptsetup: &'a C, device: &'a Path, header_file: &'a Path) -> Self {
         Self {
@@ -115,7 +115,7 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
     /// # Errors
     /// When one of these fails; the disk must then be formatted again.
     pub fn format(&self, disk: DiskUuid, key: &EphemeralKey) -> Result<Header, FormatError> {
-        // cryptsetup wants to create this file itself, and takes an old one for a device to overwrite.
+        // cryptsetup wants to create this file itself, and would take an existing one for a device to overwrite.
         remove_file(self.header_file).map_err(FormatError::HeaderFile)?;
         self.run_format(disk, key)?;
         let header = self.read_header_file(disk)?.marked(false);
@@ -134,8 +134,8 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
         let mut arguments = vec!["open", "--batch-mode", "--type", "luks2", "--header", &*header_file];
         arguments.extend(KEY_ON_STDIN);
         arguments.extend(["--key-slot", "0", "--disable-external-tokens"]);
-        // Encrypting where the request is made instead of handing it to another thread. What waits for the disk, such as
-        // etcd, gains most: in an emulated VM mounting the new file system takes 0.1 s and not 2 s.
+        // Encrypts in the thread that makes the request instead of handing it to another one. Programs that wait for the disk,
+        // such as etcd, gain most: in an emulated VM, mounting the new file system takes 0.1 s instead of 2 s.
         arguments.extend(["--perf-no_read_workqueue", "--perf-no_write_workqueue"]);
         arguments.extend([&*device, mapping]);
         Ok(self.cryptsetup.run(&arguments, key.expose())?)
@@ -147,7 +147,7 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
     /// 2. The new header is checked: same disk, same volume key, one keyslot.
     /// 3. It is written to the disk; then the old keyslot is overwritten.
     ///
-    /// The disk may be open meanwhile: its volume key stays. A power cut inside step 3 leaves a disk that says it never
+    /// The disk may be open meanwhile, because its volume key stays the same. A power cut inside step 3 leaves a disk that says it never
     /// joined, or one that has joined. The node must not have written anything yet that it cannot lose.
     ///
     /// # Security
@@ -173,7 +173,7 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
     fn run_format(&self, disk: DiskUuid, key: &EphemeralKey) -> Result<(), CryptsetupError> {
         let (header_file, device) = (self.header_file.to_string_lossy(), self.device.to_string_lossy());
         let (uuid, sector_size) = (disk.to_string(), SECTOR_SIZE.to_string());
-        // In sectors of 512 bytes: the place where data start if the header is not detached.
+        // In sectors of 512 bytes: where data start if the header is not detached.
         let offset = (HEADER_SIZE / 512).to_string();
         let mut arguments = vec!["luksFormat", "--batch-mode", "--type", "luks2"];
         arguments.extend(["--cipher", CIPHER, "--key-size", "512", "--hash", "sha256"]);
@@ -203,7 +203,7 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
         let mut arguments = vec!["luksChangeKey", "--batch-mode", "--key-slot", "0"];
         arguments.extend(PBKDF);
         arguments.extend(KEY_ON_STDIN);
-        // The new key is what follows on the same pipe.
+        // The new key follows on the same pipe.
         arguments.extend(["--new-keyfile-size", "32", &*header_file, "-"]);
         let mut both = secret::zeroize::Zeroizing::new([0; EphemeralKey::LEN + StateDiskKey::LEN]);
         both[..EphemeralKey::LEN].copy_from_slice(old.expose());
@@ -216,7 +216,7 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
         Header::read_from(&mut file, ExpectedDisk::Is(disk))
     }
 
-    /// Makes the header file anew, so that nothing of an earlier one is left in it.
+    /// Creates the header file again, so that nothing of an earlier one is left in it.
     fn write_header_file(&self, header: &Header) -> io::Result<()> {
         remove_file(self.header_file)?;
         let mut file = OpenOptions::new()
@@ -236,7 +236,7 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
         })
     }
 
-    /// Writes zeros over what the old keyslot does not share with the new one.
+    /// Writes zeros over the part of the old keyslot that the new one does not cover.
     fn overwrite_old_keyslot(&self, old: &Header, new: &Header) -> io::Result<()> {
         let (old, new) = (old.keyslot_area(), new.keyslot_area());
         let left = if new.start <= old.start {

@@ -12,10 +12,10 @@
 //!    differently gains nothing, because that text goes nowhere.
 //!
 //! # Security
-//! What a successful check proves: opening with this header uses AES-256-XTS with HMAC-SHA256 over 4096-byte sectors, and
+//! What a successful check proves: opening the disk with this header uses AES-256-XTS with HMAC-SHA256 over 4096-byte sectors, and
 //! costs at most what `layout` allows. What it does not prove: that the header is the newest one, that the disk belongs to
-//! this node, or that the key is right. The first is for whoever remembers the disk; the others follow from the key, which
-//! is derived from the UUID and opens the keyslot only if both are the ones it was formatted with.
+//! this node, or that the key is right. The first can only be known by someone who remembers the disk. The others follow from
+//! the key, which is derived from the UUID and opens the keyslot only if both are the ones it was formatted with.
 
 mod binary;
 mod check;
@@ -37,7 +37,7 @@ use check::Parameters;
 use json::Document;
 use layout::{AREA_SIZE, BINARY_SIZE, COPY_SIZE, JSON_SIZE, METADATA_SIZE};
 
-/// A checked header together with its keyslot: all that is needed to open a disk.
+/// A checked header and its keyslot: everything that is needed to open a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     metadata: Metadata,
@@ -62,11 +62,11 @@ pub enum ExpectedDisk {
     FirstSeen,
 }
 
-/// Why no header could be taken from a disk.
+/// A header could not be read from a disk.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadHeaderError {
     /// The disk cannot be read.
-    #[error("header cannot be read")]
+    #[error("cannot read the header")]
     Read(#[source] io::Error),
     /// It is not one of ours.
     #[error(transparent)]
@@ -161,10 +161,10 @@ impl Metadata {
     /// 3. It is the header of the expected disk.
     /// 4. Every field of the JSON area has the value we would have written.
     ///
-    /// Bytes behind the two copies are not looked at.
+    /// Bytes behind the two copies are ignored.
     ///
     /// # Errors
-    /// The first deviation that is met.
+    /// The first deviation that is found.
     pub fn parse(bytes: &[u8], expected: ExpectedDisk) -> Result<Self, HeaderError> {
         let truncated = HeaderError::Truncated { found: bytes.len() };
         let metadata = bytes.first_chunk::<METADATA_SIZE>().ok_or(truncated)?;
@@ -189,7 +189,7 @@ impl Metadata {
 
     /// Whether the disk says that its node has become part of a cluster.
     ///
-    /// The host can write this mark. It decides which way a boot goes, never which key or data are accepted.
+    /// The host can write this mark. It decides how a boot proceeds, never which key or data are accepted.
     #[must_use]
     pub fn is_initialised(&self) -> bool {
         self.parameters.token == Some(true)
@@ -228,8 +228,8 @@ pub(crate) fn is_unfinished(device: &mut (impl Read + Seek)) -> io::Result<bool>
     Ok(sector == unfinished::first_sector())
 }
 
-/// Puts right checksums into both copies of a header. The checksum is no secret and protects from nobody; tests and the
-/// fuzz target use this to reach what lies behind it.
+/// Recomputes the checksums of both copies of a header. A checksum protects from no attacker; tests and the fuzz target use
+/// this to reach the checks behind it.
 pub fn repair_checksums(bytes: &mut [u8]) {
     for copy in HeaderCopy::ALL {
         if let Some(half) = bytes.get_mut(copy.range()).and_then(|half| half.try_into().ok()) {

@@ -1,7 +1,7 @@
 //! Every state of a disk that a power cut can leave while its header is written.
 //!
-//! Between two barriers a disk may have written any of the sectors it was given, in any order. There are too many subsets to
-//! try all; tried are those in which an order could matter (each beginning, each end, each sector alone, each sector
+//! Between two barriers, a disk may have written any of the sectors it was given, in any order. There are too many subsets to
+//! try all. These tests try those in which the order could matter (each prefix, each suffix, each sector alone, each sector
 //! missing), and random ones.
 
 use std::io::{Cursor, Write};
