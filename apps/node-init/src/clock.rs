@@ -1,46 +1,47 @@
-//! Whether the kernel's clock runs at the right rate.
+//! Checks that the kernel's clock runs at the right rate.
 //!
-//! The kernel measures the rate of the processor's counter once, early, against a timer of the machine. A host that is busy in
-//! just that moment makes it wrong by a factor, and with `tsc=reliable` nothing corrects it later. A clock was seen to run 20
-//! times too fast: units timed out, devices were "not there in time". Only a new start of the kernel measures again.
+//! Early in the boot, the kernel measures the rate of the processor's counter once, against one of the machine's timers. If the
+//! host is busy at that moment, the result is wrong by some factor, and with `tsc=reliable` nothing corrects it later. A clock was
+//! seen to run 20 times too fast: units timed out, and devices did not appear "in time". Only a restarted kernel measures again.
 //!
-//! The RTC is the host's, and this is all it is used for: a host that makes it lie restarts the machine for ever or keeps a
-//! bad clock, and it can stop the machine anyway. So restarts are not counted; nothing outlives them in which to count.
+//! The RTC belongs to the host and is used only for this. A host that makes it lie can restart the machine for ever or leave it
+//! with a bad clock, but a host can stop the machine anyway. So restarts are not counted, and nothing outlives them in which to
+//! count.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How far the clock's rate may be off.
+/// The tolerated deviation of the clock's rate.
 const TOLERANCE: f64 = 0.05;
-/// After so many comparisons that were off it is the clock, and not a host that is busy while we compare.
+/// After this many deviating comparisons, the clock is wrong, and not only a host busy during the comparison.
 const MAX_COMPARISONS: usize = 4;
 /// How long an RTC may take, by our clock, for one of its seconds. A clock that is more than 100 times too fast does not come
 /// out of the kernel: it reads its timer a thousand times while it measures, which takes longer.
 const MAX_SECOND: Duration = Duration::from_secs(100);
-/// Between two looks at the RTC. It ticks once a second and is read by the edge.
+/// Pause between two reads of the RTC, which ticks once a second; we wait for its edges.
 const INTERVAL: Duration = Duration::from_millis(1);
 
-/// Why the rate of the clock cannot be told.
+/// The rate of the clock cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CompareError {
-    #[error("RTC cannot be read from {path}")]
+    #[error("cannot read the RTC from {path}")]
     Read { path: PathBuf, source: io::Error },
-    #[error("RTC at {path} does not give a number of seconds")]
+    #[error("the RTC at {path} does not show a number of seconds")]
     NotSeconds { path: PathBuf },
-    #[error("RTC did not advance by {expected:?} within {waited:?}")]
+    #[error("the RTC did not advance by {expected:?} within {waited:?}")]
     StandsStill { expected: Duration, waited: Duration },
 }
 
-/// How far both clocks went between the same two edges of the RTC.
+/// How far both clocks advanced between the same two edges of the RTC.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Comparison {
     pub(crate) clock: Duration,
     pub(crate) rtc: Duration,
 }
 
-/// What the comparisons so far mean.
+/// What follows from the comparisons so far.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     GoOn,
@@ -90,7 +91,7 @@ pub(crate) fn compare(clocks: &impl Clocks, time: Duration) -> Result<Comparison
     })
 }
 
-/// Waits until the RTC shows `second` or a later one, and tells which, and when that was by our clock.
+/// Waits until the RTC shows `second` or a later one. Returns that second, and the time on our clock.
 fn wait_for_rtc(clocks: &impl Clocks, second: u64) -> Result<(u64, Duration), CompareError> {
     let (from, start) = (clocks.rtc()?, clocks.clock());
     let expected = Duration::from_secs(second.saturating_sub(from));
@@ -107,7 +108,7 @@ fn wait_for_rtc(clocks: &impl Clocks, second: u64) -> Result<(u64, Duration), Co
     }
 }
 
-/// Those of this machine.
+/// The clocks of this machine.
 pub(crate) struct ThisMachine<'a> {
     /// A file of the kernel with the seconds of the RTC.
     pub(crate) rtc: &'a Path,

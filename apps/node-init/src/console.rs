@@ -1,4 +1,4 @@
-//! The only thing a node ever does with its console: write to it.
+//! The console. A node only ever writes to it.
 
 use std::error::Error;
 use std::io::Write;
@@ -11,14 +11,14 @@ pub(crate) fn say(message: &str) {
     write_line(message);
 }
 
-/// The last words of a boot that failed.
+/// Prints why the boot failed and powers off.
 pub(crate) fn power_off(reason: &str) -> ! {
     write_line(&format!("boot failed: {reason}"));
     write_line("powering off");
     end(RebootCommand::PowerOff)
 }
 
-/// The last words of a boot that begins again from the firmware, with all registers of the TPM at zero.
+/// Prints why the boot starts again, from the firmware and with all TPM registers at zero, and restarts the machine.
 pub(crate) fn restart(reason: &str) -> ! {
     write_line(reason);
     write_line("restarting the machine");
@@ -27,16 +27,16 @@ pub(crate) fn restart(reason: &str) -> ! {
 
 fn end(command: RebootCommand) -> ! {
     rustix::fs::sync();
-    // The serial line may still be sending; nothing is lost if it cannot tell.
+    // The serial line may still be sending; it does not matter if it cannot tell.
     let _ = rustix::termios::tcdrain(rustix::stdio::stdout());
     let _ = rustix::system::reboot(command);
-    // Only a kernel that refuses gets here. Leaving would panic it, which ends the machine as well.
+    // This is reached only if the kernel refuses. Returning would panic it, which also stops the machine.
     loop {
         std::thread::sleep(Duration::from_secs(3600));
     }
 }
 
-/// An error with everything that caused it, on one line.
+/// An error with all its causes, on one line.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -49,7 +49,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 }
 
 fn write_line(message: &str) {
-    // A console that cannot be written to is no reason to stop.
+    // Failing to write to the console is not a reason to stop.
     let _ = writeln!(
         std::io::stdout(),
         "[{:12.6}] constellation: {message}",

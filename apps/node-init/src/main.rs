@@ -10,7 +10,7 @@
 //! 8. Put the writable folders of the system onto the state disk.
 //! 9. Become systemd.
 //!
-//! There is no shell and no prompt. Whatever fails is said on the console, and the machine powers off.
+//! There is no shell and no prompt. A failure is printed on the console, and the machine powers off.
 
 mod clock;
 mod command_line;
@@ -33,12 +33,12 @@ use command_line::{ParseRootError, Root};
 const RTC: &str = "/sys/class/rtc/rtc0/since_epoch";
 const SYSTEMD: &str = "/usr/lib/systemd/systemd";
 
-/// Why this node does not boot.
+/// This node cannot boot.
 #[derive(Debug, thiserror::Error)]
 enum BootError {
-    #[error("the kernel's file systems cannot be mounted")]
+    #[error("cannot mount the kernel's file systems")]
     KernelFileSystems(#[source] io::Error),
-    #[error("the kernel command line cannot be read")]
+    #[error("cannot read the kernel command line")]
     ReadCommandLine(#[source] io::Error),
     #[error("the kernel command line does not name a root file system")]
     CommandLine(#[from] ParseRootError),
@@ -50,7 +50,7 @@ enum BootError {
     Root(#[from] root::OpenRootError),
     #[error(transparent)]
     State(#[from] state::PrepareStateError),
-    #[error("systemd cannot be started")]
+    #[error("cannot start systemd")]
     Systemd(#[source] io::Error),
 }
 
@@ -65,8 +65,8 @@ fn main() {
 fn boot() -> Result<Infallible, BootError> {
     root::mount_kernel_file_systems().map_err(BootError::KernelFileSystems)?;
     if let Err(error) = check_clock() {
-        // Not every platform has an RTC. Whether the clock is right is then for the platform.
-        console::say(&format!("clock is not checked: {}", console::chain(&error)));
+        // Not every platform has an RTC. Without one, the platform is responsible for the clock.
+        console::say(&format!("the clock is not checked: {}", console::chain(&error)));
     }
     modules::load(Path::new("/modules"), Path::new("/modules/order"))?;
     console::say("looking for the root file system");
@@ -99,7 +99,7 @@ fn check_clock() -> Result<(), CompareError> {
                 ));
                 comparisons.push(comparison);
             }
-            Verdict::Restart => console::restart("clock runs at a wrong rate, which only a new start corrects"),
+            Verdict::Restart => console::restart("the clock runs at a wrong rate, which only a restart corrects"),
         }
     }
 }

@@ -16,19 +16,19 @@ const NEW_ROOT: &str = "/sysroot";
 const DMSETUP: &str = "/usr/sbin/dmsetup";
 /// Size of a block of data and of the hash tree, in bytes.
 const BLOCK: u64 = 4096;
-/// Device mapper counts in these, in bytes.
+/// Device mapper's unit of size, in bytes.
 const SECTOR: u64 = 512;
 
-/// Why there is no root file system.
+/// The root file system could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenRootError {
-    #[error("dmsetup cannot be started")]
+    #[error("cannot start dmsetup")]
     StartDmsetup(#[source] io::Error),
-    #[error("kernel does not open the root file system under dm-verity (dmsetup: {status}): {message}")]
+    #[error("the kernel refuses to open the root file system under dm-verity (dmsetup: {status}): {message}")]
     Verity { status: ExitStatus, message: String },
-    #[error("verified root file system cannot be mounted")]
+    #[error("cannot mount the verified root file system")]
     Mount(#[source] Errno),
-    #[error("initramfs cannot be left")]
+    #[error("cannot leave the initramfs")]
     Switch(#[source] io::Error),
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn mount_kernel_file_systems() -> io::Result<()> {
     for (kind, target, flags, data) in file_systems {
         fs::create_dir_all(target)?;
         match mount(kind, target, kind, flags, data) {
-            // The kernel may have mounted its device file system itself.
+            // The kernel may already have mounted its device file system.
             Ok(()) | Err(Errno::BUSY) => {}
             Err(error) => return Err(error.into()),
         }
@@ -59,13 +59,13 @@ pub(crate) fn mount_kernel_file_systems() -> io::Result<()> {
 
 /// Opens the root file system under dm-verity and mounts it.
 ///
-/// The table is ours and dmsetup loads it. veritysetup 2.7 cannot ask for a panic after a read error; and of the two,
-/// dmsetup is the smaller program, needs neither OpenSSL nor libcryptsetup, and keeps ioctls out of our code.
+/// The table is ours, and dmsetup loads it. veritysetup 2.7 cannot request a panic after a read error. Also, dmsetup is
+/// smaller, needs neither OpenSSL nor libcryptsetup, and keeps ioctls out of our code.
 pub(crate) fn open(root: &Root, partitions: &Partitions) -> Result<(), OpenRootError> {
     let output = Command::new(DMSETUP)
         .args(["create", "root", "--readonly", "--table"])
         .arg(table(root, partitions))
-        // udev does not run yet: nobody else would make the device node.
+        // udev does not run yet, so nothing else would create the device node.
         .env("DM_DISABLE_UDEV", "1")
         .stdin(Stdio::null())
         .output()
@@ -81,10 +81,10 @@ pub(crate) fn open(root: &Root, partitions: &Partitions) -> Result<(), OpenRootE
     mount("/dev/mapper/root", NEW_ROOT, "erofs", flags, None).map_err(OpenRootError::Mount)
 }
 
-/// What device mapper is told (kernel documentation, "dm-verity").
+/// The table for device mapper (kernel documentation, "dm-verity").
 ///
-/// A block that does not match panics the kernel, and so does one that cannot be read: a node must not go on with what the
-/// host has changed, nor without what the host hides.
+/// A block that does not match panics the kernel, and so does one that cannot be read: a node must not continue with data that
+/// the host has changed, or without data that the host hides.
 fn table(root: &Root, partitions: &Partitions) -> String {
     let (data, hash_tree) = (partitions.root.display(), partitions.hash_tree.display());
     let (hash, salt, blocks) = (hex::encode(root.hash), hex::encode(root.salt), root.blocks);
@@ -95,7 +95,7 @@ fn table(root: &Root, partitions: &Partitions) -> String {
     )
 }
 
-/// Makes the mounted file system the root of everything, and frees the memory of the initramfs.
+/// Makes the mounted file system the root, and frees the memory of the initramfs.
 pub(crate) fn switch() -> Result<(), OpenRootError> {
     let switch = || -> io::Result<()> {
         for moved in ["dev", "proc", "sys", "run"] {
