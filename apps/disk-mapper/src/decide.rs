@@ -1,11 +1,11 @@
-//! Whether a disk is formatted, waited for, or refused. No I/O.
+//! Decides whether a disk is formatted, waited for, or refused. Does no I/O.
 //!
 //! The rule: a disk is formatted only when the node is new to the cluster, never because it looks empty.
 //!
 //! # How a node knows that it is new
-//! It cannot know by itself. All it remembers from one boot to the next lies on the state disk, which the host can blank or
-//! put back, and in a TPM whose registers are zero at every boot. So whatever is decided here must not matter for what a
-//! *cluster* accepts, and it does not:
+//! It cannot know by itself. All it remembers from one boot to the next is on the state disk, which the host can blank or
+//! restore, and in a TPM whose registers are zero at every boot. So the decision here must not matter for what a *cluster*
+//! accepts, and it does not:
 //!
 //! - Formatting makes a new UUID and a new volume key. The old disk's key is derived from the old UUID, and the cluster
 //!   gives it only to the attested identity that first joined with it. Nothing of the old disk can come back under the
@@ -51,17 +51,17 @@ pub(crate) enum NewNode {
     NeverJoined(DiskUuid),
 }
 
-/// Why a disk is not touched.
+/// A disk is left untouched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     /// Not blank and not ours.
     #[error(
-        "the state disk is neither blank nor one of ours and is left as it is; \
-         give the node a blank disk if it is meant to be new"
+        "the state disk is neither blank nor one of ours, and is left as it is; \
+         if the node is new, give it a blank disk"
     )]
     Unknown(#[source] HeaderError),
     /// Too small to be useful.
-    #[error("the state disk has {found} bytes, at least {least} are needed")]
+    #[error("the state disk has {found} bytes, but at least {least} are required")]
     TooSmall {
         /// Its size in bytes.
         found: u64,
@@ -70,7 +70,7 @@ pub(crate) enum Refusal {
     },
 }
 
-/// Container images alone need more; this is only to fail here and not inside mkfs.
+/// Container images alone need more. With this limit, the failure is here and not inside mkfs.
 const MIN_SIZE: u64 = 1 << 30;
 
 /// Decides what to do with the state disk.

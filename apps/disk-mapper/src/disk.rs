@@ -1,4 +1,4 @@
-//! Finding the state disk and looking at it.
+//! Finds the state disk and reads it.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 
 use disk_encryption::{Contents, FindStateDiskError, find_state_disk, list_block_devices};
 
-/// How long a disk may take to appear after its driver was loaded. It is there within a second; a busy host takes longer.
+/// How long a disk may take to appear once its driver is loaded. It is there within a second; a busy host takes longer.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// Why there is no state disk to work with.
+/// The state disk could not be found or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LookError {
     /// The kernel's list of disks cannot be read.
-    #[error("disks cannot be listed")]
+    #[error("cannot list disks")]
     List(#[source] io::Error),
-    /// None or too many.
+    /// There is none, or more than one.
     #[error("no state disk")]
     Find(#[from] FindStateDiskError),
     /// It cannot be read.
@@ -30,7 +30,7 @@ pub(crate) enum LookError {
     },
 }
 
-/// Waits until the state disk is there. Two of them are refused at once.
+/// Waits for the state disk. Two state disks are refused at once.
 pub(crate) fn wait_for_state_disk() -> Result<PathBuf, LookError> {
     let start = Instant::now();
     loop {

@@ -6,11 +6,11 @@
 //! 3. [`decide()`] says what that means: format, wait for the key, or refuse.
 //! 4. A new node's disk is formatted under an ephemeral key, opened, given a file system and mounted at `/run/state`.
 //!
-//! Every step is a line on standard output, which is the console. An exit code other than zero makes init power the
-//! machine off, with the reason in the last line.
+//! Every step is a line on standard output, which is the console. After an exit code other than zero, node-init powers the
+//! machine off; the reason is in the last line.
 //!
-//! What this program does not do: it does not talk to the network and knows no key of a cluster. A known node waits here;
-//! rejoining and recovery will bring its key to this place.
+//! What this program does not do: it does not use the network and does not know any key of a cluster. A known node waits
+//! here; rejoining and recovery will bring its key.
 
 mod console;
 mod decide;
@@ -44,7 +44,7 @@ fn run(console: &Console) -> Result<()> {
     match decide(contents, size)? {
         Action::Format(reason) => {
             console.say(&match reason {
-                NewNode::BlankDisk => "its disk is blank: this is a new node".to_owned(),
+                NewNode::BlankDisk => "the disk is blank: this is a new node".to_owned(),
                 NewNode::UnfinishedHeader => {
                     "its disk was being formatted when the power went: this is a new node".to_owned()
                 }
@@ -58,12 +58,12 @@ fn run(console: &Console) -> Result<()> {
 
 /// Waits for the key of a known node's disk.
 ///
-/// Nothing brings one yet, so this says how to go on and ends with the machine.
+/// Nothing brings the key yet, so this prints how to continue, and never returns.
 fn wait_for_key(disk: DiskUuid, console: &Console) -> ! {
     console.say(&format!("disk {disk} belongs to a node that has joined a cluster"));
     console.say(&format!("waiting for the key of disk {disk}"));
-    console.say("this version cannot fetch that key: rejoining and recovery are not part of it yet");
-    console.say("to go on, remove this node from the cluster and start it anew with a blank state disk");
+    console.say("this version cannot fetch that key yet: it supports neither rejoining nor recovery");
+    console.say("to continue, remove this node from the cluster and start it again with a blank state disk");
     loop {
         std::thread::park();
     }

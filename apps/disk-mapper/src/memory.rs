@@ -10,16 +10,16 @@ use rustix::fs::statfs;
 
 /// The file system in memory that `/run` is (`linux/magic.h`).
 const TMPFS_MAGIC: u32 = 0x0102_1994;
-/// `linux/magic.h`: what the initramfs itself lies on.
+/// `linux/magic.h`: the file system of the initramfs itself.
 const RAMFS_MAGIC: u32 = 0x8584_58f6;
 
-/// Why a secret was not written.
+/// A secret could not be written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteSecretError {
-    /// The folder could not be made.
-    #[error("{path} cannot be made")]
+    /// The folder could not be created.
+    #[error("cannot create {path}")]
     Folder { path: PathBuf, source: io::Error },
-    /// The folder lies on something that may be a disk.
+    /// The folder is on something that may be a disk.
     #[error("{path} is on a file system of type {found:#x}, which is not memory")]
     NotInMemory {
         path: PathBuf,
@@ -27,11 +27,11 @@ pub(crate) enum WriteSecretError {
         found: u32,
     },
     /// The file could not be written.
-    #[error("{path} cannot be written")]
+    #[error("cannot write {path}")]
     Write { path: PathBuf, source: io::Error },
 }
 
-/// Makes a folder for secrets, and makes sure that it is in memory.
+/// Creates a folder for secrets, and checks that it is in memory.
 pub(crate) fn make_folder(path: &Path) -> Result<(), WriteSecretError> {
     let failed = |source| WriteSecretError::Folder {
         path: path.to_owned(),
@@ -53,7 +53,7 @@ pub(crate) fn make_folder(path: &Path) -> Result<(), WriteSecretError> {
     }
 }
 
-/// Writes the ephemeral key where the bootstrapper takes it from.
+/// Writes the ephemeral key where the bootstrapper reads it.
 pub(crate) fn write_key(path: &Path, key: &EphemeralKey) -> Result<(), WriteSecretError> {
     let write = || -> io::Result<()> {
         match fs::remove_file(path) {

@@ -17,13 +17,13 @@ use uuid::Uuid;
 use crate::console::Console;
 use crate::memory;
 
-/// Why there is no file system.
+/// The file system could not be created.
 #[derive(Debug, thiserror::Error)]
 enum MakeFileSystemError {
     /// mkfs could not be started.
-    #[error("{MKFS_EXT4} cannot be started")]
+    #[error("cannot start {MKFS_EXT4}")]
     Start(#[source] io::Error),
-    #[error("{MKFS_EXT4} ended with {status}: {message}")]
+    #[error("{MKFS_EXT4} failed ({status}): {message}")]
     Failed {
         /// How it ended.
         status: ExitStatus,
@@ -32,7 +32,7 @@ enum MakeFileSystemError {
     },
 }
 
-/// Makes a blank disk the state disk of a new node:
+/// Turns a blank disk into the state disk of a new node:
 ///
 /// 1. An ephemeral key, in memory only.
 /// 2. A new UUID, and the disk formatted with both.
@@ -56,21 +56,21 @@ pub(crate) fn prepare(device: &Path, console: &Console) -> Result<()> {
     console.say("opened the disk");
 
     make_file_system(Path::new(MAPPED_DEVICE))?;
-    console.say("made a file system");
+    console.say("created a file system");
 
     mount_state(Path::new(MAPPED_DEVICE), Path::new(MOUNT_POINT))?;
-    console.say(&format!("mounted at {MOUNT_POINT}, ready to init or join"));
+    console.say(&format!("mounted at {MOUNT_POINT}, ready for init or join"));
     Ok(())
 }
 
 /// Makes an ext4 that reads no sector it has not written; see `disk_encryption::write_sectors_that_mkfs_reads`.
 fn make_file_system(device: &Path) -> Result<()> {
-    write_sectors_that_mkfs_reads(device).context("sectors for the file system cannot be written")?;
+    write_sectors_that_mkfs_reads(device).context("cannot write the file system's sectors")?;
     let output = Command::new(MKFS_EXT4)
         .args(["-q", "-F", "-b", "4096", "-m", "0", "-L", "state"])
-        // A block that fails its integrity check must not be written over by a file system that goes on regardless.
+        // A file system that continues regardless would overwrite blocks that fail their integrity check.
         .args(["-e", "remount-ro"])
-        // Half of what mkfs takes for 20 GiB: every block of the journal is written now.
+        // Every block of the journal is written now, which takes half of mkfs's time for 20 GiB.
         .args(["-J", "size=64"])
         // Discarding leaves sectors without a tag, and an unwritten journal cannot be recovered from.
         .args(["-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=0"])
@@ -91,7 +91,7 @@ fn make_file_system(device: &Path) -> Result<()> {
 }
 
 fn mount_state(device: &Path, mount_point: &Path) -> Result<()> {
-    fs::create_dir_all(mount_point).with_context(|| format!("{} cannot be made", mount_point.display()))?;
+    fs::create_dir_all(mount_point).with_context(|| format!("cannot create {}", mount_point.display()))?;
     mount(device, mount_point, "ext4", MountFlags::NOATIME, c"")
-        .with_context(|| format!("{} cannot be mounted", device.display()))
+        .with_context(|| format!("cannot mount {}", device.display()))
 }

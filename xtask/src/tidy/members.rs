@@ -15,7 +15,11 @@ pub(super) fn check(root: &Path, metadata: &Metadata) -> Result<Vec<String>> {
     for package in metadata.workspace_packages() {
         let folder = package.manifest_path.parent().context("a manifest is in a folder")?;
         let folder = folder.strip_prefix(root)?.as_str();
-        problems.extend(compare(&manifest, folder, package.description.as_deref().unwrap_or_default()));
+        problems.extend(compare(
+            &manifest,
+            folder,
+            package.description.as_deref().unwrap_or_default(),
+        ));
     }
     // Cargo does not know a program that no line names.
     for folder in FOLDERS {
@@ -44,7 +48,10 @@ mod tests {
     fn a_member_has_the_description_of_its_manifest() {
         let manifest = "members = [\n    \"crates/secret\", # Byte types\n]\n";
         assert_eq!(compare(manifest, "crates/secret", "Byte types"), None);
-        for (folder, description) in [("crates/secret", "Byte types for secrets"), ("crates/digest", "Byte types")] {
+        for (folder, description) in [
+            ("crates/secret", "Byte types for secrets"),
+            ("crates/digest", "Byte types"),
+        ] {
             let problem = compare(manifest, folder, description).unwrap();
             assert!(problem.contains(folder) && problem.contains(description), "{problem}");
         }
