@@ -31,12 +31,12 @@ pub(crate) async fn client(workspace: &Workspace) -> Result<Client> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let path = workspace.path(names::ADMIN_CONF);
     let text = workspace.admin_conf()?;
-    let unusable = || format!("{} cannot be used (take it from a backup)", path.display());
+    let unusable = || format!("cannot use {} (restore it from a backup)", path.display());
     let kubeconfig: Kubeconfig = from_yaml(&text).with_context(unusable)?;
     let config = without_proxy(kubeconfig).await;
     let client = config.ok().and_then(|config| Client::try_from(config).ok());
     client
-        .context("current-context, or the cluster or user that it names, is missing or not complete")
+        .context("current-context, or the cluster or user that it names, is missing or incomplete")
         .with_context(unusable)
 }
 
@@ -59,13 +59,13 @@ async fn without_proxy(mut kubeconfig: Kubeconfig) -> Result<Config> {
 /// Why Kubernetes did not answer, or did not do what it was asked for.
 pub(crate) fn in_words(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
-        return format!("the API server refuses: {}", status.message);
+        return format!("the API server refused the request: {}", status.message);
     }
     let mut causes = std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |cause| {
         cause.source()
     });
     match causes.find_map(|cause| cause.downcast_ref::<std::io::Error>()) {
-        Some(cause) => format!("the API server cannot be reached: {cause}"),
+        Some(cause) => format!("cannot reach the API server: {cause}"),
         None => Chain(error).to_string(),
     }
 }

@@ -227,9 +227,9 @@ fn yaml_error(path: &str, error: &serde_saphyr::Error) -> DocumentError {
         }
         Error::UnknownAnchor { .. } => DocumentError::of_text(
             line,
-            "`*` begins an alias, which is not known: put a text that begins so in quotes",
+            "`*` starts an unknown alias: put a text that starts like this in quotes",
         ),
-        Error::Budget { .. } => DocumentError::of_text(line, "the document has more parts or levels than are read"),
+        Error::Budget { .. } => DocumentError::of_text(line, "the document has more parts or levels than allowed"),
         _ => {
             let column = location.map_or(0, |location| location.column());
             let problem = format!(

@@ -94,7 +94,7 @@ pub enum WorkspaceError {
         source: ParseConfigError,
     },
     /// The state cannot be used.
-    #[error("{path} is damaged (take it from a backup, or end the cluster with `constellation terminate`)")]
+    #[error("{path} is damaged (restore it from a backup, or terminate the cluster with `constellation terminate`)")]
     State {
         /// Path of the file or folder.
         path: PathBuf,
@@ -103,7 +103,7 @@ pub enum WorkspaceError {
         source: ParseStateError,
     },
     /// The master secret cannot be used.
-    #[error("{path} is damaged (take it from a backup)")]
+    #[error("{path} is damaged (restore it from a backup)")]
     MasterSecret {
         /// Path of the file or folder.
         path: PathBuf,
@@ -254,7 +254,7 @@ impl Workspace {
     pub fn admin_conf(&self) -> Result<Zeroizing<String>, WorkspaceError> {
         self.read(names::ADMIN_CONF)?.ok_or_else(|| WorkspaceError::Missing {
             path: self.path(names::ADMIN_CONF),
-            hint: "it is written when the cluster is made",
+            hint: "it is written when the cluster is created",
         })
     }
 

@@ -60,11 +60,11 @@ fn json_error(bytes: &[u8], path: &str, error: &serde_json::Error) -> DocumentEr
         }
         // The parser says so of a number, for instance, where one of some words is expected.
         Category::Syntax if serde_json::from_slice::<IgnoredAny>(bytes).is_ok() => {
-            DocumentError::of_value(line, path, "is of another kind than expected")
+            DocumentError::of_value(line, path, "is of the wrong kind")
         }
         Category::Syntax | Category::Io => {
             let problem = format!(
-                "not JSON at column {}: look for a missing or additional comma, quote, bracket or brace",
+                "not JSON at column {}: look for a missing or extra comma, quote, bracket or brace",
                 error.column()
             );
             DocumentError::of_text(line, &problem)
@@ -297,7 +297,7 @@ mod tests {
                 "\"black\"",
                 "line 2, parts.a.kind: is \"black\", expected red, green or blue",
             ),
-            ("\"red\"", "5", "line 2, parts.a.kind: is of another kind than expected"),
+            ("\"red\"", "5", "line 2, parts.a.kind: is of the wrong kind"),
             (
                 "[true, true]",
                 "[true]",
@@ -316,12 +316,12 @@ mod tests {
             (
                 "1,",
                 "1",
-                "line 1: not JSON at column 15: look for a missing or additional comma, quote, bracket or brace",
+                "line 1: not JSON at column 15: look for a missing or extra comma, quote, bracket or brace",
             ),
             (
                 "}}}",
                 "}}}}",
-                "line 2: not JSON at column 58: look for a missing or additional comma, quote, bracket or brace",
+                "line 2: not JSON at column 58: look for a missing or extra comma, quote, bracket or brace",
             ),
         ] {
             check(from, to, expected);
