@@ -95,11 +95,6 @@ impl<W: Write> HashingWriter<W> {
         }
     }
 
-    /// How many bytes were written.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
     /// The writer, the digest of what was written to it, and its length.
     pub fn finish(self) -> (W, Digest, u64) {
         (self.inner, self.hasher.finish(), self.len)
