@@ -34,7 +34,7 @@ use disk_encryption::header::HeaderError;
 /// What to do with a disk.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Format it.
+    /// Format the disk, for a new node.
     Format(NewNode),
     /// Open it, as soon as its key is there.
     WaitForKey(DiskUuid),

@@ -75,7 +75,7 @@ pub(crate) trait Clocks {
     /// The kernel's, before anything adjusts it.
     fn clock(&self) -> Duration;
 
-    /// Whole seconds.
+    /// The real-time clock, in whole seconds since 1970.
     fn rtc(&self) -> Result<u64, CompareError>;
 
     fn sleep(&self, time: Duration);

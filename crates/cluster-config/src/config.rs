@@ -104,7 +104,7 @@ pub enum ParseConfigError {
     /// Not YAML, an unknown key, or a value of another kind.
     #[error(transparent)]
     Form(#[from] DocumentError),
-    /// Invalid values.
+    /// Values of the right kind that are not allowed.
     #[error(transparent)]
     Values(#[from] ConfigProblems),
 }
