@@ -1,14 +1,17 @@
 //! The nodes as Kubernetes sees them.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Error, Result, anyhow};
+use cluster_types::NodeName;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
+use polling::{Failed, Schedule};
 use terminal::Step;
 
-use crate::advice::advise;
+use crate::advice::{advise, given_up};
 use crate::run::Run;
 use crate::{kubeconfig, machines};
 
@@ -25,32 +28,38 @@ pub(crate) struct Seen {
 /// Waits until every node of the configuration is ready, and records which ones are part of the cluster.
 pub(crate) async fn wait(run: &mut Run<'_>, step: &Step<'_>) -> Result<()> {
     let client = kubeconfig::client(run.workspace).await?;
-    let deadline = Instant::now() + LIMIT;
-    loop {
+    // Borrowed between two awaits only.
+    let run = RefCell::new(run);
+    let first_missing = Cell::new(None::<NodeName>);
+    let attempt = || async {
         let seen = list(&client).await;
+        let mut run = run.borrow_mut();
         if let Ok(seen) = &seen {
-            remember(run, seen)?;
+            remember(&mut run, seen).map_err(Failed::Stop)?;
         }
-        let missing = missing(run, seen.as_ref().ok());
+        let missing = missing(&run, seen.as_ref().ok());
         if missing.is_empty() {
             return Ok(());
         }
-        step.detail(&format!("not ready yet: {}", missing.join(", ")));
-        machines::check_running(&*run.provider)?;
-        if Instant::now() > deadline {
-            let error = anyhow!("not ready within {} s: {}", LIMIT.as_secs(), missing.join(", "));
-            let console = missing
-                .first()
-                .and_then(|name| name.parse().ok())
-                .map(|name| run.provider.console(&name));
-            return Err(advise(
-                error,
-                console.unwrap_or_default(),
-                "run the same command again to go on waiting",
-            ));
-        }
-        tokio::time::sleep(INTERVAL).await;
-    }
+        first_missing.set(missing.first().and_then(|name| name.parse().ok()));
+        let what = format!("not ready yet: {}", missing.join(", "));
+        step.detail(&what);
+        let error = match seen {
+            Ok(_) => anyhow!(what),
+            // Why nothing is known of the nodes, should that stay so.
+            Err(error) => Error::new(error).context(what),
+        };
+        Err(machines::retry(&*run.provider, error))
+    };
+    let waited = Schedule::every(INTERVAL, LIMIT).poll(attempt, |_, _| {}).await;
+    waited.map_err(|error| {
+        let console = first_missing.take().map(|name| run.borrow().provider.console(&name));
+        advise(
+            given_up(error, "not all nodes became ready"),
+            console.unwrap_or_default(),
+            "run the same command again to go on waiting",
+        )
+    })
 }
 
 /// All nodes by name.

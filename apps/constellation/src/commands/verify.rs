@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use attestation::{AttestationResult, Claim, Comparison, ExpectedMembership, Outcome, Purpose, TrustBasis, Variants};
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
 use cluster_config::Workspace;
@@ -14,6 +14,7 @@ use error_report::Chain;
 use futures_util::{StreamExt, stream};
 use infrastructure::Machine;
 use measurements::ReferenceValues;
+use polling::{Failed, PollError, Schedule};
 use serde::Serialize;
 use terminal::Step;
 
@@ -106,20 +107,22 @@ pub(crate) async fn run(
 /// asked again for a while. A node with a wrong answer is not.
 pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     let cluster = run.state.cluster_id.context("the cluster has no id")?;
-    let deadline = Instant::now() + REACH_LIMIT;
-    let report = loop {
-        let report = report(
-            &run.infrastructure()?.nodes,
-            run.variants,
-            &run.reference_values,
-            cluster,
-        )
-        .await?;
-        if !report.nodes.iter().any(|node| node.verdict == UNREACHABLE) || Instant::now() > deadline {
-            break report;
+    let nodes = &run.infrastructure()?.nodes;
+    // A report without a node that did not answer is final. Any other is the best there is when time is up.
+    let attempt = || async {
+        let report = report(nodes, run.variants, &run.reference_values, cluster).await;
+        let report = report.map_err(|error| Failed::Stop(Err(error)))?;
+        if report.nodes.iter().all(|node| node.verdict != UNREACHABLE) {
+            return Ok(report);
         }
-        machines::check_running(&*run.provider)?;
-        tokio::time::sleep(INTERVAL).await;
+        machines::check_running(&*run.provider).map_err(|stopped| Failed::Stop(Err(stopped)))?;
+        Err(Failed::Retry(Ok(report)))
+    };
+    let polled = Schedule::every(INTERVAL, REACH_LIMIT).poll(attempt, |_, _| {}).await;
+    let report = match polled.map_err(PollError::into_last) {
+        Ok(report) => report,
+        Err(Some(last)) => last?,
+        Err(None) => bail!("no node answered within {} s", REACH_LIMIT.as_secs()),
     };
     if report.is_affirming() {
         step.detail(&format!("all {} nodes are affirming", report.nodes.len()));
