@@ -433,7 +433,7 @@ fn texts_that_are_no_configuration() {
         ("a: b: c", "line 1: not YAML at column "),
         ("version: v5\n\tname: x", "not YAML at column "),
         ("version: v5\n---\nversion: v5", "a second document begins here"),
-        ("version: *v5", "`*` begins an alias"),
+        ("version: *v5", "`*` starts an unknown alias"),
     ] {
         let error = parse(text).expect_err(text).to_string();
         assert!(error.contains(reason), "{text:?}: {error}");

@@ -14,7 +14,7 @@ pub enum ParseCidrError {
     #[error("{0:?} is not an IPv4 network: expected a form like 10.96.0.0/12")]
     Form(String),
     /// Bits of the host part are set, which is a typing error.
-    #[error("{text:?} has host bits set; the network is {network}")]
+    #[error("{text:?} has host bits set, expected {network}")]
     HostBits {
         /// The network as written.
         text: String,
