@@ -3,8 +3,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use polling::{Failed, Schedule};
 use tokio::net::TcpStream;
+
+const INTERVAL: Duration = Duration::from_millis(20);
+/// Also on a machine that compiles meanwhile.
+const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// A running service. Dropping it ends it.
 pub struct ServiceProcess {
@@ -29,12 +34,23 @@ impl ServiceProcess {
     }
 
     async fn wait_until_listening(&mut self, address: &str) -> Result<()> {
-        while TcpStream::connect(address).await.is_err() {
-            let status = self.child.try_wait()?;
-            ensure!(status.is_none(), "the service ended, its log:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Ok(())
+        let child = &mut self.child;
+        let attempt = || {
+            let ended = child.try_wait();
+            async move {
+                match (TcpStream::connect(address).await, ended) {
+                    (Ok(_), _) => Ok(()),
+                    (Err(error), Ok(None)) => Err(Failed::Retry(error.to_string())),
+                    (Err(_), Ok(Some(status))) => Err(Failed::Stop(status.to_string())),
+                    (Err(_), Err(error)) => Err(Failed::Stop(error.to_string())),
+                }
+            }
+        };
+        let listening = Schedule::every(INTERVAL, START_LIMIT).poll(attempt, |_, _| {}).await;
+        listening.map_err(|error| {
+            let last = error.into_last().unwrap_or_default();
+            anyhow!("the service does not listen ({last}); its log:\n{}", self.log())
+        })
     }
 
     /// Its process id.
