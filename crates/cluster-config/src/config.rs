@@ -7,6 +7,7 @@ use infrastructure::{MirrorSource, NodeSpec};
 
 use crate::ConfigProblems;
 use crate::raw;
+use crate::yaml::from_yaml;
 
 /// The Kubernetes version of a new configuration if none is chosen.
 pub const DEFAULT_KUBERNETES_VERSION: &str = "v1.35.4";
@@ -118,12 +119,12 @@ impl ClusterConfig {
         if text.len() > MAX_CONFIG_LEN {
             return Err(ParseConfigError::TooLong(text.len()));
         }
-        let versioned: raw::Versioned = raw::from_yaml(text)?;
+        let versioned: raw::Versioned = from_yaml(text)?;
         let found = versioned.found(raw::VERSION)?;
         if found != raw::VERSION {
             return Err(ParseConfigError::Version { found });
         }
-        let mut config = Self::try_from(raw::from_yaml::<raw::V5>(text)?)?;
+        let mut config = Self::try_from(from_yaml::<raw::V5>(text)?)?;
         config.image = folder.join(&config.image);
         if let MirrorSource::Folder(path) = &mut config.mirror {
             *path = folder.join(&path);

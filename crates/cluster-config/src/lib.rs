@@ -12,6 +12,7 @@ mod problems;
 mod raw;
 mod state;
 mod workspace;
+mod yaml;
 
 pub use check::{ClusterNameError, check_cluster_name};
 pub use config::{
@@ -20,6 +21,6 @@ pub use config::{
 pub use example::{ExampleOptions, example};
 pub use infrastructure::{MirrorSource, ParseMirrorSourceError};
 pub use problems::{ConfigProblems, Problem};
-pub use raw::from_yaml;
 pub use state::{ClusterState, InitProgress, InitSecret, ParseStateError};
 pub use workspace::{Workspace, WorkspaceError, WorkspaceLock, names};
+pub use yaml::from_yaml;

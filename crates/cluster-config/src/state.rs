@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use crate::raw;
+use crate::yaml::from_yaml;
 
 /// The one version that is read. Version 1 was the predecessor's.
 const VERSION: &str = "v2";
@@ -97,10 +98,10 @@ impl ClusterState {
         if text.len() > MAX_STATE_LEN {
             return Err(ParseStateError::TooLong(text.len()));
         }
-        let versioned: raw::Versioned = raw::from_yaml(text)?;
+        let versioned: raw::Versioned = from_yaml(text)?;
         let found = versioned.found(VERSION)?;
         if found == VERSION {
-            Ok(raw::from_yaml(text)?)
+            Ok(from_yaml(text)?)
         } else {
             Err(ParseStateError::Version { found })
         }
