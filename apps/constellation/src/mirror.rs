@@ -9,7 +9,7 @@ use atomic_file::Access;
 use cluster_config::MirrorSource;
 use digest::{Digest, oci};
 use download::{Downloader, Event, Limits, Proxies, Url, copy};
-use error_report::Chain;
+use error_report::{Chain, explain_denied};
 use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT};
 use terminal::Step;
 
@@ -66,7 +66,8 @@ pub(crate) async fn load_list(source: &MirrorSource, pinned: Option<Digest>, unp
 }
 
 fn read_document(path: &Path) -> Result<Vec<u8>> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let file = File::open(path).map_err(|error| explain_denied(path, error));
+    let file = file.with_context(|| format!("cannot read {}", path.display()))?;
     let mut document = Vec::new();
     file.take(MAX_DOCUMENT_LEN as u64 + 1).read_to_end(&mut document)?;
     Ok(document)

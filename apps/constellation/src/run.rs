@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use attestation::{Expectations, ExpectedMembership, Variants, Verifiers};
 use cluster_config::{ClusterConfig, ClusterState, InitProgress, Workspace, names};
+use error_report::explain_denied;
 use infrastructure::{Infrastructure, Provider};
 use kubernetes_components::ComponentList;
 use measurements::ReferenceValues;
@@ -75,6 +76,7 @@ pub(crate) fn load_config(workspace: &Workspace) -> Result<ClusterConfig> {
 pub(crate) fn load_reference_values(config: &ClusterConfig, variants: &dyn Variants) -> Result<ReferenceValues> {
     let path = config.image.join("reference-values.json");
     let bytes = std::fs::read(&path)
+        .map_err(|error| explain_denied(&path, error))
         .with_context(|| format!("cannot read {}", path.display()))
         .next("set `image` in constellation-conf.yaml to the folder that `cargo xtask image build` wrote")?;
     let values = ReferenceValues::parse_for(config.variant, &bytes).map_err(anyhow::Error::from);

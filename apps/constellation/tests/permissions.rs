@@ -100,6 +100,24 @@ fn a_file_that_may_not_be_read_and_a_folder_that_may_not_be_written_to_are_named
     mode(&host.workspace(), 0o755);
 }
 
+#[test]
+fn an_image_and_a_mirror_that_may_not_be_read_are_named() {
+    let host = Host::new();
+    host.configure();
+    if is_root() {
+        let config = host.workspace().join("constellation-conf.yaml");
+        for path in [host.workspace(), config] {
+            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+    for (locked, usable) in [("image", 0o755), ("mirror", 0o755), ("image/node.img", 0o644)] {
+        let locked = host.path(locked);
+        mode(&locked, 0);
+        check(&host, &["apply", "--yes"], &locked);
+        mode(&locked, usable);
+    }
+}
+
 /// A process that the user of the test may not end.
 struct Foreign {
     child: Option<Child>,

@@ -1,10 +1,13 @@
 //! What this machine must have before a node is started, and how to get it.
 
 use std::env;
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use error_report::explain_denied;
 use infrastructure::{ClusterSpec, NodeSpec};
 
 use crate::accelerator::Accelerator;
@@ -155,16 +158,22 @@ fn find_firmware(configured: Option<&Path>) -> Result<Firmware, PreflightProblem
 }
 
 fn check_image(folder: &Path) -> Result<(), PreflightProblem> {
-    let missing = [SYSTEM_DISK, "reference-values.json"]
-        .into_iter()
-        .find(|file| !folder.join(file).is_file());
-    missing.map_or(Ok(()), |file| {
-        let what = format!("the node image has no {file}: {}", folder.display());
-        Err(problem(
-            what,
-            "set `image` to the folder that `cargo xtask image build` wrote",
-        ))
-    })
+    const REMEDY: &str = "set `image` to the folder that `cargo xtask image build` wrote";
+    for file in [SYSTEM_DISK, "reference-values.json"] {
+        let path = folder.join(file);
+        match File::open(&path) {
+            Ok(_) if path.is_file() => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let what = format!("cannot read the node image: {}", explain_denied(&path, error));
+                return Err(problem(what, "then run the same command again"));
+            }
+            _ => {
+                let what = format!("the node image has no {file}: {}", folder.display());
+                return Err(problem(what, REMEDY));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_memory(

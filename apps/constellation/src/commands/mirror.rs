@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use cluster_config::MirrorSource;
 use digest::{Digest, oci};
+use error_report::explain_denied;
 use kubernetes_components::ComponentList;
 use terminal::Progress;
 
@@ -49,6 +50,7 @@ const UNPINNED: &str =
     "pass --digest with the digest that `sha256sum components.json` prints where the mirror was filled";
 
 fn parse_list(path: &Path) -> Result<ComponentList> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = std::fs::read(path).map_err(|error| explain_denied(path, error));
+    let bytes = bytes.with_context(|| format!("cannot read {}", path.display()))?;
     ComponentList::from_mirror_document(&bytes).with_context(|| format!("{} is not a component list", path.display()))
 }
