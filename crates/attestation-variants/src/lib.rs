@@ -29,6 +29,7 @@ impl Variants for ReleaseVariants {
         expectations.image.must_be_for(variant)?;
         match variant {
             Variant::QemuVtpm => qemu_vtpm::verifier(expectations),
+            Variant::TestKey => Err(SetUpVerifierError::not_supported(variant, self.supported())),
         }
     }
 }

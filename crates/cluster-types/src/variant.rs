@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub enum Variant {
     /// A virtual TPM 2.0 that the host's software provides. It shows that every mechanism works and does not protect from the host.
     QemuVtpm,
+    /// A key in a file, of `crates/test-variant`. Only tests have an attester and a verifier for it.
+    TestKey,
 }
 
 /// A text that is not a variant.
@@ -20,13 +22,14 @@ pub struct ParseVariantError(String);
 
 impl Variant {
     /// Every variant that has a name.
-    pub const ALL: &[Self] = &[Self::QemuVtpm];
+    pub const ALL: &[Self] = &[Self::QemuVtpm, Self::TestKey];
 
     /// The name in configuration files and on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::QemuVtpm => "qemu-vtpm",
+            Self::TestKey => "test-key",
         }
     }
 }

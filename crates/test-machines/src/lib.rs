@@ -7,6 +7,7 @@
 //! [`InProcessAttester`] gives Evidence like that of a TPM without the time that a TPM takes.
 
 mod in_process;
+mod software_key;
 mod software_tpm;
 mod technology;
 
@@ -16,11 +17,12 @@ use std::process::Command;
 use attestation::{Expectations, ExpectedMembership, Verifiers};
 
 pub use in_process::InProcessAttester;
+pub use software_key::SOFTWARE_KEY;
 pub use software_tpm::SOFTWARE_TPM;
 pub use technology::{Machine, Technology};
 
 /// Every technology that tests are run with.
-pub const TECHNOLOGIES: &[&dyn Technology] = &[SOFTWARE_TPM];
+pub const TECHNOLOGIES: &[&dyn Technology] = &[SOFTWARE_TPM, SOFTWARE_KEY];
 
 /// By which a program in another process is told its technology.
 const CHOICE: &str = "CONSTELLATION_TEST_VARIANT";
@@ -38,6 +40,7 @@ pub fn verifiers(technology: &dyn Technology, membership: ExpectedMembership) ->
 }
 
 /// Runs a program with a technology: the released program with one that releases have, else the one that is made for tests.
+/// `cargo test` builds both, but with `--test` only the first.
 #[must_use]
 pub fn program(technology: &dyn Technology, folder: &Path, name: &str) -> Command {
     if technology.is_released() {
@@ -56,7 +59,7 @@ pub fn program(technology: &dyn Technology, folder: &Path, name: &str) -> Comman
 pub fn chosen() -> &'static dyn Technology {
     let name = std::env::var(CHOICE).unwrap_or_else(|_| panic!("{CHOICE} names the variant of this program"));
     let named = TECHNOLOGIES.iter().find(|one| one.variant().as_str() == name);
-    *named.unwrap_or_else(|| panic!("{CHOICE}: there are no machines of variant {name}"))
+    *named.unwrap_or_else(|| panic!("{CHOICE}: this program is older than {name}: run cargo test without --test"))
 }
 
 /// Makes a test of each function, once for every technology. The functions take a `&'static dyn Technology`, and are
@@ -66,6 +69,9 @@ macro_rules! for_each_technology {
     ($kind:tt: $($test:ident),+ $(,)?) => {
         mod software_tpm {
             $($crate::for_each_technology!(@test $kind $test $crate::SOFTWARE_TPM);)+
+        }
+        mod software_key {
+            $($crate::for_each_technology!(@test $kind $test $crate::SOFTWARE_KEY);)+
         }
     };
     (@test async $test:ident $technology:expr) => {

@@ -1,0 +1,62 @@
+//! `test-key`: an attestation variant that has nothing in common with a TPM.
+//!
+//! A machine is a file with a key, the digest of an image and the statements that the machine has made about itself. Its
+//! Evidence is signed JSON, its claims are no registers, and its reference values end at a date. It shows that programs know
+//! no technology. Nothing a release contains depends on this crate; `xtask tidy` checks that.
+
+mod appraise;
+mod attester;
+mod key_file;
+mod report;
+
+use std::sync::Arc;
+
+use attestation::{
+    AttesterSource, Expectations, MeasuringAttester, SetUpAttesterError, SetUpVerifierError, Variants, Verifier,
+};
+use cluster_types::Variant;
+
+pub use appraise::{KeyReferences, KeyVerifier, NotAuthentic};
+pub use attester::KeyAttester;
+pub use key_file::{KeyFile, KeyFileError};
+
+/// The variant of this crate.
+pub const VARIANT: Variant = Variant::TestKey;
+
+/// This variant and no other.
+#[derive(Clone, Copy, Debug)]
+pub struct TestKeyVariants;
+
+impl Variants for TestKeyVariants {
+    fn supported(&self) -> &[Variant] {
+        &[VARIANT]
+    }
+
+    fn attester(&self, source: &AttesterSource) -> Result<Arc<dyn MeasuringAttester>, SetUpAttesterError> {
+        let attester = match source {
+            AttesterSource::ThisMachine => Err(KeyFileError::NotAMachine),
+            AttesterSource::Emulator(path) => KeyAttester::new(KeyFile::at(path)),
+        };
+        match attester {
+            Ok(attester) => Ok(Arc::new(attester)),
+            Err(error) => Err(SetUpAttesterError {
+                variant: VARIANT,
+                source: error.into(),
+            }),
+        }
+    }
+
+    fn verifier(&self, variant: Variant, expectations: &Expectations) -> Result<Box<dyn Verifier>, SetUpVerifierError> {
+        expectations.image.must_be_for(variant)?;
+        if variant != VARIANT {
+            return Err(SetUpVerifierError::not_supported(variant, self.supported()));
+        }
+        match KeyVerifier::new(expectations) {
+            Ok(verifier) => Ok(Box::new(verifier)),
+            Err(error) => Err(SetUpVerifierError::ReferenceValues {
+                variant,
+                source: error.into(),
+            }),
+        }
+    }
+}
