@@ -7,6 +7,7 @@ mod support;
 use std::process::Output;
 
 use support::{COMPONENTS, Host, stderr, stdout};
+use test_machines::{SOFTWARE_KEY, SOFTWARE_TPM};
 
 /// What is typed, and what its usage must begin with.
 const INCOMPLETE: &[(&[&str], &str)] = &[
@@ -235,6 +236,28 @@ fn a_file_that_cannot_be_used_is_named() {
         let arguments: Vec<_> = command.split(' ').collect();
         check(&host.run(&arguments), named, &format!("{file}: {content:?}"));
     }
+}
+
+#[test]
+fn a_variant_that_does_not_fit_is_refused_by_name() {
+    let (released, other) = (SOFTWARE_TPM.variant(), SOFTWARE_KEY.variant());
+    let host = Host::new();
+    host.configure();
+    host.change_config(
+        &format!("attestationVariant: {released}"),
+        &format!("attestationVariant: {other}"),
+    );
+    let mismatch = format!("are for variant {released}, expected {other}");
+    let apply = || host.run(&["apply", "-y"]);
+    check(
+        &apply(),
+        &["reference-values.json", &mismatch],
+        "document of another variant",
+    );
+    // Document and configuration agree, but no release has a verifier for a variant of tests.
+    std::fs::write(host.path("image/reference-values.json"), SOFTWARE_KEY.image().to_json()).unwrap();
+    let unsupported = format!("cannot appraise {other}; it can appraise {released}");
+    check(&apply(), &["reference-values.json", &unsupported], "variant of tests");
 }
 
 #[test]

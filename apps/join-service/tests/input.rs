@@ -11,7 +11,7 @@ use cluster_types::key_service::KeyServicePublicKey;
 use measurements::ReferenceValues;
 use role_grant::OperatorKey;
 use tempfile::TempDir;
-use test_machines::SOFTWARE_TPM;
+use test_machines::{SOFTWARE_KEY, SOFTWARE_TPM};
 use test_services::must_say_one_error;
 
 const BAD: &[(&[&str], &[&str])] = &[
@@ -94,6 +94,20 @@ fn bad_input_to_each_key_of_the_configuration_names_it() {
         );
         std::fs::write(&path, good).unwrap();
     }
+}
+
+#[test]
+fn a_variant_that_does_not_fit_is_refused_by_name() {
+    let config = config();
+    let refused = |reason: &str| {
+        let output = run(&["--config", config.path().to_str().unwrap()]);
+        must_say_one_error(&output, &["--config", "referenceValues", reason]);
+    };
+    let (released, other) = (SOFTWARE_TPM.variant(), SOFTWARE_KEY.variant());
+    std::fs::write(config.path().join("attestationVariant"), other.as_str()).unwrap();
+    refused(&format!("are for variant {released}, expected {other}"));
+    std::fs::write(config.path().join("referenceValues"), SOFTWARE_KEY.image().to_json()).unwrap();
+    refused(&format!("cannot appraise {other}; it can appraise {released}"));
 }
 
 /// A folder with a good configuration, as the kubelet mounts it.

@@ -4,9 +4,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation::{Attester, ExpectedMembership, MeasuringAttester, Nonce, Outcome, Purpose};
+use attestation::{
+    AppraisalError, AttestError, Attester, Evidence, ExpectedMembership, MeasuringAttester, Nonce, Outcome, Purpose,
+    ReportBinding,
+};
 use cluster_types::{ClusterId, Variant};
-use test_machines::{Machine, Technology, for_each_technology, verifiers};
+use test_machines::{Machine, SOFTWARE_KEY, SOFTWARE_TPM, Technology, for_each_technology, verifiers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy_bidirectional, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
@@ -174,6 +177,59 @@ async fn a_purpose_that_is_not_offered_is_refused(technology: &dyn Technology) {
     let server = Endpoint::new(None, new_node(technology));
     let (_, far) = check(&client, &server, Purpose::Recover).await;
     assert!(matches!(far, Err(HandshakeError::Purpose(purpose)) if purpose == "recover"));
+}
+
+/// Says that its Evidence is another technology's.
+struct Relabelled {
+    attester: Arc<dyn Attester>,
+    variant: Variant,
+}
+
+impl Attester for Relabelled {
+    fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    fn attest(&self, binding: &ReportBinding) -> Result<Evidence, AttestError> {
+        let evidence = self.attester.attest(binding)?;
+        Ok(Evidence {
+            variant: self.variant,
+            ..evidence
+        })
+    }
+}
+
+#[tokio::test]
+async fn evidence_is_appraised_by_the_verifier_of_its_own_variant_and_no_other() {
+    let both = || {
+        let new = ExpectedMembership::New;
+        let accepted = verifiers(SOFTWARE_TPM, new).and(verifiers(SOFTWARE_KEY, new));
+        Endpoint::new(None, PeerPolicy::Attested(Arc::new(accepted)))
+    };
+    for (technology, other) in [(SOFTWARE_TPM, SOFTWARE_KEY), (SOFTWARE_KEY, SOFTWARE_TPM)] {
+        let honest = node(technology);
+        let client = Endpoint::new(honest.attester(), anyone());
+        let (near, far) = check(&client, &both(), Purpose::Join).await;
+        assert_eq!(far.unwrap().node().unwrap().result().variant, technology.variant());
+        drop(near.unwrap());
+
+        let only_other = Endpoint::new(None, new_node(other));
+        let (near, _) = check(&client, &only_other, Purpose::Join).await;
+        assert!(matches!(near, Err(HandshakeError::VariantNotAccepted(variant)) if variant == technology.variant()));
+
+        let relabelled = Relabelled {
+            attester: honest.attester.clone(),
+            variant: other.variant(),
+        };
+        let client = Endpoint::new(Some(Arc::new(relabelled)), anyone());
+        for server in [both(), only_other] {
+            let (_, far) = check(&client, &server, Purpose::Join).await;
+            let Err(HandshakeError::Appraisal(AppraisalError::NotAuthentic { variant, .. })) = far else {
+                panic!("{far:?}")
+            };
+            assert_eq!(variant, other.variant());
+        }
+    }
 }
 
 /// The attacker terminates TLS with its own leaf on both sides and forwards every byte of the exchange.

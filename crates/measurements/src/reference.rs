@@ -194,6 +194,16 @@ mod tests {
     }
 
     #[test]
+    fn a_document_of_another_variant_is_refused_by_both_names() {
+        let [one, other] = [Variant::ALL[0], Variant::ALL[1]];
+        let document = ReferenceValues::new(one, "image", &[1]).to_json();
+        assert!(ReferenceValues::parse_for(one, document.as_bytes()).is_ok());
+        let error = ReferenceValues::parse_for(other, document.as_bytes()).unwrap_err();
+        let expected = format!("reference values are for variant {one}, expected {other}");
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
     fn long_documents_are_refused_unread() {
         let error = ReferenceValues::parse(&vec![b' '; MAX_DOCUMENT_LEN + 1]).unwrap_err();
         assert!(matches!(error, ParseReferenceValuesError::TooLong { .. }));
