@@ -70,26 +70,32 @@ impl TpmEvidence {
     /// # Errors
     /// When it is not the message, or lists a register wrongly.
     pub fn parse(body: &[u8]) -> Result<Self, MalformedEvidence> {
-        let message = EvidenceMessage::decode(body)?;
+        let EvidenceMessage {
+            key,
+            attest,
+            signature,
+            pcrs: entries,
+        } = EvidenceMessage::decode(body)?;
         let mut pcrs = PcrValues::new();
-        for (entry, pcr) in message.pcrs.iter().enumerate() {
+        for (entry, pcr) in entries.iter().enumerate() {
             let (index, value) = parse_pcr(pcr).ok_or(MalformedEvidence::Pcr(entry))?;
             if pcrs.insert(index, value).is_some() {
                 return Err(MalformedEvidence::Pcr(entry));
             }
         }
         Ok(Self {
-            key: message.key,
-            attest: message.attest,
-            signature: message.signature,
+            key,
+            attest,
+            signature,
             pcrs,
         })
     }
 }
 
 fn parse_pcr(pcr: &PcrMessage) -> Option<(PcrIndex, PcrValue)> {
-    let index = PcrIndex::try_from(u8::try_from(pcr.index).ok()?).ok()?;
-    let value = PcrValue::new(pcr.value.as_slice().try_into().ok()?);
+    let PcrMessage { index, value } = pcr;
+    let index = PcrIndex::try_from(u8::try_from(*index).ok()?).ok()?;
+    let value = PcrValue::new(value.as_slice().try_into().ok()?);
     Some((index, value))
 }
 

@@ -57,10 +57,10 @@ impl Evidence {
         if bytes.len() > MAX_EVIDENCE_LEN {
             return Err(ParseEvidenceError::TooLong { actual: bytes.len() });
         }
-        let message = EvidenceMessage::decode(bytes)?;
+        let EvidenceMessage { variant, body } = EvidenceMessage::decode(bytes)?;
         Ok(Self {
-            variant: message.variant.parse()?,
-            body: message.body,
+            variant: variant.parse()?,
+            body,
         })
     }
 }

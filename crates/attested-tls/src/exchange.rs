@@ -121,13 +121,20 @@ impl Exchange<'_> {
 
     /// A peer that requests Evidence must get it. There is no session in which it was requested and not given.
     fn nonce_for_our_evidence(&self, hello: Hello) -> Result<Option<Nonce>, HandshakeError> {
-        let Some(nonce) = hello.nonce else { return Ok(None) };
+        let Hello {
+            // Version and purpose were agreed upon before.
+            version: _,
+            purpose: _,
+            nonce,
+            accepts,
+        } = hello;
+        let Some(nonce) = nonce else { return Ok(None) };
         let nonce: [u8; 32] = nonce
             .as_slice()
             .try_into()
             .map_err(|_| HandshakeError::NonceLength(nonce.len()))?;
         let variant = self.attester.ok_or(HandshakeError::CannotAttest)?.variant();
-        if !hello.accepts.iter().any(|accepted| accepted == variant.as_str()) {
+        if !accepts.iter().any(|accepted| accepted == variant.as_str()) {
             return Err(HandshakeError::VariantNotAccepted(variant));
         }
         Ok(Some(Nonce::new(nonce)))
@@ -222,10 +229,15 @@ async fn accept_peer<S: AsyncRead + AsyncWrite + Unpin>(tls: &mut TlsStream<S>) 
 
 async fn read_verdict<S: AsyncRead + AsyncWrite + Unpin>(tls: &mut TlsStream<S>) -> Result<(), HandshakeError> {
     match frame::read(tls).await? {
-        Kind::Verdict(Verdict { accepted: true, .. }) => Ok(()),
-        Kind::Verdict(Verdict { category, .. }) => {
-            Err(HandshakeError::RefusedByPeer(category.chars().take(64).collect()))
-        }
+        // One who accepts names no category.
+        Kind::Verdict(Verdict {
+            accepted: true,
+            category: _,
+        }) => Ok(()),
+        Kind::Verdict(Verdict {
+            accepted: false,
+            category,
+        }) => Err(HandshakeError::RefusedByPeer(category.chars().take(64).collect())),
         _ => Err(HandshakeError::UnexpectedMessage("verdict")),
     }
 }

@@ -181,9 +181,9 @@ impl OperatorPublicKey {
             return Err(RoleGrantError::Malformed);
         }
         let message = GrantMessage::decode(bytes).map_err(|_| RoleGrantError::Malformed)?;
-        let grant = parse(&message).ok_or(RoleGrantError::Malformed)?;
+        let (grant, signature) = parse(message).ok_or(RoleGrantError::Malformed)?;
         UnparsedPublicKey::new(&ED25519, &self.0)
-            .verify(&grant.signed_bytes(), &message.signature)
+            .verify(&grant.signed_bytes(), &signature)
             .map_err(|_| RoleGrantError::Signature)?;
         Ok(grant)
     }
@@ -205,14 +205,23 @@ impl RoleGrant {
     }
 }
 
-fn parse(message: &GrantMessage) -> Option<RoleGrant> {
-    let machine: [u8; 32] = message.machine.as_slice().try_into().ok()?;
-    Some(RoleGrant {
-        cluster: message.cluster.as_slice().try_into().ok()?,
+/// The grant and its signature, which is still to be verified.
+fn parse(message: GrantMessage) -> Option<(RoleGrant, Vec<u8>)> {
+    let GrantMessage {
+        cluster,
+        machine,
+        role,
+        not_after,
+        signature,
+    } = message;
+    let machine: [u8; 32] = machine.as_slice().try_into().ok()?;
+    let grant = RoleGrant {
+        cluster: cluster.as_slice().try_into().ok()?,
         machine: AttestedIdentity::new(digest::Digest::new(machine)),
-        role: message.role.parse().ok()?,
-        not_after: message.not_after,
-    })
+        role: role.parse().ok()?,
+        not_after,
+    };
+    Some((grant, signature))
 }
 
 #[cfg(test)]
