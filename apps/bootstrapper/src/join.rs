@@ -18,13 +18,14 @@ use error_report::Chain;
 use grpc_api::join::IssueJoinTicketRequest;
 use grpc_api::join::api_client::ApiClient;
 use kubeadm::{JoinError, KubeletKey};
+use polling::poll_endlessly;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::disk::{StateDiskError, disk_uuid, rekey};
 use crate::files::NodeState;
 use crate::lock::{Claim, Locked, MeasureError, Owner};
-use crate::node::{Node, OwnImageError, PrepareError, delays};
+use crate::node::{FIRST_DELAY, LONGEST_DELAY, Node, OwnImageError, PrepareError};
 use crate::repeated::Repeated;
 use endpoints::join_services;
 use ticket::{InvalidTicket, Ticket};
@@ -143,23 +144,18 @@ async fn fetch_in_advance<T>(node: &Node) -> T {
 }
 
 async fn wait_for_ticket(node: &Node, endpoint: &Endpoint) -> Admission {
-    let mut delays = delays();
-    let mut repeated = Repeated::default();
-    loop {
-        match ask_everyone(node, endpoint, &mut repeated).await {
-            Ok(admission) => return admission,
-            Err(error) => {
-                let failure = Chain(&error).to_string();
-                if repeated.is_news("round", &failure) {
-                    info!(error = failure, "no ticket yet");
-                }
-            }
+    let repeated = Repeated::default();
+    let log = |error: &NoTicketError| {
+        let failure = Chain(error).to_string();
+        if repeated.is_news("round", &failure) {
+            info!(error = failure, "no ticket yet");
         }
-        sleep(delays.next().unwrap_or(HANDSHAKE_LIMIT)).await;
-    }
+    };
+    let attempt = || ask_everyone(node, endpoint, &repeated);
+    poll_endlessly(FIRST_DELAY, LONGEST_DELAY, attempt, log).await
 }
 
-async fn ask_everyone(node: &Node, endpoint: &Endpoint, repeated: &mut Repeated) -> Result<Admission, NoTicketError> {
+async fn ask_everyone(node: &Node, endpoint: &Endpoint, repeated: &Repeated) -> Result<Admission, NoTicketError> {
     let disk = disk_uuid(&node.disk).await?;
     let peers = node.metadata.peers().await?;
     let services = join_services(&node.hints, &peers);

@@ -9,13 +9,13 @@ use attestation::{
     DeviceError, Expectations, ExpectedMembership, MeasuringAttester, SetUpVerifierError, Variants, Verifiers,
 };
 use attested_tls::{Endpoint, Limits, PeerPolicy};
-use backon::{BackoffBuilder, ExponentialBuilder};
 use cloud_metadata::{ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError};
 use cluster_types::NodeRole;
 use component_installer::{ImportError, InstallError, Installer, Mirror, PrefetchError, import_images};
 use error_report::Chain;
 use kubeadm::{Folders, Kubeadm, NodeSettings, ProxyMode};
 use kubernetes_components::{Component, ComponentList};
+use polling::poll_endlessly;
 use programs::{Call, Programs, RunError};
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
@@ -39,7 +39,9 @@ const CONTROL_PLANE_IMAGES: [&str; 4] = [
 const ADMIN_PROGRAMS: [&str; 2] = ["/run/state/bin/crictl", "/run/state/bin/kubectl"];
 const STAGING: &str = "/run/state/components";
 
-const LONGEST_DELAY: Duration = Duration::from_secs(4);
+/// Between attempts that go on until one succeeds.
+pub(crate) const FIRST_DELAY: Duration = Duration::from_millis(250);
+pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(4);
 
 /// What init and join both need.
 pub(crate) struct Node {
@@ -86,20 +88,14 @@ pub(crate) enum PrepareError {
 impl Hints {
     /// Asks until the platform has answered everything. A platform that never does could as well not have started the node.
     pub(crate) async fn fetch(metadata: &dyn CloudMetadata) -> Self {
-        let mut delays = delays();
-        let mut repeated = Repeated::default();
-        loop {
-            match Self::fetch_once(metadata).await {
-                Ok(hints) => return hints,
-                Err(error) => {
-                    let failure = Chain(&error).to_string();
-                    if repeated.is_news("metadata", &failure) {
-                        warn!(error = failure, "metadata is unusable, asking again");
-                    }
-                }
+        let repeated = Repeated::default();
+        let log = |error: &MetadataError| {
+            let failure = Chain(error).to_string();
+            if repeated.is_news("metadata", &failure) {
+                warn!(error = failure, "metadata is unusable, asking again");
             }
-            tokio::time::sleep(delays.next().unwrap_or(LONGEST_DELAY)).await;
-        }
+        };
+        poll_endlessly(FIRST_DELAY, LONGEST_DELAY, || Self::fetch_once(metadata), log).await
     }
 
     async fn fetch_once(metadata: &dyn CloudMetadata) -> Result<Self, MetadataError> {
@@ -212,16 +208,6 @@ pub(crate) async fn start_kubelet(programs: &dyn Programs) -> Result<(), RunErro
     programs.run(&start).await?;
     info!("kubelet started");
     Ok(())
-}
-
-/// From a quarter of a second up to four seconds, without end.
-pub(crate) fn delays() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(250))
-        .with_max_delay(LONGEST_DELAY)
-        .without_max_times()
-        .with_jitter()
-        .build()
 }
 
 /// The name and version of the image, for the log.

@@ -1,20 +1,22 @@
 //! A failure that keeps recurring is logged only when it changes.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 /// The last failure of each subject.
 #[derive(Default)]
 pub(crate) struct Repeated {
-    last: BTreeMap<String, String>,
+    last: Mutex<BTreeMap<String, String>>,
 }
 
 impl Repeated {
     /// Whether this failure is new for its subject and should be logged.
-    pub(crate) fn is_news(&mut self, subject: &str, failure: &str) -> bool {
-        if self.last.get(subject).is_some_and(|last| last == failure) {
+    pub(crate) fn is_news(&self, subject: &str, failure: &str) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.get(subject).is_some_and(|last| last == failure) {
             return false;
         }
-        self.last.insert(subject.to_owned(), failure.to_owned());
+        last.insert(subject.to_owned(), failure.to_owned());
         true
     }
 }
@@ -25,7 +27,7 @@ mod tests {
 
     #[test]
     fn only_changes_are_news() {
-        let mut repeated = Repeated::default();
+        let repeated = Repeated::default();
         assert!(repeated.is_news("10.42.1.100", "refused"));
         assert!(!repeated.is_news("10.42.1.100", "refused"));
         assert!(repeated.is_news("10.42.1.101", "refused"));

@@ -1,7 +1,7 @@
 //! Tries something again until it succeeds, it cannot succeed any more, or time is up.
 //!
 //! # Cancel safety
-//! Dropping [`Schedule::poll`] drops the attempt that runs. The same happens to it when time is up.
+//! Dropping [`Schedule::poll`] or [`poll_endlessly`] drops the attempt that runs. The same happens to it when time is up.
 
 use std::fmt;
 use std::time::Duration;
@@ -119,12 +119,33 @@ impl Schedule {
         })
     }
 
-    fn delays(&self) -> impl Iterator<Item = Duration> {
+    fn delays(&self) -> impl Iterator<Item = Duration> + use<> {
         let delays = ExponentialBuilder::new()
             .with_min_delay(self.first_delay)
             .with_max_delay(self.longest_delay)
             .without_max_times();
         if self.jitter { delays.with_jitter() } else { delays }.build()
+    }
+}
+
+/// Makes attempts until one succeeds, without end and with delays as of [`Schedule::backing_off`]. `waiting` is told why an
+/// attempt failed.
+pub async fn poll_endlessly<T, E, F>(
+    first_delay: Duration,
+    longest_delay: Duration,
+    mut attempt: impl FnMut() -> F,
+    mut waiting: impl FnMut(&E),
+) -> T
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let mut delays = Schedule::backing_off(first_delay, longest_delay, Duration::MAX).delays();
+    loop {
+        match attempt().await {
+            Ok(value) => return value,
+            Err(error) => waiting(&error),
+        }
+        sleep(delays.next().unwrap_or(longest_delay)).await;
     }
 }
 
@@ -226,6 +247,17 @@ mod tests {
         let error = EVERY_SECOND.poll(attempt, |_, _| {}).await.unwrap_err();
         assert_eq!(start.elapsed(), 10 * SECOND);
         assert_eq!(error.to_string(), "no answer within 10s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_limit_it_goes_on_until_it_succeeds() {
+        let (mut n, mut told) = (0, 0);
+        let attempt = || {
+            n += 1;
+            ready(if n < 1000 { Err(number(n)) } else { Ok(n) })
+        };
+        assert_eq!(poll_endlessly(SECOND, 4 * SECOND, attempt, |_| told += 1).await, 1000);
+        assert_eq!(told, 999);
     }
 
     #[tokio::test(start_paused = true)]
