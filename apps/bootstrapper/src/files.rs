@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use atomic_file::Access;
+use cloud_metadata::NodeNetwork;
 use cluster_types::{MeasurementSalt, NodeRole};
 use key_derivation::MasterSecret;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ pub(crate) struct NodeState {
     /// One input of the cluster id; the other one comes with the rejoin ticket.
     pub(crate) measurement_salt: MeasurementSalt,
     pub(crate) address: Ipv4Addr,
+    pub(crate) network: NodeNetwork,
     pub(crate) stage: Stage,
 }
 
@@ -60,12 +62,18 @@ pub(crate) enum LoadNodeStateError {
 }
 
 impl NodeState {
-    pub(crate) fn new(role: NodeRole, measurement_salt: MeasurementSalt, address: Ipv4Addr) -> Self {
+    pub(crate) fn new(
+        role: NodeRole,
+        measurement_salt: MeasurementSalt,
+        address: Ipv4Addr,
+        network: NodeNetwork,
+    ) -> Self {
         Self {
             version: Version::V1,
             role,
             measurement_salt,
             address,
+            network,
             stage: Stage::Joining,
         }
     }
@@ -156,17 +164,19 @@ mod tests {
 
     #[test]
     fn state_is_read_as_it_was_written() {
+        let network = r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#;
         let state = NodeState::new(
             NodeRole::Worker,
             MeasurementSalt::new([3; 32]),
             Ipv4Addr::new(10, 42, 2, 100),
+            serde_json::from_str(network).unwrap(),
         );
         let json = serde_json::to_string(&state).unwrap();
         let salt = "03".repeat(32);
         assert_eq!(
             json,
             format!(
-                r#"{{"version":"v1","role":"Worker","measurement_salt":"{salt}","address":"10.42.2.100","stage":"joining"}}"#
+                r#"{{"version":"v1","role":"Worker","measurement_salt":"{salt}","address":"10.42.2.100","network":{network},"stage":"joining"}}"#
             )
         );
         assert_eq!(serde_json::from_str::<NodeState>(&json).unwrap(), state);

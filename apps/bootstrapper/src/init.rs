@@ -101,7 +101,8 @@ async fn rekey_disk(node: &Node, locked: &Locked, request: &InitRequest) -> Resu
 
 fn write_state(node: &Node, locked: &Locked, request: &InitRequest) -> io::Result<NodeState> {
     let address = node.hints.this_node.address.ip();
-    let state = NodeState::new(NodeRole::ControlPlane, request.measurement_salt, address);
+    let network = node.hints.network.clone();
+    let state = NodeState::new(NodeRole::ControlPlane, request.measurement_salt, address, network);
     node.files.write_state(locked, &state)?;
     node.files.write_master_secret(locked, &request.master_secret)?;
     Ok(state)

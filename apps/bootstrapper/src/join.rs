@@ -246,7 +246,8 @@ async fn become_member(node: &Node, claim: Claim, admission: Admission) -> Resul
 
 fn write_state(node: &Node, locked: &Locked, ticket: &Ticket) -> io::Result<NodeState> {
     let address = node.hints.this_node.address.ip();
-    let state = NodeState::new(ticket.settings.role, ticket.measurement_salt, address);
+    let network = node.hints.network.clone();
+    let state = NodeState::new(ticket.settings.role, ticket.measurement_salt, address, network);
     node.files.write_state(locked, &state)?;
     if let Some(control_plane) = &ticket.control_plane {
         node.files.write_master_secret(locked, &control_plane.master_secret)?;

@@ -4,43 +4,46 @@
 use std::io;
 use std::net::Ipv4Addr;
 
-use cloud_metadata::PrivateAddress;
+use cloud_metadata::NodeNetwork;
 use programs::{Call, Programs, RunError};
 
 use crate::files::NodeFiles;
 
-/// The second network card, which the image names by its place on the bus.
-const INTERFACE: &str = "private0";
-
-/// The resolver of QEMU's user-mode network (QEMU manual, "Using the user mode network stack").
-const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 /// The image's `/etc/resolv.conf` points to this file.
 const RESOLVER_FILE: &str = "/run/constellation/resolv.conf";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetworkError {
-    #[error("cannot set the address on the private segment")]
+    #[error("cannot set the address on the private network")]
     Address(#[from] RunError),
     #[error("cannot set the resolver")]
     Resolver(#[from] io::Error),
 }
 
-/// Sets the address on the private segment and the resolver. Repeating it is harmless.
+/// Sets the address on the private network and the resolver. Repeating it is harmless.
 pub(crate) async fn set_up_network(
     files: &NodeFiles,
     programs: &dyn Programs,
     address: Ipv4Addr,
+    network: &NodeNetwork,
 ) -> Result<(), NetworkError> {
     // CoreDNS exits when the node names no resolver, even if nothing asks for names outside the cluster.
-    files.replace(RESOLVER_FILE, format!("nameserver {NAME_SERVER}\n").as_bytes())?;
-    set_private_address(programs, address).await?;
+    let servers = network.name_servers().iter();
+    let resolver: String = servers.map(|server| format!("nameserver {server}\n")).collect();
+    files.replace(RESOLVER_FILE, resolver.as_bytes())?;
+    set_private_address(programs, address, network).await?;
     Ok(())
 }
 
-async fn set_private_address(programs: &dyn Programs, address: Ipv4Addr) -> Result<(), RunError> {
-    let network = format!("{address}/{}", PrivateAddress::PREFIX_LEN);
-    let assign = Call::new("ip").args(["address", "replace", &network, "dev", INTERFACE]);
-    let activate = Call::new("ip").args(["link", "set", "dev", INTERFACE, "up"]);
+async fn set_private_address(
+    programs: &dyn Programs,
+    address: Ipv4Addr,
+    network: &NodeNetwork,
+) -> Result<(), RunError> {
+    let interface = network.interface().as_str();
+    let address = format!("{address}/{}", network.cidr().prefix_len());
+    let assign = Call::new("ip").args(["address", "replace", &address, "dev", interface]);
+    let activate = Call::new("ip").args(["link", "set", "dev", interface, "up"]);
     programs.run(&assign).await?;
     programs.run(&activate).await?;
     Ok(())

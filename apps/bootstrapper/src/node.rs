@@ -9,7 +9,9 @@ use attestation::{
     DeviceError, Expectations, ExpectedMembership, MeasuringAttester, SetUpVerifierError, Variants, Verifiers,
 };
 use attested_tls::{Endpoint, Limits, PeerPolicy};
-use cloud_metadata::{ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError};
+use cloud_metadata::{
+    ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError, NodeNetwork, OutsideNodeNetwork,
+};
 use cluster_types::NodeRole;
 use component_installer::{ImportError, InstallError, Installer, Mirror, PrefetchError, import_images};
 use error_report::Chain;
@@ -63,6 +65,7 @@ pub(crate) struct Node {
 #[derive(Clone, Debug)]
 pub(crate) struct Hints {
     pub(crate) this_node: Instance,
+    pub(crate) network: NodeNetwork,
     pub(crate) api_endpoint: ApiEndpoint,
     pub(crate) init_secret_hash: InitSecretHash,
 }
@@ -85,11 +88,19 @@ pub(crate) enum PrepareError {
     Images(#[from] ImportError),
 }
 
+#[derive(Debug, thiserror::Error)]
+enum FetchHintsError {
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    #[error("the platform contradicts itself")]
+    Outside(#[from] OutsideNodeNetwork),
+}
+
 impl Hints {
     /// Asks until the platform has answered everything. A platform that never does could as well not have started the node.
     pub(crate) async fn fetch(metadata: &dyn CloudMetadata) -> Self {
         let repeated = Repeated::default();
-        let log = |error: &MetadataError| {
+        let log = |error: &FetchHintsError| {
             let failure = Chain(error).to_string();
             if repeated.is_news("metadata", &failure) {
                 warn!(error = failure, "metadata is unusable, asking again");
@@ -98,12 +109,16 @@ impl Hints {
         poll_endlessly(FIRST_DELAY, LONGEST_DELAY, || Self::fetch_once(metadata), log).await
     }
 
-    async fn fetch_once(metadata: &dyn CloudMetadata) -> Result<Self, MetadataError> {
-        Ok(Self {
+    async fn fetch_once(metadata: &dyn CloudMetadata) -> Result<Self, FetchHintsError> {
+        let hints = Self {
             this_node: metadata.this_node().await?,
+            network: metadata.network().await?,
             api_endpoint: metadata.api_endpoint().await?,
             init_secret_hash: metadata.init_secret_hash().await?,
-        })
+        };
+        hints.network.check(hints.this_node.address)?;
+        hints.network.check(hints.api_endpoint.host)?;
+        Ok(hints)
     }
 }
 
@@ -218,6 +233,8 @@ pub(crate) fn image_version(root: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use cloud_metadata::Answer;
+
     use super::*;
 
     #[test]
@@ -240,5 +257,63 @@ mod tests {
             [component(paths[1]), component(paths[2])]
         );
         assert_eq!(needed_by(NodeRole::Worker, &list).components(), [component(paths[2])]);
+    }
+
+    /// A platform that says these addresses belong to this node and to the API server.
+    struct Platform([u8; 4], [u8; 4]);
+
+    impl CloudMetadata for Platform {
+        fn this_node(&self) -> Answer<'_, Instance> {
+            let instance = Instance {
+                name: "worker-0".parse().unwrap(),
+                provider_id: "test:///worker-0".to_owned(),
+                role: NodeRole::Worker,
+                address: std::net::Ipv4Addr::from(self.0).try_into().unwrap(),
+                role_grant: None,
+            };
+            Box::pin(async { Ok(instance) })
+        }
+
+        fn peers(&self) -> Answer<'_, Vec<Instance>> {
+            unreachable!("peers are no hint of the boot")
+        }
+
+        fn network(&self) -> Answer<'_, NodeNetwork> {
+            let network = r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#;
+            Box::pin(async { Ok(serde_json::from_str(network).unwrap()) })
+        }
+
+        fn api_endpoint(&self) -> Answer<'_, ApiEndpoint> {
+            let endpoint = ApiEndpoint {
+                host: std::net::Ipv4Addr::from(self.1).try_into().unwrap(),
+                port: 6443,
+            };
+            Box::pin(async move { Ok(endpoint) })
+        }
+
+        fn init_secret_hash(&self) -> Answer<'_, InitSecretHash> {
+            Box::pin(async { Ok(InitSecretHash::new([0; 32])) })
+        }
+
+        fn mirror(&self) -> String {
+            unreachable!("the mirror is no hint of the boot")
+        }
+    }
+
+    async fn check(node: [u8; 4], api: [u8; 4]) -> Result<Hints, FetchHintsError> {
+        Hints::fetch_once(&Platform(node, api)).await
+    }
+
+    #[tokio::test]
+    async fn this_node_and_the_api_server_are_in_the_network_of_the_nodes() {
+        check([10, 42, 2, 100], [10, 42, 1, 100]).await.unwrap();
+        for (node, api) in [
+            ([10, 43, 2, 100], [10, 42, 1, 100]),
+            ([10, 42, 2, 100], [192, 168, 1, 100]),
+            ([10, 42, 0, 0], [10, 42, 1, 100]),
+        ] {
+            let error = check(node, api).await.unwrap_err();
+            assert!(matches!(error, FetchHintsError::Outside(_)), "{error}");
+        }
     }
 }

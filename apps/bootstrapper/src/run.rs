@@ -78,7 +78,7 @@ pub(crate) async fn resume(files: &NodeFiles, programs: &dyn Programs) -> Result
         Ok(_) | Err(LoadNodeStateError::Missing) => return Err(NodeError::Interrupted),
         Err(error) => return Err(error.into()),
     };
-    set_up_network(files, programs, state.address).await?;
+    set_up_network(files, programs, state.address, &state.network).await?;
     start_kubelet(programs).await.map_err(NodeError::Kubelet)
 }
 
@@ -88,7 +88,7 @@ pub(crate) async fn resume(files: &NodeFiles, programs: &dyn Programs) -> Result
 /// When the node cannot be used any more and must power off.
 pub(crate) async fn bootstrap(node: Arc<Node>, listener: TcpListener) -> Result<(), NodeError> {
     let address = node.hints.this_node.address.ip();
-    set_up_network(&node.files, &*node.programs, address).await?;
+    set_up_network(&node.files, &*node.programs, address, &node.hints.network).await?;
     let (server, mut jobs) = InitServer::new(node.clone());
     let peer = PeerPolicy::Unattested {
         reason: "the CLI does not run on a node; it presents the init secret",

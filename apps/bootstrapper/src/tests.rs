@@ -255,5 +255,8 @@ async fn a_member_that_boots_again_gets_its_address_and_its_kubelet(technology: 
         node.programs.calls()[before..],
         ["ip address", "ip link", "systemctl start"]
     );
-    assert_eq!(fs::read_to_string(&resolver).unwrap(), "nameserver 10.0.2.3\n");
+    assert_eq!(
+        fs::read_to_string(&resolver).unwrap(),
+        "nameserver 192.0.2.53\nnameserver 192.0.2.54\n"
+    );
 }

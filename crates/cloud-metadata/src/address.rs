@@ -1,22 +1,18 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
-/// The private segment between the nodes, `10.42.0.0/16` (docs/interfaces.md).
-const SEGMENT: [u8; 2] = [10, 42];
+use cluster_types::Cidr;
 
-/// A node's address on the private segment, `10.42.0.0/16`.
+/// An address that a node may have: a private one (RFC 1918) that belongs neither to a pod nor to a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PrivateAddress(Ipv4Addr);
 
 /// An address that no node can have.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} cannot be a node's address: expected one in 10.42.0.0/16")]
+#[error("{0} cannot be a node's address: expected a private one that belongs neither to a pod nor to a Service")]
 pub struct NotPrivate(Ipv4Addr);
 
 impl PrivateAddress {
-    /// Length of the segment's network prefix, in bits.
-    pub const PREFIX_LEN: u8 = 16;
-
     /// The address.
     #[must_use]
     pub const fn ip(self) -> Ipv4Addr {
@@ -28,11 +24,8 @@ impl TryFrom<Ipv4Addr> for PrivateAddress {
     type Error = NotPrivate;
 
     fn try_from(address: Ipv4Addr) -> Result<Self, Self::Error> {
-        let octets = address.octets();
-        let host = [octets[2], octets[3]];
-        // The network's own address and the broadcast address.
-        let reserved = host == [0, 0] || host == [255, 255];
-        if octets[..2] == SEGMENT && !reserved {
+        let of_kubernetes = [Cidr::PODS, Cidr::SERVICES].iter().any(|cidr| cidr.contains(address));
+        if address.is_private() && !of_kubernetes {
             Ok(Self(address))
         } else {
             Err(NotPrivate(address))
@@ -66,18 +59,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_private_segment_has_nodes() {
+    fn nodes_have_private_addresses_of_their_own() {
         let check = |octets: [u8; 4]| PrivateAddress::try_from(Ipv4Addr::from(octets)).is_ok();
-        assert!(check([10, 42, 1, 100]));
-        assert!(check([10, 42, 255, 0]));
-        for other in [
-            [10, 42, 0, 0],
-            [10, 42, 255, 255],
-            [10, 43, 1, 1],
+        for good in [[10, 42, 1, 100], [192, 168, 0, 1], [172, 31, 0, 1], [10, 245, 0, 1]] {
+            assert!(check(good), "{good:?}");
+        }
+        for bad in [
+            [8, 8, 8, 8],
             [127, 0, 0, 1],
+            [169, 254, 169, 254],
             [0; 4],
+            [255; 4],
+            [10, 244, 3, 1],
+            [10, 96, 0, 1],
+            [10, 111, 255, 255],
         ] {
-            assert!(!check(other), "{other:?}");
+            assert!(!check(bad), "{bad:?}");
         }
     }
 }

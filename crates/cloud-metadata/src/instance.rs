@@ -1,7 +1,9 @@
 use std::net::Ipv4Addr;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use cluster_types::{NodeName, NodeRole, ParseNodeNameError, ParseNodeRoleError};
+use cluster_types::{
+    NodeName, NodeRole, ParseCidrError, ParseNodeInterfaceError, ParseNodeNameError, ParseNodeRoleError,
+};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -63,10 +65,10 @@ pub enum ParseMetadataError {
     /// `Role` is not a role.
     #[error("Role is unusable")]
     Role(#[from] ParseNodeRoleError),
-    /// `VPCIP` is outside the private segment.
+    /// `VPCIP` cannot be a node's address.
     #[error("VPCIP is unusable")]
     Address(#[source] NotPrivate),
-    /// The API server's `host` is outside the private segment.
+    /// The API server's `host` cannot be a node's address.
     #[error("host is unusable")]
     Host(#[source] NotPrivate),
     /// `ProviderID` does not look like one.
@@ -90,6 +92,18 @@ pub enum ParseMetadataError {
     /// Too many nodes.
     #[error("{0} peers, at most {MAX_PEERS} are read")]
     Peers(usize),
+    /// `cidr` is not a network for nodes.
+    #[error("cidr is unusable")]
+    Cidr(#[source] ParseCidrError),
+    /// `interface` is not one of a node's network cards.
+    #[error("interface is unusable")]
+    Interface(#[source] ParseNodeInterfaceError),
+    /// Too few or too many name servers.
+    #[error("nameServers has {0} addresses, expected 1 to 3")]
+    NameServers(usize),
+    /// No name server can have this address.
+    #[error("{0} cannot be a name server: expected one machine's address outside the cluster")]
+    NameServer(Ipv4Addr),
     /// The hash of the init secret is not a digest.
     #[error("the hash of the init secret is not 64 hex digits")]
     InitSecretHash,
@@ -142,7 +156,7 @@ fn parse_provider_id(text: String) -> Result<String, ParseMetadataError> {
     }
 }
 
-fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, ParseMetadataError> {
+pub(crate) fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, ParseMetadataError> {
     let refuse = |path: &str, source: serde_json::Error| {
         // A syntax error has no key.
         let whole = path == "." || !source.is_data();
@@ -245,7 +259,7 @@ mod tests {
             ("Role", "Unknown".into(), "control-plane or worker"),
             ("Role", true.into(), "expected a string"),
             ("VPCIP", "8.8.8.8".into(), "8.8.8.8 cannot be a node's address"),
-            ("VPCIP", "10.42.0.0".into(), "10.42.0.0 cannot be a node's address"),
+            ("VPCIP", "10.96.0.1".into(), "10.96.0.1 cannot be a node's address"),
             ("VPCIP", "metadata".into(), "invalid IP"),
             ("VPCIP", "::1".into(), "invalid IP"),
             ("RoleGrant", "?".into(), "is not base64"),

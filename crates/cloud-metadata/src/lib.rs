@@ -8,6 +8,7 @@
 mod address;
 mod fetch;
 mod instance;
+mod network;
 mod qemu;
 
 use std::pin::Pin;
@@ -15,6 +16,7 @@ use std::pin::Pin;
 pub use address::{ApiEndpoint, NotPrivate, PrivateAddress};
 pub use fetch::MetadataError;
 pub use instance::{InitSecretHash, Instance, ParseMetadataError};
+pub use network::{NodeNetwork, OutsideNodeNetwork};
 pub use qemu::{BASE_ADDRESS_FILE, FindMetadataError, QemuMetadata};
 
 /// An answer that is being fetched.
@@ -30,6 +32,9 @@ pub trait CloudMetadata: Send + Sync {
 
     /// Where nodes reach the API server.
     fn api_endpoint(&self) -> Answer<'_, ApiEndpoint>;
+
+    /// How nodes reach each other and a resolver.
+    fn network(&self) -> Answer<'_, NodeNetwork>;
 
     /// The SHA-256 of this node's init secret.
     fn init_secret_hash(&self) -> Answer<'_, InitSecretHash>;

@@ -6,7 +6,10 @@ use reqwest::{Client, Url};
 
 use crate::fetch::{client, fetch};
 use crate::instance::{parse_endpoint, parse_init_secret_hash, parse_instance, parse_peers};
-use crate::{Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError, ParseMetadataError};
+use crate::network::parse_network;
+use crate::{
+    Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError, NodeNetwork, ParseMetadataError,
+};
 
 /// The file in which the kernel shows the SMBIOS system serial number (DMTF DSP0134, type 1).
 pub const BASE_ADDRESS_FILE: &str = "/sys/class/dmi/id/product_serial";
@@ -90,6 +93,10 @@ impl CloudMetadata for QemuMetadata {
         Box::pin(self.ask("endpoint", parse_endpoint))
     }
 
+    fn network(&self) -> Answer<'_, NodeNetwork> {
+        Box::pin(self.ask("network", parse_network))
+    }
+
     fn init_secret_hash(&self) -> Answer<'_, InitSecretHash> {
         Box::pin(self.ask("initsecrethash", parse_init_secret_hash))
     }
@@ -154,6 +161,10 @@ mod tests {
         let (metadata, server) = service(http("200 OK", r#"{"host":"10.42.1.100","port":6443}"#)).await;
         assert_eq!(metadata.api_endpoint().await.unwrap().port, 6443);
         assert!(server.await.unwrap().contains("/endpoint "));
+        let network = r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#;
+        let (metadata, server) = service(http("200 OK", network)).await;
+        assert_eq!(metadata.network().await.unwrap().cidr().to_string(), "10.42.0.0/16");
+        assert!(server.await.unwrap().contains("/network "));
         let (metadata, server) = service(http("200 OK", &"ab".repeat(32))).await;
         assert_eq!(metadata.init_secret_hash().await.unwrap().as_bytes(), &[0xab; 32]);
         assert!(server.await.unwrap().contains("/initsecrethash "));

@@ -23,6 +23,7 @@ mod machine;
 mod memory;
 mod metadata;
 mod mirror;
+mod network;
 mod option;
 mod ports;
 mod preflight;

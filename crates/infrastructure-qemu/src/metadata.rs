@@ -3,6 +3,7 @@
 //! Nothing it says is trusted by a node, and it holds no secret: of the init secret it knows the hash.
 
 use std::convert::Infallible;
+use std::net::Ipv4Addr;
 use std::path::{Component, Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::error::QemuError;
 use crate::folder::{ClusterRecord, NodeRecord, RunFolder};
+use crate::network::{NAME_SERVER, NODE_CIDR, NODE_INTERFACE};
 use crate::proof::ProofKey;
 
 /// The port of the API server in the segment.
@@ -73,6 +75,7 @@ fn router(folder: RunFolder, key: ProofKey, port: u16) -> Router {
         .route("/nodes/{name}/self", get(own))
         .route("/nodes/{name}/peers", get(peers))
         .route("/nodes/{name}/endpoint", get(endpoint))
+        .route("/nodes/{name}/network", get(network))
         .route("/nodes/{name}/initsecrethash", get(init_secret_hash))
         .route("/mirror/{*path}", get(mirror))
         .with_state(folder)
@@ -87,12 +90,12 @@ struct Instance {
     provider_id: String,
     role: NodeRole,
     #[serde(rename = "VPCIP")]
-    address: std::net::Ipv4Addr,
+    address: Ipv4Addr,
 }
 
 #[derive(Serialize)]
 struct Endpoint {
-    host: std::net::Ipv4Addr,
+    host: Ipv4Addr,
     port: u16,
 }
 
@@ -129,6 +132,23 @@ async fn endpoint(State(folder): State<RunFolder>, Path(name): Path<String>) -> 
     Ok(Json(Endpoint {
         host,
         port: KUBERNETES_PORT,
+    }))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Network {
+    cidr: &'static str,
+    interface: &'static str,
+    name_servers: [Ipv4Addr; 1],
+}
+
+async fn network(State(folder): State<RunFolder>, Path(name): Path<String>) -> Result<Json<Network>, Refusal> {
+    known(&folder, &name)?;
+    Ok(Json(Network {
+        cidr: NODE_CIDR,
+        interface: NODE_INTERFACE.as_str(),
+        name_servers: [NAME_SERVER],
     }))
 }
 
@@ -194,7 +214,6 @@ impl IntoResponse for Refusal {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::net::Ipv4Addr;
 
     use infrastructure::{NodePorts, NodeSpec};
 
@@ -271,6 +290,10 @@ mod tests {
             (
                 "/nodes/worker-0/endpoint",
                 r#"{"host":"10.42.1.100","port":6443}"#.to_owned(),
+            ),
+            (
+                "/nodes/worker-0/network",
+                r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#.to_owned(),
             ),
             ("/nodes/worker-0/initsecrethash", "ab".repeat(32)),
         ] {

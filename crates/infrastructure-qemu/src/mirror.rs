@@ -6,8 +6,8 @@ use cluster_types::is_loopback_host;
 use infrastructure::MirrorSource;
 use url::{Host, Url};
 
+use crate::network::HOST_FROM_GUEST;
 use crate::problem::PreflightProblem;
-use crate::vm::HOST_FROM_GUEST;
 
 /// The address of a mirror for nodes, to which this machine's loopback has another address.
 pub(crate) fn mirror_from_guest(mirror: &MirrorSource, metadata_port: u16) -> Result<String, PreflightProblem> {

@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -14,13 +13,12 @@ use crate::error::{Context, QemuError};
 use crate::folder::{ClusterRecord, NodeRecord, RunFolder, is_running, stop};
 use crate::machine::{Starter, console, machine, until_ready};
 use crate::mirror::mirror_from_guest;
+use crate::network::{NODE_CIDR, NODE_INTERFACE, free_address};
 use crate::ports::{free_tcp, free_udp};
 use crate::preflight;
 use crate::process::Helper;
 use crate::proof::ProofKey;
 
-/// The private network between VMs (docs/interfaces.md).
-const NODE_CIDR: &str = "10.42.0.0/16";
 const ADVICE_ON_STOPPED: &str = "read the whole console in the workspace (constellation-qemu/nodes/*/console.log); run the \
                                  same command again to replace the node";
 const UID_LEN: usize = 4;
@@ -271,6 +269,7 @@ impl QemuProvider {
             in_cluster_endpoint: first.unwrap_or_default(),
             api_server_cert_sans: std::iter::once("127.0.0.1".to_owned()).chain(addresses).collect(),
             ip_cidr_node: NODE_CIDR.to_owned(),
+            node_interface: NODE_INTERFACE.to_string(),
             component_mirror: mirror(spec, record.metadata_port)?,
             nodes: nodes()
                 .map(|node| machine(node, &self.folder.node(&node.spec.name)))
@@ -289,19 +288,6 @@ fn served_folder(mirror: &MirrorSource) -> Option<PathBuf> {
         MirrorSource::Folder(folder) => Some(folder.clone()),
         MirrorSource::Http(_) => None,
     }
-}
-
-/// The first free address for a node of this role: control planes `10.42.1.100` and on, workers `10.42.2.100` and on.
-fn free_address(role: NodeRole, record: &ClusterRecord) -> Ipv4Addr {
-    let third = match role {
-        NodeRole::ControlPlane => 1,
-        NodeRole::Worker => 2,
-    };
-    let is_free = |address: &Ipv4Addr| record.nodes.values().all(|node| node.address != *address);
-    (100..=u8::MAX)
-        .map(|last| Ipv4Addr::new(10, 42, third, last))
-        .find(is_free)
-        .expect("a configuration has at most 100 nodes of one role")
 }
 
 fn unwanted(record: &ClusterRecord, spec: &ClusterSpec) -> Vec<NodeName> {

@@ -8,12 +8,8 @@ use infrastructure::NodePorts;
 
 use crate::accelerator::Accelerator;
 use crate::folder::{NodeFolder, NodeRecord};
+use crate::network::{HOST_FROM_GUEST, MULTICAST_GROUP};
 use crate::option::option_value;
-
-/// The multicast group of the network between VMs. Only its port differs between clusters.
-const SEGMENT_GROUP: &str = "230.0.0.77";
-/// This machine's loopback, as a guest of QEMU's user network sees it.
-pub(crate) const HOST_FROM_GUEST: &str = "10.0.2.2";
 
 /// Everything that determines a node's machine.
 pub(crate) struct Vm<'a> {
@@ -135,7 +131,7 @@ impl Vm<'_> {
         let port = self.segment_port;
         line.add(
             "-netdev",
-            format!("socket,id=private,mcast={SEGMENT_GROUP}:{port},localaddr=127.0.0.1"),
+            format!("socket,id=private,mcast={MULTICAST_GROUP}:{port},localaddr=127.0.0.1"),
         );
         line.add(
             "-device",

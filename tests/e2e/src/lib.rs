@@ -25,7 +25,7 @@ pub use acpi::table_that_writes;
 pub use cluster::{Capture, Cluster, Forward, Mirror, PROBE_IMAGE, RUN_FOLDER, segment_port};
 pub use image::Image;
 pub use machine::{Machine, StateDisk};
-pub use metadata::Answer;
+pub use metadata::{Answer, NETWORK};
 pub use packet::{Packet, dumped_packets};
 pub use planted::{null_cipher_header, partitions};
 pub use session::{CANARY, Registers, Verdict, attest, init_with_wrong_secret};

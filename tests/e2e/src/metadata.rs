@@ -11,6 +11,8 @@ use std::time::Duration;
 const NODE: &str =
     r#"{"Name":"control-plane-0","ProviderID":"qemu:///control-plane-0","Role":"ControlPlane","VPCIP":"10.42.1.100"}"#;
 const ENDPOINT: &str = r#"{"host":"10.42.1.100","port":6443}"#;
+/// The network of an honest platform.
+pub const NETWORK: &str = r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#;
 /// The longest a client may take for its request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -32,6 +34,7 @@ pub(crate) fn honest(name: &str, _: usize) -> Answer {
     match name {
         "self" => Answer::Text(NODE.to_owned()),
         "peers" => Answer::Text(format!("[{NODE}]")),
+        "network" => Answer::Text(NETWORK.to_owned()),
         "endpoint" => Answer::Text(ENDPOINT.to_owned()),
         "initsecrethash" => Answer::Text("5a".repeat(32)),
         _ => Answer::NotFound,

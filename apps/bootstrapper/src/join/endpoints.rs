@@ -5,7 +5,8 @@ use cluster_types::{NodeRole, ServicePort};
 
 use crate::node::Hints;
 
-/// Where join services may be: first the API server's address, then every control plane except this node.
+/// Where join services may be: first the API server's address, then every control plane except this node. A peer outside the
+/// nodes' network is left out.
 pub(super) fn join_services(hints: &Hints, peers: &[Instance]) -> Vec<SocketAddrV4> {
     let control_planes = peers
         .iter()
@@ -13,7 +14,8 @@ pub(super) fn join_services(hints: &Hints, peers: &[Instance]) -> Vec<SocketAddr
         .map(|peer| peer.address);
     let mut addresses = Vec::new();
     for address in std::iter::once(hints.api_endpoint.host).chain(control_planes) {
-        if address != hints.this_node.address && !addresses.contains(&address) {
+        let is_node = hints.network.check(address).is_ok() && address != hints.this_node.address;
+        if is_node && !addresses.contains(&address) {
             addresses.push(address);
         }
     }
@@ -27,7 +29,7 @@ pub(super) fn join_services(hints: &Hints, peers: &[Instance]) -> Vec<SocketAddr
 mod tests {
     use std::net::Ipv4Addr;
 
-    use cloud_metadata::{ApiEndpoint, InitSecretHash};
+    use cloud_metadata::{ApiEndpoint, InitSecretHash, NodeNetwork};
 
     use super::*;
 
@@ -41,9 +43,15 @@ mod tests {
         }
     }
 
+    fn network() -> NodeNetwork {
+        let network = r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#;
+        serde_json::from_str(network).unwrap()
+    }
+
     fn check(own: u8, endpoint: u8) -> Vec<String> {
         let hints = Hints {
             this_node: instance(NodeRole::ControlPlane, own),
+            network: network(),
             api_endpoint: ApiEndpoint {
                 host: Ipv4Addr::new(10, 42, 1, endpoint).try_into().unwrap(),
                 port: 6443,
@@ -54,6 +62,10 @@ mod tests {
             instance(NodeRole::ControlPlane, 100),
             instance(NodeRole::Worker, 150),
             instance(NodeRole::ControlPlane, 101),
+            Instance {
+                address: Ipv4Addr::new(192, 168, 1, 1).try_into().unwrap(),
+                ..instance(NodeRole::ControlPlane, 103)
+            },
         ];
         join_services(&hints, &peers).iter().map(ToString::to_string).collect()
     }

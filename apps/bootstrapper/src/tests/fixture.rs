@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use attestation::ExpectedMembership;
 use attested_tls::PeerPolicy;
-use cloud_metadata::{Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance};
+use cloud_metadata::{Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance, NodeNetwork};
 use cluster_types::{DiskUuid, NodeRole};
 use digest::Digest;
 use grpc_api::components::Component;
@@ -124,6 +124,9 @@ pub(crate) fn instance(role: NodeRole, host: u8) -> Instance {
     }
 }
 
+/// Of another platform than the local one: nothing of it is in the program.
+const NETWORK: &str = r#"{"cidr":"10.42.1.0/24","interface":"private0","nameServers":["192.0.2.53","192.0.2.54"]}"#;
+
 fn hints(role: NodeRole) -> Hints {
     let host = match role {
         NodeRole::ControlPlane => 100,
@@ -131,6 +134,7 @@ fn hints(role: NodeRole) -> Hints {
     };
     Hints {
         this_node: instance(role, host),
+        network: serde_json::from_str(NETWORK).unwrap(),
         api_endpoint: ApiEndpoint {
             host: Ipv4Addr::new(10, 42, 1, 100).try_into().unwrap(),
             port: 6443,
@@ -182,6 +186,10 @@ impl CloudMetadata for FakeMetadata {
     }
 
     fn api_endpoint(&self) -> Answer<'_, ApiEndpoint> {
+        unreachable!("hints are fetched before")
+    }
+
+    fn network(&self) -> Answer<'_, NodeNetwork> {
         unreachable!("hints are fetched before")
     }
 

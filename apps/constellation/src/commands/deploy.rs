@@ -20,8 +20,6 @@ use crate::{kubeconfig, machines};
 /// The API server of a new cluster restarts from time to time.
 const LIMIT: Duration = Duration::from_secs(300);
 const INTERVAL: Duration = Duration::from_secs(2);
-/// The image's name for the network card that leads to the other nodes (docs/image.md).
-const NODE_INTERFACE: &str = "^private0$";
 /// The API server's port on the private network.
 const KUBERNETES_PORT: u16 = 6443;
 
@@ -30,7 +28,7 @@ pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     let config = join_config(run, &run.workspace.master_secret()?)?;
     let network = PodNetwork {
         pod_cidr: run.config.pod_cidr.to_string(),
-        node_interface: NODE_INTERFACE.to_owned(),
+        node_interface: format!("^{}$", run.infrastructure()?.node_interface),
         api_server: api_server(run)?,
     };
     let mut wanted = vec![Object::new(components_config_map(&run.components))];

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use attestation::Purpose;
 use attested_tls::{HandshakeError, channel};
 use cluster_types::key_service::AUDIENCE;
-use e2e::{Answer, Cluster, Image, Machine, RUN_FOLDER, segment_port};
+use e2e::{Answer, Cluster, Image, Machine, NETWORK, RUN_FOLDER, segment_port};
 use grpc_api::join::IssueJoinTicketRequest;
 use key_derivation::Label;
 use key_service_client::{KeyServiceClient, KeyServiceError, public_key};
@@ -184,6 +184,10 @@ pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image
                 "is longer than 65536 bytes",
                 "192.0.2.1 cannot be a node's address",
                 "within 30s",
+                "10.0.0.0/8 overlaps 10.244.0.0/16",
+                "\"lo\" is not a network card of a node",
+                "127.0.0.1 cannot be a name server",
+                "10.42.1.150 is not the address of a machine in 10.43.0.0/16",
                 "the join service refused: role_grant is refused",
             ] {
                 vm.wait_until(reason, |vm| Ok(vm.console()?.contains(reason)))?;
@@ -205,6 +209,12 @@ fn lie(request: &str, before: usize) -> Answer {
         ("self", 3) => return Answer::Silence,
         // The role that gets the cluster's keys.
         ("self", _) => instance("ControlPlane", "10.42.1.150"),
+        // Pods' packets would get onto the host's wires, or the node would ask itself for names.
+        ("network", 0) => NETWORK.replace("10.42.0.0/16", "10.0.0.0/8"),
+        ("network", 1) => NETWORK.replace("private0", "lo"),
+        ("network", 2) => NETWORK.replace("10.0.2.3", "127.0.0.1"),
+        ("network", 3) => NETWORK.replace("10.42", "10.43"),
+        ("network", _) => NETWORK.to_owned(),
         ("peers", _) => format!("[{}]", instance("ControlPlane", "10.42.1.100")),
         // Nothing listens there.
         ("endpoint", _) => r#"{"host":"10.42.1.151","port":6443}"#.to_owned(),
