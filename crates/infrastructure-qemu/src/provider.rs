@@ -21,6 +21,7 @@ use crate::proof::ProofKey;
 
 const ADVICE_ON_STOPPED: &str = "read the whole console in the workspace (constellation-qemu/nodes/*/console.log); run the \
                                  same command again to replace the node";
+const START_METADATA: Change = Change::Other("start the metadata endpoint");
 const UID_LEN: usize = 4;
 
 /// What an administrator can choose.
@@ -196,7 +197,7 @@ impl QemuProvider {
             .map(Change::Remove)
             .collect();
         if !is_running(&self.folder.metadata_record())? {
-            changes.push(Change::StartMetadata);
+            changes.push(START_METADATA);
         }
         let known = |node: &NodeSpec| {
             record
@@ -243,7 +244,7 @@ impl QemuProvider {
             for change in &plan.changes {
                 progress(&change.to_string());
                 match change {
-                    Change::StartMetadata => self.start_metadata(&lock, &record)?,
+                    Change::Other(_) => self.start_metadata(&lock, &record)?,
                     Change::Remove(_) => {}
                     Change::Create(name) | Change::Restart(name) => {
                         starter.start(&record.nodes[name], &self.folder.node(name))?;

@@ -57,8 +57,8 @@ pub enum Change {
     Restart(NodeName),
     /// A machine is ended and its disk removed.
     Remove(NodeName),
-    /// The endpoint is started from which machines learn their names.
-    StartMetadata,
+    /// Something else that machines need, in the provider's words.
+    Other(&'static str),
 }
 
 /// What a provider made, as the state file holds it.
@@ -153,7 +153,7 @@ impl fmt::Display for Change {
             Self::Replace(node) => write!(f, "replace {node}, which stopped"),
             Self::Restart(node) => write!(f, "restart {node}, which stopped"),
             Self::Remove(node) => write!(f, "remove {node} and its state disk"),
-            Self::StartMetadata => f.write_str("start the metadata endpoint"),
+            Self::Other(what) => f.write_str(what),
         }
     }
 }
