@@ -24,7 +24,7 @@ use grpc_api::init::{
 use infrastructure::NodePorts;
 use key_derivation::cluster_id;
 use support::{Host, stdout};
-use test_machines::{Machine, Technology, for_each_technology};
+use test_machines::{Machine, SOFTWARE_TPM, Technology, for_each_technology};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tonic::{Request, Response, Status};
@@ -32,8 +32,6 @@ use tonic::{Request, Response, Status};
 for_each_technology!(sync:
     a_good_node_becomes_a_cluster,
     a_run_that_is_killed_while_a_worker_is_made_goes_on,
-    a_worker_that_is_not_made_yet_is_known_and_its_ports_need_not_stay_free,
-    down_after_a_kill_while_a_worker_is_made_leaves_nothing,
     a_node_that_fails_says_why_and_the_next_run_has_fresh_machines,
     a_run_that_is_killed_while_the_node_works_starts_with_fresh_machines,
     another_image_is_given_nothing,
@@ -41,7 +39,6 @@ for_each_technology!(sync:
     verify_tells_a_node_that_is_no_member,
     verify_affirms_a_member,
     verify_does_not_let_one_node_answer_for_another,
-    no_secret_reaches_logs_arguments_environments_or_other_files,
 );
 
 const BOOTS: &str = "control-plane-0 boots\n";
@@ -189,6 +186,13 @@ fn configured(technology: &'static dyn Technology) -> Host {
     host
 }
 
+/// For what only shows with processes.
+fn released() -> Host {
+    let host = Host::released();
+    host.configure();
+    host
+}
+
 fn a_good_node_becomes_a_cluster(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), Node::new(technology));
     let mut running = host.until(&["mini", "up"], BOOTS);
@@ -214,8 +218,8 @@ fn a_good_node_becomes_a_cluster(technology: &'static dyn Technology) {
     assert_eq!(Digest::of(&request.init_secret).to_string(), state.init_secret.hash());
     assert_eq!(request.measurement_salt, state.measurement_salt.as_bytes());
     assert!(request.kms_uri.starts_with("kms://cluster-kms?key="));
-    assert!(request.component_mirror.starts_with("http://10.0.2.2:") && request.component_mirror.ends_with("/mirror"));
-    assert_eq!(request.apiserver_cert_sans, ["127.0.0.1", "10.42.1.100"]);
+    assert_eq!(request.component_mirror, test_provider::MIRROR);
+    assert_eq!(request.apiserver_cert_sans, ["127.0.0.1", "192.168.77.10"]);
     drop(asked);
 
     // The next run does not ask again.
@@ -235,15 +239,19 @@ fn killed_while_a_worker_is_made(technology: &'static dyn Technology) -> (Host, 
 fn a_run_that_is_killed_while_a_worker_is_made_goes_on(technology: &'static dyn Technology) {
     let (host, node) = killed_while_a_worker_is_made(technology);
     host.until(&["mini", "up"], "applying the services\n").kill();
-    // One metadata endpoint, and two programs for each node: nothing was started twice.
-    assert_eq!(host.processes().len(), 5);
+    let machines = host.machines();
+    assert_eq!(
+        [machines.starts("control-plane-0"), machines.starts("worker-0")],
+        [1, 1]
+    );
     assert_eq!(node.asked.lock().unwrap().len(), 1);
     assert!(host.run(&["mini", "down", "--yes"]).status.success());
-    assert_eq!(host.processes(), Vec::<i32>::new());
+    assert_eq!(host.files(), ["constellation-conf.yaml"]);
 }
 
-fn a_worker_that_is_not_made_yet_is_known_and_its_ports_need_not_stay_free(technology: &'static dyn Technology) {
-    let (host, node) = (configured(technology), Node::new(technology));
+#[test]
+fn a_worker_that_is_not_made_yet_is_known_and_its_ports_need_not_stay_free() {
+    let (host, node) = (released(), Node::new(SOFTWARE_TPM));
     let mut running = host.until(&["mini", "up"], BOOTS);
     let status = stdout(&host.run(&["status"]));
     let worker = status.lines().find(|line| line.starts_with("worker-0")).unwrap();
@@ -258,10 +266,36 @@ fn a_worker_that_is_not_made_yet_is_known_and_its_ports_need_not_stay_free(techn
     running.kill();
 }
 
-fn down_after_a_kill_while_a_worker_is_made_leaves_nothing(technology: &'static dyn Technology) {
-    let (host, _node) = killed_while_a_worker_is_made(technology);
+#[test]
+fn down_after_a_kill_while_a_worker_is_made_leaves_nothing() {
+    let (host, node) = (released(), Node::new(SOFTWARE_TPM));
+    let mut running = host.until(&["mini", "up"], BOOTS);
+    node.serve_init(&host, Answer::Success(derived_id(&host)));
+    running.until("create worker-0\n");
+    running.kill();
     assert!(host.run(&["mini", "down", "--yes"]).status.success());
     assert_eq!(host.processes(), Vec::<i32>::new());
+}
+
+#[test]
+fn a_machine_that_stops_is_told_with_its_console_and_made_anew() {
+    let host = configured(SOFTWARE_TPM);
+    host.machines().let_machines_stop(Some("the state disk burns"));
+    let (code, said) = host
+        .until(&["mini", "up"], "making the machines of control planes")
+        .end();
+    assert_eq!(code, Some(1), "{said}");
+    for part in [
+        "control-plane-0 stopped: the state disk burns",
+        "  | constellation: starting",
+        test_provider::ADVICE,
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    host.machines().let_machines_stop(None);
+    let running = host.until(&["mini", "up"], BOOTS);
+    assert!(running.said.contains("replace control-plane-0"), "{}", running.said);
+    running.kill();
 }
 
 fn a_node_that_fails_says_why_and_the_next_run_has_fresh_machines(technology: &'static dyn Technology) {
@@ -401,8 +435,9 @@ fn verify_does_not_let_one_node_answer_for_another(technology: &'static dyn Tech
     assert_eq!(output.status.code(), Some(1));
 }
 
-fn no_secret_reaches_logs_arguments_environments_or_other_files(technology: &'static dyn Technology) {
-    let (host, node) = (configured(technology), Node::new(technology));
+#[test]
+fn no_secret_reaches_logs_arguments_environments_or_other_files() {
+    let (host, node) = (released(), Node::new(SOFTWARE_TPM));
     let running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Failure);
     let (_, said) = running.end();

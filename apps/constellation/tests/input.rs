@@ -320,43 +320,6 @@ fn questions_are_not_answered_without_a_terminal() {
 }
 
 #[test]
-fn what_the_machine_lacks_is_told_at_once() {
-    let host = Host::new();
-    host.configure();
-    std::fs::remove_file(host.path("firmware/OVMF_VARS_4M.fd")).unwrap();
-    let output = host
-        .command(&["apply", "-y"])
-        .env("PATH", host.path("mirror"))
-        .output()
-        .unwrap();
-    let error = stderr(&output);
-    for part in [
-        "qemu-system-x86",
-        "bookworm-backports",
-        "swtpm",
-        "OVMF_VARS_4M.fd",
-        "provider.qemu.firmware",
-    ] {
-        assert!(error.contains(part), "{error}");
-    }
-}
-
-#[test]
-fn an_old_qemu_is_refused() {
-    let host = Host::new();
-    host.configure();
-    host.script(
-        "qemu-system-x86_64",
-        "#!/bin/sh\necho 'QEMU emulator version 7.2.19 (Debian)'\n",
-    );
-    let error = stderr(&host.run(&["apply", "-y"]));
-    assert!(
-        error.contains("version 7") && error.contains("bookworm-backports"),
-        "{error}"
-    );
-}
-
-#[test]
 fn every_shell_gets_its_completion() {
     let host = Host::new();
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {

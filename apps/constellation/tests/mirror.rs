@@ -239,7 +239,7 @@ fn a_cluster_is_made_from_the_pinned_list_only() {
 
 #[test]
 fn a_mirror_that_nodes_cannot_reach_is_refused_before_a_machine_is_made() {
-    let host = Host::new();
+    let host = Host::released();
     host.configure();
     let (address, _) = serve(host.path("mirror"));
     let unreachable = address.replace("127.0.0.1", "[::ffff:127.0.0.1]");

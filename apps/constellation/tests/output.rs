@@ -45,7 +45,7 @@ fn into(command: &mut Command, stdout: impl Into<Stdio>) -> Output {
 
 /// A host with a state, which has no machines yet.
 fn host() -> Host {
-    let host = Host::new();
+    let host = Host::released();
     host.configure();
     let workspace = cluster_config::Workspace::open(&host.workspace()).unwrap();
     workspace.save_state(&cluster_config::ClusterState::new()).unwrap();

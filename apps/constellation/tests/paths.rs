@@ -13,7 +13,7 @@ use support::{Host, stderr, stdout};
 
 #[test]
 fn a_cluster_lives_in_a_folder_of_any_name() {
-    let host = Host::named("o'brien \"müller\"\\,\n$HOME # 🦀");
+    let host = Host::released_in("o'brien \"müller\"\\,\n$HOME # 🦀");
     host.configure();
     host.until(&["mini", "up"], "control-plane-0 boots\n").kill();
     assert_eq!(host.processes().len(), 3);

@@ -54,7 +54,8 @@ impl HelperCommand {
     /// clap does it.
     pub fn of(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
         let _program = arguments.next();
-        (arguments.next()? == "internal").then(|| Self::parse_from(std::iter::once("internal".into()).chain(arguments)))
+        (arguments.next()? == "internal")
+            .then(|| Self::parse_from(std::iter::once("constellation internal".into()).chain(arguments)))
     }
 
     /// Does it. Returns only if that fails.

@@ -46,6 +46,13 @@ pub fn program(technology: &dyn Technology, folder: &Path, name: &str) -> Comman
     if technology.is_released() {
         return Command::new(folder.join(name));
     }
+    program_for_tests(technology, folder, name)
+}
+
+/// Runs the program that is made for tests, with any technology. Cargo builds it with all tests of a package, or with
+/// `--examples`.
+#[must_use]
+pub fn program_for_tests(technology: &dyn Technology, folder: &Path, name: &str) -> Command {
     let mut command = Command::new(folder.join("examples").join(format!("{name}-for-tests")));
     command.env(CHOICE, technology.variant().as_str());
     command

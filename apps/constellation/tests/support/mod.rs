@@ -1,15 +1,18 @@
-//! A workspace on a machine whose QEMU and swtpm are shell scripts.
+//! A workspace, and the program that works in it: on the machines of tests, or the released one on a machine whose QEMU and swtpm
+//! are shell scripts.
 #![allow(dead_code, reason = "every test program uses its own part")]
 
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
-use test_machines::{SOFTWARE_TPM, Technology, program as program_with};
+use test_machines::{SOFTWARE_TPM, Technology, program_for_tests};
+use test_provider::TestProvider;
 
 /// Answers like QEMU as far as the provider asks. With the file `die` beside it a machine says why and ends.
 const QEMU: &str = r#"#!/bin/sh
@@ -34,37 +37,46 @@ pub(crate) const COMPONENTS: &str = r#"{"version":"v1","kubernetes_version":"v1.
 pub(crate) struct Host {
     folder: TempDir,
     technology: &'static dyn Technology,
+    released: bool,
 }
 
 impl Host {
-    /// Scripts, firmware, image and mirror are there; the workspace is not.
+    /// Image and mirror are there; the workspace is not. The program runs on the machines of tests.
     pub(crate) fn new() -> Self {
-        Self::named("host")
-    }
-
-    /// All its paths hold this.
-    pub(crate) fn named(name: &str) -> Self {
-        Self::made(name, SOFTWARE_TPM)
+        Self::with(SOFTWARE_TPM)
     }
 
     /// With an image for machines of this technology.
     pub(crate) fn with(technology: &'static dyn Technology) -> Self {
-        Self::made("host", technology)
+        Self::made("host", technology, false)
     }
 
-    fn made(name: &str, technology: &'static dyn Technology) -> Self {
+    /// The released program, with scripts for QEMU and swtpm, and firmware.
+    pub(crate) fn released() -> Self {
+        Self::released_in("host")
+    }
+
+    /// All its paths hold this.
+    pub(crate) fn released_in(name: &str) -> Self {
+        let host = Self::made(name, SOFTWARE_TPM, true);
+        host.script("qemu-system-x86_64", QEMU);
+        host.script("swtpm", SWTPM);
+        for file in ["firmware/OVMF_CODE_4M.fd", "firmware/OVMF_VARS_4M.fd"] {
+            fs::write(host.path(file), "").unwrap();
+        }
+        host
+    }
+
+    fn made(name: &str, technology: &'static dyn Technology, released: bool) -> Self {
         let host = Self {
             folder: tempfile::Builder::new().prefix(name).tempdir().unwrap(),
             technology,
+            released,
         };
         for folder in ["bin", "firmware", "image", "mirror"] {
             fs::create_dir(host.path(folder)).unwrap();
         }
-        host.script("qemu-system-x86_64", QEMU);
-        host.script("swtpm", SWTPM);
         for (file, content) in [
-            ("firmware/OVMF_CODE_4M.fd", ""),
-            ("firmware/OVMF_VARS_4M.fd", ""),
             ("image/node.img", ""),
             ("image/reference-values.json", &technology.image().to_json()),
             ("mirror/components.json", COMPONENTS),
@@ -80,6 +92,11 @@ impl Host {
 
     pub(crate) fn workspace(&self) -> PathBuf {
         self.path("workspace")
+    }
+
+    /// The machines of the workspace, which is there.
+    pub(crate) fn machines(&self) -> TestProvider {
+        TestProvider::new(&self.workspace())
     }
 
     pub(crate) fn script(&self, name: &str, text: &str) {
@@ -102,6 +119,7 @@ impl Host {
             &text(&mirror),
         ]);
         assert!(written.status.success(), "{}", stderr(&written));
+        // The provider of tests takes any configuration.
         let firmware = format!("firmware: {}", serde_json::to_string(&self.path("firmware")).unwrap());
         self.change_config("# firmware: /usr/share/OVMF", &firmware);
         self.change_config("acceleration: auto", "acceleration: software");
@@ -123,8 +141,14 @@ impl Host {
 
     /// The program without arguments.
     pub(crate) fn bare_command(&self) -> Command {
-        let program = Path::new(env!("CARGO_BIN_EXE_constellation"));
-        let mut command = program_with(self.technology, program.parent().unwrap(), "constellation");
+        let released = Path::new(env!("CARGO_BIN_EXE_constellation"));
+        let mut command = if self.released {
+            Command::new(released)
+        } else {
+            program_for_tests(self.technology, released.parent().unwrap(), "constellation")
+        };
+        // Usage names the program as it was called.
+        command.arg0("constellation");
         let mut path = OsString::from(self.path("bin"));
         path.push(":/usr/bin:/bin");
         command.env("PATH", path).stdin(Stdio::null());

@@ -1,4 +1,5 @@
-//! A command that is killed at any point leaves something that `mini up` goes on with and `mini down` removes.
+//! The released program with its local provider: a command that is killed at any point leaves something that `mini up` goes on with
+//! and `mini down` removes, and what QEMU needs is said.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
@@ -19,7 +20,7 @@ const POINTS: [&str; 4] = [
 const LAST: &str = POINTS[POINTS.len() - 1];
 
 fn configured() -> Host {
-    let host = Host::new();
+    let host = Host::released();
     host.configure();
     host
 }
@@ -70,7 +71,7 @@ fn up_again_changes_nothing_that_runs() {
 
 #[test]
 fn a_configuration_of_our_own_is_taken_away_again() {
-    let host = Host::new();
+    let host = Host::released();
     let (image, mirror) = (host.path("image"), host.path("mirror"));
     let arguments = [
         "mini",
@@ -148,4 +149,62 @@ fn the_first_error_on_a_full_disk_is_the_one_that_is_told() {
         "{error}"
     );
     assert!(error.contains("cannot keep the timings of the steps"), "{error}");
+}
+
+#[test]
+fn what_the_machine_lacks_is_told_at_once() {
+    let host = configured();
+    fs::remove_file(host.path("firmware/OVMF_VARS_4M.fd")).unwrap();
+    let output = host
+        .command(&["apply", "-y"])
+        .env("PATH", host.path("mirror"))
+        .output()
+        .unwrap();
+    let error = stderr(&output);
+    for part in [
+        "qemu-system-x86",
+        "bookworm-backports",
+        "swtpm",
+        "OVMF_VARS_4M.fd",
+        "provider.qemu.firmware",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn an_old_qemu_is_refused() {
+    let host = configured();
+    host.script(
+        "qemu-system-x86_64",
+        "#!/bin/sh\necho 'QEMU emulator version 7.2.19 (Debian)'\n",
+    );
+    let error = stderr(&host.run(&["apply", "-y"]));
+    assert!(
+        error.contains("version 7") && error.contains("bookworm-backports"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_programs_it_starts_for_itself_check_what_they_are_given() {
+    let host = Host::released();
+    for (arguments, named) in [
+        (&["internal"][..], &["Usage: constellation internal"][..]),
+        (&["internal", "exec"], &["<RECORD>", "<PROGRAM>"]),
+        (
+            &["internal", "exec", "/nonexistent/record", "true"],
+            &["true", "No such file"],
+        ),
+        (&["internal", "serve-metadata"], &["<FOLDER>"]),
+        (
+            &["internal", "serve-metadata", "/nonexistent"],
+            &["/nonexistent contains no cluster"],
+        ),
+    ] {
+        let output = host.bare_command().args(arguments).output().unwrap();
+        assert!(!output.status.success(), "{arguments:?}");
+        let error = stderr(&output);
+        assert!(named.iter().all(|name| error.contains(name)), "{arguments:?}: {error}");
+    }
 }
