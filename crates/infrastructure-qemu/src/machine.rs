@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use cluster_types::NodeName;
 use infrastructure::{Machine, MachineStatus};
 
 use crate::accelerator::Accelerator;
@@ -26,7 +27,6 @@ pub(crate) struct Starter<'a> {
     pub(crate) helper: &'a Helper,
     pub(crate) lock: &'a File,
     pub(crate) host: &'a Host,
-    pub(crate) cluster: &'a ClusterRecord,
     pub(crate) image: &'a Path,
     pub(crate) accelerator: Accelerator,
     pub(crate) flushes: bool,
@@ -39,7 +39,8 @@ impl Starter<'_> {
     /// 2. The node gets its folder, if it has none.
     /// 3. The firmware's variables are fresh at every start: nothing that was written there counts.
     /// 4. The TPM is started, and then the machine.
-    pub(crate) fn start(&self, node: &NodeRecord, folder: &NodeFolder) -> Result<(), QemuError> {
+    pub(crate) fn start(&self, cluster: &ClusterRecord, name: &NodeName, folder: &NodeFolder) -> Result<(), QemuError> {
+        let node = &cluster.nodes[name];
         folder.stop()?;
         if !folder.exists() {
             folder.create(u64::from(node.spec.state_disk_gb) * GB)?;
@@ -50,7 +51,7 @@ impl Starter<'_> {
         let writable = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         fs::set_permissions(&variables, writable).on("change the mode of", &variables)?;
         self.start_tpm(folder)?;
-        self.start_qemu(node, folder)
+        self.start_qemu(cluster, node, folder)
     }
 
     fn start_tpm(&self, folder: &NodeFolder) -> Result<(), QemuError> {
@@ -63,12 +64,12 @@ impl Starter<'_> {
         until_ready(&record, &log, program, || socket.exists())
     }
 
-    fn start_qemu(&self, node: &NodeRecord, folder: &NodeFolder) -> Result<(), QemuError> {
+    fn start_qemu(&self, cluster: &ClusterRecord, node: &NodeRecord, folder: &NodeFolder) -> Result<(), QemuError> {
         let vm = Vm {
             node,
-            uid: &self.cluster.uid,
-            segment_port: self.cluster.segment_port,
-            metadata_port: self.cluster.metadata_port,
+            uid: &cluster.uid,
+            segment_port: cluster.segment_port,
+            metadata_port: cluster.metadata_port,
             accelerator: self.accelerator,
             firmware: &self.host.firmware.code,
             system_disk: &self.image.join(SYSTEM_DISK),

@@ -12,11 +12,9 @@ use infrastructure::{ClusterSpec, NodeSpec};
 
 use crate::accelerator::Accelerator;
 use crate::error::QemuError;
-use crate::folder::{ClusterRecord, RunFolder};
+use crate::folder::RunFolder;
 use crate::memory::{self, Available};
-use crate::ports;
 use crate::problem::PreflightProblem;
-use crate::vm::forwards;
 
 /// The file of an image folder that nodes boot from.
 pub(crate) const SYSTEM_DISK: &str = "node.img";
@@ -48,10 +46,9 @@ pub(crate) struct Firmware {
     pub(crate) variables: PathBuf,
 }
 
-/// Checks programs, firmware, image, memory, disk space and ports, and collects what is missing.
+/// Checks programs, firmware, image, memory and disk space, and collects what is missing.
 pub(crate) fn check(
     spec: &ClusterSpec,
-    record: &ClusterRecord,
     folder: &RunFolder,
     firmware: Option<&Path>,
     probe: impl FnOnce(&Path) -> Result<Accelerator, QemuError>,
@@ -72,14 +69,6 @@ pub(crate) fn check(
         problems.keep(check_memory(&stopped, accelerator, memory::available()));
     }
     problems.keep(check_space(stopped.len() as u64 * NODE_DISK_MIB, folder.path()));
-    for node in stopped.into_iter().filter(|node| folder.node(&node.name).exists()) {
-        let Some(known) = record.nodes.get(&node.name) else {
-            continue;
-        };
-        for (port, there) in forwards(&known.ports) {
-            problems.keep(check_port(port, &format!("port {there} of {}", node.name)));
-        }
-    }
     match (qemu, accelerator, swtpm, firmware) {
         (Some(qemu), Some(accelerator), Some(swtpm), Some(firmware)) if problems.0.is_empty() => {
             Ok((Host { qemu, swtpm, firmware }, accelerator?))
@@ -216,17 +205,6 @@ fn check_space(needed_mib: u64, folder: &Path) -> Result<(), PreflightProblem> {
     Err(problem(what, "free some space, or use a workspace on another disk"))
 }
 
-fn check_port(port: u16, purpose: &str) -> Result<(), PreflightProblem> {
-    if ports::is_free(port) {
-        return Ok(());
-    }
-    let what = format!("port {port} of 127.0.0.1, which leads to {purpose}, is in use");
-    Err(problem(
-        what,
-        "stop the program that listens on it (`ss -ltnp`), or terminate the cluster and create it again",
-    ))
-}
-
 fn problem(what: impl Into<String>, remedy: impl Into<String>) -> PreflightProblem {
     PreflightProblem {
         what: what.into(),
@@ -245,8 +223,6 @@ impl Problems {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-
     use super::*;
 
     #[test]
@@ -301,19 +277,6 @@ mod tests {
             .to_string();
         assert!(problem.contains("free at /"), "{problem}");
         assert!(check_space(0, Path::new("/")).is_ok());
-    }
-
-    #[test]
-    fn a_port_in_use_names_what_it_leads_to() {
-        let held = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let port = held.local_addr().unwrap().port();
-        let problem = check_port(port, "port 6443 of control-plane-0")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            problem.contains(&port.to_string()) && problem.contains("6443"),
-            "{problem}"
-        );
     }
 
     #[test]

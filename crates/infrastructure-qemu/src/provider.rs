@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use cluster_types::{NodeName, NodeRole};
 use infrastructure::{
-    Change, ClusterSpec, Infrastructure, Machine, MirrorSource, NodePorts, NodeSpec, Plan, Provider, ProviderError,
+    Change, ClusterSpec, Infrastructure, Machine, MirrorSource, NodeSpec, Plan, Provider, ProviderError,
 };
 
 use crate::accelerator::{Accelerator, KvmProbe, probe_kvm};
@@ -14,14 +14,18 @@ use crate::folder::{ClusterRecord, NodeRecord, RunFolder, is_running, stop};
 use crate::machine::{Starter, console, machine, until_ready};
 use crate::mirror::mirror_from_guest;
 use crate::network::{NODE_CIDR, NODE_INTERFACE, free_address};
-use crate::ports::{free_tcp, free_udp};
+use crate::ports::{HeldPorts, free_udp};
 use crate::preflight;
 use crate::process::Helper;
 use crate::proof::ProofKey;
+use crate::vm::forwards;
 
 const ADVICE_ON_STOPPED: &str = "read the whole console in the workspace (constellation-qemu/nodes/*/console.log); run the \
                                  same command again to replace the node";
 const START_METADATA: Change = Change::Other("start the metadata endpoint");
+const LOOPBACK: &str = "127.0.0.1";
+/// How often a node is started because somebody took one of its ports.
+const START_ATTEMPTS: u32 = 5;
 const UID_LEN: usize = 4;
 
 /// What an administrator can choose.
@@ -102,12 +106,12 @@ impl QemuProvider {
         if let Some(record) = self.folder.record()? {
             return Ok(record);
         }
-        let [metadata_port] = free_tcp().on("find a free port on", "127.0.0.1")?;
+        let metadata_port = HeldPorts::new([]).choose().on("find a free port on", LOOPBACK)?;
         let mut uid = [0; UID_LEN];
         fill_random(&mut uid).on("read random bytes for", self.folder.path())?;
         Ok(ClusterRecord {
             uid: hex::encode(uid),
-            segment_port: free_udp().on("find a free port on", "127.0.0.1")?,
+            segment_port: free_udp().on("find a free port on", LOOPBACK)?,
             metadata_port,
             init_secret_hash: spec.init_secret_hash.clone(),
             mirror: served_folder(&spec.mirror),
@@ -115,7 +119,7 @@ impl QemuProvider {
         })
     }
 
-    /// Nodes that are not wanted any more are ended; those that are wanted get ports.
+    /// Nodes that are not wanted any more are ended; those that are wanted get addresses and ports.
     fn settle(&self, record: &mut ClusterRecord, spec: &ClusterSpec) -> Result<(), QemuError> {
         for name in unwanted(record, spec) {
             self.folder.node(&name).remove()?;
@@ -124,24 +128,47 @@ impl QemuProvider {
         }
         record.init_secret_hash.clone_from(&spec.init_secret_hash);
         record.mirror = served_folder(&spec.mirror);
+        // Held until the choice is stored.
+        let mut ports = HeldPorts::new(recorded_ports(record));
+        if !is_running(&self.folder.metadata_record())? {
+            // A machine that runs asks at the old one; as a member it needs the metadata no more.
+            let port = ports.keep_or_choose(record.metadata_port);
+            record.metadata_port = port.on("find a free port on", LOOPBACK)?;
+        }
         for wanted in &spec.nodes {
-            let ports = match record.nodes.get(&wanted.name) {
-                Some(known) if self.folder.node(&wanted.name).exists() => known.ports,
-                // Also for a node that was recorded and not made yet: its ports may be in use by now.
-                _ => free_ports()?,
-            };
-            let address = match record.nodes.get(&wanted.name) {
-                Some(known) => known.address,
-                None => free_address(wanted.role, record),
+            let known = record.nodes.get(&wanted.name);
+            let ports = match known {
+                Some(known) if self.folder.node(&wanted.name).is_running()? => Ok(known.ports),
+                Some(known) => ports.keep_or_choose_node(&known.ports),
+                None => ports.choose_node(),
             };
             let node = NodeRecord {
                 spec: wanted.clone(),
-                address,
-                ports,
+                address: known.map_or_else(|| free_address(wanted.role, record), |known| known.address),
+                ports: ports.on("find free ports on", LOOPBACK)?,
             };
             record.nodes.insert(wanted.name.clone(), node);
         }
         self.folder.save(record)
+    }
+
+    /// Starts a node. A port that somebody took since it was chosen is replaced.
+    fn start(&self, starter: &Starter<'_>, record: &mut ClusterRecord, name: &NodeName) -> Result<(), QemuError> {
+        let mut attempt = 1;
+        loop {
+            match starter.start(record, name, &self.folder.node(name)) {
+                Err(error) if attempt < START_ATTEMPTS && lost_port(&error) => attempt += 1,
+                result => return result,
+            }
+            let mut ports = HeldPorts::new(recorded_ports(record));
+            let node = record
+                .nodes
+                .get_mut(name)
+                .expect("every node that is started was settled");
+            let chosen = ports.keep_or_choose_node(&node.ports);
+            node.ports = chosen.on("find free ports on", LOOPBACK)?;
+            self.folder.save(record)?;
+        }
     }
 
     fn start_metadata(&self, lock: &File, record: &ClusterRecord) -> Result<(), QemuError> {
@@ -228,7 +255,7 @@ impl QemuProvider {
         if !plan.is_empty() {
             let firmware = self.options.firmware.as_deref();
             let probe = |qemu: &Path| self.accelerator(qemu, progress);
-            let (host, accelerator) = preflight::check(spec, &record, &self.folder, firmware, probe)?;
+            let (host, accelerator) = preflight::check(spec, &self.folder, firmware, probe)?;
             self.folder.create()?;
             let lock = self.folder.lock()?.expect("the folder was just made");
             self.settle(&mut record, spec)?;
@@ -236,7 +263,6 @@ impl QemuProvider {
                 helper: &self.helper,
                 lock: &lock,
                 host: &host,
-                cluster: &record,
                 image: &spec.image,
                 accelerator,
                 flushes: self.options.flushes,
@@ -246,12 +272,10 @@ impl QemuProvider {
                 match change {
                     Change::Other(_) => self.start_metadata(&lock, &record)?,
                     Change::Remove(_) => {}
-                    Change::Create(name) | Change::Restart(name) => {
-                        starter.start(&record.nodes[name], &self.folder.node(name))?;
-                    }
+                    Change::Create(name) | Change::Restart(name) => self.start(&starter, &mut record, name)?,
                     Change::Replace(name) => {
                         self.folder.node(name).remove()?;
-                        starter.start(&record.nodes[name], &self.folder.node(name))?;
+                        self.start(&starter, &mut record, name)?;
                     }
                 }
             }
@@ -296,19 +320,125 @@ fn unwanted(record: &ClusterRecord, spec: &ClusterSpec) -> Vec<NodeName> {
     record.nodes.keys().filter(|name| !wanted(name)).cloned().collect()
 }
 
-fn free_ports() -> Result<NodePorts, QemuError> {
-    let [bootstrapper, kubernetes, verify_http, verify, join] = free_tcp().on("find free ports on", "127.0.0.1")?;
-    Ok(NodePorts {
-        bootstrapper,
-        kubernetes,
-        verify_http,
-        verify,
-        join,
-    })
+fn recorded_ports(record: &ClusterRecord) -> impl Iterator<Item = u16> {
+    let nodes = record.nodes.values();
+    let nodes = nodes.flat_map(|node| forwards(&node.ports)).map(|(port, _)| port);
+    nodes.chain([record.metadata_port])
+}
+
+/// Whether QEMU ended because it could not listen on a port.
+fn lost_port(error: &QemuError) -> bool {
+    matches!(error, QemuError::Ended { said, .. } if said.contains("host forwarding rule"))
 }
 
 /// The uid only distinguishes clusters; it is not secret.
 fn fill_random(bytes: &mut [u8]) -> std::io::Result<()> {
     use std::io::Read;
     File::open("/dev/urandom")?.read_exact(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::net::TcpListener;
+    use std::path::Path;
+
+    use super::*;
+
+    fn provider(folder: &Path) -> QemuProvider {
+        std::fs::create_dir_all(folder).unwrap();
+        let provider = QemuProvider::new(
+            RunFolder::in_workspace(folder),
+            Helper::new("/nonexistent".into()),
+            QemuOptions::default(),
+        );
+        provider.folder.create().unwrap();
+        provider
+    }
+
+    fn spec(workers: usize) -> ClusterSpec {
+        let node = |name: String, role| NodeSpec {
+            name: name.parse().unwrap(),
+            role,
+            group: String::new(),
+            vcpus: 2,
+            memory_mib: 2048,
+            state_disk_gb: 20,
+        };
+        let workers = (0..workers).map(|index| node(format!("worker-{index}"), NodeRole::Worker));
+        let first = node("control-plane-0".to_owned(), NodeRole::ControlPlane);
+        ClusterSpec {
+            name: "mini".to_owned(),
+            image: PathBuf::new(),
+            init_secret_hash: String::new(),
+            mirror: "http://127.0.0.1:81".parse().unwrap(),
+            nodes: std::iter::once(first).chain(workers).collect(),
+            members: std::collections::BTreeSet::new(),
+            later: std::collections::BTreeSet::new(),
+        }
+    }
+
+    fn settled(provider: &QemuProvider, spec: &ClusterSpec) -> ClusterRecord {
+        let mut record = provider.record(spec).unwrap();
+        provider.settle(&mut record, spec).unwrap();
+        record
+    }
+
+    #[test]
+    fn all_ports_of_a_large_cluster_are_different_in_every_run() {
+        let folder = tempfile::tempdir().unwrap();
+        for run in 0..100 {
+            let provider = provider(&folder.path().join(run.to_string()));
+            let record = settled(&provider, &spec(20));
+            let ports: Vec<u16> = recorded_ports(&record).collect();
+            assert_eq!(ports.len(), 21 * 5 + 1);
+            assert_eq!(ports.iter().collect::<HashSet<_>>().len(), ports.len(), "run {run}");
+        }
+    }
+
+    #[test]
+    fn ports_stay_until_somebody_else_has_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let provider = provider(folder.path());
+        let first = settled(&provider, &spec(2));
+        let again = settled(&provider, &spec(2));
+        assert!(recorded_ports(&first).eq(recorded_ports(&again)));
+        let (worker, lost) = (
+            "worker-1".parse().unwrap(),
+            first.nodes.values().last().unwrap().ports.verify,
+        );
+        let _somebody = TcpListener::bind((LOOPBACK, lost)).unwrap();
+        let after = settled(&provider, &spec(2));
+        let ports = after.nodes.get::<NodeName>(&worker).unwrap().ports;
+        assert_ne!(ports.verify, lost);
+        assert_eq!(ports.join, first.nodes[&worker].ports.join);
+        let others = |record: &ClusterRecord| {
+            recorded_ports(record)
+                .filter(|port| ![lost, ports.verify].contains(port))
+                .count()
+        };
+        assert_eq!(others(&first), others(&after));
+    }
+
+    #[test]
+    fn a_collision_that_was_recorded_is_undone() {
+        let folder = tempfile::tempdir().unwrap();
+        let provider = provider(folder.path());
+        let mut record = settled(&provider, &spec(2));
+        let taken = record.nodes.values().next().unwrap().ports;
+        record.nodes.values_mut().for_each(|node| node.ports = taken);
+        provider.folder.save(&record).unwrap();
+        let ports: HashSet<u16> = recorded_ports(&settled(&provider, &spec(2))).collect();
+        assert_eq!(ports.len(), 3 * 5 + 1);
+    }
+
+    #[test]
+    fn nodes_have_the_agreed_addresses_and_keep_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let provider = provider(folder.path());
+        settled(&provider, &spec(1));
+        let record = settled(&provider, &spec(2));
+        let addresses: Vec<_> = record.nodes.values().map(|node| node.address.to_string()).collect();
+        assert_eq!(addresses, ["10.42.1.100", "10.42.2.100", "10.42.2.101"]);
+    }
 }
