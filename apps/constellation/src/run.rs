@@ -1,14 +1,18 @@
 //! The data that the phases of `apply` work on.
 
-use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, anyhow, bail};
 use attestation::{Expectations, ExpectedMembership, Variants, Verifiers};
-use cluster_config::{ClusterConfig, ClusterState, InitProgress, Workspace, names};
+use cluster_config::{ClusterConfig, ClusterState, InitProgress, MadeOf, Workspace, names};
 use error_report::explain_denied;
 use infrastructure::{Infrastructure, Provider};
+use key_derivation::{Label, MasterSecret};
 use kubernetes_components::ComponentList;
 use measurements::ReferenceValues;
+use role_grant::OperatorKey;
 
-use crate::advice::Advise;
+use crate::advice::{Advise, advise};
 use crate::mirror;
 use crate::providers::Providers;
 
@@ -21,6 +25,8 @@ pub(crate) struct Run<'a> {
     pub(crate) variants: &'a dyn Variants,
     pub(crate) reference_values: ReferenceValues,
     pub(crate) components: ComponentList,
+    /// What the cluster is to be made from; if it exists, what it was made from, with the nodes that are wanted now.
+    pub(crate) made_of: MadeOf,
 }
 
 impl<'a> Run<'a> {
@@ -32,7 +38,6 @@ impl<'a> Run<'a> {
         providers: &dyn Providers,
         variants: &'a dyn Variants,
     ) -> Result<Self> {
-        let reference_values = load_reference_values(&config, variants)?;
         let state = workspace.state()?.unwrap_or_else(ClusterState::new);
         if state.init != InitProgress::Done {
             // Found now, and not after the node has handed out its kubeconfig.
@@ -40,19 +45,22 @@ impl<'a> Run<'a> {
                 .check_own(&state, names::ADMIN_CONF)
                 .next("move it to another folder, then run the same command again")?;
         }
-        if workspace.has(names::MASTER_SECRET)? {
-            // A damaged one is found before there are machines.
-            workspace.master_secret()?;
+        let document = reference_document(&config)?;
+        // A damaged master secret is found here too, before there are machines.
+        let made_of = made_of(workspace, &config, &document, components.hash())?;
+        if let Some(cluster) = made(&state) {
+            refuse_changes(cluster, &made_of)?;
         }
         let provider = providers.configured(workspace, &config.provider)?;
         Ok(Self {
+            reference_values: parse_reference_values(&document, &config, variants)?,
             workspace,
             config,
             state,
             provider,
             variants,
-            reference_values,
             components,
+            made_of,
         })
     }
 
@@ -72,20 +80,28 @@ pub(crate) fn load_config(workspace: &Workspace) -> Result<ClusterConfig> {
         .next("correct the configuration, then run the same command again")
 }
 
+/// What every node must prove: what the cluster was made from, whatever the image folder holds by now.
+pub(crate) fn reference_values(
+    config: &ClusterConfig,
+    state: &ClusterState,
+    variants: &dyn Variants,
+) -> Result<ReferenceValues> {
+    match &state.made_of {
+        Some(made_of) => ReferenceValues::parse_for(made_of.attestation_variant, made_of.reference_values.as_bytes())
+            .context("cannot use the recorded reference values"),
+        None => parse_reference_values(&reference_document(config)?, config, variants),
+    }
+}
+
 /// What nodes must prove, from the file beside the image. The variant that will use it checks it.
-pub(crate) fn load_reference_values(config: &ClusterConfig, variants: &dyn Variants) -> Result<ReferenceValues> {
-    let path = config.image.join("reference-values.json");
-    let bytes = std::fs::read(&path)
-        .map_err(|error| explain_denied(&path, error))
-        .with_context(|| format!("cannot read {}", path.display()))
-        .next("set `image` in constellation-conf.yaml to the folder that `cargo xtask image build` wrote")?;
-    let values = ReferenceValues::parse_for(config.variant, &bytes).map_err(anyhow::Error::from);
+fn parse_reference_values(document: &str, config: &ClusterConfig, variants: &dyn Variants) -> Result<ReferenceValues> {
+    let values = ReferenceValues::parse_for(config.variant, document.as_bytes()).map_err(anyhow::Error::from);
     let usable = values.and_then(|values| {
         accepted(variants, &values, ExpectedMembership::New)?;
         Ok(values)
     });
     usable
-        .with_context(|| format!("cannot use {}", path.display()))
+        .with_context(|| format!("cannot use {}", reference_path(config).display()))
         .next("set `image` and `attestationVariant` in constellation-conf.yaml to what belongs together")
 }
 
@@ -100,6 +116,79 @@ pub(crate) fn accepted(
         membership,
     };
     Ok(Verifiers::one(variants.verifier(image.variant(), &expectations)?))
+}
+
+/// The operator's public key, by which a master secret is known again.
+pub(crate) fn fingerprint(secret: &MasterSecret) -> String {
+    let key = OperatorKey::from_seed(&secret.kek().derive_array(Label::OperatorIdentity));
+    hex::encode(key.public().as_bytes())
+}
+
+/// An error if a cluster cannot become what is wanted. Nothing of it is applied then, not even what could be.
+pub(crate) fn refuse_changes(cluster: &MadeOf, wanted: &MadeOf) -> Result<()> {
+    let differences = cluster.differences(wanted);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(advise(
+        anyhow!(
+            "the cluster was made from something else than is wanted now, and cannot change that yet; nothing was done"
+        ),
+        differences.iter().map(ToString::to_string).collect(),
+        "set back what is named here, or make a new cluster: `constellation terminate`, then the same command again",
+    ))
+}
+
+/// An error if the configuration alone wants what the cluster cannot become: before a mirror is asked, which may not have it.
+pub(crate) fn refuse_configured_changes(workspace: &Workspace, config: &ClusterConfig) -> Result<()> {
+    let state = workspace.state()?;
+    let Some(cluster) = state.as_ref().and_then(made) else {
+        return Ok(());
+    };
+    let wanted = made_of(workspace, config, &reference_document(config)?, cluster.components.clone())?;
+    refuse_changes(cluster, &wanted)
+}
+
+/// What the cluster was made from, if there is one.
+fn made(state: &ClusterState) -> Option<&MadeOf> {
+    state.made_of.as_ref().filter(|_| state.init == InitProgress::Done)
+}
+
+fn made_of(
+    workspace: &Workspace,
+    config: &ClusterConfig,
+    reference_document: &str,
+    components: String,
+) -> Result<MadeOf> {
+    let secret = workspace
+        .has(names::MASTER_SECRET)?
+        .then(|| workspace.master_secret())
+        .transpose()?;
+    let nodes = config.nodes().into_iter();
+    Ok(MadeOf {
+        provider: config.provider.key().to_owned(),
+        attestation_variant: config.variant,
+        name: config.name.clone(),
+        kubernetes_version: config.kubernetes_version.clone(),
+        components,
+        service_cidr: config.service_cidr.to_string(),
+        reference_values: reference_document.to_owned(),
+        operator_key: secret.as_ref().map(fingerprint),
+        nodes: nodes.map(|node| (node.name.clone(), node)).collect(),
+    })
+}
+
+/// What nodes must prove, as the file beside the image says.
+fn reference_document(config: &ClusterConfig) -> Result<String> {
+    let path = reference_path(config);
+    std::fs::read_to_string(&path)
+        .map_err(|error| explain_denied(&path, error))
+        .with_context(|| format!("cannot read {}", path.display()))
+        .next("set `image` in constellation-conf.yaml to the folder that `cargo xtask image build` wrote")
+}
+
+fn reference_path(config: &ClusterConfig) -> PathBuf {
+    config.image.join("reference-values.json")
 }
 
 /// The components of the configured version.

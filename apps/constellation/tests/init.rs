@@ -22,8 +22,8 @@ use grpc_api::init::{
     InitFailureResponse, InitRequest, InitResponse, InitSuccessResponse, LogResponseType, ProgressResponse,
 };
 use infrastructure::NodePorts;
-use key_derivation::cluster_id;
-use support::{Host, stdout};
+use key_derivation::{MasterSecret, cluster_id};
+use support::{Host, stderr, stdout};
 use test_machines::{Machine, SOFTWARE_TPM, Technology, for_each_technology};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -481,4 +481,149 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
     let deeper = folders.iter().flat_map(|folder| files_below(folder));
     files.into_iter().filter(|path| path.is_file()).chain(deeper).collect()
+}
+
+/// A cluster as far as the CLI knows, and the first node that made it.
+fn made() -> (Host, Node) {
+    let (host, node) = (configured(SOFTWARE_TPM), Node::new(SOFTWARE_TPM));
+    let mut running = host.until(&["mini", "up"], BOOTS);
+    node.serve_init(&host, Answer::Success(derived_id(&host)));
+    running.until("applying the services\n");
+    running.kill();
+    (host, node)
+}
+
+/// Everything that a command could have changed.
+fn everything(host: &Host) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files: Vec<_> = files_below(&host.workspace())
+        .into_iter()
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+/// The reference values of an image that measures something else.
+fn another_image(document: &str) -> String {
+    let other = document.replacen("00000000", "11111111", 1);
+    assert_ne!(other, document);
+    other
+}
+
+#[test]
+fn what_a_cluster_cannot_change_is_refused_by_name_and_nothing_of_it_is_applied() {
+    let (host, _node) = made();
+    let config = host.workspace().join("constellation-conf.yaml");
+    let secret = host.workspace().join("constellation-mastersecret.json");
+    let other_secret = MasterSecret::generate().to_json();
+    let image = fs::read_to_string(host.path("image/reference-values.json")).unwrap();
+    let other_image = another_image(&image);
+    let other_components = r#"[{"url":"a","hash":"sha256:HASH","install_path":"/a","extract":false}]"#;
+    let other_components = support::COMPONENTS.replace("[]", &other_components.replace("HASH", &"ab".repeat(32)));
+    for (file, from, to, named) in [
+        (
+            &config,
+            "name: mini",
+            "name: maxi",
+            &["name: the cluster has mini, wanted is maxi"][..],
+        ),
+        (
+            &config,
+            "v1.35.4",
+            "v1.35.5",
+            &["kubernetesVersion: the cluster has v1.35.4", "upgrade"],
+        ),
+        (
+            &config,
+            "10.96.0.0/12",
+            "10.100.0.0/16",
+            &["serviceCIDR", "10.100.0.0/16", "new cluster"],
+        ),
+        (
+            &config,
+            "vcpus: 2 # control",
+            "vcpus: 4 #",
+            &["control_plane_default.vcpus of control-plane-0"],
+        ),
+        (
+            &config,
+            "memoryMiB: 2048\n    stateDiskSizeGB: 20 # workers",
+            "memoryMiB: 4096",
+            &["worker_default.memoryMiB of worker-0"],
+        ),
+        (
+            &config,
+            "stateDiskSizeGB: 20 # workers",
+            "stateDiskSizeGB: 40",
+            &["worker_default.stateDiskSizeGB"],
+        ),
+        (
+            &host.path("image/reference-values.json"),
+            &image,
+            &other_image,
+            &["image: the cluster has"],
+        ),
+        (
+            &host.path("mirror/components.json"),
+            support::COMPONENTS,
+            &other_components,
+            &["mirror: the cluster has"],
+        ),
+        (
+            &secret,
+            &fs::read_to_string(&secret).unwrap(),
+            &other_secret,
+            &["constellation-mastersecret.json"],
+        ),
+    ] {
+        let good = fs::read_to_string(file).unwrap();
+        assert!(good.contains(from), "{from}");
+        fs::write(file, good.replacen(from, to, 1)).unwrap();
+        let before = everything(&host);
+        let applied = host.run(&["apply", "--yes"]);
+        let said = stderr(&applied);
+        assert_eq!(applied.status.code(), Some(1), "{to}: {said}");
+        for part in named.iter().chain(&["nothing was done", "constellation terminate"]) {
+            assert!(said.contains(part), "{to}: {said}");
+        }
+        assert!(before == everything(&host), "{to}: something was applied");
+        fs::write(file, good).unwrap();
+    }
+    host.until(&["apply", "--yes"], "applying the services\n").kill();
+}
+
+#[test]
+fn workers_come_and_go_and_the_cluster_stays_what_it_is() {
+    let (host, node) = made();
+    host.change_config("initialCount: 1 # workers", "initialCount: 2 # workers");
+    host.until(&["apply", "--yes"], "applying the services\n").kill();
+    assert_eq!(host.machines().starts("worker-1"), 1);
+    host.change_config("initialCount: 2 # workers", "initialCount: 0 # workers");
+    host.until(&["apply", "--yes"], "applying the services\n").kill();
+    assert_eq!(host.machines().starts("control-plane-0"), 1);
+    assert_eq!(node.asked.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn until_there_is_a_cluster_a_change_gets_fresh_machines() {
+    let host = configured(SOFTWARE_TPM);
+    host.until(&["mini", "up"], BOOTS).kill();
+    host.change_config("vcpus: 2 # control", "vcpus: 4 # control");
+    let running = host.until(&["mini", "up"], BOOTS);
+    assert!(running.said.contains("fresh machines"), "{}", running.said);
+    running.kill();
+    assert_eq!(host.machines().spec("control-plane-0").vcpus, 4);
+}
+
+#[test]
+fn verify_expects_what_the_cluster_was_made_from() {
+    let (host, node) = made();
+    let id = derived_id(&host);
+    node.serve(ports(&host).verify, &[Purpose::Verify], Answer::Never, Some(id));
+    let document = host.path("image/reference-values.json");
+    let other = another_image(&fs::read_to_string(&document).unwrap());
+    fs::write(document, other).unwrap();
+    let report = host.run(&["verify", "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout(&report)).unwrap();
+    assert_eq!(report["nodes"][0]["verdict"], "affirming", "{report}");
 }

@@ -201,7 +201,7 @@ fn a_file_that_cannot_be_used_is_named() {
         (
             "image/reference-values.json",
             "",
-            "verify",
+            "apply -y",
             &["reference-values.json", "the document is empty"],
         ),
         (

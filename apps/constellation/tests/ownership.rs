@@ -30,7 +30,7 @@ fn is_untouched(host: &Host, name: &str) -> bool {
 }
 
 fn configured() -> Host {
-    let host = Host::new();
+    let host = Host::released();
     host.configure();
     host
 }
@@ -46,7 +46,7 @@ fn foreign_secret(host: &Host) -> Vec<u8> {
 #[test]
 fn in_a_folder_without_a_cluster_nothing_is_removed() {
     for command in [&["mini", "down", "--yes"][..], &["terminate", "--yes"]] {
-        let host = Host::new();
+        let host = Host::released();
         fs::create_dir(host.workspace()).unwrap();
         for name in OF_THE_USER.iter().filter(|name| **name != "constellation-qemu") {
             write(&host, name);

@@ -47,6 +47,16 @@ pub enum ProviderConfig {
     Qemu(QemuConfig),
 }
 
+impl ProviderConfig {
+    /// Its key in the configuration.
+    #[must_use]
+    pub const fn key(&self) -> &'static str {
+        match self {
+            Self::Qemu(_) => "qemu",
+        }
+    }
+}
+
 /// A group of equal nodes.
 #[derive(Clone, Debug)]
 pub struct NodeGroup {

@@ -8,6 +8,7 @@
 mod check;
 mod config;
 mod example;
+mod made_of;
 mod problems;
 mod raw;
 mod state;
@@ -20,6 +21,7 @@ pub use config::{
 };
 pub use example::{ExampleOptions, example};
 pub use infrastructure::{MirrorSource, ParseMirrorSourceError};
+pub use made_of::{Difference, MadeOf};
 pub use problems::{ConfigProblems, Problem};
 pub use state::{ClusterState, InitProgress, InitSecret, ParseStateError};
 pub use workspace::{Workspace, WorkspaceError, WorkspaceLock, names};

@@ -9,6 +9,7 @@ use infrastructure::Infrastructure;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
+use crate::made_of::MadeOf;
 use crate::raw;
 use crate::yaml::from_yaml;
 
@@ -37,6 +38,9 @@ pub struct ClusterState {
     /// The SHA-256 of each file that this program wrote for this cluster, by name. Only those may be replaced or removed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) files: BTreeMap<String, Digest>,
+    /// What the machines were made from, recorded before the first of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_of: Option<MadeOf>,
     /// The machines, once there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infrastructure: Option<Infrastructure>,
@@ -86,6 +90,7 @@ impl ClusterState {
             cluster_id: None,
             members: BTreeSet::new(),
             files: BTreeMap::new(),
+            made_of: None,
             infrastructure: None,
         }
     }

@@ -22,7 +22,7 @@ use crate::commands::{deploy, init, nodes, verify};
 use crate::machines;
 use crate::output::{confirm, note, print, say};
 use crate::providers::Providers;
-use crate::run::{Run, load_components, load_config};
+use crate::run::{Run, load_components, load_config, refuse_changes, refuse_configured_changes};
 
 /// Creates the cluster and reports how long it took.
 pub(crate) async fn run(
@@ -32,6 +32,7 @@ pub(crate) async fn run(
     variants: &dyn Variants,
 ) -> Result<()> {
     let config = load_config(workspace)?;
+    refuse_configured_changes(workspace, &config)?;
     // A mirror may answer late or never. Meanwhile, other commands can use the workspace.
     let components = load_components(&config).await?;
     let _lock = workspace.lock()?;
@@ -94,25 +95,40 @@ impl Run<'_> {
             .await
     }
 
-    /// A node that began to create a cluster and did not finish cannot begin again: all machines are replaced.
+    /// A node that began to create a cluster and did not finish cannot begin again, and a machine made from something else than
+    /// the configuration wants now is useless: all machines are replaced.
     /// Workers have nothing to do until there is a cluster, and would only take processor time from its first node.
     fn make_first_machines(&mut self, step: &Step<'_>) -> Result<()> {
         block_in_place(|| {
-            if self.state.init == InitProgress::Started && !init::finish_interrupted(self)? {
-                step.detail(
-                    "the last run was interrupted while it set up the first node; starting again with fresh machines",
-                );
+            if let Some(reason) = self.why_fresh_machines()? {
+                step.detail(&format!("{reason}; starting again with fresh machines"));
                 self.provider.destroy()?;
                 self.state.infrastructure = None;
                 self.state.init = InitProgress::NotStarted;
             }
-            // Stored before anything depends on its secret and salt.
+            // Stored before anything depends on it, or on the state's secret and salt.
+            self.state.made_of = Some(self.made_of.clone());
             anyhow::Ok(self.workspace.save_state(&self.state)?)
         })?;
         let mut spec = machines::spec(&self.config, &self.state);
         let workers = spec.nodes.iter().filter(|node| node.role == NodeRole::Worker);
         spec.later = workers.map(|node| node.name.clone()).collect();
         self.make_machines(&spec, step)
+    }
+
+    fn why_fresh_machines(&mut self) -> Result<Option<&'static str>> {
+        let Some(recorded) = self.state.made_of.clone() else {
+            return Ok(None);
+        };
+        let interrupted = self.state.init == InitProgress::Started;
+        if interrupted && !init::finish_interrupted(self)? {
+            return Ok(Some("the last run was interrupted while it set up the first node"));
+        }
+        if interrupted {
+            refuse_changes(&recorded, &self.made_of)?;
+        }
+        let differs = self.state.init == InitProgress::NotStarted && !recorded.differences(&self.made_of).is_empty();
+        Ok(differs.then_some("the configuration has changed since the last run"))
     }
 
     fn make_machines(&mut self, spec: &ClusterSpec, step: &Step<'_>) -> Result<()> {

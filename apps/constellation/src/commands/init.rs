@@ -27,7 +27,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::advice::{Advise, advise, given_up};
 use crate::output::note;
-use crate::run::{Run, accepted};
+use crate::run::{Run, accepted, fingerprint};
 use crate::{kubeconfig, machines};
 
 /// Time limit from power-on to a bootstrapper that answers. Software emulation needs about half a minute.
@@ -55,6 +55,7 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
         let path = run.workspace.path(names::MASTER_SECRET);
         progress.line(&format!("master secret written to {}: keep it safe", path.display()));
     }
+    run.made_of.operator_key = Some(fingerprint(&secret));
     let node = first_node(run)?;
     let channel = progress
         .step("waiting for the first node", async |step| {
@@ -163,6 +164,7 @@ fn begin(run: &mut Run<'_>) -> Result<()> {
         note(&format!("cannot keep the node's log: {}", Chain(&error)));
     }
     run.state.init = InitProgress::Started;
+    run.state.made_of = Some(run.made_of.clone());
     Ok(run.workspace.save_state(&run.state)?)
 }
 

@@ -22,7 +22,7 @@ use crate::advice::{Advise, advise};
 use crate::arguments::{Format, VerifyArguments};
 use crate::machines;
 use crate::output::print;
-use crate::run::{Run, accepted, load_reference_values};
+use crate::run::{Run, accepted, reference_values};
 
 /// The verdict on a node that did not answer.
 const UNREACHABLE: &str = "unreachable";
@@ -80,7 +80,6 @@ pub(crate) async fn run(
     variants: &dyn Variants,
 ) -> Result<ExitCode> {
     let config = workspace.config()?;
-    let reference_values = load_reference_values(&config, variants)?;
     let state = workspace
         .state()?
         .context("there is no cluster in this workspace")
@@ -90,6 +89,7 @@ pub(crate) async fn run(
         .or(state.cluster_id)
         .context("the cluster has no id yet")
         .next("finish creating it with `constellation apply`, or pass --cluster-id")?;
+    let reference_values = reference_values(&config, &state, variants)?;
     let nodes = state.infrastructure.map(|made| made.nodes).unwrap_or_default();
     let report = report(&nodes, variants, &reference_values, cluster).await?;
     match arguments.output {
