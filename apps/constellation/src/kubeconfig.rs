@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use cluster_config::{Workspace, from_yaml, names};
 use error_report::Chain;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{Cluster, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use zeroize::Zeroizing;
 
@@ -11,18 +11,30 @@ use zeroize::Zeroizing;
 pub(crate) fn rewrite(kubeconfig: &[u8], host: &str, port: u16) -> Result<Zeroizing<String>> {
     let text = str::from_utf8(kubeconfig).context("the node's kubeconfig is not text")?;
     let mut config: Kubeconfig = from_yaml(text).context("cannot parse the node's kubeconfig")?;
+    only_cluster(&mut config)?.server = Some(address(host, port));
+    Ok(Zeroizing::new(serde_saphyr::to_string(&config)?))
+}
+
+/// Whether a kubeconfig has this address already.
+pub(crate) fn leads_to(kubeconfig: &[u8], host: &str, port: u16) -> Result<bool> {
+    let text = str::from_utf8(kubeconfig).context("it is not text")?;
+    let mut config: Kubeconfig = from_yaml(text).context("cannot parse it")?;
+    Ok(only_cluster(&mut config)?.server == Some(address(host, port)))
+}
+
+fn address(host: &str, port: u16) -> String {
+    format!("https://{host}:{port}")
+}
+
+fn only_cluster(config: &mut Kubeconfig) -> Result<&mut Cluster> {
+    let count = config.clusters.len();
     let [cluster] = config.clusters.as_mut_slice() else {
-        bail!(
-            "the node's kubeconfig has {} clusters, expected one",
-            config.clusters.len()
-        );
+        bail!("the node's kubeconfig has {count} clusters, expected one");
     };
-    let cluster = cluster
+    cluster
         .cluster
         .as_mut()
-        .context("the node's kubeconfig has an empty cluster")?;
-    cluster.server = Some(format!("https://{host}:{port}"));
-    Ok(Zeroizing::new(serde_saphyr::to_string(&config)?))
+        .context("the node's kubeconfig has an empty cluster")
 }
 
 /// A client with the rights of the workspace's kubeconfig.

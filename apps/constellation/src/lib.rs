@@ -9,6 +9,7 @@
 mod advice;
 mod arguments;
 mod commands;
+mod freshness;
 mod kubeconfig;
 mod machines;
 mod mirror;

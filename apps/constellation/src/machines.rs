@@ -1,13 +1,17 @@
 //! The machines a cluster should have, and whether they run.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::{Error, Result, anyhow};
 use cluster_config::{ClusterConfig, ClusterState};
-use infrastructure::{ClusterSpec, MachineStatus, Provider};
+use infrastructure::{ClusterSpec, Machine, MachineStatus, Provider};
 use polling::Failed;
 
 use crate::advice::advise;
+
+/// A node that says nothing for as long as this does not answer.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// The machines that a configuration describes.
 pub(crate) fn spec(config: &ClusterConfig, state: &ClusterState) -> ClusterSpec {
@@ -38,5 +42,65 @@ pub(crate) fn retry(provider: &dyn Provider, error: impl Into<Error>) -> Failed<
     match check_running(provider) {
         Ok(()) => Failed::Retry(error.into()),
         Err(stopped) => Failed::Stop(stopped),
+    }
+}
+
+/// Whether anything on the node answers, whatever it says: the verification service, which every node has.
+pub(crate) async fn answers(machine: &Machine) -> bool {
+    let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_LIMIT).build();
+    let client = client.expect("a client for plain HTTP needs nothing of the system");
+    let address = format!("http://{}:{}/", machine.host, machine.ports.verify_http);
+    client.get(address).send().await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster_types::NodeRole;
+    use infrastructure::NodePorts;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    fn machine(port: u16) -> Machine {
+        Machine {
+            name: "worker-0".parse().unwrap(),
+            role: NodeRole::Worker,
+            address: [192, 168, 77, 10].into(),
+            host: "127.0.0.1".to_owned(),
+            ports: NodePorts {
+                bootstrapper: 0,
+                kubernetes: 0,
+                verify_http: port,
+                verify: 0,
+                join: 0,
+            },
+            start: String::new(),
+            status: MachineStatus::Running,
+        }
+    }
+
+    /// What forwards a port takes connections for a node that is gone.
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_is_open_does_not_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let begun = Instant::now();
+        assert!(!answers(&machine(listener.local_addr().unwrap().port())).await);
+        assert!(begun.elapsed() <= ANSWER_LIMIT + Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn a_node_answers_also_with_an_error() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 1024]).await;
+            stream
+                .write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+                .await
+        });
+        assert!(answers(&machine(port)).await);
     }
 }

@@ -145,7 +145,12 @@ pub(crate) fn refuse_configured_changes(workspace: &Workspace, config: &ClusterC
     let Some(cluster) = state.as_ref().and_then(made) else {
         return Ok(());
     };
-    let wanted = made_of(workspace, config, &reference_document(config)?, cluster.components.clone())?;
+    let wanted = made_of(
+        workspace,
+        config,
+        &reference_document(config)?,
+        cluster.components.clone(),
+    )?;
     refuse_changes(cluster, &wanted)
 }
 

@@ -8,7 +8,9 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use attestation::Purpose;
 use attested_tls::{Endpoint, PeerPolicy, incoming};
@@ -281,9 +283,7 @@ fn down_after_a_kill_while_a_worker_is_made_leaves_nothing() {
 fn a_machine_that_stops_is_told_with_its_console_and_made_anew() {
     let host = configured(SOFTWARE_TPM);
     host.machines().let_machines_stop(Some("the state disk burns"));
-    let (code, said) = host
-        .until(&["mini", "up"], "making the machines of control planes")
-        .end();
+    let (code, said) = host.until(&["mini", "up"], "creating the control plane machines").end();
     assert_eq!(code, Some(1), "{said}");
     for part in [
         "control-plane-0 stopped: the state disk burns",
@@ -513,6 +513,8 @@ fn another_image(document: &str) -> String {
 #[test]
 fn what_a_cluster_cannot_change_is_refused_by_name_and_nothing_of_it_is_applied() {
     let (host, _node) = made();
+    // Otherwise the digest alone refuses another list.
+    host.change_config("kubernetesComponentsDigest:", "# kubernetesComponentsDigest:");
     let config = host.workspace().join("constellation-conf.yaml");
     let secret = host.workspace().join("constellation-mastersecret.json");
     let other_secret = MasterSecret::generate().to_json();
@@ -626,4 +628,52 @@ fn verify_expects_what_the_cluster_was_made_from() {
     let report = host.run(&["verify", "-o", "json"]);
     let report: serde_json::Value = serde_json::from_str(&stdout(&report)).unwrap();
     assert_eq!(report["nodes"][0]["verdict"], "affirming", "{report}");
+}
+
+/// Something takes the connections of a node that is gone, as what forwards its ports does.
+#[test]
+fn verify_and_status_name_a_node_that_does_not_answer_within_30_s() {
+    let (host, _node) = made();
+    let ports = ports(&host);
+    let _forwarded =
+        [ports.verify, ports.verify_http].map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).unwrap());
+    let begun = Instant::now();
+    let status = host.command(&["status"]).stdout(Stdio::piped()).spawn().unwrap();
+    let verified = stdout(&host.run(&["verify", "-o", "json"]));
+    let status = stdout(&status.wait_with_output().unwrap());
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
+    let report: serde_json::Value = serde_json::from_str(&verified).unwrap();
+    assert_eq!(report["nodes"][0]["verdict"], "unreachable", "{verified}");
+    assert!(status.contains("  does not answer within 30 s"), "{status}");
+}
+
+#[test]
+fn a_control_plane_whose_ports_were_lost_gets_others_and_its_kubeconfig_follows() {
+    let (host, node) = (released(), Node::new(SOFTWARE_TPM));
+    let mut running = host.until(&["mini", "up"], BOOTS);
+    node.serve_init(&host, Answer::Success(derived_id(&host)));
+    running.until("applying the services\n");
+    running.kill();
+    let before = ports(&host);
+    let record = fs::read(
+        host.workspace()
+            .join("constellation-qemu/nodes/control-plane-0/qemu.process"),
+    )
+    .unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let killed = Command::new("kill").arg(record["pid"].to_string()).status().unwrap();
+    assert!(killed.success());
+    while stdout(&host.run(&["status"])).contains("control-plane-0      control-plane  10.42.1.100     running") {}
+    let _somebody = std::net::TcpListener::bind(("127.0.0.1", before.kubernetes)).unwrap();
+    let running = host.until(&["apply", "--yes"], "applying the services\n");
+    assert!(running.said.contains("restart control-plane-0"), "{}", running.said);
+    running.kill();
+    let after = ports(&host);
+    assert_ne!(after.kubernetes, before.kubernetes);
+    assert_eq!(after.verify, before.verify);
+    let kubeconfig = fs::read_to_string(host.workspace().join("constellation-admin.conf")).unwrap();
+    assert!(
+        kubeconfig.contains(&format!("https://127.0.0.1:{}", after.kubernetes)),
+        "{kubeconfig}"
+    );
 }

@@ -38,12 +38,26 @@ pub struct ClusterState {
     /// The SHA-256 of each file that this program wrote for this cluster, by name. Only those may be replaced or removed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) files: BTreeMap<String, Digest>,
+    /// In which boot a node was last seen ready, and with which start of its machine.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub boots: BTreeMap<NodeName, Boot>,
     /// What the machines were made from, recorded before the first of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_of: Option<MadeOf>,
     /// The machines, once there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infrastructure: Option<Infrastructure>,
+}
+
+/// A boot of a node that became ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Boot {
+    /// The start of its machine, in the provider's words.
+    pub start: String,
+    /// The node's boot id, as Kubernetes shows it.
+    #[serde(rename = "bootID")]
+    pub boot_id: String,
 }
 
 /// How far creating the cluster got.
@@ -90,6 +104,7 @@ impl ClusterState {
             cluster_id: None,
             members: BTreeSet::new(),
             files: BTreeMap::new(),
+            boots: BTreeMap::new(),
             made_of: None,
             infrastructure: None,
         }

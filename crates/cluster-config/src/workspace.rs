@@ -11,28 +11,12 @@ use key_derivation::{MasterSecret, ParseMasterSecretError};
 use rustix::fs::FlockOperation;
 use zeroize::Zeroizing;
 
-use crate::{ClusterConfig, ClusterState, ParseConfigError, ParseStateError};
+use crate::{ClusterConfig, ClusterState, ParseConfigError, ParseStateError, names};
 
 /// A program that a killed command was just starting holds the command's lock for a moment.
 const LOCK_DELAYS: ConstantBuilder = ConstantBuilder::new()
     .with_delay(Duration::from_millis(100))
     .with_max_times(10);
-
-/// The names of the files, as the predecessor's users know them.
-pub mod names {
-    /// What the user wants.
-    pub const CONFIG: &str = "constellation-conf.yaml";
-    /// What the program knows.
-    pub const STATE: &str = "constellation-state.yaml";
-    /// The root of all keys.
-    pub const MASTER_SECRET: &str = "constellation-mastersecret.json";
-    /// The administrator's kubeconfig.
-    pub const ADMIN_CONF: &str = "constellation-admin.conf";
-    /// The log of a node whose init failed.
-    pub const CLUSTER_LOG: &str = "constellation-cluster.log";
-    /// How long each step of the last run took.
-    pub const TIMINGS: &str = "timings.json";
-}
 
 /// The folder that holds the files of one cluster.
 #[derive(Clone, Debug)]
@@ -277,6 +261,27 @@ impl Workspace {
         self.replace(name, bytes, access)
     }
 
+    /// Replaces the content of a file that belongs to the cluster. There is one at every moment, and a replacement that was
+    /// interrupted can be repeated.
+    ///
+    /// # Errors
+    /// When the file belongs to the user, or the folder cannot be written to.
+    pub fn replace_own(
+        &self,
+        state: &mut ClusterState,
+        name: &str,
+        (old, new): (&[u8], &[u8]),
+        access: Access,
+    ) -> Result<(), WorkspaceError> {
+        let is_ours = |content| state.files.get(name) == Some(&Digest::of(content));
+        if !is_ours(old) && !is_ours(new) {
+            return Err(WorkspaceError::Foreign(self.path(name)));
+        }
+        state.files.insert(name.to_owned(), Digest::of(new));
+        self.save_state(state)?;
+        self.replace(name, new, access)
+    }
+
     /// Removes a file that belongs to the cluster, if it is there. One that belongs to the user is not touched.
     ///
     /// # Errors
@@ -450,5 +455,27 @@ mod tests {
             error.contains(names::CONFIG) && error.contains("config generate"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_replacement_that_was_interrupted_is_repeated_and_a_foreign_file_stays() {
+        let (_folder, workspace) = workspace();
+        let mut state = ClusterState::new();
+        let (old, new) = (b"old".as_slice(), b"new".as_slice());
+        workspace
+            .write_own(&mut state, names::ADMIN_CONF, old, Access::Owner)
+            .unwrap();
+        // What a crash leaves between the state and the file.
+        let mut interrupted = workspace.state().unwrap().unwrap();
+        interrupted.files.insert(names::ADMIN_CONF.to_owned(), Digest::of(new));
+        for mut state in [state, interrupted] {
+            workspace.replace(names::ADMIN_CONF, old, Access::Owner).unwrap();
+            let replaced = workspace.replace_own(&mut state, names::ADMIN_CONF, (old, new), Access::Owner);
+            replaced.unwrap();
+            assert_eq!(fs::read(workspace.path(names::ADMIN_CONF)).unwrap(), new);
+            let foreign = workspace.replace_own(&mut state, names::ADMIN_CONF, (b"theirs", old), Access::Owner);
+            assert!(matches!(foreign, Err(WorkspaceError::Foreign(_))));
+            assert_eq!(fs::read(workspace.path(names::ADMIN_CONF)).unwrap(), new);
+        }
     }
 }

@@ -190,6 +190,12 @@ impl NodeFolder {
         is_running(&self.qemu_record())
     }
 
+    /// The machine's last start, by its process; empty if there was none.
+    pub(crate) fn start(&self) -> String {
+        let record = ProcessRecord::read(&self.qemu_record()).ok().flatten();
+        record.map(|process| process.to_string()).unwrap_or_default()
+    }
+
     /// A folder of this name appears only once everything in it is there.
     pub(crate) fn create(&self, state_disk_len: u64) -> Result<(), QemuError> {
         let new = self.0.with_extension("new");

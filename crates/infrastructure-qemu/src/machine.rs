@@ -117,6 +117,7 @@ pub(crate) fn machine(node: &NodeRecord, folder: &NodeFolder) -> Machine {
         address: node.address,
         host: "127.0.0.1".to_owned(),
         ports: node.ports,
+        start: folder.start(),
         status: status(folder),
     }
 }

@@ -1,6 +1,7 @@
 //! Processes that outlive the command that started them, and that are never mistaken for other processes.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -126,6 +127,17 @@ pub(crate) fn not_ready(program: &OsStr, limit: Duration) -> QemuError {
     QemuError::NotReady {
         program: program.display().to_string(),
         seconds: limit.as_secs(),
+    }
+}
+
+impl fmt::Display for ProcessRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            pid,
+            start_time,
+            boot_id,
+        } = self;
+        write!(f, "{boot_id}/{pid}/{start_time}")
     }
 }
 

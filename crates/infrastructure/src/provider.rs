@@ -98,6 +98,9 @@ pub struct Machine {
     pub host: String,
     /// The ports there.
     pub ports: NodePorts,
+    /// Names this start of the machine: after another start it is different. Not part of any file.
+    #[serde(skip)]
+    pub start: String,
     /// Whether it runs; not part of any file.
     #[serde(skip)]
     pub status: MachineStatus,

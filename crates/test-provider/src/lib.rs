@@ -261,6 +261,7 @@ fn machine(record: &Record) -> Machine {
         address: record.address,
         host: Ipv4Addr::LOCALHOST.to_string(),
         ports: record.ports,
+        start: record.starts.to_string(),
         status: match &record.stopped {
             _ if record.starts == 0 => MachineStatus::NotMade,
             None => MachineStatus::Running,

@@ -7,7 +7,9 @@
 //! 5. All nodes become ready.
 //! 6. Every node is verified.
 
-use anyhow::Result;
+use std::fs;
+
+use anyhow::{Context, Result};
 use atomic_file::Access;
 use attestation::Variants;
 use cluster_config::{InitProgress, Workspace, names};
@@ -16,13 +18,14 @@ use error_report::Chain;
 use infrastructure::ClusterSpec;
 use terminal::{Progress, Step};
 use tokio::task::block_in_place;
+use zeroize::Zeroizing;
 
 use crate::advice::Advise;
 use crate::commands::{deploy, init, nodes, verify};
-use crate::machines;
 use crate::output::{confirm, note, print, say};
 use crate::providers::Providers;
 use crate::run::{Run, load_components, load_config, refuse_changes, refuse_configured_changes};
+use crate::{kubeconfig, machines};
 
 /// Creates the cluster and reports how long it took.
 pub(crate) async fn run(
@@ -131,11 +134,33 @@ impl Run<'_> {
         Ok(differs.then_some("the configuration has changed since the last run"))
     }
 
+    /// A machine that was started again may have other ports; the kubeconfig names one.
+    fn follow_api_server(&mut self) -> Result<()> {
+        if self.state.init != InitProgress::Done || !self.workspace.has(names::ADMIN_CONF)? {
+            return Ok(());
+        }
+        let node = init::first_node(self)?;
+        let (host, port) = (&node.host, node.ports.kubernetes);
+        let path = self.workspace.path(names::ADMIN_CONF);
+        let written = Zeroizing::new(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+        if kubeconfig::leads_to(&written, host, port).with_context(|| path.display().to_string())? {
+            return Ok(());
+        }
+        let rewritten = kubeconfig::rewrite(&written, host, port)?;
+        let content = (written.as_slice(), rewritten.as_bytes());
+        self.workspace
+            .replace_own(&mut self.state, names::ADMIN_CONF, content, Access::Owner)
+            .next(format!(
+                "set the server in it to https://{host}:{port}, then run the same command again"
+            ))
+    }
+
     fn make_machines(&mut self, spec: &ClusterSpec, step: &Step<'_>) -> Result<()> {
         block_in_place(|| {
             let made = self.provider.create(spec, &|detail| step.detail(detail));
             self.state.infrastructure = Some(made.next("correct this, then run the same command again")?);
-            Ok(self.workspace.save_state(&self.state)?)
+            self.workspace.save_state(&self.state)?;
+            self.follow_api_server()
         })
     }
 }

@@ -84,7 +84,8 @@ pub(crate) fn finish_interrupted(run: &mut Run<'_>) -> Result<bool> {
     Ok(true)
 }
 
-fn first_node(run: &Run<'_>) -> Result<Machine> {
+/// The machine of the first control plane.
+pub(crate) fn first_node(run: &Run<'_>) -> Result<Machine> {
     let nodes = &run.infrastructure()?.nodes;
     let first = nodes.iter().find(|node| node.role == NodeRole::ControlPlane);
     first.cloned().context("the cluster has no control plane")

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
-use cluster_config::{InitProgress, Workspace, names};
-use infrastructure::MachineStatus;
+use cluster_config::{ClusterState, InitProgress, Workspace, names};
+use cluster_types::NodeName;
+use futures_util::future::join_all;
+use infrastructure::{Machine, MachineStatus};
 
-use crate::commands::nodes::{self, Seen};
-use crate::kubeconfig;
+use crate::commands::nodes;
+use crate::freshness::Seen;
 use crate::output::print;
 use crate::providers::Providers;
+use crate::{kubeconfig, machines};
 
 /// Time limit for the API server: a cluster that does not answer must not make the command hang.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -26,11 +29,14 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
         (InitProgress::Started, _) => print("Cluster: creation was interrupted; `constellation apply` starts again")?,
         _ => print("Cluster: not created yet; `constellation apply` continues")?,
     }
-    let seen = if workspace.has(names::ADMIN_CONF)? {
-        seen(workspace).await
+    let made = providers.existing(workspace)?.machines()?;
+    let silent = join_all(made.iter().map(|machine| is_silent(&state, machine)));
+    let (seen, silent) = if workspace.has(names::ADMIN_CONF)? {
+        tokio::join!(seen(workspace), silent)
     } else {
-        Err("not running yet".to_owned())
+        (Err("not running yet".to_owned()), silent.await)
     };
+    let does_not_answer = format!("does not answer within {} s", machines::ANSWER_LIMIT.as_secs());
     if let Err(reason) = &seen {
         print(&format!("Kubernetes: {reason}"))?;
     }
@@ -39,9 +45,10 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
         "{:<20} {:<14} {:<15} {:<9} {}",
         "NODE", "ROLE", "ADDRESS", "MACHINE", "KUBERNETES"
     ))?;
-    for machine in providers.existing(workspace)?.machines()? {
+    for (machine, silent) in made.iter().zip(silent) {
         let (status, reason) = match &machine.status {
             MachineStatus::NotMade => ("absent", None),
+            MachineStatus::Running if silent => ("running", Some(&does_not_answer)),
             MachineStatus::Running => ("running", None),
             MachineStatus::Stopped { reason, .. } => ("stopped", Some(reason)),
             MachineStatus::Unknown => ("unknown", None),
@@ -51,7 +58,7 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
             machine.role.to_string(),
             machine.address.to_string(),
         );
-        let kubernetes = describe(seen.get(&name));
+        let kubernetes = describe(seen.get(&machine.name));
         print(&format!("{name:<20} {role:<14} {address:<15} {status:<9} {kubernetes}"))?;
         if let Some(reason) = reason {
             print(&format!("  {reason}"))?;
@@ -60,7 +67,13 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
     Ok(())
 }
 
-async fn seen(workspace: &Workspace) -> Result<BTreeMap<String, Seen>, String> {
+/// Whether a node of the cluster runs and does not answer. One that is not part of the cluster yet has nothing that would.
+async fn is_silent(state: &ClusterState, machine: &Machine) -> bool {
+    let is_asked = machine.status == MachineStatus::Running && state.members.contains(&machine.name);
+    is_asked && !machines::answers(machine).await
+}
+
+async fn seen(workspace: &Workspace) -> Result<BTreeMap<NodeName, Seen>, String> {
     let client = kubeconfig::client(workspace)
         .await
         .map_err(|error| format!("{error:#}"))?;

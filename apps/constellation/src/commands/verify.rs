@@ -20,7 +20,7 @@ use terminal::Step;
 
 use crate::advice::{Advise, advise};
 use crate::arguments::{Format, VerifyArguments};
-use crate::machines;
+use crate::machines::{self, ANSWER_LIMIT};
 use crate::output::print;
 use crate::run::{Run, accepted, reference_values};
 
@@ -191,7 +191,8 @@ fn refuse_doubles(verdicts: &mut [Verdict]) {
 
 async fn verify(endpoint: &Endpoint, node: &Machine) -> Verdict {
     let address = format!("{}:{}", node.host, node.ports.verify);
-    let outcome = channel(endpoint, Purpose::Verify, &address).await;
+    let session = tokio::time::timeout(ANSWER_LIMIT, channel(endpoint, Purpose::Verify, &address));
+    let outcome = session.await.unwrap_or(Err(HandshakeError::TimedOut(ANSWER_LIMIT)));
     let mut verdict = Verdict {
         name: node.name.to_string(),
         role: node.role.to_string(),

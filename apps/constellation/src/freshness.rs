@@ -1,0 +1,121 @@
+//! Whether what Kubernetes says of a node is about the machine that runs now.
+//!
+//! For 40 s after a node's end, Kubernetes goes on calling it ready. Clocks cannot tell, since node and this machine have different
+//! ones that the host sets. A node is believed when it is known to be ready in the machine's present start, or when it shows that it is
+//! alive in it: by another boot id than in the start before, or, if none is known, by renewing its lease while it is watched.
+
+use std::collections::BTreeMap;
+
+use cluster_config::Boot;
+use cluster_types::NodeName;
+
+/// One node as Kubernetes sees it.
+pub(crate) struct Seen {
+    pub(crate) ready: bool,
+    pub(crate) version: String,
+    /// The boot in which it said so.
+    pub(crate) boot_id: String,
+    /// When it last said that it is alive, by its own clock.
+    pub(crate) renewed: Option<String>,
+}
+
+/// What was known and seen first.
+pub(crate) struct Freshness {
+    first: Option<BTreeMap<NodeName, Option<String>>>,
+}
+
+impl Freshness {
+    /// Begins to watch.
+    pub(crate) fn new() -> Self {
+        Self { first: None }
+    }
+
+    /// Takes a look at all nodes. The first one is what the others are compared with.
+    pub(crate) fn look(&mut self, nodes: &BTreeMap<NodeName, Seen>) {
+        self.first.get_or_insert_with(|| {
+            let nodes = nodes.iter();
+            nodes.map(|(name, node)| (name.clone(), node.renewed.clone())).collect()
+        });
+    }
+
+    /// Whether what is seen of a node is about this start of its machine.
+    pub(crate) fn is_fresh(&self, name: &NodeName, node: &Seen, start: &str, known: Option<&Boot>) -> bool {
+        match known {
+            Some(known) if known.start == start => true,
+            Some(known) => known.boot_id != node.boot_id,
+            None => {
+                let first = self.first.as_ref().and_then(|first| first.get(name));
+                // A node that was not there before has come by itself.
+                first.is_none_or(|renewed| *renewed != node.renewed)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(boot_id: &str, renewed: &str) -> Seen {
+        Seen {
+            ready: true,
+            version: "v1.35.4".to_owned(),
+            boot_id: boot_id.to_owned(),
+            renewed: Some(renewed.to_owned()),
+        }
+    }
+
+    fn worker() -> NodeName {
+        "worker-0".parse().unwrap()
+    }
+
+    /// Looks once, and then judges another look.
+    fn check(first: Option<Seen>, then: &Seen, start: &str, known: Option<(&str, &str)>) -> bool {
+        let mut freshness = Freshness::new();
+        freshness.look(&first.into_iter().map(|node| (worker(), node)).collect());
+        freshness.look(&BTreeMap::new());
+        let known = known.map(|(start, boot_id)| Boot {
+            start: start.to_owned(),
+            boot_id: boot_id.to_owned(),
+        });
+        freshness.is_fresh(&worker(), then, start, known.as_ref())
+    }
+
+    #[test]
+    fn a_node_whose_machine_was_started_again_is_fresh_in_another_boot_only() {
+        let known = Some(("start 1", "boot 1"));
+        let check = |boot_id: &str, start| check(Some(seen("boot 1", "10:00")), &seen(boot_id, "10:00"), start, known);
+        assert!(check("boot 1", "start 1"));
+        assert!(!check("boot 1", "start 2"));
+        assert!(check("boot 2", "start 2"));
+    }
+
+    /// It may renew its lease before it says in which boot, and then what it says of itself is still the boot before.
+    #[test]
+    fn a_lease_does_not_make_a_known_boot_fresh() {
+        let known = Some(("start 1", "boot 1"));
+        assert!(!check(
+            Some(seen("boot 1", "10:00")),
+            &seen("boot 1", "10:10"),
+            "start 2",
+            known
+        ));
+    }
+
+    #[test]
+    fn a_node_of_which_no_boot_is_known_is_fresh_when_it_renews_its_lease_or_comes_by_itself() {
+        assert!(!check(
+            Some(seen("boot 1", "10:00")),
+            &seen("boot 1", "10:00"),
+            "start 1",
+            None
+        ));
+        assert!(check(
+            Some(seen("boot 1", "10:00")),
+            &seen("boot 1", "10:10"),
+            "start 1",
+            None
+        ));
+        assert!(check(None, &seen("boot 1", "10:00"), "start 1", None));
+    }
+}
