@@ -8,8 +8,8 @@ use digest::Digest;
 use document::DocumentError;
 use serde::{Deserialize, Serialize};
 
-use crate::VARIANT;
 use crate::report::{Report, SignedReport, measured_membership};
+use crate::variant::VARIANT;
 
 /// The end of 2099, by which no test runs.
 const NOT_AFTER: u64 = 4_102_444_799;

@@ -8,7 +8,8 @@ use digest::Digest;
 use measurements::ReferenceValues;
 
 use crate::report::{Report, SignedReport, measured_membership, statement};
-use crate::{KeyFile, KeyFileError, KeyReferences, VARIANT};
+use crate::variant::VARIANT;
+use crate::{KeyFile, KeyFileError, KeyReferences};
 
 /// Attests with a key file.
 pub struct KeyAttester {

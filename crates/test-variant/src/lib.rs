@@ -8,6 +8,7 @@ mod appraise;
 mod attester;
 mod key_file;
 mod report;
+mod variant;
 
 use std::sync::Arc;
 
@@ -19,9 +20,7 @@ use cluster_types::Variant;
 pub use appraise::{KeyReferences, KeyVerifier, NotAuthentic};
 pub use attester::KeyAttester;
 pub use key_file::{KeyFile, KeyFileError};
-
-/// The variant of this crate.
-pub const VARIANT: Variant = Variant::TestKey;
+pub use variant::VARIANT;
 
 /// This variant and no other.
 #[derive(Clone, Copy, Debug)]
