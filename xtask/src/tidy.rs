@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: rules about the tree that no compiler knows, one file each.
 
 mod circles;
+mod comments;
 mod dependencies;
 mod documents;
 mod members;
@@ -24,6 +25,7 @@ pub(crate) fn run() -> Result<()> {
     let problems = [
         dependencies::check(&metadata),
         circles::check(&metadata, &sources)?,
+        comments::check(&sources),
         members::check(root, &metadata)?,
         testdata::check(&metadata),
         documents::check(root, &sources)?,

@@ -13,7 +13,7 @@ pub struct PrivateAddress(Ipv4Addr);
 pub struct NotPrivate(Ipv4Addr);
 
 impl PrivateAddress {
-    /// The address.
+    /// The IPv4 address that it wraps.
     #[must_use]
     pub const fn ip(self) -> Ipv4Addr {
         self.0

@@ -12,7 +12,12 @@ use syn::{Attribute, Meta, Token};
 const FOLDERS: [&str; 5] = ["apps", "crates", "tests", "fuzz", "xtask"];
 
 /// Every Rust file, by its path from the root of the workspace.
-pub(crate) struct Sources(BTreeMap<PathBuf, syn::File>);
+pub(crate) struct Sources(BTreeMap<PathBuf, Source>);
+
+struct Source {
+    text: String,
+    syntax: syn::File,
+}
 
 impl Sources {
     pub(crate) fn load(root: &Path) -> Result<Self> {
@@ -26,8 +31,13 @@ impl Sources {
                 if entry.file_type()?.is_dir() {
                     folders.push(path);
                 } else if path.extension().is_some_and(|extension| extension == "rs") {
-                    let parsed = parse(&entry.path()).with_context(|| format!("parsing {}", path.display()))?;
-                    files.insert(path, parsed);
+                    let source = fs::read_to_string(entry.path())
+                        .map_err(Into::into)
+                        .and_then(Source::parse);
+                    files.insert(
+                        path.clone(),
+                        source.with_context(|| format!("parsing {}", path.display()))?,
+                    );
                 }
             }
         }
@@ -38,23 +48,33 @@ impl Sources {
     pub(crate) fn of(files: &[(&str, &str)]) -> Self {
         let parsed = files
             .iter()
-            .map(|(path, text)| (PathBuf::from(path), syn::parse_file(text).unwrap()));
+            .map(|(path, text)| (PathBuf::from(path), Source::parse((*text).to_owned()).unwrap()));
         Self(parsed.collect())
     }
 
     pub(crate) fn get(&self, path: &Path) -> Option<&syn::File> {
-        self.0.get(path)
+        self.0.get(path).map(|source| &source.syntax)
     }
 
     /// The file of that path, or all files below the folder of that path.
     pub(crate) fn below(&self, path: &Path) -> impl Iterator<Item = &syn::File> {
         let below = self.0.iter().filter(move |(file, _)| file.starts_with(path));
-        below.map(|(_, syntax)| syntax)
+        below.map(|(_, source)| &source.syntax)
+    }
+
+    /// The path and the text of every file.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = (&Path, &str)> {
+        self.0
+            .iter()
+            .map(|(path, source)| (path.as_path(), source.text.as_str()))
     }
 }
 
-fn parse(file: &Path) -> Result<syn::File> {
-    Ok(syn::parse_file(&fs::read_to_string(file)?)?)
+impl Source {
+    fn parse(text: String) -> Result<Self> {
+        let syntax = syn::parse_file(&text)?;
+        Ok(Self { text, syntax })
+    }
 }
 
 /// Whether attributes say that something exists in tests only.
