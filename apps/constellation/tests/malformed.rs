@@ -74,28 +74,28 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     (KUBECONFIG, "status", "", "clusters: ["),
     (KUBECONFIG, "status", "", "clusters: 5"),
     (KUBECONFIG, "status", "", "{}"),
-    (VALUES, "verify", "", ""),
-    (VALUES, "verify", "\n}\n", ""),
-    (VALUES, "verify", "\"version\": 2,", "\"version\": 2"),
-    (VALUES, "verify", "\"version\": 2", "\"version\": 1"),
-    (VALUES, "verify", "\"version\": 2", "\"version\": \"2\""),
-    (VALUES, "verify", "\"version\": 2,", ""),
+    (VALUES, "apply -y", "", ""),
+    (VALUES, "apply -y", "\n}\n", ""),
+    (VALUES, "apply -y", "\"version\": 2,", "\"version\": 2"),
+    (VALUES, "apply -y", "\"version\": 2", "\"version\": 1"),
+    (VALUES, "apply -y", "\"version\": 2", "\"version\": \"2\""),
+    (VALUES, "apply -y", "\"version\": 2,", ""),
     (
         VALUES,
-        "verify",
+        "apply -y",
         "\"variant\": \"qemu-vtpm\"",
         "\"variant\": \"abacus\"",
     ),
-    (VALUES, "verify", "\"image\"", "\"imgae\""),
-    (VALUES, "verify", "\"pcrs\": {", "\"pcr\": {"),
-    (VALUES, "verify", "\"expected\": \"0", "\"expected\": \""),
+    (VALUES, "apply -y", "\"image\"", "\"imgae\""),
+    (VALUES, "apply -y", "\"pcrs\": {", "\"pcr\": {"),
+    (VALUES, "apply -y", "\"expected\": \"0", "\"expected\": \""),
     (
         VALUES,
-        "verify",
+        "apply -y",
         "\"enforcement\": \"required\"",
         "\"enforcement\": \"maybe\"",
     ),
-    (VALUES, "verify", "\"15\": {", "\"99\": {"),
+    (VALUES, "apply -y", "\"15\": {", "\"99\": {"),
     (LIST, "mirror create x --list LIST", "", ""),
     (LIST, "mirror create x --list LIST", "", "<html>"),
     (LIST, "mirror create x --list LIST", "\"v1\"", "\"v2\""),
@@ -146,7 +146,7 @@ fn said(host: &Host, command: &str) -> String {
 fn mistakes_are_told_by_key_and_line() {
     let mut messages = String::new();
     for (file, command, part, replacement) in CASES {
-        let host = Host::new();
+        let host = Host::released();
         host.configure();
         if *file == KUBECONFIG || *file == MACHINES {
             fs::write(host.path(STATE), good(&host, STATE)).unwrap();
