@@ -24,7 +24,7 @@ use clap::Args;
 
 use crate::image;
 use go::Go;
-use mirror::Mirror;
+use mirror::MirrorFolder;
 use programs::Programs;
 use recipe::{Minor, Module, Recipe};
 use terminal::Progress;
@@ -89,7 +89,7 @@ impl Build {
         Ok(out.canonicalize()?)
     }
 
-    fn mirror(&self) -> Result<Mirror> {
+    fn mirror(&self) -> Result<MirrorFolder> {
         let packet_filter = image::select(&workspace_root(), "upstream/packet-filter.keep")?;
         let packet_filter = packet_filter::layer(&packet_filter)?;
         let modules = self.recipe.modules();
@@ -105,7 +105,7 @@ impl Build {
             let images = images::all(&self.recipe, &programs, &packet_filter)?;
             mirror::write(folder, &self.recipe, &programs, &images, &self.progress)
         })?;
-        Ok(Mirror::new(folder))
+        Ok(MirrorFolder::new(folder))
     }
 
     /// The folder with the module's programs, which are built if they are not there yet.

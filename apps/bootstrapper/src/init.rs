@@ -9,17 +9,17 @@ use cluster_types::NodeRole;
 use kubeadm::{ClusterSettings, InitError, Kubeconfig};
 
 use crate::disk::{StateDiskError, disk_uuid, rekey};
+use crate::events::{Event, InitEvents};
 use crate::files::NodeState;
-use crate::lock::{Claim, Locked, MeasureError};
-use crate::node::{Node, PrepareError};
-use crate::progress::{Event, Progress};
+use crate::lock::{Locked, MeasureError, Reservation};
+use crate::node::{PrepareError, ThisNode};
 use crate::request::InitRequest;
 
 /// An initialisation whose caller presented the init secret and that holds the node lock.
 pub(crate) struct InitJob {
-    pub(crate) claim: Claim,
+    pub(crate) reservation: Reservation,
     pub(crate) request: InitRequest,
-    pub(crate) progress: Arc<Progress>,
+    pub(crate) events: Arc<InitEvents>,
 }
 
 /// The node could not become the first of a cluster. It needs a restart and a blank disk before it can be used again.
@@ -48,37 +48,37 @@ pub(crate) enum InitialiseError {
 ///
 /// # Cancel safety
 /// Dropping the future leaves a node that cannot be used; it must power off.
-pub(crate) async fn initialise(node: &Node, job: InitJob) -> Result<(), InitialiseError> {
+pub(crate) async fn initialise(node: &ThisNode, job: InitJob) -> Result<(), InitialiseError> {
     let InitJob {
-        claim,
+        reservation,
         request,
-        progress,
+        events,
     } = job;
-    let result = run(node, claim, request, &progress).await;
+    let result = run(node, reservation, request, &events).await;
     match result {
         Ok(kubeconfig) => {
-            progress.add(Event::Success(Arc::new(kubeconfig)));
+            events.add(Event::Success(Arc::new(kubeconfig)));
             Ok(())
         }
         Err(error) => {
-            progress.add(Event::Failure(error_report::Chain(&error).to_string()));
+            events.add(Event::Failure(error_report::Chain(&error).to_string()));
             Err(error)
         }
     }
 }
 
 async fn run(
-    node: &Node,
-    claim: Claim,
+    node: &ThisNode,
+    reservation: Reservation,
     request: InitRequest,
-    progress: &Progress,
+    events: &InitEvents,
 ) -> Result<Kubeconfig, InitialiseError> {
     let step = |name| {
         tracing::info!(step = name, "initialising");
-        progress.add(Event::Step(name));
+        events.add(Event::Step(name));
     };
     step("measuring the cluster id");
-    let locked = claim.measure(request.cluster.into()).await?;
+    let locked = reservation.measure(request.cluster.into()).await?;
     step("re-keying the state disk");
     rekey_disk(node, &locked, &request).await?;
     step("writing the node's state");
@@ -92,14 +92,14 @@ async fn run(
     Ok(kubeconfig)
 }
 
-async fn rekey_disk(node: &Node, locked: &Locked, request: &InitRequest) -> Result<(), InitialiseError> {
+async fn rekey_disk(node: &ThisNode, locked: &Locked, request: &InitRequest) -> Result<(), InitialiseError> {
     let disk = disk_uuid(&node.disk).await?;
     let key = request.master_secret.kek().state_disk_key(disk);
     rekey(locked, &node.disk, key).await?;
     Ok(())
 }
 
-fn write_state(node: &Node, locked: &Locked, request: &InitRequest) -> io::Result<NodeState> {
+fn write_state(node: &ThisNode, locked: &Locked, request: &InitRequest) -> io::Result<NodeState> {
     let address = node.hints.this_node.address.ip();
     let network = node.hints.network.clone();
     let state = NodeState::new(NodeRole::ControlPlane, request.measurement_salt, address, network);
@@ -108,7 +108,7 @@ fn write_state(node: &Node, locked: &Locked, request: &InitRequest) -> io::Resul
     Ok(state)
 }
 
-async fn make_cluster(node: &Node, request: &InitRequest) -> Result<Kubeconfig, InitError> {
+async fn make_cluster(node: &ThisNode, request: &InitRequest) -> Result<Kubeconfig, InitError> {
     let endpoint = node.hints.api_endpoint;
     let cluster = ClusterSettings {
         name: request.name.clone(),

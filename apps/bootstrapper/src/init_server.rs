@@ -23,18 +23,18 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
+use crate::events::{Event, InitEvents};
 use crate::init::InitJob;
 use crate::journal::read_journal;
 use crate::lock::Owner;
-use crate::node::Node;
-use crate::progress::{Event, Progress};
+use crate::node::ThisNode;
 use crate::request::InitRequest;
 
 /// How many messages may wait for the caller to take them.
 const BACKLOG: usize = 8;
 
 pub(crate) struct InitServer {
-    node: Arc<Node>,
+    node: Arc<ThisNode>,
     jobs: mpsc::Sender<InitJob>,
     current: Mutex<Option<Current>>,
 }
@@ -43,12 +43,12 @@ pub(crate) struct InitServer {
 #[derive(Clone)]
 struct Current {
     cluster: ClusterId,
-    progress: Arc<Progress>,
+    events: Arc<InitEvents>,
 }
 
 impl InitServer {
     /// Hands the job to the task that runs it; there is at most one job.
-    pub(crate) fn new(node: Arc<Node>) -> (Self, mpsc::Receiver<InitJob>) {
+    pub(crate) fn new(node: Arc<ThisNode>) -> (Self, mpsc::Receiver<InitJob>) {
         let (jobs, receiver) = mpsc::channel(1);
         let server = Self {
             node,
@@ -66,19 +66,19 @@ impl InitServer {
             Some(_) => return Err(Status::failed_precondition("the node is the first of another cluster")),
             None => {}
         }
-        let claim = self
+        let reservation = self
             .node
             .lock
-            .claim(Owner::Init)
+            .reserve(Owner::Init)
             .map_err(|_| Status::failed_precondition("the node is joining a cluster"))?;
         let started = Current {
             cluster: request.cluster,
-            progress: Arc::new(Progress::new()),
+            events: Arc::new(InitEvents::new()),
         };
         let job = InitJob {
-            claim,
+            reservation,
             request,
-            progress: started.progress.clone(),
+            events: started.events.clone(),
         };
         self.jobs
             .try_send(job)
@@ -125,9 +125,9 @@ fn is_init_secret(expected: &InitSecretHash, secret: &[u8]) -> bool {
 
 type Sender = mpsc::Sender<Result<InitResponse, Status>>;
 
-async fn tell(node: &Node, current: &Current, sender: &Sender) {
+async fn tell(node: &ThisNode, current: &Current, sender: &Sender) {
     let mut number = 0;
-    while let Some(event) = current.progress.event(number).await {
+    while let Some(event) = current.events.event(number).await {
         number += 1;
         let failed = matches!(event, Event::Failure(_));
         if send(sender, message(event, current.cluster)).await.is_err() {
@@ -140,7 +140,7 @@ async fn tell(node: &Node, current: &Current, sender: &Sender) {
     // Everything was taken, or the caller is gone.
     let _ = sender.reserve_many(BACKLOG).await;
     if !sender.is_closed() {
-        current.progress.mark_delivered();
+        current.events.mark_delivered();
     }
 }
 
@@ -155,7 +155,7 @@ fn message(event: Event, cluster: ClusterId) -> Kind {
     }
 }
 
-async fn send_journal(node: &Node, sender: &Sender) {
+async fn send_journal(node: &ThisNode, sender: &Sender) {
     match read_journal(&*node.programs).await {
         Ok(chunks) => {
             for log in chunks {

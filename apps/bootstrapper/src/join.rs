@@ -24,8 +24,8 @@ use tracing::{info, warn};
 
 use crate::disk::{StateDiskError, disk_uuid, rekey};
 use crate::files::NodeState;
-use crate::lock::{Claim, Locked, MeasureError, Owner};
-use crate::node::{FIRST_DELAY, LONGEST_DELAY, Node, OwnImageError, PrepareError};
+use crate::lock::{Locked, MeasureError, Owner, Reservation};
+use crate::node::{FIRST_DELAY, LONGEST_DELAY, OwnImageError, PrepareError, ThisNode};
 use crate::repeated::Repeated;
 use endpoints::join_services;
 use ticket::{InvalidTicket, Ticket};
@@ -110,21 +110,21 @@ struct Admission {
 ///
 /// # Cancel safety
 /// Until the lock is taken, dropping the future leaves at most a ticket that expires.
-pub(crate) async fn join(node: &Node) -> Result<Joined, BecomeMemberError> {
+pub(crate) async fn join(node: &ThisNode) -> Result<Joined, BecomeMemberError> {
     let endpoint = endpoint_for_members(node)?;
     let admission = tokio::select! {
         admission = wait_for_ticket(node, &endpoint) => admission,
         never = fetch_in_advance(node) => never,
     };
-    let Ok(claim) = node.lock.claim(Owner::Join) else {
+    let Ok(reservation) = node.lock.reserve(Owner::Join) else {
         return Ok(Joined::InitTookOver);
     };
-    become_member(node, claim, admission).await?;
+    become_member(node, reservation, admission).await?;
     Ok(Joined::Member)
 }
 
 /// Opens sessions only with nodes that run this node's own image and belong to some cluster.
-fn endpoint_for_members(node: &Node) -> Result<Endpoint, OwnImageError> {
+fn endpoint_for_members(node: &ThisNode) -> Result<Endpoint, OwnImageError> {
     let accepted = node.own_image(ExpectedMembership::Any)?;
     let limits = Limits {
         handshake: HANDSHAKE_LIMIT,
@@ -134,7 +134,7 @@ fn endpoint_for_members(node: &Node) -> Result<Endpoint, OwnImageError> {
 }
 
 /// For workers only: a control plane may be about to become the first one.
-async fn fetch_in_advance<T>(node: &Node) -> T {
+async fn fetch_in_advance<T>(node: &ThisNode) -> T {
     if node.hints.this_node.role == NodeRole::Worker
         && let Err(error) = node.prefetch().await
     {
@@ -143,7 +143,7 @@ async fn fetch_in_advance<T>(node: &Node) -> T {
     std::future::pending().await
 }
 
-async fn wait_for_ticket(node: &Node, endpoint: &Endpoint) -> Admission {
+async fn wait_for_ticket(node: &ThisNode, endpoint: &Endpoint) -> Admission {
     let repeated = Repeated::default();
     let log = |error: &NoTicketError| {
         let failure = Chain(error).to_string();
@@ -155,7 +155,7 @@ async fn wait_for_ticket(node: &Node, endpoint: &Endpoint) -> Admission {
     poll_endlessly(FIRST_DELAY, LONGEST_DELAY, attempt, log).await
 }
 
-async fn ask_everyone(node: &Node, endpoint: &Endpoint, repeated: &Repeated) -> Result<Admission, NoTicketError> {
+async fn ask_everyone(node: &ThisNode, endpoint: &Endpoint, repeated: &Repeated) -> Result<Admission, NoTicketError> {
     let disk = disk_uuid(&node.disk).await?;
     let peers = node.metadata.peers().await?;
     let services = join_services(&node.hints, &peers);
@@ -176,7 +176,12 @@ async fn ask_everyone(node: &Node, endpoint: &Endpoint, repeated: &Repeated) -> 
     Err(NoTicketError::NobodyIssued)
 }
 
-async fn ask(node: &Node, endpoint: &Endpoint, disk: DiskUuid, address: SocketAddrV4) -> Result<Admission, AskError> {
+async fn ask(
+    node: &ThisNode,
+    endpoint: &Endpoint,
+    disk: DiskUuid,
+    address: SocketAddrV4,
+) -> Result<Admission, AskError> {
     let reachable = (node.reach)(address).to_string();
     let (channel, service) = channel(endpoint, Purpose::Join, &reachable).await?;
     let service: AttestedNode = service.ok_or(AskError::NotAttested)?;
@@ -219,14 +224,18 @@ fn role_grant(this_node: &Instance) -> Vec<u8> {
 ///
 /// # Cancel safety
 /// Dropping the future leaves a node that cannot be used; it must power off.
-async fn become_member(node: &Node, claim: Claim, admission: Admission) -> Result<(), BecomeMemberError> {
+async fn become_member(
+    node: &ThisNode,
+    reservation: Reservation,
+    admission: Admission,
+) -> Result<(), BecomeMemberError> {
     let Admission {
         mut ticket,
         kubelet_key,
     } = admission;
     let step = |name| info!(step = name, "joining");
     step("measuring the cluster id");
-    let locked = claim.measure(ticket.cluster.into()).await?;
+    let locked = reservation.measure(ticket.cluster.into()).await?;
     step("re-keying the state disk");
     rekey(&locked, &node.disk, ticket.take_state_disk_key()).await?;
     step("writing the node's state");
@@ -244,7 +253,7 @@ async fn become_member(node: &Node, claim: Claim, admission: Admission) -> Resul
     Ok(())
 }
 
-fn write_state(node: &Node, locked: &Locked, ticket: &Ticket) -> io::Result<NodeState> {
+fn write_state(node: &ThisNode, locked: &Locked, ticket: &Ticket) -> io::Result<NodeState> {
     let address = node.hints.this_node.address.ip();
     let network = node.hints.network.clone();
     let state = NodeState::new(ticket.settings.role, ticket.measurement_salt, address, network);
@@ -258,7 +267,7 @@ fn write_state(node: &Node, locked: &Locked, ticket: &Ticket) -> io::Result<Node
     Ok(state)
 }
 
-async fn join_cluster(node: &Node, ticket: &Ticket) -> Result<(), JoinError> {
+async fn join_cluster(node: &ThisNode, ticket: &Ticket) -> Result<(), JoinError> {
     let attempts = match ticket.settings.role {
         NodeRole::Worker => WORKER_ATTEMPTS,
         NodeRole::ControlPlane => 1,

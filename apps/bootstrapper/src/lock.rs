@@ -1,7 +1,7 @@
 //! The node lock: a node becomes part of one cluster, in one way, once per boot.
 //!
-//! Taking it has two halves. [`NodeLock::claim`] is instant and decides between init server and join client;
-//! [`Claim::measure`] measures the membership and cannot be undone. Whatever changes the node takes the [`Locked`] that
+//! Taking it has two halves. [`NodeLock::reserve`] is instant and decides between init server and join client;
+//! [`Reservation::measure`] measures the membership and cannot be undone. Whatever changes the node takes the [`Locked`] that
 //! only measuring gives.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +23,7 @@ pub(crate) struct NodeLock {
 }
 
 /// The right to measure a membership. There is only one per boot.
-pub(crate) struct Claim {
+pub(crate) struct Reservation {
     attester: Arc<dyn MeasuringAttester>,
 }
 
@@ -51,13 +51,13 @@ impl NodeLock {
         }
     }
 
-    pub(crate) fn claim(&self, owner: Owner) -> Result<Claim, Taken> {
+    pub(crate) fn reserve(&self, owner: Owner) -> Result<Reservation, Taken> {
         let mut current = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
         match *current {
             Some(other) => Err(Taken(other)),
             None => {
                 *current = Some(owner);
-                Ok(Claim {
+                Ok(Reservation {
                     attester: self.attester.clone(),
                 })
             }
@@ -65,7 +65,7 @@ impl NodeLock {
     }
 }
 
-impl Claim {
+impl Reservation {
     /// Measures what this node becomes, and checks that the device shows exactly that.
     ///
     /// # Cancel safety
@@ -111,18 +111,18 @@ mod tests {
 
     async fn one_side_takes_it_and_the_cluster_is_measured(technology: &'static dyn Technology) {
         let (lock, _machine) = lock(technology);
-        let claim = lock.claim(Owner::Join).unwrap();
-        assert_eq!(lock.claim(Owner::Init).err(), Some(Taken(Owner::Join)));
-        claim.measure(member(7)).await.unwrap();
+        let reservation = lock.reserve(Owner::Join).unwrap();
+        assert_eq!(lock.reserve(Owner::Init).err(), Some(Taken(Owner::Join)));
+        reservation.measure(member(7)).await.unwrap();
         assert!(lock.attester.membership().unwrap().is(&member(7)));
-        assert!(lock.claim(Owner::Join).is_err());
+        assert!(lock.reserve(Owner::Join).is_err());
     }
 
     async fn of_many_at_once_one_gets_it(technology: &'static dyn Technology) {
         let (lock, _machine) = lock(technology);
         let winners = std::thread::scope(|scope| {
             let tries: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| lock.claim(Owner::Init).is_ok()))
+                .map(|_| scope.spawn(|| lock.reserve(Owner::Init).is_ok()))
                 .collect();
             tries
                 .into_iter()
@@ -136,7 +136,7 @@ mod tests {
     async fn a_machine_that_measured_before_is_noticed(technology: &'static dyn Technology) {
         let (lock, _machine) = lock(technology);
         lock.attester.measure_membership(&member(1)).unwrap();
-        let measured = lock.claim(Owner::Init).unwrap().measure(member(7)).await;
+        let measured = lock.reserve(Owner::Init).unwrap().measure(member(7)).await;
         assert!(matches!(measured, Err(MeasureError::Shown { .. })));
     }
 }

@@ -10,6 +10,7 @@
 //! - A node that failed half-way powers off. It never stays reachable and never tries another cluster.
 
 mod disk;
+mod events;
 mod files;
 mod init;
 mod init_server;
@@ -18,7 +19,6 @@ mod journal;
 mod lock;
 mod network;
 mod node;
-mod progress;
 mod repeated;
 mod request;
 mod run;
@@ -43,7 +43,7 @@ use tracing::{error, info};
 use crate::disk::LuksStateDisk;
 use crate::files::NodeFiles;
 use crate::lock::NodeLock;
-use crate::node::{Hints, Node, image_version};
+use crate::node::{Hints, ThisNode, image_version};
 use crate::run::{Boot, boot, bootstrap, resume};
 
 const ROOT: &str = "/";
@@ -87,7 +87,7 @@ async fn start(arguments: &Arguments) -> Result<()> {
         return Ok(resume(&files, &*programs).await?);
     }
     let metadata = Arc::new(QemuMetadata::find(&arguments.metadata).context("finding metadata")?);
-    let node = Arc::new(Node {
+    let node = Arc::new(ThisNode {
         hints: Hints::fetch(&*metadata).await,
         metadata,
         lock: NodeLock::new(attester.clone()),

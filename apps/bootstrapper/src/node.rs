@@ -13,7 +13,7 @@ use cloud_metadata::{
     ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError, NodeNetwork, OutsideNodeNetwork,
 };
 use cluster_types::NodeRole;
-use component_installer::{ImportError, InstallError, Installer, Mirror, PrefetchError, import_images};
+use component_installer::{ComponentMirror, ImportError, InstallError, Installer, PrefetchError, import_images};
 use error_report::Chain;
 use kubeadm::{Folders, Kubeadm, NodeSettings, ProxyMode};
 use kubernetes_components::{Component, ComponentList};
@@ -46,7 +46,7 @@ pub(crate) const FIRST_DELAY: Duration = Duration::from_millis(250);
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(4);
 
 /// What init and join both need.
-pub(crate) struct Node {
+pub(crate) struct ThisNode {
     pub(crate) hints: Hints,
     pub(crate) metadata: Arc<dyn CloudMetadata>,
     pub(crate) attester: Arc<dyn MeasuringAttester>,
@@ -56,7 +56,7 @@ pub(crate) struct Node {
     pub(crate) files: NodeFiles,
     pub(crate) programs: Arc<dyn Programs>,
     pub(crate) own_images: OnceCell<()>,
-    /// Maps an address on the private segment to one that can be dialled. On a node that is the address itself; only tests use
+    /// Maps an address on the private network to one that can be dialled. On a node that is the address itself; only tests use
     /// another network.
     pub(crate) reach: Box<dyn Fn(SocketAddrV4) -> SocketAddr + Send + Sync>,
 }
@@ -122,7 +122,7 @@ impl Hints {
     }
 }
 
-impl Node {
+impl ThisNode {
     /// An endpoint whose sessions attest this node and accept only what `peer` allows.
     pub(crate) fn endpoint(&self, peer: PeerPolicy, limits: Limits) -> Endpoint {
         Endpoint::new(Some(self.attester.clone()), peer).with_limits(limits)
@@ -157,7 +157,7 @@ impl Node {
     }
 
     /// The platform's mirror; what it serves is pinned by hashes.
-    fn platform_mirror(&self) -> Mirror {
+    fn platform_mirror(&self) -> ComponentMirror {
         self.metadata
             .mirror()
             .parse()
@@ -169,7 +169,7 @@ impl Node {
         &self,
         role: NodeRole,
         components: &ComponentList,
-        mirror: Option<&Mirror>,
+        mirror: Option<&ComponentMirror>,
     ) -> Result<(), PrepareError> {
         let components = &needed_by(role, components);
         let mirror = mirror.cloned().unwrap_or_else(|| self.platform_mirror());

@@ -2,7 +2,7 @@
 
 use base64::prelude::{BASE64_URL_SAFE, Engine};
 use cluster_types::{Cidr, ClusterId, MeasurementSalt};
-use component_installer::Mirror;
+use component_installer::ComponentMirror;
 use grpc_api::components::Component as ComponentMessage;
 use grpc_api::init::InitRequest as InitMessage;
 use key_derivation::{MasterSecret, cluster_id};
@@ -24,7 +24,7 @@ pub(crate) struct InitRequest {
     pub(crate) cluster: ClusterId,
     pub(crate) components: ComponentList,
     /// `None` stands for the platform's own mirror.
-    pub(crate) mirror: Option<Mirror>,
+    pub(crate) mirror: Option<ComponentMirror>,
     pub(crate) name: ClusterName,
     pub(crate) cert_sans: Vec<CertSan>,
     pub(crate) pods: Cidr,
@@ -74,7 +74,7 @@ impl InitRequest {
             MeasurementSalt::try_from(measurement_salt.as_slice()),
         );
         let components = parse_components(&kubernetes_version, kubernetes_components, &mut problems);
-        let mirror = optional(&component_mirror).map(str::parse::<Mirror>);
+        let mirror = optional(&component_mirror).map(str::parse::<ComponentMirror>);
         let mirror = problems.take("component_mirror", mirror.transpose());
         let name = optional(&cluster_name).unwrap_or(DEFAULT_NAME);
         let name = problems.take("cluster_name", name.parse());

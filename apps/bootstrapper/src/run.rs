@@ -15,13 +15,13 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::Server;
 use tracing::{info, warn};
 
+use crate::events::InitEvents;
 use crate::files::{LoadNodeStateError, NodeFiles, Stage};
 use crate::init::{InitialiseError, initialise};
 use crate::init_server::InitServer;
 use crate::join::{BecomeMemberError, Joined, join};
 use crate::network::{NetworkError, set_up_network};
-use crate::node::{Node, start_kubelet};
-use crate::progress::Progress;
+use crate::node::{ThisNode, start_kubelet};
 
 /// How long a caller that lost its connection can still fetch the result of a finished initialisation.
 const RESULT_KEPT: Duration = Duration::from_secs(60 * 60);
@@ -86,7 +86,7 @@ pub(crate) async fn resume(files: &NodeFiles, programs: &dyn Programs) -> Result
 ///
 /// # Errors
 /// When the node cannot be used any more and must power off.
-pub(crate) async fn bootstrap(node: Arc<Node>, listener: TcpListener) -> Result<(), NodeError> {
+pub(crate) async fn bootstrap(node: Arc<ThisNode>, listener: TcpListener) -> Result<(), NodeError> {
     let address = node.hints.this_node.address.ip();
     set_up_network(&node.files, &*node.programs, address, &node.hints.network).await?;
     let (server, mut jobs) = InitServer::new(node.clone());
@@ -106,12 +106,12 @@ pub(crate) async fn bootstrap(node: Arc<Node>, listener: TcpListener) -> Result<
         tokio::select! {
             // The init server took the lock, so the join client cannot have it.
             Some(job) = jobs.recv() => {
-                let progress = job.progress.clone();
+                let events = job.events.clone();
                 let result = initialise(&node, job).await;
                 if result.is_ok() {
                     report("node is the first of a cluster");
                 }
-                keep_available(&progress, result.is_ok()).await;
+                keep_available(&events, result.is_ok()).await;
                 result.map_err(NodeError::from)
             }
             joined = join_unless_initialised(&node) => joined,
@@ -133,15 +133,15 @@ pub(crate) async fn bootstrap(node: Arc<Node>, listener: TcpListener) -> Result<
 
 /// Callers that lost their connection come back for the result. A kubeconfig that was sent may not have arrived; a failed
 /// node stays only to tell one caller why.
-async fn keep_available(progress: &Progress, succeeded: bool) {
+async fn keep_available(events: &InitEvents, succeeded: bool) {
     if succeeded {
         sleep(RESULT_KEPT).await;
-    } else if timeout(FAILURE_KEPT, progress.delivered()).await.is_ok() {
+    } else if timeout(FAILURE_KEPT, events.delivered()).await.is_ok() {
         sleep(LAST_BYTES).await;
     }
 }
 
-async fn join_unless_initialised(node: &Node) -> Result<(), NodeError> {
+async fn join_unless_initialised(node: &ThisNode) -> Result<(), NodeError> {
     match join(node).await? {
         Joined::Member => {
             report("node is a member");

@@ -216,7 +216,7 @@ async fn the_same_request_finds_what_it_started_and_another_is_refused(technolog
 async fn a_node_that_is_joining_refuses_init(technology: &'static dyn Technology) {
     let node = control_plane(technology);
     let (address, running) = node.start().await;
-    let _claim = node.node.lock.claim(Owner::Join).unwrap();
+    let _reservation = node.node.lock.reserve(Owner::Join).unwrap();
     let refusal = call(&node, address, message()).await.unwrap_err();
     assert_eq!(refusal.code(), Code::FailedPrecondition);
     assert!(node.disk.keys().is_empty());

@@ -16,11 +16,11 @@ pub(crate) struct Advised {
 
 /// Adds the next step to an error.
 pub(crate) trait Advise<T> {
-    fn next(self, step: impl Into<String>) -> anyhow::Result<T>;
+    fn advise(self, step: impl Into<String>) -> anyhow::Result<T>;
 }
 
 impl<T, E: Into<Error>> Advise<T> for Result<T, E> {
-    fn next(self, step: impl Into<String>) -> anyhow::Result<T> {
+    fn advise(self, step: impl Into<String>) -> anyhow::Result<T> {
         self.map_err(|error| advise(error.into(), Vec::new(), step))
     }
 }
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_first_advice_stays() {
-        let error = Err::<(), _>(anyhow!("x")).next("first").next("second").unwrap_err();
+        let error = Err::<(), _>(anyhow!("x")).advise("first").advise("second").unwrap_err();
         assert!(render(&error).ends_with("Next: first"));
     }
 }

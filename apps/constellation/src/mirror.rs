@@ -41,7 +41,7 @@ pub(crate) async fn load_list(source: &MirrorSource, pinned: Option<Digest>, unp
             return Err(anyhow!(
                 "{source} is reached over the network, but the digest of its component list is unknown"
             ))
-            .next(unpinned);
+            .advise(unpinned);
         }
         (MirrorSource::Http(base), Some(_)) => {
             let url = base.join(MIRROR_DOCUMENT)?;
@@ -55,7 +55,7 @@ pub(crate) async fn load_list(source: &MirrorSource, pinned: Option<Digest>, unp
     let digest = Digest::of(&document);
     if let Some(expected) = pinned.filter(|expected| *expected != digest) {
         let [digest, expected] = [digest, expected].map(|digest| oci::format(&digest));
-        return Err(anyhow!("{place} has the digest {digest}, expected {expected}")).next(
+        return Err(anyhow!("{place} has the digest {digest}, expected {expected}")).advise(
             "use the mirror that the expected digest was taken from; if the mirror was refilled on purpose, pass its \
              new digest",
         );

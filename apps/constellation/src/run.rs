@@ -43,7 +43,7 @@ impl<'a> Run<'a> {
             // Found now, and not after the node has handed out its kubeconfig.
             workspace
                 .check_own(&state, names::ADMIN_CONF)
-                .next("move it to another folder, then run the same command again")?;
+                .advise("move it to another folder, then run the same command again")?;
         }
         let document = reference_document(&config)?;
         // A damaged master secret is found here too, before there are machines.
@@ -77,7 +77,7 @@ impl<'a> Run<'a> {
 pub(crate) fn load_config(workspace: &Workspace) -> Result<ClusterConfig> {
     workspace
         .config()
-        .next("correct the configuration, then run the same command again")
+        .advise("correct the configuration, then run the same command again")
 }
 
 /// What every node must prove: what the cluster was made from, whatever the image folder holds by now.
@@ -102,7 +102,7 @@ fn parse_reference_values(document: &str, config: &ClusterConfig, variants: &dyn
     });
     usable
         .with_context(|| format!("cannot use {}", reference_path(config).display()))
-        .next("set `image` and `attestationVariant` in constellation-conf.yaml to what belongs together")
+        .advise("set `image` and `attestationVariant` in constellation-conf.yaml to what belongs together")
 }
 
 /// Accepts nodes of this image that have said this about themselves.
@@ -189,7 +189,7 @@ fn reference_document(config: &ClusterConfig) -> Result<String> {
     std::fs::read_to_string(&path)
         .map_err(|error| explain_denied(&path, error))
         .with_context(|| format!("cannot read {}", path.display()))
-        .next("set `image` in constellation-conf.yaml to the folder that `cargo xtask image build` wrote")
+        .advise("set `image` in constellation-conf.yaml to the folder that `cargo xtask image build` wrote")
 }
 
 fn reference_path(config: &ClusterConfig) -> PathBuf {
@@ -201,7 +201,7 @@ pub(crate) async fn load_components(config: &ClusterConfig) -> Result<ComponentL
     let list = mirror::load_list(&config.mirror, config.components_digest, UNPINNED)
         .await
         .context("cannot read the mirror of Kubernetes")
-        .next(
+        .advise(
             "fill a mirror with `constellation mirror create` or `cargo xtask upstream`, and set `mirror` in \
          constellation-conf.yaml to it",
         )?
@@ -209,7 +209,7 @@ pub(crate) async fn load_components(config: &ClusterConfig) -> Result<ComponentL
     if *list.kubernetes_version() != config.kubernetes_version {
         let (found, wanted) = (list.kubernetes_version(), &config.kubernetes_version);
         let mismatch: Result<()> = (|| bail!("the mirror has Kubernetes {found}, but kubernetesVersion is {wanted}"))();
-        mismatch.next("set kubernetesVersion to the mirror's version, or use another mirror")?;
+        mismatch.advise("set kubernetesVersion to the mirror's version, or use another mirror")?;
     }
     Ok(list)
 }

@@ -106,13 +106,13 @@ impl Api for Bootstrapper {
 }
 
 /// A node's programs, as far as the CLI talks to them.
-struct Node {
+struct ScriptedNode {
     runtime: Runtime,
     machine: Box<dyn Machine>,
     asked: Arc<Mutex<Vec<InitRequest>>>,
 }
 
-impl Node {
+impl ScriptedNode {
     fn new(technology: &dyn Technology) -> Self {
         Self {
             runtime: Runtime::new().unwrap(),
@@ -196,7 +196,7 @@ fn released() -> Host {
 }
 
 fn a_good_node_becomes_a_cluster(technology: &'static dyn Technology) {
-    let (host, node) = (configured(technology), Node::new(technology));
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
     let mut running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Success(derived_id(&host)));
     running.until("applying the services\n");
@@ -229,8 +229,8 @@ fn a_good_node_becomes_a_cluster(technology: &'static dyn Technology) {
     assert_eq!(node.asked.lock().unwrap().len(), 1);
 }
 
-fn killed_while_a_worker_is_made(technology: &'static dyn Technology) -> (Host, Node) {
-    let (host, node) = (configured(technology), Node::new(technology));
+fn killed_while_a_worker_is_made(technology: &'static dyn Technology) -> (Host, ScriptedNode) {
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
     let mut running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Success(derived_id(&host)));
     running.until("create worker-0\n");
@@ -253,7 +253,7 @@ fn a_run_that_is_killed_while_a_worker_is_made_goes_on(technology: &'static dyn 
 
 #[test]
 fn a_worker_that_is_not_made_yet_is_known_and_its_ports_need_not_stay_free() {
-    let (host, node) = (released(), Node::new(SOFTWARE_TPM));
+    let (host, node) = (released(), ScriptedNode::new(SOFTWARE_TPM));
     let mut running = host.until(&["mini", "up"], BOOTS);
     let status = stdout(&host.run(&["status"]));
     let worker = status.lines().find(|line| line.starts_with("worker-0")).unwrap();
@@ -270,7 +270,7 @@ fn a_worker_that_is_not_made_yet_is_known_and_its_ports_need_not_stay_free() {
 
 #[test]
 fn down_after_a_kill_while_a_worker_is_made_leaves_nothing() {
-    let (host, node) = (released(), Node::new(SOFTWARE_TPM));
+    let (host, node) = (released(), ScriptedNode::new(SOFTWARE_TPM));
     let mut running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Success(derived_id(&host)));
     running.until("create worker-0\n");
@@ -299,7 +299,7 @@ fn a_machine_that_stops_is_told_with_its_console_and_made_anew() {
 }
 
 fn a_node_that_fails_says_why_and_the_next_run_has_fresh_machines(technology: &'static dyn Technology) {
-    let (host, node) = (configured(technology), Node::new(technology));
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
     let running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Failure);
     let (code, said) = running.end();
@@ -324,7 +324,7 @@ fn a_node_that_fails_says_why_and_the_next_run_has_fresh_machines(technology: &'
 }
 
 fn a_run_that_is_killed_while_the_node_works_starts_with_fresh_machines(technology: &'static dyn Technology) {
-    let (host, node) = (configured(technology), Node::new(technology));
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
     let mut running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Never);
     running.until("creating the cluster\n");
@@ -338,7 +338,7 @@ fn a_run_that_is_killed_while_the_node_works_starts_with_fresh_machines(technolo
 }
 
 fn another_image_is_given_nothing(technology: &'static dyn Technology) {
-    let (host, node) = (configured(technology), Node::new(technology));
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
     node.machine.change_image().unwrap();
     let running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Success(derived_id(&host)));
@@ -351,7 +351,7 @@ fn another_image_is_given_nothing(technology: &'static dyn Technology) {
 }
 
 fn another_cluster_id_is_refused(technology: &'static dyn Technology) {
-    let (host, node) = (configured(technology), Node::new(technology));
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
     let running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Success(ClusterId::new([9; 32])));
     let (code, said) = running.end();
@@ -371,7 +371,7 @@ fn matches(node: &serde_json::Value) -> impl Iterator<Item = bool> {
 
 /// The node measured no cluster id, so it is a new node and not a member.
 fn verify_tells_a_node_that_is_no_member(technology: &'static dyn Technology) {
-    let (host, node) = (configured(technology), Node::new(technology));
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
     host.until(&["mini", "up"], BOOTS).kill();
     node.serve(ports(&host).verify, &[Purpose::Verify], Answer::Never, None);
     let id = "ab".repeat(32);
@@ -400,7 +400,7 @@ fn verify_tells_a_node_that_is_no_member(technology: &'static dyn Technology) {
 }
 
 fn verify_affirms_a_member(technology: &'static dyn Technology) {
-    let (host, node) = (configured(technology), Node::new(technology));
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
     host.until(&["mini", "up"], BOOTS).kill();
     let id = "ab".repeat(32);
     let member_of = Some(ClusterId::new([0xab; 32]));
@@ -415,7 +415,7 @@ fn verify_affirms_a_member(technology: &'static dyn Technology) {
 }
 
 fn verify_does_not_let_one_node_answer_for_another(technology: &'static dyn Technology) {
-    let (host, node) = (configured(technology), Node::new(technology));
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
     host.until(&["mini", "up"], BOOTS).kill();
     let made = workspace(&host).state().unwrap().unwrap().infrastructure.unwrap();
     let member_of = Some(ClusterId::new([0xab; 32]));
@@ -437,7 +437,7 @@ fn verify_does_not_let_one_node_answer_for_another(technology: &'static dyn Tech
 
 #[test]
 fn no_secret_reaches_logs_arguments_environments_or_other_files() {
-    let (host, node) = (released(), Node::new(SOFTWARE_TPM));
+    let (host, node) = (released(), ScriptedNode::new(SOFTWARE_TPM));
     let running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Failure);
     let (_, said) = running.end();
@@ -484,8 +484,8 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// A cluster as far as the CLI knows, and the first node that made it.
-fn made() -> (Host, Node) {
-    let (host, node) = (configured(SOFTWARE_TPM), Node::new(SOFTWARE_TPM));
+fn made() -> (Host, ScriptedNode) {
+    let (host, node) = (configured(SOFTWARE_TPM), ScriptedNode::new(SOFTWARE_TPM));
     let mut running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Success(derived_id(&host)));
     running.until("applying the services\n");
@@ -649,7 +649,7 @@ fn verify_and_status_name_a_node_that_does_not_answer_within_30_s() {
 
 #[test]
 fn a_control_plane_whose_ports_were_lost_gets_others_and_its_kubeconfig_follows() {
-    let (host, node) = (released(), Node::new(SOFTWARE_TPM));
+    let (host, node) = (released(), ScriptedNode::new(SOFTWARE_TPM));
     let mut running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Success(derived_id(&host)));
     running.until("applying the services\n");

@@ -153,7 +153,7 @@ fn mistakes_are_told_by_key_and_line() {
             fs::create_dir(host.path("workspace/constellation-qemu")).unwrap();
             fs::write(
                 host.path(MACHINES),
-                r#"{"uid":"","segment_port":1,"metadata_port":1,"init_secret_hash":"","mirror":null,"nodes":{}}"#,
+                r#"{"uid":"","private_network_port":1,"metadata_port":1,"init_secret_hash":"","mirror":null,"nodes":{}}"#,
             )
             .unwrap();
         }

@@ -31,7 +31,7 @@ use tracing::info;
 use crate::config::{Config, ConfiguredVerifier};
 use crate::pki::Pki;
 use crate::service::JoinService;
-use crate::ticket::TicketOffice;
+use crate::ticket::TicketIssuer;
 
 const PURPOSES: &[Purpose] = &[Purpose::Join, Purpose::Rejoin];
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -77,8 +77,8 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
     )
     .context("--key-service")?;
     let pki = Pki::open(args.pki).context("--pki")?;
-    let office = TicketOffice::new(Cluster::connect().await?, keys, pki, config.clone());
-    let service = JoinService::new(office, &mut metrics);
+    let issuer = TicketIssuer::new(Cluster::connect().await?, keys, pki, config.clone());
+    let service = JoinService::new(issuer, &mut metrics);
     let peer = PeerPolicy::Attested(Arc::new(Verifiers::one(ConfiguredVerifier::new(config.clone()))));
     let attester = args.attester.set_up(variants)?;
     let endpoint = Arc::new(Endpoint::new(Some(attester), peer));

@@ -10,20 +10,20 @@ use prometheus_client::registry::Registry;
 use tonic::{Request, Response, Status};
 use tracing::{error, info, warn};
 
-use crate::ticket::{IssueTicketError, TicketOffice};
+use crate::ticket::{IssueTicketError, TicketIssuer};
 
 /// The implementation of `constellation.join.v1.API`.
 pub(crate) struct JoinService {
-    office: TicketOffice,
+    issuer: TicketIssuer,
     issued: Counter,
     refused: Counter,
     failed: Counter,
 }
 
 impl JoinService {
-    pub(crate) fn new(office: TicketOffice, metrics: &mut Registry) -> Self {
+    pub(crate) fn new(issuer: TicketIssuer, metrics: &mut Registry) -> Self {
         let service = Self {
-            office,
+            issuer,
             issued: Counter::default(),
             refused: Counter::default(),
             failed: Counter::default(),
@@ -77,7 +77,7 @@ impl Api for JoinService {
         request: Request<IssueJoinTicketRequest>,
     ) -> Result<Response<IssueJoinTicketResponse>, Status> {
         let node = attested_node(&request, Purpose::Join)?.clone();
-        let result = self.office.issue_join_ticket(&node, request.into_inner()).await;
+        let result = self.issuer.issue_join_ticket(&node, request.into_inner()).await;
         self.report(&node.identity(), result)
     }
 
@@ -86,7 +86,7 @@ impl Api for JoinService {
         request: Request<IssueRejoinTicketRequest>,
     ) -> Result<Response<IssueRejoinTicketResponse>, Status> {
         let node = attested_node(&request, Purpose::Rejoin)?.clone();
-        let result = self.office.issue_rejoin_ticket(&node, request.into_inner()).await;
+        let result = self.issuer.issue_rejoin_ticket(&node, request.into_inner()).await;
         self.report(&node.identity(), result)
     }
 }

@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::pki::{Pki, ReadPkiError};
 
 /// Answers the requests of attested nodes with tickets.
-pub(crate) struct TicketOffice {
+pub(crate) struct TicketIssuer {
     cluster: Cluster,
     keys: KeyServiceClient,
     pki: Pki,
@@ -79,7 +79,7 @@ impl IssueTicketError {
     }
 }
 
-impl TicketOffice {
+impl TicketIssuer {
     pub(crate) fn new(cluster: Cluster, keys: KeyServiceClient, pki: Pki, config: Config) -> Self {
         Self {
             cluster,
@@ -94,7 +94,7 @@ impl TicketOffice {
     /// 1. Parse the request.
     /// 2. Derive the cluster id.
     /// 3. Check a control plane's grant, which the operator signed for this machine.
-    /// 4. Claim disk and name for this machine, or refuse what belongs to another machine.
+    /// 4. Bind disk and name to this machine, or refuse what belongs to another machine.
     /// 5. Fetch the disk's key.
     /// 6. Sign the kubelet's certificate, create a bootstrap token, list the components.
     /// 7. For a control plane, add the PKI and the master secret.
@@ -123,7 +123,7 @@ impl TicketOffice {
             let cluster = cluster_id(&measurement_secret, &config.measurement_salt);
             check_grant(&config, cluster, node, &role_grant)?;
         }
-        self.claim(disk, &kubelet.node, node).await?;
+        self.bind(disk, &kubelet.node, node).await?;
         let state_disk_key = self.keys.data_key(&disk.to_string()).await?;
         let ca_certificate = self.pki.ca_certificate()?;
         let kubelet_cert = kubelet.sign(&ca_certificate, &self.pki.ca_key()?)?;
@@ -166,11 +166,11 @@ impl TicketOffice {
         })
     }
 
-    async fn claim(&self, disk: DiskUuid, name: &NodeName, node: &AttestedNode) -> Result<(), IssueTicketError> {
-        let claimed = self.cluster.claim_disk(disk, node.identity()).await;
-        claimed.map_err(IssueTicketError::DiskRecord)?;
-        let claimed = self.cluster.claim_name(name, node.identity()).await;
-        claimed.map_err(IssueTicketError::NameRecord)
+    async fn bind(&self, disk: DiskUuid, name: &NodeName, node: &AttestedNode) -> Result<(), IssueTicketError> {
+        let bound = self.cluster.bind_disk(disk, node.identity()).await;
+        bound.map_err(IssueTicketError::DiskRecord)?;
+        let bound = self.cluster.bind_name(name, node.identity()).await;
+        bound.map_err(IssueTicketError::NameRecord)
     }
 
     async fn measurement_secret(&self) -> Result<MeasurementSecret, KeyServiceError> {

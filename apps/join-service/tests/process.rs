@@ -9,7 +9,7 @@ use attested_tls::HandshakeError;
 use cluster_types::ClusterId;
 use grpc_api::join::{IssueJoinTicketRequest, IssueRejoinTicketRequest};
 use test_machines::{Technology, for_each_technology};
-use test_services::{ControlPlane, Node, join_request};
+use test_services::{ControlPlane, JoiningNode, join_request};
 use tonic::{Code, Status};
 
 const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
@@ -57,7 +57,7 @@ fn check_not_owner<T: std::fmt::Debug>(result: Result<T, Status>, what: &str) {
 async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Technology) {
     let control_plane = start(technology).await;
     let kek = control_plane.master_secret().kek();
-    let worker = Node::boot(technology).unwrap();
+    let worker = JoiningNode::boot(technology).unwrap();
 
     // The node sees that the service belongs to an initialised node of its own image.
     let (mut client, peer) = control_plane.session(&worker, Purpose::Join).await.unwrap();
@@ -79,7 +79,7 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
     // The same machine can request a ticket again.
     control_plane.join(&worker, request("worker-0", DISK)).await.unwrap();
     // Another machine gets neither its disk key nor its name, and does not learn whose they are.
-    let thief = Node::boot(technology).unwrap();
+    let thief = JoiningNode::boot(technology).unwrap();
     let disk_of_another = "disk_uuid is not a disk of this machine";
     let name_of_another = "certificate_request is not for a node name of this machine";
     check_not_owner(
@@ -145,7 +145,7 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
 async fn bad_input_to_each_field_gives_one_error_that_names_it(technology: &'static dyn Technology) {
     type Change = fn(&mut IssueJoinTicketRequest);
     let control_plane = start(technology).await;
-    let node = Node::boot(technology).unwrap();
+    let node = JoiningNode::boot(technology).unwrap();
     let cases: [(Change, Code, &str); 11] = [
         (
             |m| m.disk_uuid.clear(),
@@ -221,7 +221,10 @@ async fn bad_input_to_each_field_gives_one_error_that_names_it(technology: &'sta
 
 async fn nodes_that_are_not_what_they_should_be_get_no_session(technology: &'static dyn Technology) {
     let control_plane = start(technology).await;
-    let (changed, member) = (Node::boot(technology).unwrap(), Node::boot(technology).unwrap());
+    let (changed, member) = (
+        JoiningNode::boot(technology).unwrap(),
+        JoiningNode::boot(technology).unwrap(),
+    );
     changed.machine().change_image().unwrap();
     let foreign = ClusterId::new([1; 32]).into();
     member.attester().measure_membership(&foreign).unwrap();

@@ -59,7 +59,7 @@ pub enum NotAuthentic {
         /// What the quote says.
         quoted: String,
     },
-    /// A register that the policy judges was not quoted.
+    /// A register that the policy compares was not quoted.
     #[error("the policy requires PCR {0}, which was not quoted")]
     NotQuoted(PcrIndex),
 }
@@ -79,7 +79,7 @@ impl TpmVerifier {
     /// 4. The quote is bound to this session.
     /// 5. It covers exactly the listed registers of the SHA-256 bank.
     /// 6. The listed values hash to the quoted digest.
-    /// 7. Every register that the policy judges is among them.
+    /// 7. Every register that the policy compares is among them.
     ///
     /// Only then are values compared with the ReferenceValues.
     fn check(&self, body: &[u8], binding: &ReportBinding) -> Result<AttestationResult, NotAuthentic> {
@@ -196,7 +196,7 @@ fn check_pcr_digest(quote: &TpmsQuoteInfo, pcrs: &PcrValues) -> Result<(), NotAu
 }
 
 fn check_coverage(policy: &PcrPolicy, pcrs: &PcrValues) -> Result<(), NotAuthentic> {
-    match policy.judged().find(|index| !pcrs.contains_key(index)) {
+    match policy.required().find(|index| !pcrs.contains_key(index)) {
         Some(missing) => Err(NotAuthentic::NotQuoted(missing)),
         None => Ok(()),
     }
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_a_quote_without_a_judged_register() {
+    fn rejects_a_quote_without_a_required_register() {
         let change = |forgery: &mut Forgery| {
             forgery.pcrs.remove(&pcr(4));
             *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha256);
@@ -490,8 +490,8 @@ mod tests {
     }
 
     #[test]
-    fn every_register_is_a_claim_that_says_whether_it_was_judged() {
-        use attestation::Comparison::{AsExpected, NotJudged};
+    fn every_register_is_a_claim_that_says_whether_it_was_compared() {
+        use attestation::Comparison::{AsExpected, NotCompared};
         let change = |forgery: &mut Forgery| {
             forgery.pcrs.insert(pcr(9), PcrValue::ZERO);
             *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha256);
@@ -501,7 +501,7 @@ mod tests {
         let expected = [
             ("PCR 1", &AsExpected),
             ("PCR 4", &AsExpected),
-            ("PCR 9", &NotJudged),
+            ("PCR 9", &NotCompared),
             ("PCR 15", &AsExpected),
         ];
         assert_eq!(shown, expected);

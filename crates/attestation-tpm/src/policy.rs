@@ -22,8 +22,8 @@ impl PcrPolicy {
         })
     }
 
-    /// Every register that is judged; a quote must cover them all.
-    pub(crate) fn judged(&self) -> impl Iterator<Item = PcrIndex> + '_ {
+    /// Every register that is compared with a reference value; a quote must cover them all.
+    pub(crate) fn required(&self) -> impl Iterator<Item = PcrIndex> + '_ {
         self.image.pcrs().keys().copied()
     }
 
@@ -43,7 +43,7 @@ impl PcrPolicy {
             return self.compare_membership(actual);
         }
         match self.image.pcrs().get(&index) {
-            None => Comparison::NotJudged,
+            None => Comparison::NotCompared,
             Some(ReferenceValue { expected, enforcement }) => {
                 let severity = match enforcement {
                     Enforcement::Required => Severity::Contraindicates,

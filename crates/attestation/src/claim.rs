@@ -29,7 +29,7 @@ pub enum ClaimValue {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Comparison {
     /// Nothing is expected of it.
-    NotJudged,
+    NotCompared,
     /// It is as expected.
     AsExpected,
     /// It differs, which is a finding.
@@ -81,7 +81,7 @@ impl Claim {
     #[must_use]
     pub fn finding(&self) -> Option<Finding> {
         match &self.comparison {
-            Comparison::NotJudged | Comparison::AsExpected => None,
+            Comparison::NotCompared | Comparison::AsExpected => None,
             Comparison::Differs { expected, severity } => Some(Finding {
                 subject: self.name.clone(),
                 actual: self.actual.clone(),

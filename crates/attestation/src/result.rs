@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn the_worst_finding_decides() {
-        let good = || vec![claim(Comparison::NotJudged), claim(Comparison::AsExpected)];
+        let good = || vec![claim(Comparison::NotCompared), claim(Comparison::AsExpected)];
         let with = |more: &[Severity]| good().into_iter().chain(more.iter().copied().map(differs)).collect();
         assert_eq!(check(good()), Outcome::Affirming);
         assert_eq!(check(with(&[Severity::Warns])), Outcome::Warning);

@@ -19,18 +19,18 @@ use crate::{AttestedStream, Endpoint, HandshakeError, Limits, PeerPolicy};
 
 type Handshake = Result<AttestedStream<DuplexStream>, HandshakeError>;
 
-struct Node {
+struct Peer {
     attester: Arc<dyn MeasuringAttester>,
     machine: Box<dyn Machine>,
 }
 
-fn node(technology: &dyn Technology) -> Node {
+fn node(technology: &dyn Technology) -> Peer {
     let machine = technology.boot().unwrap();
     let attester = machine.attester().unwrap();
-    Node { attester, machine }
+    Peer { attester, machine }
 }
 
-fn member(technology: &dyn Technology) -> Node {
+fn member(technology: &dyn Technology) -> Peer {
     let node = node(technology);
     node.attester
         .measure_membership(&ClusterId::new([1; 32]).into())
@@ -38,7 +38,7 @@ fn member(technology: &dyn Technology) -> Node {
     node
 }
 
-impl Node {
+impl Peer {
     fn attester(&self) -> Option<Arc<dyn Attester>> {
         Some(self.attester.clone())
     }

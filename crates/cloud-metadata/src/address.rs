@@ -42,7 +42,7 @@ impl fmt::Display for PrivateAddress {
 /// Where nodes reach the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ApiEndpoint {
-    /// Its address on the private segment.
+    /// Its address on the private network.
     pub host: PrivateAddress,
     /// Its TCP port.
     pub port: u16,

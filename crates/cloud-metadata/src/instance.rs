@@ -23,7 +23,7 @@ pub struct Instance {
     pub provider_id: String,
     /// The role it should have. This is only a request: a control plane needs a role grant too.
     pub role: NodeRole,
-    /// Its address on the private segment.
+    /// Its address on the private network.
     pub address: PrivateAddress,
     /// The operator's role grant, if the operator gave one to the platform. Signed, so an untrusted platform may store it.
     pub role_grant: Option<Vec<u8>>,

@@ -18,16 +18,16 @@ const IDENTITY: &str = "attestedIdentity";
 #[derive(Debug, thiserror::Error)]
 pub enum NodeRecordError {
     /// It belongs to another machine.
-    #[error("{what} belongs to machine {owner}, but machine {claimant} attested")]
+    #[error("{what} belongs to machine {owner}, but machine {attested} attested")]
     BelongsToAnother {
         /// The disk or the node name.
         what: String,
-        /// The machine that claimed it first.
+        /// The machine that it was first bound to.
         owner: String,
         /// The machine that claims it now.
-        claimant: AttestedIdentity,
+        attested: AttestedIdentity,
     },
-    /// It was never claimed.
+    /// It was never bound to a machine.
     #[error("{0} is unknown to this cluster")]
     Unknown(String),
     /// The API server failed.
@@ -72,19 +72,19 @@ impl Cluster {
     ///
     /// # Errors
     /// When it belongs to another machine, or the API server fails.
-    pub async fn claim_disk(&self, disk: DiskUuid, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        self.claim(&Property::Disk(disk), machine).await
+    pub async fn bind_disk(&self, disk: DiskUuid, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+        self.bind(&Property::Disk(disk), machine).await
     }
 
     /// Gives a node name to the machine that claims it first. Only the same machine can claim it again.
     ///
     /// # Errors
     /// When it belongs to another machine, or the API server fails.
-    pub async fn claim_name(&self, name: &NodeName, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        self.claim(&Property::Name(name), machine).await
+    pub async fn bind_name(&self, name: &NodeName, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+        self.bind(&Property::Name(name), machine).await
     }
 
-    /// Checks that a disk was claimed before, by this machine.
+    /// Checks that a disk was bound before, to this machine.
     ///
     /// # Errors
     /// When it was not, or the API server fails.
@@ -93,7 +93,7 @@ impl Cluster {
     }
 
     /// The API server lets only one creation of a name succeed, so two machines cannot both be first.
-    async fn claim(&self, property: &Property<'_>, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+    async fn bind(&self, property: &Property<'_>, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
         let record = ConfigMap {
             metadata: ObjectMeta {
                 name: Some(property.object_name()),
@@ -124,7 +124,7 @@ impl Cluster {
             Err(NodeRecordError::BelongsToAnother {
                 what: property.to_string(),
                 owner,
-                claimant: machine,
+                attested: machine,
             })
         }
     }

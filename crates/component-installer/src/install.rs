@@ -13,7 +13,7 @@ use tracing::info;
 
 use crate::fetch::{downloader, fetch};
 use crate::place::move_file;
-use crate::source::{Location, Mirror};
+use crate::source::{ComponentMirror, Location};
 use crate::unpack::{UnpackError, unpack};
 
 /// How many components are fetched at once. More would only make each of them slower.
@@ -87,7 +87,7 @@ impl Installer {
     ///
     /// # Cancel safety
     /// Dropping the future keeps fetched files for the next attempt, and leaves installed files in place.
-    pub async fn install(&self, list: &ComponentList, mirror: &Mirror) -> Result<(), InstallError> {
+    pub async fn install(&self, list: &ComponentList, mirror: &ComponentMirror) -> Result<(), InstallError> {
         self.make_staging()?;
         let missing = self.missing(list).await;
         let count = missing.len();
@@ -161,7 +161,7 @@ impl Installer {
         &self,
         downloader: &Downloader,
         components: &[Component],
-        mirror: &Mirror,
+        mirror: &ComponentMirror,
     ) -> Result<(), InstallError> {
         let slots = Arc::new(Semaphore::new(CONCURRENT_FETCHES));
         // When one fetch fails, dropping the set ends the others.

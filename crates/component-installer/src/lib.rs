@@ -21,5 +21,5 @@ mod unpack;
 pub use images::{ImportError, import_images};
 pub use install::{InstallError, Installer};
 pub use prefetch::PrefetchError;
-pub use source::{Mirror, ParseMirrorAddressError};
+pub use source::{ComponentMirror, ParseMirrorAddressError};
 pub use unpack::UnpackError;

@@ -5,7 +5,7 @@ use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_D
 use tracing::info;
 
 use crate::fetch::{downloader_without_redirects, fetch_small};
-use crate::{InstallError, Installer, Mirror};
+use crate::{ComponentMirror, InstallError, Installer};
 
 /// What a mirror offers cannot be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ impl Installer {
     /// Dropping the future leaves what was fetched so far.
     pub async fn prefetch(
         &self,
-        mirror: &Mirror,
+        mirror: &ComponentMirror,
         needed: impl FnOnce(&ComponentList) -> ComponentList,
     ) -> Result<(), PrefetchError> {
         let downloader = downloader_without_redirects()?;

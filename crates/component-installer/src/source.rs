@@ -6,7 +6,7 @@ use kubernetes_components::ComponentUrl;
 
 /// Where components with a relative address are found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mirror {
+pub enum ComponentMirror {
     /// Below an HTTP(S) address.
     Address(Url),
     /// Below a local folder.
@@ -25,7 +25,7 @@ pub(crate) enum Location {
     File(PathBuf),
 }
 
-impl FromStr for Mirror {
+impl FromStr for ComponentMirror {
     type Err = ParseMirrorAddressError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -42,7 +42,7 @@ impl FromStr for Mirror {
     }
 }
 
-impl Mirror {
+impl ComponentMirror {
     /// The location of a document at the mirror's root.
     pub(crate) fn document(&self, name: &str) -> Location {
         match self {
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     fn check(mirror: &str, component: &str) -> String {
-        let mirror: Mirror = mirror.parse().unwrap();
+        let mirror: ComponentMirror = mirror.parse().unwrap();
         match mirror.locate(&component.parse().unwrap()).unwrap() {
             Location::Address(url) => url.to_string(),
             Location::File(path) => path.display().to_string(),
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn other_schemes_are_no_mirrors() {
         for bad in ["", "file:///etc", "ftp://x/", "http://x/?y", "/folder"] {
-            assert!(bad.parse::<Mirror>().is_err(), "{bad}");
+            assert!(bad.parse::<ComponentMirror>().is_err(), "{bad}");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use component_installer::{InstallError, Installer, Mirror, PrefetchError};
+use component_installer::{ComponentMirror, InstallError, Installer, PrefetchError};
 use digest::Digest;
 use download::DownloadError;
 use flate2::Compression;
@@ -18,11 +18,11 @@ use flate2::write::GzEncoder;
 use kubernetes_components::{Component, ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT};
 use tempfile::TempDir;
 
-struct Node {
+struct TargetNode {
     folder: TempDir,
 }
 
-impl Node {
+impl TargetNode {
     fn new() -> Self {
         Self {
             folder: TempDir::new().unwrap(),
@@ -33,8 +33,8 @@ impl Node {
         self.folder.path().join(name)
     }
 
-    fn mirror(&self) -> Mirror {
-        Mirror::Folder(self.path("mirror"))
+    fn mirror(&self) -> ComponentMirror {
+        ComponentMirror::Folder(self.path("mirror"))
     }
 
     fn publish(&self, name: &str, content: &[u8]) {
@@ -57,7 +57,7 @@ impl Node {
         Installer::new(self.path("root"), self.path("root/run/state/components"))
     }
 
-    async fn check(&self, components: Vec<Component>, mirror: &Mirror) -> Result<(), InstallError> {
+    async fn check(&self, components: Vec<Component>, mirror: &ComponentMirror) -> Result<(), InstallError> {
         let list = ComponentList::new("v1.35.4".parse().unwrap(), components).unwrap();
         self.installer().install(&list, mirror).await
     }
@@ -82,7 +82,7 @@ fn archive(name: &str, content: &[u8]) -> Vec<u8> {
 }
 
 /// Serves one connection after the other, each with the next answer; the last answer is repeated.
-fn server(answers: Vec<Vec<u8>>) -> (Mirror, Arc<AtomicUsize>) {
+fn server(answers: Vec<Vec<u8>>) -> (ComponentMirror, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mirror = format!("http://{}/mirror", listener.local_addr().unwrap())
         .parse()
@@ -103,7 +103,7 @@ fn server(answers: Vec<Vec<u8>>) -> (Mirror, Arc<AtomicUsize>) {
 /// The address of a server that a node must not contact, and how often it was contacted.
 fn elsewhere() -> (String, Arc<AtomicUsize>) {
     let (server, requests) = server(vec![http("200 OK", b"kubelet")]);
-    let Mirror::Address(address) = server else {
+    let ComponentMirror::Address(address) = server else {
         panic!("{server:?}")
     };
     (address.into(), requests)
@@ -125,7 +125,7 @@ fn is_empty(folder: &Path) -> bool {
 
 #[tokio::test]
 async fn programs_and_archives_get_to_their_places() {
-    let node = Node::new();
+    let node = TargetNode::new();
     let plugins = archive("./bridge", b"plugin");
     node.publish("bin/kubelet", b"kubelet");
     node.publish("cni.tgz", &plugins);
@@ -145,7 +145,7 @@ async fn programs_and_archives_get_to_their_places() {
 
 #[tokio::test]
 async fn one_wrong_hash_and_nothing_is_installed() {
-    let node = Node::new();
+    let node = TargetNode::new();
     node.publish("bin/kubeadm", b"kubeadm");
     node.publish("bin/kubelet", b"evil");
     let result = node
@@ -167,7 +167,7 @@ async fn one_wrong_hash_and_nothing_is_installed() {
 
 #[tokio::test]
 async fn what_is_installed_is_not_fetched_again_and_what_was_changed_is() {
-    let node = Node::new();
+    let node = TargetNode::new();
     node.publish("kubelet", b"kubelet");
     let list = || vec![component("kubelet", b"kubelet", "/run/state/bin/kubelet")];
     node.check(list(), &node.mirror()).await.unwrap();
@@ -185,7 +185,7 @@ async fn what_is_installed_is_not_fetched_again_and_what_was_changed_is() {
 
 #[tokio::test]
 async fn a_crash_leaves_what_was_fetched_and_no_partial_files() {
-    let node = Node::new();
+    let node = TargetNode::new();
     node.publish("one", b"one");
     let one = || component("one", b"one", "/run/state/bin/one");
     let two = || component("two", b"two", "/run/state/bin/two");
@@ -199,7 +199,7 @@ async fn a_crash_leaves_what_was_fetched_and_no_partial_files() {
 
 #[tokio::test]
 async fn what_was_fetched_in_advance_is_not_fetched_again() {
-    let node = Node::new();
+    let node = TargetNode::new();
     node.publish("kubelet", b"kubelet");
     let kubelet = component("kubelet", b"kubelet", "/run/state/bin/kubelet");
     node.offer(vec![kubelet.clone()]);
@@ -212,7 +212,7 @@ async fn what_was_fetched_in_advance_is_not_fetched_again() {
 /// Nothing vouches for the mirror's own list: what it lies about is fetched, but never installed, and removed afterwards.
 #[tokio::test]
 async fn a_mirror_that_lies_about_what_it_has_gets_nothing_installed() {
-    let node = Node::new();
+    let node = TargetNode::new();
     node.publish("kubelet", b"evil");
     node.offer(vec![component("kubelet", b"evil", "/run/state/bin/kubelet")]);
     node.prefetch().await.unwrap();
@@ -229,7 +229,7 @@ async fn a_mirror_that_lies_about_what_it_has_gets_nothing_installed() {
 /// A path that never ends to read, and an address that would answer.
 #[tokio::test]
 async fn a_mirror_does_not_choose_what_a_node_looks_at() {
-    let node = Node::new();
+    let node = TargetNode::new();
     let (elsewhere, requests) = elsewhere();
     node.publish("zero", b"zero");
     node.offer(vec![
@@ -245,7 +245,7 @@ async fn a_mirror_does_not_choose_what_a_node_looks_at() {
 
 #[tokio::test]
 async fn a_mirror_does_not_send_a_node_elsewhere() {
-    let node = Node::new();
+    let node = TargetNode::new();
     let (elsewhere, requests) = elsewhere();
     let redirect =
         format!("HTTP/1.1 302 Found\r\nlocation: {elsewhere}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
@@ -261,7 +261,7 @@ async fn a_mirror_does_not_send_a_node_elsewhere() {
 /// Files that no list names may have filled the disk.
 #[tokio::test]
 async fn what_was_fetched_in_advance_and_is_not_wanted_can_be_removed() {
-    let node = Node::new();
+    let node = TargetNode::new();
     let (kubelet, evil) = (
         component("kubelet", b"kubelet", "/run/state/bin/kubelet"),
         component("evil", b"evil", "/run/state/bin/evil"),
@@ -284,7 +284,7 @@ async fn what_was_fetched_in_advance_and_is_not_wanted_can_be_removed() {
 #[tokio::test]
 async fn a_list_that_is_none_is_refused() {
     for list in [&b""[..], b"{}"] {
-        let node = Node::new();
+        let node = TargetNode::new();
         node.publish(MIRROR_DOCUMENT, list);
         assert!(matches!(node.prefetch().await, Err(PrefetchError::List(_))));
     }
@@ -292,7 +292,7 @@ async fn a_list_that_is_none_is_refused() {
 
 #[tokio::test]
 async fn a_list_that_is_too_long_is_refused() {
-    let node = Node::new();
+    let node = TargetNode::new();
     node.publish("kubelet", b"kubelet");
     let components = vec![component("kubelet", b"kubelet", "/run/state/bin/kubelet")];
     let list = ComponentList::new("v1.35.4".parse().unwrap(), components).unwrap();
@@ -314,7 +314,7 @@ async fn a_list_that_is_too_long_is_refused() {
 
 #[tokio::test]
 async fn a_server_that_is_busy_is_asked_again() {
-    let node = Node::new();
+    let node = TargetNode::new();
     let (mirror, requests) = server(vec![http("503 Service Unavailable", b""), http("200 OK", b"kubelet")]);
     node.check(vec![component("kubelet", b"kubelet", "/bin/kubelet")], &mirror)
         .await
@@ -325,7 +325,7 @@ async fn a_server_that_is_busy_is_asked_again() {
 #[tokio::test]
 async fn a_missing_file_and_a_wrong_file_are_asked_for_once() {
     for answer in [http("404 Not Found", b""), http("200 OK", b"evil")] {
-        let node = Node::new();
+        let node = TargetNode::new();
         let (mirror, requests) = server(vec![answer]);
         let result = node
             .check(vec![component("kubelet", b"kubelet", "/bin/kubelet")], &mirror)

@@ -31,7 +31,7 @@ pub fn objects(config: &JoinConfig) -> Vec<Object> {
     objects
 }
 
-/// The namespace in which [`cluster_objects::Cluster::claim_disk`] and its like keep their records.
+/// The namespace in which [`cluster_objects::Cluster::bind_disk`] and its like keep their records.
 #[must_use]
 pub fn namespace() -> Object {
     Object::new(Namespace {

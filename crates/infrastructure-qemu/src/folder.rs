@@ -25,7 +25,7 @@ pub struct RunFolder(PathBuf);
 #[serde(deny_unknown_fields)]
 pub(crate) struct ClusterRecord {
     pub(crate) uid: String,
-    pub(crate) segment_port: u16,
+    pub(crate) private_network_port: u16,
     pub(crate) metadata_port: u16,
     pub(crate) init_secret_hash: String,
     /// The folder that the metadata endpoint serves.
@@ -261,7 +261,7 @@ mod tests {
     fn record() -> ClusterRecord {
         ClusterRecord {
             uid: String::new(),
-            segment_port: 0,
+            private_network_port: 0,
             metadata_port: 0,
             init_secret_hash: String::new(),
             mirror: None,

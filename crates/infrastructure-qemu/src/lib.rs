@@ -1,7 +1,7 @@
 //! The local provider: VMs, software TPMs and a network on one machine, made of plain processes.
 //!
 //! No root, no libvirt, no containers. Each node is a QEMU process with OVMF, a software TPM and a sparse state disk in a
-//! folder of its own. Nodes reach this machine through QEMU's user network and each other through a multicast segment on
+//! folder of its own. Nodes reach this machine through QEMU's user network and each other through a multicast group on
 //! loopback; a metadata endpoint on loopback tells them their names.
 //!
 //! # What a crash leaves

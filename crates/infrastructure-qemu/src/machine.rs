@@ -68,7 +68,7 @@ impl Starter<'_> {
         let vm = Vm {
             node,
             uid: &cluster.uid,
-            segment_port: cluster.segment_port,
+            private_network_port: cluster.private_network_port,
             metadata_port: cluster.metadata_port,
             accelerator: self.accelerator,
             firmware: &self.host.firmware.code,

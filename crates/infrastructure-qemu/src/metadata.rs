@@ -24,7 +24,7 @@ use crate::folder::{ClusterRecord, NodeRecord, RunFolder};
 use crate::network::{NAME_SERVER, NODE_CIDR, NODE_INTERFACE};
 use crate::proof::ProofKey;
 
-/// The port of the API server in the segment.
+/// The port of the API server in the private network.
 const KUBERNETES_PORT: u16 = 6443;
 /// How much of a file is read at once, in bytes.
 const CHUNK: usize = 256 * 1024;
@@ -253,7 +253,7 @@ mod tests {
         std::fs::create_dir(&mirror).unwrap();
         run.save(&ClusterRecord {
             uid: "a1b2c3d4".to_owned(),
-            segment_port: 1,
+            private_network_port: 1,
             metadata_port: 1,
             init_secret_hash: "ab".repeat(32),
             mirror: Some(mirror),

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, QemuError};
 
 /// How long a process has to exit before it is killed.
-const PATIENCE: Duration = Duration::from_secs(5);
+const END_LIMIT: Duration = Duration::from_secs(5);
 /// How long a helper may take to write its record.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How often to check a condition that sends no event.
@@ -211,7 +211,7 @@ impl ProcessRecord {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(error) => return Err(error).on("end process", self.folder()),
             }
-            if ends_within(&process, PATIENCE) {
+            if ends_within(&process, END_LIMIT) {
                 return Ok(());
             }
         }

@@ -111,7 +111,7 @@ impl QemuProvider {
         fill_random(&mut uid).on("read random bytes for", self.folder.path())?;
         Ok(ClusterRecord {
             uid: hex::encode(uid),
-            segment_port: free_udp().on("find a free port on", LOOPBACK)?,
+            private_network_port: free_udp().on("find a free port on", LOOPBACK)?,
             metadata_port,
             init_secret_hash: spec.init_secret_hash.clone(),
             mirror: served_folder(&spec.mirror),

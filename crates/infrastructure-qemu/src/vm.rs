@@ -15,7 +15,7 @@ use crate::option::option_value;
 pub(crate) struct Vm<'a> {
     pub(crate) node: &'a NodeRecord,
     pub(crate) uid: &'a str,
-    pub(crate) segment_port: u16,
+    pub(crate) private_network_port: u16,
     pub(crate) metadata_port: u16,
     pub(crate) accelerator: Accelerator,
     pub(crate) firmware: &'a Path,
@@ -128,7 +128,7 @@ impl Vm<'_> {
             "-device",
             format!("virtio-net-pci,netdev=uplink,romfile=,addr=0x3,mac={}", self.mac(0)),
         );
-        let port = self.segment_port;
+        let port = self.private_network_port;
         line.add(
             "-netdev",
             format!("socket,id=private,mcast={MULTICAST_GROUP}:{port},localaddr=127.0.0.1"),
@@ -203,7 +203,7 @@ mod tests {
         let mut vm = Vm {
             node: &node,
             uid: "a1b2c3d4",
-            segment_port: 17777,
+            private_network_port: 17777,
             metadata_port: 41877,
             accelerator: Accelerator::Software,
             firmware: Path::new("/usr/share/OVMF/OVMF_CODE_4M.fd"),

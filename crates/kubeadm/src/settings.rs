@@ -37,7 +37,7 @@ pub enum ProxyMode {
 pub struct NodeSettings {
     /// Its name in the cluster.
     pub name: NodeName,
-    /// Its address on the private segment, which every component uses and announces.
+    /// Its address on the private network, which every component uses and announces.
     pub address: Ipv4Addr,
     /// The platform's id of the node.
     pub provider_id: String,

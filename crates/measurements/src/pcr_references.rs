@@ -6,7 +6,7 @@ use crate::{PcrIndex, PcrValue};
 
 /// The reference values of a TPM: what the registers hold before the node is part of a cluster.
 ///
-/// The set is never empty, and a register that is not in it is not judged: what must be zero is listed as zero.
+/// The set is never empty, and a register that is not in it is not compared: what must be zero is listed as zero.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked", into = "Unchecked")]
 pub struct PcrReferences {

@@ -21,7 +21,7 @@ use test_machines::{Machine, Technology, program};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::{KeyService, Node, ServiceProcess};
+use crate::{JoiningNode, KeyService, ServiceProcess};
 
 const SALT: MeasurementSalt = MeasurementSalt::new([5; 32]);
 
@@ -95,7 +95,7 @@ impl ControlPlane {
     /// When one refuses the other.
     pub async fn session(
         &self,
-        node: &Node,
+        node: &JoiningNode,
         purpose: Purpose,
     ) -> Result<(ApiClient<Channel>, Option<AttestedNode>), HandshakeError> {
         let (channel, peer) = channel(&node.endpoint(), purpose, &self.address).await?;
@@ -106,7 +106,11 @@ impl ControlPlane {
     ///
     /// # Errors
     /// When there is no ticket.
-    pub async fn join(&self, node: &Node, request: IssueJoinTicketRequest) -> Result<IssueJoinTicketResponse, Status> {
+    pub async fn join(
+        &self,
+        node: &JoiningNode,
+        request: IssueJoinTicketRequest,
+    ) -> Result<IssueJoinTicketResponse, Status> {
         let session = self.session(node, Purpose::Join).await;
         let (mut client, _) = session.map_err(|error| Status::from_error(error.into()))?;
         client.issue_join_ticket(request).await.map(tonic::Response::into_inner)
@@ -114,7 +118,7 @@ impl ControlPlane {
 
     /// The operator's word that this machine may be a control plane.
     #[must_use]
-    pub fn grant(&self, node: &Node) -> Vec<u8> {
+    pub fn grant(&self, node: &JoiningNode) -> Vec<u8> {
         operator(self.master_secret()).sign(&RoleGrant {
             cluster: self.cluster_id(),
             machine: node.attester().identity(),

@@ -1,7 +1,7 @@
 //! Our services as processes, with a real API server and machines that attest.
 //!
 //! Each is started from a folder of programs: a test has the one that cargo built it with, a bench the static ones of the node
-//! image. [`ControlPlane`] holds a join service with all it needs, and [`Node`] is a machine that wants to join. Nothing a
+//! image. [`ControlPlane`] holds a join service with all it needs, and [`JoiningNode`] is a machine that wants to join. Nothing a
 //! release contains depends on this crate; `xtask tidy` checks that.
 
 mod control_plane;
@@ -12,6 +12,6 @@ mod verification_service;
 
 pub use control_plane::ControlPlane;
 pub use key_service::KeyService;
-pub use node::{Node, join_request};
+pub use node::{JoiningNode, join_request};
 pub use process::{ServiceProcess, must_say_one_error};
 pub use verification_service::VerificationService;

@@ -8,14 +8,14 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use test_machines::{Machine, Technology, verifiers};
 
 /// A machine that is in no cluster.
-pub struct Node {
+pub struct JoiningNode {
     technology: &'static dyn Technology,
     attester: Arc<dyn MeasuringAttester>,
     // After the attester, which still speaks to it when it is dropped.
     machine: Box<dyn Machine>,
 }
 
-impl Node {
+impl JoiningNode {
     /// A new machine.
     ///
     /// # Errors

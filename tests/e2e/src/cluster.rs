@@ -1,7 +1,7 @@
 //! A whole cluster of VMs, made, used and ended by the programs an administrator uses: the CLI and kubectl.
 
 mod mirror;
-mod segment;
+mod private_network;
 mod wires;
 
 use std::env;
@@ -19,8 +19,8 @@ use infrastructure::Machine;
 use key_derivation::MasterSecret;
 use serde_json::Value;
 
-pub use mirror::{Mirror, PROBE_IMAGE};
-pub use segment::segment_port;
+pub use mirror::{PROBE_IMAGE, TestMirror};
+pub use private_network::private_network_port;
 pub use wires::Capture;
 
 use crate::image::output;
@@ -37,7 +37,7 @@ pub const RUN_FOLDER: &str = "constellation-qemu";
 const MIRROR_COPY: &str = "mirror";
 const CLI_LOG: &str = "cli.log";
 /// The longest a condition inside the cluster may take; two busy cores must not fail a test.
-const PATIENCE: Duration = Duration::from_secs(600);
+const CONDITION_LIMIT: Duration = Duration::from_secs(600);
 /// Between two looks at a condition.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -47,7 +47,7 @@ pub struct Cluster {
     folder: PathBuf,
     _lock: WorkspaceLock,
     image: PathBuf,
-    mirror: Mirror,
+    mirror: TestMirror,
 }
 
 impl Cluster {
@@ -63,7 +63,7 @@ impl Cluster {
             .context("another run of the VM suite uses the folder")?;
         end_leftovers(&folder)?;
         fs::create_dir(folder.join(WORKSPACE))?;
-        let mirror = Mirror::with_probe(&source, &folder.join(MIRROR_COPY))?;
+        let mirror = TestMirror::with_probe(&source, &folder.join(MIRROR_COPY))?;
         let image = image.parent().context("the image is in a folder")?.to_owned();
         Ok(Self {
             started: Instant::now(),
@@ -76,7 +76,7 @@ impl Cluster {
 
     /// The mirror the nodes are filled from.
     #[must_use]
-    pub fn mirror(&self) -> &Mirror {
+    pub fn mirror(&self) -> &TestMirror {
         &self.mirror
     }
 
@@ -206,8 +206,8 @@ impl Cluster {
                 Ok(false) => anyhow!("it is not so"),
                 Err(error) => error,
             };
-            if start.elapsed() > PATIENCE {
-                return Err(error.context(format!("{what}: not within {PATIENCE:?}")));
+            if start.elapsed() > CONDITION_LIMIT {
+                return Err(error.context(format!("{what}: not within {CONDITION_LIMIT:?}")));
             }
             thread::sleep(INTERVAL);
         }

@@ -22,7 +22,7 @@ mod variables;
 mod vm;
 
 pub use acpi::table_that_writes;
-pub use cluster::{Capture, Cluster, Forward, Mirror, PROBE_IMAGE, RUN_FOLDER, segment_port};
+pub use cluster::{Capture, Cluster, Forward, PROBE_IMAGE, RUN_FOLDER, TestMirror, private_network_port};
 pub use image::Image;
 pub use machine::{Machine, StateDisk};
 pub use metadata::{Answer, NETWORK};

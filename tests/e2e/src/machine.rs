@@ -44,7 +44,7 @@ pub struct Machine {
     state_disk: StateDisk,
     variables: Vec<Variable>,
     answers: Answers,
-    segment: Option<u16>,
+    private_network: Option<u16>,
     additions: Vec<String>,
 }
 
@@ -59,7 +59,7 @@ impl Machine {
             state_disk: StateDisk::Blank,
             variables: Vec::new(),
             answers: Box::new(metadata::honest),
-            segment: None,
+            private_network: None,
             additions: Vec::new(),
         }
     }
@@ -85,10 +85,10 @@ impl Machine {
         self
     }
 
-    /// Connects it to the segment of a cluster instead of to one of its own.
+    /// Connects it to the private network of a cluster instead of to one of its own.
     #[must_use]
-    pub fn on_segment(mut self, port: u16) -> Self {
-        self.segment = Some(port);
+    pub fn on_private_network(mut self, port: u16) -> Self {
+        self.private_network = Some(port);
         self
     }
 
@@ -202,7 +202,7 @@ impl Machine {
     /// console takes input.
     fn arguments(&self, port: u16, metadata: u16) -> Result<Vec<String>> {
         let system_disk = self.system_disk.to_str().context("the image's path is not UTF-8")?;
-        let segment = self.segment.map_or_else(free_udp_port, Ok)?;
+        let private_network = self.private_network.map_or_else(free_udp_port, Ok)?;
         let mut line: Vec<String> = [
             "-machine q35,smm=off,vmport=off,hpet=off",
             "-accel tcg,thread=multi,tb-size=2048",
@@ -222,7 +222,7 @@ impl Machine {
             "-device virtio-blk-pci,drive=system,bootindex=0,addr=0x1",
             &format!("-netdev user,id=uplink,hostfwd=tcp:127.0.0.1:{port}-:9000"),
             "-device virtio-net-pci,netdev=uplink,romfile=,addr=0x3,mac=52:54:00:aa:00:01",
-            &format!("-netdev socket,id=private,mcast=230.0.0.77:{segment},localaddr=127.0.0.1"),
+            &format!("-netdev socket,id=private,mcast=230.0.0.77:{private_network},localaddr=127.0.0.1"),
             "-device virtio-net-pci,netdev=private,romfile=,addr=0x4,mac=52:54:00:bb:ff:01",
             "-device virtio-rng-pci,addr=0x5",
             &format!("-smbios type=1,serial=http://10.0.2.2:{metadata}/nodes/control-plane-0"),

@@ -14,7 +14,7 @@ const ENDPOINT: &str = r#"{"host":"10.42.1.100","port":6443}"#;
 /// The network of an honest platform.
 pub const NETWORK: &str = r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#;
 /// The longest a client may take for its request.
-const PATIENCE: Duration = Duration::from_secs(30);
+const READ_LIMIT: Duration = Duration::from_secs(30);
 
 /// An answer of the metadata service.
 pub enum Answer {
@@ -99,7 +99,7 @@ impl Metadata {
 
 impl Shared {
     fn answer(&self, mut stream: TcpStream) -> io::Result<()> {
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(READ_LIMIT))?;
         let mut request = BufReader::new(stream.try_clone()?);
         let mut first = String::new();
         request.read_line(&mut first)?;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 /// The longest QEMU may take for a command.
-const PATIENCE: Duration = Duration::from_secs(60);
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// A connection to the monitor. QEMU serves one at a time.
 pub(crate) struct Monitor {
@@ -28,7 +28,7 @@ impl Monitor {
             .join(folder.as_raw_fd().to_string())
             .join(name);
         let stream = UnixStream::connect(short).context("connecting to QEMU's monitor")?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
         let answers = BufReader::new(stream.try_clone()?);
         let mut monitor = Self { stream, answers };
         monitor.execute("qmp_capabilities", json!({}))?;

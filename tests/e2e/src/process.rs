@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 /// The longest anything may take. A boot takes a minute on two idle cores; a busy machine must not fail a test.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
+pub(crate) const CONDITION_LIMIT: Duration = Duration::from_secs(600);
 /// Between two looks at a condition.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(200);
 
@@ -57,7 +57,10 @@ pub(crate) fn start_swtpm(folder: &Path) -> Result<Process> {
         if let Some(status) = swtpm.ended()? {
             bail!("swtpm ended with {status}");
         }
-        ensure!(start.elapsed() < PATIENCE, "swtpm made no socket within {PATIENCE:?}");
+        ensure!(
+            start.elapsed() < CONDITION_LIMIT,
+            "swtpm made no socket within {CONDITION_LIMIT:?}"
+        );
         thread::sleep(INTERVAL);
     }
     Ok(swtpm)

@@ -25,11 +25,11 @@ use crate::Vm;
 pub const CANARY: &str = "canary-6b1f0d9e";
 
 /// The bootstrapper opens its port soon after it has its metadata.
-const PATIENCE: Duration = Duration::from_secs(300);
+const CONNECT_LIMIT: Duration = Duration::from_secs(300);
 /// Between two attempts to connect.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// The registers that a node quoted, those too that are not judged.
+/// The registers that a node quoted, those too that are not compared.
 pub type Registers = BTreeMap<u8, ClaimValue>;
 
 /// What an appraisal said about a node.
@@ -48,7 +48,7 @@ impl Verdict {
         self.affirmed_registers().map(drop)
     }
 
-    /// The registers of a node that is what it should be, also those that are not judged.
+    /// The registers of a node that is what it should be, also those that are not compared.
     ///
     /// # Errors
     /// When the verdict was another.
@@ -145,7 +145,7 @@ async fn open(vm: &mut Vm, image: &ReferenceValues) -> Result<Result<Opened, Not
             Ok((channel, node)) => return Ok(Ok((channel, node.context("the node did not attest")?))),
             Err(HandshakeError::NotAffirmed(refusal)) => return Ok(Err(refusal)),
             // The port is not open yet: QEMU takes the connection and drops it.
-            Err(error @ HandshakeError::Io(_)) if start.elapsed() > PATIENCE => {
+            Err(error @ HandshakeError::Io(_)) if start.elapsed() > CONNECT_LIMIT => {
                 return Err(error).context("no session with the bootstrapper");
             }
             Err(HandshakeError::Io(_)) => sleep(INTERVAL).await,

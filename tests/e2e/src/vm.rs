@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::metadata::Metadata;
 use crate::monitor::Monitor;
-use crate::process::{INTERVAL, PATIENCE, Process};
+use crate::process::{CONDITION_LIMIT, INTERVAL, Process};
 
 /// More of a console is not printed.
 const MAX_PRINTED: usize = 64 * 1024;
@@ -69,7 +69,10 @@ impl Vm {
         let start = Instant::now();
         while !condition(self)? {
             self.must_be_running().with_context(|| format!("waiting for {what}"))?;
-            ensure!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+            ensure!(
+                start.elapsed() < CONDITION_LIMIT,
+                "{what}: not within {CONDITION_LIMIT:?}"
+            );
             thread::sleep(INTERVAL);
         }
         Ok(())
@@ -93,7 +96,9 @@ impl Vm {
         let status = loop {
             match self.qemu.ended()? {
                 Some(status) => break status,
-                None if start.elapsed() > PATIENCE => bail!("the machine did not end within {PATIENCE:?}"),
+                None if start.elapsed() > CONDITION_LIMIT => {
+                    bail!("the machine did not end within {CONDITION_LIMIT:?}")
+                }
                 None => thread::sleep(INTERVAL),
             }
         };

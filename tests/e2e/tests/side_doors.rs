@@ -88,7 +88,7 @@ fn credentials_of_the_boot_loader_are_refused() -> Result<()> {
 }
 
 /// A table of the host is a program that the kernel runs, and nothing in the kernel stops it. All that is left is that some
-/// firmware measures it: into a register that is not judged, because its value depends on the size of the machine.
+/// firmware measures it: into a register that is not compared, because its value depends on the size of the machine.
 #[test]
 fn a_hostile_acpi_table_writes_memory_and_shows_in_pcr_1_at_most() -> Result<()> {
     /// In the first MiB. It is memory like any other, except that the kernel leaves alone what it finds there.

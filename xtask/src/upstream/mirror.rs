@@ -20,11 +20,11 @@ use super::recipe::{CNI_PLUGINS, PROGRAMS, Recipe};
 use crate::folders;
 
 /// A complete mirror.
-pub(super) struct Mirror {
+pub(super) struct MirrorFolder {
     folder: PathBuf,
 }
 
-impl Mirror {
+impl MirrorFolder {
     pub(super) fn new(folder: PathBuf) -> Self {
         Self { folder }
     }
@@ -186,11 +186,11 @@ const CNI_PLUGINS_ARCHIVE: &str = "cni-plugins.tgz";
 mod tests {
     use super::*;
 
-    fn mirror(folder: &Path, text: &str) -> Mirror {
+    fn mirror(folder: &Path, text: &str) -> MirrorFolder {
         fs::create_dir_all(folder.join("bin")).unwrap();
         fs::write(folder.join("bin/kubelet"), text).unwrap();
         fs::write(folder.join(MIRROR_DOCUMENT), text).unwrap();
-        Mirror::new(folder.to_owned())
+        MirrorFolder::new(folder.to_owned())
     }
 
     #[test]

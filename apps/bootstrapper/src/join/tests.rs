@@ -209,7 +209,7 @@ async fn a_join_client_that_comes_second_lets_the_init_server_be(technology: &'s
     let joining = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
     let service = service(&joining, member(&joining), ticket()).await;
     join_service.set(service.address).unwrap();
-    let _claim = joining.node.lock.claim(Owner::Init).unwrap();
+    let _reservation = joining.node.lock.reserve(Owner::Init).unwrap();
     assert_eq!(join(&joining.node).await.unwrap(), Joined::InitTookOver);
     assert!(joining.disk.keys().is_empty());
     assert!(matches!(boot(&*joining.node.attester).unwrap(), Boot::New));

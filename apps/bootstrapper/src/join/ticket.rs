@@ -2,7 +2,7 @@
 
 use attestation::{MeasuredMembership, Membership};
 use cluster_types::{ClusterId, MeasurementSalt, NodeRole, ParseHostPortError, WrongLength};
-use component_installer::{Mirror, ParseMirrorAddressError};
+use component_installer::{ComponentMirror, ParseMirrorAddressError};
 use digest::{Digest, oci};
 use grpc_api::join::{ControlPlaneCertOrKey, IssueJoinTicketResponse, MasterSecret as MasterSecretMessage};
 use key_derivation::{MasterSecret, ParseMasterSecretError, cluster_id};
@@ -33,7 +33,7 @@ pub(super) struct Ticket {
     pub(super) settings: JoinSettings,
     pub(super) components: ComponentList,
     /// `None` stands for the platform's own mirror.
-    pub(super) mirror: Option<Mirror>,
+    pub(super) mirror: Option<ComponentMirror>,
     pub(super) control_plane: Option<ControlPlaneParts>,
     state_disk_key: Option<StateDiskKey>,
 }
@@ -199,7 +199,7 @@ fn check_cluster(cluster: ClusterId, service: &MeasuredMembership) -> Result<(),
     }
 }
 
-fn parse_mirror(address: &str) -> Result<Option<Mirror>, ParseMirrorAddressError> {
+fn parse_mirror(address: &str) -> Result<Option<ComponentMirror>, ParseMirrorAddressError> {
     (!address.is_empty()).then(|| address.parse()).transpose()
 }
 

@@ -26,7 +26,7 @@ use tracing::subscriber::DefaultGuard;
 use crate::disk::{StateDisk, StateDiskError};
 use crate::files::NodeFiles;
 use crate::lock::NodeLock;
-use crate::node::{Hints, Node};
+use crate::node::{Hints, ThisNode};
 use crate::run::{NodeError, bootstrap};
 
 pub(crate) const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
@@ -36,7 +36,7 @@ pub(crate) const JOURNAL: &str = "the node's journal";
 const KUBELET: &[u8] = b"kubelet";
 
 pub(crate) struct TestNode {
-    pub(crate) node: Arc<Node>,
+    pub(crate) node: Arc<ThisNode>,
     pub(crate) programs: Arc<FakePrograms>,
     pub(crate) disk: Arc<FakeDisk>,
     pub(crate) folder: TempDir,
@@ -72,7 +72,7 @@ impl TestNode {
             failing: program,
         });
         let disk = Arc::new(FakeDisk::default());
-        let node = Node {
+        let node = ThisNode {
             hints: hints(role),
             metadata: Arc::new(FakeMetadata {
                 peers: vec![instance(NodeRole::ControlPlane, 100)],

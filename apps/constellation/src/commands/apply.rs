@@ -150,7 +150,7 @@ impl Run<'_> {
         let content = (written.as_slice(), rewritten.as_bytes());
         self.workspace
             .replace_own(&mut self.state, names::ADMIN_CONF, content, Access::Owner)
-            .next(format!(
+            .advise(format!(
                 "set the server in it to https://{host}:{port}, then run the same command again"
             ))
     }
@@ -158,7 +158,7 @@ impl Run<'_> {
     fn make_machines(&mut self, spec: &ClusterSpec, step: &Step<'_>) -> Result<()> {
         block_in_place(|| {
             let made = self.provider.create(spec, &|detail| step.detail(detail));
-            self.state.infrastructure = Some(made.next("correct this, then run the same command again")?);
+            self.state.infrastructure = Some(made.advise("correct this, then run the same command again")?);
             self.workspace.save_state(&self.state)?;
             self.follow_api_server()
         })

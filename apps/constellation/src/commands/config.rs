@@ -27,7 +27,7 @@ pub(crate) async fn generate(
     let _lock = workspace.lock()?;
     let path = workspace
         .create_config(&text)
-        .next("edit it, or remove it so that a new one is written")?;
+        .advise("edit it, or remove it so that a new one is written")?;
     say(&format!("Configuration written to {}", path.display()));
     Ok(())
 }

@@ -74,5 +74,5 @@ async fn apply(run: &Run<'_>, client: &Client, object: &Object) -> Result<()> {
         .poll(attempt, |_, _| {})
         .await
         .map_err(|error| given_up(error, &format!("{} could not be applied", object.title())))
-        .next("check the control plane with `constellation status`, then run the same command again")
+        .advise("check the control plane with `constellation status`, then run the same command again")
 }

@@ -67,7 +67,7 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
             begin(run)?;
             match request(run, &secret, channel, step).await? {
                 Outcome::Success(success) => finish(run, &secret, &node, success),
-                Outcome::Failure(failure) => Err(failed(run, &failure)).next(AFTER_FAILURE),
+                Outcome::Failure(failure) => Err(failed(run, &failure)).advise(AFTER_FAILURE),
             }
         })
         .await
@@ -183,11 +183,11 @@ async fn request(run: &Run<'_>, secret: &MasterSecret, channel: Channel, step: &
                 tokio::time::sleep(INTERVAL).await;
                 machines::check_running(&*run.provider)?;
             }
-            result.next(AFTER_FAILURE)
+            result.advise(AFTER_FAILURE)
         }
         error = until_stopped(run) => Err(error),
         () = tokio::time::sleep(INIT_LIMIT) => {
-            Err(anyhow!("the node did not finish within {} s", INIT_LIMIT.as_secs())).next(AFTER_FAILURE)
+            Err(anyhow!("the node did not finish within {} s", INIT_LIMIT.as_secs())).advise(AFTER_FAILURE)
         }
     }
 }

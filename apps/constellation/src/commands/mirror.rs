@@ -36,7 +36,7 @@ pub(crate) async fn create(
     let digest = progress
         .step(&title, async |step| fill(folder, &list, from, step).await)
         .await
-        .next("run the same command again to continue")?;
+        .advise("run the same command again to continue")?;
     say(&format!(
         "Mirror of Kubernetes {} in {}\nkubernetesComponentsDigest: {}",
         list.kubernetes_version(),

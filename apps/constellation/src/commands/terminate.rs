@@ -45,8 +45,8 @@ pub(crate) fn end(
         confirm(how.question, confirmation.yes)?;
     }
     // This also removes machines that are in no list.
-    provider.destroy().next("run the same command again to continue")?;
-    let state = workspace.state().next(
+    provider.destroy().advise("run the same command again to continue")?;
+    let state = workspace.state().advise(
         "the machines are gone. What else belongs to the cluster is not known without this file: correct it, or remove it and \
          what you do not need",
     )?;

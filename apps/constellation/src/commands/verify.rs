@@ -83,12 +83,12 @@ pub(crate) async fn run(
     let state = workspace
         .state()?
         .context("there is no cluster in this workspace")
-        .next("create one with `constellation mini up` or `constellation apply`")?;
+        .advise("create one with `constellation mini up` or `constellation apply`")?;
     let cluster = arguments
         .cluster_id
         .or(state.cluster_id)
         .context("the cluster has no id yet")
-        .next("finish creating it with `constellation apply`, or pass --cluster-id")?;
+        .advise("finish creating it with `constellation apply`, or pass --cluster-id")?;
     let reference_values = reference_values(&config, &state, variants)?;
     let nodes = state.infrastructure.map(|made| made.nodes).unwrap_or_default();
     let report = report(&nodes, variants, &reference_values, cluster).await?;
@@ -248,7 +248,7 @@ impl From<&Claim> for ShownClaim {
     fn from(claim: &Claim) -> Self {
         let actual = claim.actual.to_string();
         let (expected, matches) = match &claim.comparison {
-            Comparison::NotJudged => (None, None),
+            Comparison::NotCompared => (None, None),
             Comparison::AsExpected => (Some(actual.clone()), Some(true)),
             Comparison::Differs { expected, .. } => (Some(expected.to_string()), Some(false)),
         };

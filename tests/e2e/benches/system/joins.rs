@@ -9,7 +9,7 @@ use attestation::{Nonce, Purpose, ReportBinding};
 use grpc_api::join::IssueJoinTicketRequest;
 use test_figures::{Clock, Samples, Table};
 use test_machines::SOFTWARE_TPM;
-use test_services::{ControlPlane, Node, join_request};
+use test_services::{ControlPlane, JoiningNode, join_request};
 
 use crate::load::{CALLERS, Load, Meter, side_by_side};
 use crate::progress::say;
@@ -28,7 +28,7 @@ struct Join {
 
 pub(crate) async fn measure(control_plane: Arc<ControlPlane>, table: &mut Table) -> Result<()> {
     say("joining one node after another");
-    let node = Node::boot(SOFTWARE_TPM)?;
+    let node = JoiningNode::boot(SOFTWARE_TPM)?;
     let quotes = quotes(&node)?;
     let meter = Meter::start(control_plane.join_service().id())?;
     let mut joins = Vec::with_capacity(ROUNDS);
@@ -66,7 +66,7 @@ fn alone(samples: Samples) -> Load {
     }
 }
 
-fn quotes(node: &Node) -> Result<Samples> {
+fn quotes(node: &JoiningNode) -> Result<Samples> {
     let binding = ReportBinding::standalone(&Nonce::generate());
     Samples::take(Clock::Wall, ROUNDS, || {
         node.attester().attest(&binding)?;
@@ -74,7 +74,7 @@ fn quotes(node: &Node) -> Result<Samples> {
     })
 }
 
-async fn join(control_plane: &ControlPlane, node: &Node, request: IssueJoinTicketRequest) -> Result<Join> {
+async fn join(control_plane: &ControlPlane, node: &JoiningNode, request: IssueJoinTicketRequest) -> Result<Join> {
     let start = Instant::now();
     let (mut client, _) = control_plane.session(node, Purpose::Join).await?;
     let session = start.elapsed();
@@ -84,7 +84,9 @@ async fn join(control_plane: &ControlPlane, node: &Node, request: IssueJoinTicke
 }
 
 async fn join_together(control_plane: &Arc<ControlPlane>) -> Result<f64> {
-    let nodes: Vec<Node> = (0..CALLERS).map(|_| Node::boot(SOFTWARE_TPM)).collect::<Result<_>>()?;
+    let nodes: Vec<JoiningNode> = (0..CALLERS)
+        .map(|_| JoiningNode::boot(SOFTWARE_TPM))
+        .collect::<Result<_>>()?;
     let callers = nodes.into_iter().map(|node| {
         let control_plane = control_plane.clone();
         async move {

@@ -17,11 +17,11 @@ const PROBE: &str = "CONSTELLATION_E2E_PROBE";
 const PROBE_ARCHIVE: &str = "images/probe.oci.tar";
 
 /// A mirror of this test's own. Files that no test changes are links to the original's.
-pub struct Mirror {
+pub struct TestMirror {
     folder: PathBuf,
 }
 
-impl Mirror {
+impl TestMirror {
     /// A mirror with everything of the source, and the probe.
     pub(crate) fn with_probe(source: &Path, folder: &Path) -> Result<Self> {
         let list = fs::read(source.join(MIRROR_DOCUMENT)).with_context(|| format!("no mirror in {source:?}"))?;

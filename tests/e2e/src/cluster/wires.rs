@@ -1,4 +1,4 @@
-//! Everything that leaves or reaches the nodes of a cluster: the segment between them, and each one's way to the host.
+//! Everything that leaves or reaches the nodes of a cluster: the private network between them, and each one's way to the host.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use infrastructure::Machine;
 use serde_json::json;
 
-use super::segment::{Segment, segment_port};
+use super::private_network::{PrivateNetwork, private_network_port};
 use crate::monitor::Monitor;
 use crate::packet::{Packet, dumped_packets};
 
@@ -16,7 +16,7 @@ const FILTER: &str = "capture";
 
 /// A capture of all wires, until it is stopped.
 pub struct Capture {
-    segment: Segment,
+    private_network: PrivateNetwork,
     uplinks: Vec<Uplink>,
 }
 
@@ -25,7 +25,7 @@ impl Capture {
     pub(crate) fn start(run_folder: &Path, machines: &[Machine]) -> Result<Self> {
         let uplink = |machine: &Machine| Uplink::start(&run_folder.join("nodes").join(machine.name.as_str()), machine);
         Ok(Self {
-            segment: Segment::listen(segment_port(run_folder)?)?,
+            private_network: PrivateNetwork::listen(private_network_port(run_folder)?)?,
             uplinks: machines.iter().map(uplink).collect::<Result<_>>()?,
         })
     }
@@ -35,7 +35,7 @@ impl Capture {
     /// # Errors
     /// When listening failed, or nothing at all was seen on a wire.
     pub fn stop(self) -> Result<Vec<Packet>> {
-        let mut wires = vec![self.segment.stop()?];
+        let mut wires = vec![self.private_network.stop()?];
         for uplink in self.uplinks {
             wires.push(uplink.stop()?);
         }

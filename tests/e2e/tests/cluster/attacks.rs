@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use attestation::Purpose;
 use attested_tls::{HandshakeError, channel};
 use cluster_types::key_service::AUDIENCE;
-use e2e::{Answer, Cluster, Image, Machine, NETWORK, RUN_FOLDER, segment_port};
+use e2e::{Answer, Cluster, Image, Machine, NETWORK, RUN_FOLDER, private_network_port};
 use grpc_api::join::IssueJoinTicketRequest;
 use key_derivation::Label;
 use key_service_client::{KeyServiceClient, KeyServiceError, public_key};
@@ -171,13 +171,13 @@ pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &
     Ok(())
 }
 
-/// A real node on the cluster's segment whose metadata lies in every way, and in the end says that it is a control plane.
+/// A real node on the cluster's private network whose metadata lies in every way, and in the end says that it is a control plane.
 /// The node goes on asking, says why, and is never let in.
 pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image) -> Result<()> {
-    let segment = segment_port(&cluster.workspace().join(RUN_FOLDER))?;
+    let private_network = private_network_port(&cluster.workspace().join(RUN_FOLDER))?;
     Machine::new("lying metadata", image.disk())
         .with_metadata(lie)
-        .on_segment(segment)
+        .on_private_network(private_network)
         .run(|vm| {
             for reason in [
                 "not in the documented form",

@@ -80,7 +80,7 @@ impl Attester for Recorder {
 }
 
 /// Answers a verifier with the verifier's own Evidence of the same session.
-struct Mirror {
+struct Reflector {
     variant: Variant,
     taken: Arc<Mutex<Option<Evidence>>>,
 }
@@ -91,7 +91,7 @@ struct Taking {
     verifier: Box<dyn Verifier>,
 }
 
-impl Attester for Mirror {
+impl Attester for Reflector {
     fn variant(&self) -> Variant {
         self.variant
     }
@@ -134,7 +134,7 @@ pub(crate) fn reflecting(image: &ReferenceValues) -> Endpoint {
         verifier: any_member(image),
     };
     let variant = image.variant();
-    Endpoint::new(Some(Arc::new(Mirror { variant, taken })), members(verifier))
+    Endpoint::new(Some(Arc::new(Reflector { variant, taken })), members(verifier))
 }
 
 fn any_member(image: &ReferenceValues) -> Box<dyn Verifier> {

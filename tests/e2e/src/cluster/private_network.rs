@@ -1,4 +1,4 @@
-//! The segment between the VMs, as their host sees it: every frame is a datagram of a multicast group on loopback.
+//! The private network between the VMs, as their host sees it: every frame is a datagram of a multicast group on loopback.
 
 use std::fs;
 use std::io;
@@ -22,23 +22,25 @@ const RECEIVE_BUFFER: usize = 64 << 20;
 /// How soon the thread notices that it is to stop.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Everything that crosses the segment, until it is stopped.
-pub(super) struct Segment {
+/// Everything that crosses the private network, until it is stopped.
+pub(super) struct PrivateNetwork {
     running: Arc<()>,
     listener: JoinHandle<io::Result<Vec<Packet>>>,
 }
 
-/// The port of a cluster's segment.
+/// The port of a cluster's private network.
 ///
 /// # Errors
 /// When the cluster's machines were not made.
-pub fn segment_port(run_folder: &Path) -> Result<u16> {
+pub fn private_network_port(run_folder: &Path) -> Result<u16> {
     let record: serde_json::Value = serde_json::from_slice(&fs::read(run_folder.join("cluster.json"))?)?;
-    let port = record["segment_port"].as_u64().context("no segment_port")?;
+    let port = record["private_network_port"]
+        .as_u64()
+        .context("no private_network_port")?;
     Ok(port.try_into()?)
 }
 
-impl Segment {
+impl PrivateNetwork {
     pub(super) fn listen(port: u16) -> Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_reuse_address(true)?;

@@ -22,12 +22,12 @@ impl Event {
 
 /// The events so far, and whether a caller has seen the last of them.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub(crate) struct InitEvents {
     events: watch::Sender<Vec<Event>>,
     delivered: watch::Sender<bool>,
 }
 
-impl Progress {
+impl InitEvents {
     pub(crate) fn new() -> Self {
         Self {
             events: watch::Sender::new(Vec::new()),
@@ -68,18 +68,18 @@ mod tests {
 
     #[tokio::test]
     async fn late_callers_see_everything_once() {
-        let progress = Progress::new();
-        progress.add(Event::Step("one"));
-        progress.add(Event::Failure("two".into()));
-        assert!(matches!(progress.event(0).await, Some(Event::Step("one"))));
-        assert!(matches!(progress.event(1).await, Some(Event::Failure(_))));
-        assert!(progress.event(2).await.is_none());
+        let events = InitEvents::new();
+        events.add(Event::Step("one"));
+        events.add(Event::Failure("two".into()));
+        assert!(matches!(events.event(0).await, Some(Event::Step("one"))));
+        assert!(matches!(events.event(1).await, Some(Event::Failure(_))));
+        assert!(events.event(2).await.is_none());
     }
 
     #[tokio::test]
     async fn early_callers_wait() {
-        let progress = Progress::new();
-        let (event, ()) = tokio::join!(progress.event(0), async { progress.add(Event::Step("one")) });
+        let events = InitEvents::new();
+        let (event, ()) = tokio::join!(events.event(0), async { events.add(Event::Step("one")) });
         assert!(matches!(event, Some(Event::Step("one"))));
     }
 }
