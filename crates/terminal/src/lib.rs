@@ -2,7 +2,7 @@
 //!
 //! A reader may go away and a disk may be full, so no write panics:
 //!
-//! - [`print`] is for commands whose result is their output. If it cannot be written, the command fails.
+//! - [`print()`] is for commands whose result is their output. If it cannot be written, the command fails.
 //! - [`say`] and [`note`] are for commands that do something else. They continue when no one reads their output any more.
 
 mod progress;
