@@ -1,7 +1,8 @@
 //! `cargo xtask upstream`: builds upstream Kubernetes from its published Go modules and writes a mirror.
 //!
 //! 1. Programs are built from the module folders below `upstream/`, whose `go.sum` pins every source.
-//! 2. The packet filter tools come from the Debian packages that nodes are made of, as `images/packages.lock` names them.
+//! 2. The packet filter tools come from the Debian packages that nodes are made of, as `images/packages.lock` names them; or
+//!    newer ones, with a message, when Debian's mirror has dropped those.
 //! 3. Images, binaries and CNI plugins become the files of a mirror, listed with their hashes in `components.json`.
 //!
 //! Everything is cached under the hash of its inputs, and folders appear by renaming only, so an interrupted run is
@@ -90,11 +91,18 @@ impl Build {
     }
 
     fn mirror(&self) -> Result<MirrorFolder> {
-        let packet_filter = image::select(&workspace_root(), "upstream/packet-filter.keep")?;
+        let root = workspace_root();
+        let packet_filter = image::select(&root, "upstream/packet-filter.keep")?;
         let packet_filter = packet_filter::layer(&packet_filter)?;
         let modules = self.recipe.modules();
         let keys = modules.iter().map(|module| self.module_key(module));
-        let key = mirror::key(&self.recipe, &keys.collect::<Result<Vec<_>>>()?, &packet_filter)?;
+        let keys = keys.collect::<Result<Vec<_>>>()?;
+        let key = mirror::key(
+            &self.recipe,
+            &keys,
+            &packet_filter,
+            &root.join("crates/oci-archive/src"),
+        )?;
         let folder = self.cache.result("mirrors", &key, |folder| {
             let programs = modules
                 .iter()

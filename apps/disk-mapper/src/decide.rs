@@ -25,7 +25,7 @@
 //! | our shape, marked as initialised | a known node | wait for its key |
 //! | anything else: damaged, foreign, or shaped by the host | unknown | refuse, with the reason |
 //!
-//! The predecessor formatted in all cases but the third. There, a header damaged in one byte cost the node its data.
+//! The predecessor formatted in all cases except that of a known node's disk. There, a header damaged in one byte cost the node its data.
 
 use cluster_types::DiskUuid;
 use disk_encryption::Contents;

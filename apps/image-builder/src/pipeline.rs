@@ -203,7 +203,7 @@ fn fetch_packages(definition: &Definition, locked: bool, cache: &Cache, progress
         bail!("{reason}");
     }
     progress.line(&format!(
-        "{reason}; choosing newer packages, so the image differs from the locked one"
+        "{reason}; choosing newer packages, so what is built from them differs from what the lock gives"
     ));
     packages::choose(definition, cache, progress)
 }

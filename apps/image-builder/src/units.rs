@@ -10,8 +10,8 @@ use crate::tree;
 const UNITS: &str = "usr/lib/systemd/system";
 /// Where systemd looks for a program without a folder (systemd.service(5), "Command lines").
 const SEARCH_PATH: [&str; 2] = ["usr/bin", "usr/sbin"];
-/// Programs here come to a node with the list of components.
-const COMPONENTS: &str = "/run/";
+/// Comes to a node with the list of components.
+const KUBELET: &str = "/run/state/bin/kubelet";
 
 /// Makes sure that every program a unit runs is in the tree: otherwise a missing line of `root.keep`, or a unit that Debian changed,
 /// would show on a node only.
@@ -43,7 +43,7 @@ fn programs(unit: &str) -> impl Iterator<Item = &str> {
 }
 
 fn is_there(root: &Path, program: &str) -> Result<bool> {
-    if program.starts_with(COMPONENTS) {
+    if program == KUBELET {
         return Ok(true);
     }
     let paths = match program.strip_prefix('/') {

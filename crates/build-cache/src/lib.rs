@@ -6,6 +6,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use tempfile::TempDir;
 
@@ -72,6 +73,7 @@ impl Cache {
         let folder = self.folder(kind)?;
         let result = folder.join(key.folder_name());
         if result.is_dir() {
+            used_now(&result)?;
             return Ok(result);
         }
         let _lock = lock(&folder.join(LOCK))?;
@@ -80,6 +82,7 @@ impl Cache {
             let made = created(&temporary.path().join("result"))?;
             make(&made)?;
             atomic_file::rename(&made, &result).map_err(|source| error("create", &result, source))?;
+            used_now(&result)?;
             remove_old(&folder, key.name(), &result)?;
         }
         Ok(result)
@@ -109,7 +112,13 @@ fn lock(path: &Path) -> Result<File, CacheError> {
     lock().map_err(|source| error("lock", path, source))
 }
 
-/// Keeps the newest results of one name.
+/// What is in daily use is not old, whatever time its content gave the folder.
+fn used_now(result: &Path) -> Result<(), CacheError> {
+    let touch = || File::open(result)?.set_modified(SystemTime::now());
+    touch().map_err(|source| error("use", result, source))
+}
+
+/// Keeps the results of one name that were used last.
 fn remove_old(folder: &Path, name: &str, newest: &Path) -> Result<(), CacheError> {
     let read = || {
         let mut results = Vec::new();
@@ -198,5 +207,21 @@ mod tests {
                 .unwrap();
         }
         assert_eq!(results(&folder), KEPT + 1);
+    }
+
+    #[test]
+    fn a_result_in_use_is_not_old() {
+        let (_folder, cache) = cache();
+        let key = || Key::new("x").text("in use");
+        let used = cache.result("kind", &key(), make).unwrap();
+        for number in 0..2 * KEPT {
+            // Its content can give a folder any time.
+            File::open(&used).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            cache.result("kind", &key(), make).unwrap();
+            cache
+                .result("kind", &Key::new("x").text(&number.to_string()), make)
+                .unwrap();
+        }
+        assert!(used.is_dir());
     }
 }

@@ -99,8 +99,12 @@ impl Cluster {
         if !config.exists() {
             self.constellation(["config", "generate", "qemu", "--image", &image, "--mirror", &mirror])?;
             // The state disks of a test need not survive a crash of this machine.
-            let text = fs::read_to_string(&config)?.replace("flushes: true", "flushes: false");
-            fs::write(&config, text)?;
+            let text = fs::read_to_string(&config)?;
+            ensure!(
+                text.contains("flushes: true"),
+                "the example does not have the key: {text}"
+            );
+            fs::write(&config, text.replace("flushes: true", "flushes: false"))?;
         }
         self.constellation(["mini", "up"]).map(drop)
     }

@@ -40,7 +40,7 @@ fn a_flipped_bit_in_the_root_file_system_ends_the_machine() -> Result<()> {
 #[test]
 fn a_block_of_the_root_file_system_that_cannot_be_read_ends_the_machine() -> Result<()> {
     let image = Image::built()?;
-    let sector = image.sector_with("# The host's side doors, and secrets in memory.")?;
+    let sector = image.sector_with("kernel.kexec_load_disabled = 1")?;
     let console = Machine::new("unreadable block", image.disk())
         .with_unreadable_sector(sector)
         .run(Vm::wait_for_end)?;

@@ -29,7 +29,10 @@ impl Sources {
                 let entry = entry?;
                 let path = folder.join(entry.file_name());
                 if entry.file_type()?.is_dir() {
-                    folders.push(path);
+                    // Cargo leaves generated files there.
+                    if entry.file_name() != "target" {
+                        folders.push(path);
+                    }
                 } else if path.extension().is_some_and(|extension| extension == "rs") {
                     let source = fs::read_to_string(entry.path())
                         .map_err(Into::into)
@@ -96,9 +99,12 @@ pub(crate) fn is_for_tests(attributes: &[Attribute]) -> bool {
 fn needs_test(meta: &Meta) -> bool {
     match meta {
         Meta::Path(path) => path.is_ident("test"),
-        Meta::List(list) if !list.path.is_ident("not") => list
+        Meta::List(list) => list
             .parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated)
-            .is_ok_and(|parts| parts.iter().any(needs_test)),
+            .is_ok_and(|parts| {
+                let (all, any) = (list.path.is_ident("all"), list.path.is_ident("any"));
+                all && parts.iter().any(needs_test) || any && parts.iter().all(needs_test)
+            }),
         _ => false,
     }
 }
@@ -120,6 +126,7 @@ mod tests {
         assert!(check("#[test]"));
         assert!(check("#[tokio::test]"));
         assert!(!check("#[cfg(not(test))]"));
+        assert!(!check("#[cfg(any(test, unix))]"));
         assert!(!check("#[cfg(unix)]"));
         assert!(!check("#[must_use]"));
     }

@@ -64,15 +64,17 @@ impl MirrorFolder {
     }
 }
 
-/// Everything a mirror depends on; `modules` are the keys of the modules with its programs.
-pub(super) fn key(recipe: &Recipe, modules: &[Key], packet_filter: &Layer) -> Result<Key> {
+/// Everything a mirror depends on; `modules` are the keys of the modules with its programs, `archives` is the folder with the
+/// sources of what writes container images.
+pub(super) fn key(recipe: &Recipe, modules: &[Key], packet_filter: &Layer, archives: &Path) -> Result<Key> {
     let key = modules.iter().fold(Key::new(recipe.kubernetes), Key::key);
     let key = recipe.image_names().iter().fold(key, |key, name| key.text(name));
     let mut layer = HashingWriter::new(io::sink());
     packet_filter.write_tar(&mut layer)?;
     let (_, digest, _) = layer.finish();
     Ok(key
-        // What the images and the archive are made of is written in these.
+        // What the images and the archive are made of is written in these, and how an archive is written in its crate.
+        .folder(archives)?
         .text(include_str!("images.rs"))
         .text(include_str!("mirror.rs"))
         .text(&digest.to_string()))
