@@ -130,7 +130,7 @@ pub(crate) fn known_node(report: &mut Report) {
         let output = BufReader::new(child.stdout.take().context("no output")?);
         let mut lines = output.lines().map_while(Result::ok).inspect(|line| say(line));
         let waits = lines.any(|line| line.contains("waiting for the key of disk "));
-        let next = lines.find(|line| line.contains("to go on, ")).is_some();
+        let next = lines.find(|line| line.contains("to continue, ")).is_some();
         let running = child.try_wait()?.is_none();
         child.kill()?;
         child.wait()?;
