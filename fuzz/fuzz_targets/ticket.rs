@@ -28,7 +28,7 @@ fuzz_target!(|bytes: &[u8]| {
     message.measurement_salt = salt.to_vec();
     let cluster = cluster_id(&MeasurementSecret::from_bytes(secret), &MeasurementSalt::new(salt));
     let shown = |membership: &Membership| Digest::of(membership.cluster.as_bytes());
-    let service = MeasuredMembership::new(shown(&cluster.into()), Digest::new([0; 32]), shown);
+    let service = MeasuredMembership::new("register", shown(&cluster.into()), Digest::new([0; 32]), shown);
     for role in [NodeRole::ControlPlane, NodeRole::Worker] {
         let _ = Ticket::parse(message.clone(), &service, role);
     }

@@ -199,7 +199,7 @@ async fn ask(
         .map_err(|_| AskError::TimedOut)?
         .map_err(AskError::Refused)?
         .into_inner();
-    let ticket = Ticket::parse(response, &service.result().membership, this_node.role)?;
+    let ticket = Ticket::parse(response, service.result().membership(), this_node.role)?;
     info!(%address, cluster = %ticket.cluster, service = %service.identity(), "ticket received");
     Ok(Admission {
         ticket,

@@ -62,7 +62,7 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
     // The node sees that the service belongs to an initialised node of its own image.
     let (mut client, peer) = control_plane.session(&worker, Purpose::Join).await.unwrap();
     let expected = control_plane.cluster_id().into();
-    assert!(peer.unwrap().result().membership.is(&expected));
+    assert!(peer.unwrap().result().membership().is(&expected));
     let ticket = client.issue_join_ticket(request("worker-0", DISK)).await;
     let ticket = ticket
         .unwrap_or_else(|error| panic!("{error}\n{}", control_plane.logs()))

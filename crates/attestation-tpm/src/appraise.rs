@@ -92,13 +92,14 @@ impl TpmVerifier {
         check_selection(quote, &evidence.pcrs)?;
         check_pcr_digest(quote, &evidence.pcrs)?;
         check_coverage(&self.policy, &evidence.pcrs)?;
-        Ok(AttestationResult {
-            variant: self.variant,
-            trust: self.trust,
-            identity: key.identity(),
-            membership: measured_membership(register(&evidence.pcrs, PcrIndex::CLUSTER_ID)?),
-            claims: self.policy.claims(&evidence.pcrs),
-        })
+        Ok(AttestationResult::new(
+            self.variant,
+            self.trust,
+            key.identity(),
+            self.policy.membership(),
+            measured_membership(register(&evidence.pcrs, PcrIndex::CLUSTER_ID)?),
+            self.policy.image_claims(&evidence.pcrs),
+        ))
     }
 }
 
@@ -496,8 +497,12 @@ mod tests {
             forgery.pcrs.insert(pcr(9), PcrValue::ZERO);
             *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha256);
         };
-        let claims = check(change, |_| {}).unwrap().claims;
-        let shown: Vec<_> = claims.iter().map(|claim| (&*claim.name, &claim.comparison)).collect();
+        let result = check(change, |_| {}).unwrap();
+        let shown: Vec<_> = result
+            .claims()
+            .iter()
+            .map(|claim| (&*claim.name, &claim.comparison))
+            .collect();
         let expected = [
             ("PCR 1", &AsExpected),
             ("PCR 4", &AsExpected),

@@ -1,4 +1,4 @@
-use attestation::{Claim, ClaimValue, Comparison, Expectations, MeasuredMembership, Membership, Severity};
+use attestation::{Claim, Comparison, Expectations, ExpectedMembership, MeasuredMembership, Membership, Severity};
 use digest::Digest;
 use document::DocumentError;
 use measurements::{Enforcement, PcrIndex, PcrReferences, PcrValue, PcrValues, ReferenceValue};
@@ -7,7 +7,7 @@ use measurements::{Enforcement, PcrIndex, PcrReferences, PcrValue, PcrValues, Re
 #[derive(Clone, Debug)]
 pub struct PcrPolicy {
     image: PcrReferences,
-    membership: attestation::ExpectedMembership,
+    membership: ExpectedMembership,
 }
 
 impl PcrPolicy {
@@ -27,21 +27,23 @@ impl PcrPolicy {
         self.image.pcrs().keys().copied()
     }
 
-    /// Says of each register how it compares with what is expected.
-    pub(crate) fn claims(&self, pcrs: &PcrValues) -> Vec<Claim> {
+    /// What the node must have measured into PCR 15.
+    pub(crate) fn membership(&self) -> &ExpectedMembership {
+        &self.membership
+    }
+
+    /// Says of each register how it compares with the image's values. PCR 15 is left to the membership, whatever they say.
+    pub(crate) fn image_claims(&self, pcrs: &PcrValues) -> Vec<Claim> {
         let claim = |(index, value): (&PcrIndex, &PcrValue)| Claim {
             name: format!("PCR {index}"),
             actual: value.digest().into(),
             comparison: self.compare(*index, *value),
         };
-        pcrs.iter().map(claim).collect()
+        let of_image = pcrs.iter().filter(|(index, _)| **index != PcrIndex::CLUSTER_ID);
+        of_image.map(claim).collect()
     }
 
-    /// PCR 15 is left to the membership, whatever the image's values say.
     fn compare(&self, index: PcrIndex, actual: PcrValue) -> Comparison {
-        if index == PcrIndex::CLUSTER_ID {
-            return self.compare_membership(actual);
-        }
         match self.image.pcrs().get(&index) {
             None => Comparison::NotCompared,
             Some(ReferenceValue { expected, enforcement }) => {
@@ -53,28 +55,11 @@ impl PcrPolicy {
             }
         }
     }
-
-    fn compare_membership(&self, actual: PcrValue) -> Comparison {
-        use attestation::ExpectedMembership::{Any, New, Of};
-        let measured = measured_membership(actual);
-        if measured.meets(&self.membership) {
-            return Comparison::AsExpected;
-        }
-        let expected = match &self.membership {
-            New => ClaimValue::Digest(PcrValue::ZERO.digest()),
-            Any => ClaimValue::from("the id of a cluster, measured"),
-            Of(membership) => ClaimValue::Digest(measured.shown_by(membership)),
-        };
-        Comparison::Differs {
-            expected,
-            severity: Severity::Contraindicates,
-        }
-    }
 }
 
 /// What PCR 15 says: zero on a new node, extended with the cluster id on a member.
 pub(crate) fn measured_membership(register: PcrValue) -> MeasuredMembership {
-    MeasuredMembership::new(register.digest(), PcrValue::ZERO.digest(), register_of)
+    MeasuredMembership::new("PCR 15", register.digest(), PcrValue::ZERO.digest(), register_of)
 }
 
 fn register_of(membership: &Membership) -> Digest {

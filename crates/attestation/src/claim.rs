@@ -4,8 +4,9 @@ use digest::Digest;
 
 /// One thing that authentic Evidence says, in the words of its technology (RFC 9334 section 4.2).
 ///
-/// For people to read: what programs decide on is in the fields of an [`AttestationResult`](crate::AttestationResult) that
-/// mean the same for every technology.
+/// Names and values are for people to read. Of a claim, programs know only its comparison, of which the verdict is made;
+/// everything else they decide on has a type in an [`AttestationResult`](crate::AttestationResult) that means the same for
+/// every technology.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// What it is about, such as `PCR 4`.

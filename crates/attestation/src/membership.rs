@@ -3,6 +3,8 @@ use std::fmt;
 use cluster_types::ClusterId;
 use digest::Digest;
 
+use crate::{Claim, ClaimValue, Comparison, Severity};
+
 /// What a node says about itself by measuring it, before it runs anything unmeasured.
 ///
 /// Everything that a node measures about itself belongs here, so that every technology has to express it.
@@ -27,17 +29,18 @@ pub enum ExpectedMembership {
 /// none.
 #[derive(Clone, Copy)]
 pub struct MeasuredMembership {
+    name: &'static str,
     shown: Digest,
     new: Digest,
     of: fn(&Membership) -> Digest,
 }
 
 impl MeasuredMembership {
-    /// Made by the technology: what it shows, what a new node shows, and what a member shows. A technology whose registers
-    /// are longer gives their digests.
+    /// Made by the technology: where it measures, what it shows there, what a new node shows, and what a member shows. A
+    /// technology whose registers are longer gives their digests.
     #[must_use]
-    pub const fn new(shown: Digest, new: Digest, of: fn(&Membership) -> Digest) -> Self {
-        Self { shown, new, of }
+    pub const fn new(name: &'static str, shown: Digest, new: Digest, of: fn(&Membership) -> Digest) -> Self {
+        Self { name, shown, new, of }
     }
 
     /// Whether the node belongs to no cluster yet.
@@ -59,6 +62,27 @@ impl MeasuredMembership {
             ExpectedMembership::New => self.is_new(),
             ExpectedMembership::Any => !self.is_new(),
             ExpectedMembership::Of(membership) => self.is(membership),
+        }
+    }
+
+    /// Compares it with what is expected.
+    pub(crate) fn claim(&self, expected: &ExpectedMembership) -> Claim {
+        let comparison = if self.meets(expected) {
+            Comparison::AsExpected
+        } else {
+            Comparison::Differs {
+                expected: match expected {
+                    ExpectedMembership::New => self.new.into(),
+                    ExpectedMembership::Any => ClaimValue::from("the id of a cluster, measured"),
+                    ExpectedMembership::Of(membership) => self.shown_by(membership).into(),
+                },
+                severity: Severity::Contraindicates,
+            }
+        };
+        Claim {
+            name: self.name.to_owned(),
+            actual: self.shown.into(),
+            comparison,
         }
     }
 
@@ -98,7 +122,7 @@ mod tests {
     }
 
     fn check(shown: Digest) -> [bool; 4] {
-        let measured = MeasuredMembership::new(shown, NEW, of);
+        let measured = MeasuredMembership::new("register", shown, NEW, of);
         let cluster = |byte| ExpectedMembership::Of(ClusterId::new([byte; 32]).into());
         let expected = [ExpectedMembership::New, ExpectedMembership::Any, cluster(1), cluster(2)];
         expected.map(|expected| measured.meets(&expected))

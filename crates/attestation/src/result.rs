@@ -3,7 +3,7 @@ use std::fmt;
 use cluster_types::Variant;
 use digest::Digest;
 
-use crate::{Claim, Finding, MeasuredMembership, Severity};
+use crate::{Claim, ClaimValue, Comparison, ExpectedMembership, Finding, MeasuredMembership, Severity};
 
 /// What an appraisal found (RFC 9334 section 8.4), in the three tiers of the EAT attestation result.
 ///
@@ -12,16 +12,11 @@ use crate::{Claim, Finding, MeasuredMembership, Severity};
 /// given anything is the [`Outcome`]; a key asks for an [`Affirmed`].
 #[derive(Clone, Debug)]
 pub struct AttestationResult {
-    /// The variant whose Verifier appraised the Evidence.
-    pub variant: Variant,
-    /// What the technology itself is worth.
-    pub trust: TrustBasis,
-    /// The machine that made the Evidence, as its Verifier names it.
-    pub identity: AttestedIdentity,
-    /// What it has said about itself by measuring it.
-    pub membership: MeasuredMembership,
-    /// Everything it says, each compared with what is expected.
-    pub claims: Vec<Claim>,
+    variant: Variant,
+    trust: TrustBasis,
+    identity: AttestedIdentity,
+    membership: MeasuredMembership,
+    claims: Vec<Claim>,
 }
 
 /// Identity of an attester that it cannot choose. It is the same after every boot of one machine and differs between
@@ -122,6 +117,65 @@ impl NotAffirmed {
 pub struct Affirmed(AttestationResult);
 
 impl AttestationResult {
+    /// Made by a verifier from authenticated Evidence. `image` is what the machine says about what it booted, each compared
+    /// with the reference values.
+    ///
+    /// The membership is compared here, so that no technology can forget to. An image of which nothing is compared is
+    /// contraindicated, because such an appraisal would accept every node.
+    #[must_use]
+    pub fn new(
+        variant: Variant,
+        trust: TrustBasis,
+        identity: AttestedIdentity,
+        expected: &ExpectedMembership,
+        membership: MeasuredMembership,
+        image: Vec<Claim>,
+    ) -> Self {
+        let is_compared = image.iter().any(|claim| claim.comparison != Comparison::NotCompared);
+        let mut claims = image;
+        if !is_compared {
+            claims.push(nothing_compared());
+        }
+        claims.push(membership.claim(expected));
+        Self {
+            variant,
+            trust,
+            identity,
+            membership,
+            claims,
+        }
+    }
+
+    /// The variant whose Verifier appraised the Evidence.
+    #[must_use]
+    pub fn variant(&self) -> Variant {
+        self.variant
+    }
+
+    /// What the technology itself is worth.
+    #[must_use]
+    pub fn trust(&self) -> TrustBasis {
+        self.trust
+    }
+
+    /// The machine that made the Evidence, as its Verifier names it.
+    #[must_use]
+    pub fn identity(&self) -> AttestedIdentity {
+        self.identity
+    }
+
+    /// What it has said about itself by measuring it.
+    #[must_use]
+    pub fn membership(&self) -> &MeasuredMembership {
+        &self.membership
+    }
+
+    /// Everything it says, each compared with what is expected: its image, then its membership.
+    #[must_use]
+    pub fn claims(&self) -> &[Claim] {
+        &self.claims
+    }
+
     /// Everything that differs from what is expected.
     pub fn findings(&self) -> impl Iterator<Item = Finding> + '_ {
         self.claims.iter().filter_map(Claim::finding)
@@ -153,13 +207,24 @@ impl Affirmed {
     /// The machine that made the Evidence, as its Verifier names it.
     #[must_use]
     pub fn identity(&self) -> AttestedIdentity {
-        self.0.identity
+        self.0.identity()
     }
 
     /// The whole result.
     #[must_use]
     pub fn result(&self) -> &AttestationResult {
         &self.0
+    }
+}
+
+fn nothing_compared() -> Claim {
+    Claim {
+        name: "image".to_owned(),
+        actual: ClaimValue::from("compared with nothing"),
+        comparison: Comparison::Differs {
+            expected: ClaimValue::from("a comparison with reference values"),
+            severity: Severity::Contraindicates,
+        },
     }
 }
 
@@ -170,21 +235,32 @@ fn findings(result: &AttestationResult) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{ClaimValue, Comparison};
+    use cluster_types::ClusterId;
 
-    fn check(claims: Vec<Claim>) -> Outcome {
+    use super::*;
+
+    /// A new machine that says this about its image.
+    fn result(expected: ExpectedMembership, image: Vec<Claim>) -> AttestationResult {
         let zero = Digest::new([0; 32]);
-        let result = AttestationResult {
-            variant: Variant::ALL[0],
-            trust: TrustBasis::HostSoftware,
-            identity: AttestedIdentity::new(zero),
-            membership: MeasuredMembership::new(zero, zero, |_| Digest::new([1; 32])),
-            claims,
-        };
+        AttestationResult::new(
+            Variant::ALL[0],
+            TrustBasis::HostSoftware,
+            AttestedIdentity::new(zero),
+            &expected,
+            MeasuredMembership::new("register", zero, zero, |_| Digest::new([1; 32])),
+            image,
+        )
+    }
+
+    fn check(image: Vec<Claim>) -> Outcome {
+        let result = result(ExpectedMembership::New, image);
         let outcome = result.outcome();
         assert_eq!(result.into_affirmed().is_ok(), outcome == Outcome::Affirming);
         outcome
+    }
+
+    fn refusal(expected: ExpectedMembership, image: Vec<Claim>) -> String {
+        result(expected, image).into_affirmed().unwrap_err().to_string()
     }
 
     fn claim(comparison: Comparison) -> Claim {
@@ -211,6 +287,37 @@ mod tests {
             &[Severity::Contraindicates, Severity::Warns],
         ] {
             assert_eq!(check(with(severities)), Outcome::Contraindicated);
+        }
+    }
+
+    #[test]
+    fn the_membership_decides_whatever_the_image_says() {
+        let good = || vec![claim(Comparison::AsExpected)];
+        assert_eq!(
+            refusal(ExpectedMembership::Any, good()),
+            format!(
+                "attestation is contraindicated: register is {}, expected the id of a cluster, measured",
+                "00".repeat(32)
+            )
+        );
+        let member = ExpectedMembership::Of(ClusterId::new([1; 32]).into());
+        assert_eq!(
+            refusal(member, good()),
+            format!(
+                "attestation is contraindicated: register is {}, expected {}",
+                "00".repeat(32),
+                "01".repeat(32)
+            )
+        );
+    }
+
+    #[test]
+    fn an_image_of_which_nothing_is_compared_is_contraindicated() {
+        for image in [vec![], vec![claim(Comparison::NotCompared)]] {
+            assert_eq!(
+                refusal(ExpectedMembership::New, image),
+                "attestation is contraindicated: image is compared with nothing, expected a comparison with reference values"
+            );
         }
     }
 

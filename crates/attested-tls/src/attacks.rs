@@ -210,7 +210,7 @@ async fn evidence_is_appraised_by_the_verifier_of_its_own_variant_and_no_other()
         let honest = node(technology);
         let client = Endpoint::new(honest.attester(), anyone());
         let (near, far) = check(&client, &both(), Purpose::Join).await;
-        assert_eq!(far.unwrap().node().unwrap().result().variant, technology.variant());
+        assert_eq!(far.unwrap().node().unwrap().result().variant(), technology.variant());
         drop(near.unwrap());
 
         let only_other = Endpoint::new(None, new_node(other));

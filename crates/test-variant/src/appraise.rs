@@ -1,6 +1,6 @@
 use attestation::{
     AppraisalError, AttestationResult, AttestedIdentity, Claim, ClaimValue, Comparison, Endorsements, Evidence,
-    Expectations, ExpectedMembership, MeasuredMembership, ReportBinding, Severity, TrustBasis, UnixTime, Verifier,
+    Expectations, ExpectedMembership, ReportBinding, Severity, TrustBasis, UnixTime, Verifier,
 };
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use cluster_types::Variant;
@@ -90,17 +90,17 @@ impl KeyVerifier {
         check_time(self.references.not_after, now)?;
         let (key, report) = verify_signature(body)?;
         check_binding(&report, binding)?;
-        let membership = measured_membership(&report.statements);
-        Ok(AttestationResult {
-            variant: VARIANT,
-            trust: TrustBasis::HostSoftware,
-            identity: AttestedIdentity::new(Digest::of(&key)),
-            membership,
-            claims: self.claims(report, membership),
-        })
+        Ok(AttestationResult::new(
+            VARIANT,
+            TrustBasis::HostSoftware,
+            AttestedIdentity::new(Digest::of(&key)),
+            &self.membership,
+            measured_membership(&report.statements),
+            self.image_claims(report),
+        ))
     }
 
-    fn claims(&self, report: Report, membership: MeasuredMembership) -> Vec<Claim> {
+    fn image_claims(&self, report: Report) -> Vec<Claim> {
         let KeyReferences { image, host, .. } = &self.references;
         let exact = |name: &str, actual: ClaimValue, expected: ClaimValue, severity| Claim {
             name: name.to_owned(),
@@ -110,22 +110,7 @@ impl KeyVerifier {
         vec![
             exact("image", report.image.into(), (*image).into(), Severity::Contraindicates),
             exact("host", ClaimValue::Text(report.host), (&**host).into(), Severity::Warns),
-            Claim {
-                name: "said".to_owned(),
-                actual: ClaimValue::Text(format!("{:?}", report.statements)),
-                comparison: self.compare(membership),
-            },
         ]
-    }
-
-    fn compare(&self, measured: MeasuredMembership) -> Comparison {
-        if measured.meets(&self.membership) {
-            return Comparison::AsExpected;
-        }
-        Comparison::Differs {
-            expected: ClaimValue::Text(format!("{:?}", self.membership)),
-            severity: Severity::Contraindicates,
-        }
     }
 }
 

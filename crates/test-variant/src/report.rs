@@ -35,7 +35,7 @@ pub(crate) fn statement(membership: &Membership) -> String {
 
 /// Statements are shown as the digest of all of them, in their order.
 pub(crate) fn measured_membership(statements: &[String]) -> MeasuredMembership {
-    MeasuredMembership::new(shown(statements), shown(&[]), |membership| {
+    MeasuredMembership::new("statements", shown(statements), shown(&[]), |membership| {
         shown(&[statement(membership)])
     })
 }

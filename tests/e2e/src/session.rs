@@ -95,7 +95,7 @@ fn registers(claims: &[Claim]) -> Registers {
 /// When the machine ends, or another reason prevents a verdict.
 pub fn attest(vm: &mut Vm, image: &ReferenceValues) -> Result<Verdict> {
     let verdict = match blocking(open(vm, image))?? {
-        Ok((_, node)) => Verdict::Affirming(registers(&node.result().claims)),
+        Ok((_, node)) => Verdict::Affirming(registers(node.result().claims())),
         Err(refusal) => Verdict::NotAffirmed(refusal),
     };
     match &verdict {

@@ -284,7 +284,7 @@ pub(crate) mod tests {
 
     /// What a join service of our cluster shows.
     fn member() -> MeasuredMembership {
-        MeasuredMembership::new(shown(&cluster().into()), NEW, shown)
+        MeasuredMembership::new("register", shown(&cluster().into()), NEW, shown)
     }
 
     fn check(change: impl FnOnce(&mut IssueJoinTicketResponse)) -> Result<Ticket, InvalidTicket> {
@@ -319,7 +319,7 @@ pub(crate) mod tests {
         assert!(matches!(other, Err(InvalidTicket::AnotherCluster { .. })));
         let other = check(|ticket| ticket.measurement_salt = vec![7; 32]);
         assert!(matches!(other, Err(InvalidTicket::AnotherCluster { .. })));
-        let silent = check_from(&MeasuredMembership::new(NEW, NEW, shown), |_| {});
+        let silent = check_from(&MeasuredMembership::new("register", NEW, NEW, shown), |_| {});
         assert!(matches!(silent, Err(InvalidTicket::AnotherCluster { .. })));
     }
 

@@ -222,10 +222,10 @@ async fn verify(endpoint: &Endpoint, node: &Machine) -> Verdict {
 impl Verdict {
     fn fill(&mut self, result: &AttestationResult) {
         self.verdict = result.outcome().to_string();
-        self.identity = Some(result.identity.to_string());
-        self.variant = Some(result.variant.to_string());
-        self.trust = Some(result.trust.to_string());
-        self.claims = result.claims.iter().map(ShownClaim::from).collect();
+        self.identity = Some(result.identity().to_string());
+        self.variant = Some(result.variant().to_string());
+        self.trust = Some(result.trust().to_string());
+        self.claims = result.claims().iter().map(ShownClaim::from).collect();
         // A session exists only because the result is affirming. This keeps it so, should that ever change.
         if result.outcome() != Outcome::Affirming {
             self.reason = Some("the verdict is not affirming".to_owned());
