@@ -17,14 +17,16 @@ use crate::lock::Locked;
 const NODE_STATE: &str = "run/state/constellation/node-state.json";
 const MASTER_SECRET: &str = "run/state/constellation/master-secret.json";
 const PKI: &str = "etc/kubernetes/pki";
-/// A real document has about 200 bytes.
+/// A real document has about 300 bytes.
 const MAX_NODE_STATE_LEN: u64 = 4096;
+/// The one version that is read. Version v1 had no network.
+const VERSION: &str = "v2";
 
 /// What a node must remember across reboots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NodeState {
-    version: Version,
+    version: String,
     pub(crate) role: NodeRole,
     /// One input of the cluster id; the other one comes with the rejoin ticket.
     pub(crate) measurement_salt: MeasurementSalt,
@@ -33,10 +35,10 @@ pub(crate) struct NodeState {
     pub(crate) stage: Stage,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Version {
-    #[serde(rename = "v1")]
-    V1,
+/// Looked at first, because another version has other fields.
+#[derive(Deserialize)]
+struct AnyVersion {
+    version: String,
 }
 
 /// How far the node has got.
@@ -59,6 +61,8 @@ pub(crate) enum LoadNodeStateError {
     TooLong,
     #[error("the node's state is malformed")]
     Json(#[from] serde_json::Error),
+    #[error("the node's state has version {actual}, expected {VERSION}: an image of another version wrote it")]
+    AnotherVersion { actual: String },
 }
 
 impl NodeState {
@@ -69,12 +73,21 @@ impl NodeState {
         network: NodeNetwork,
     ) -> Self {
         Self {
-            version: Version::V1,
+            version: VERSION.to_owned(),
             role,
             measurement_salt,
             address,
             network,
             stage: Stage::Joining,
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, LoadNodeStateError> {
+        let AnyVersion { version } = serde_json::from_slice(bytes)?;
+        if version == VERSION {
+            Ok(serde_json::from_slice(bytes)?)
+        } else {
+            Err(LoadNodeStateError::AnotherVersion { actual: version })
         }
     }
 
@@ -120,7 +133,7 @@ impl NodeFiles {
         let path = self.root.join(NODE_STATE);
         match fs::metadata(&path) {
             Ok(metadata) if metadata.len() > MAX_NODE_STATE_LEN => Err(LoadNodeStateError::TooLong),
-            Ok(_) => Ok(serde_json::from_slice(&fs::read(path)?)?),
+            Ok(_) => NodeState::parse(&fs::read(path)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(LoadNodeStateError::Missing),
             Err(error) => Err(error.into()),
         }
@@ -176,10 +189,18 @@ mod tests {
         assert_eq!(
             json,
             format!(
-                r#"{{"version":"v1","role":"Worker","measurement_salt":"{salt}","address":"10.42.2.100","network":{network},"stage":"joining"}}"#
+                r#"{{"version":"v2","role":"Worker","measurement_salt":"{salt}","address":"10.42.2.100","network":{network},"stage":"joining"}}"#
             )
         );
-        assert_eq!(serde_json::from_str::<NodeState>(&json).unwrap(), state);
-        assert!(serde_json::from_str::<NodeState>(&json.replace("v1", "v2")).is_err());
+        assert_eq!(NodeState::parse(json.as_bytes()).unwrap(), state);
+    }
+
+    #[test]
+    fn state_of_another_version_is_refused_by_it() {
+        let v1 = r#"{"version":"v1","role":"Worker","measurement_salt":"00","address":"10.42.2.100","stage":"member"}"#;
+        for (json, version) in [(v1, "v1"), (r#"{"fields":"unknown","version":"v3"}"#, "v3")] {
+            let error = NodeState::parse(json.as_bytes()).unwrap_err();
+            assert!(matches!(error, LoadNodeStateError::AnotherVersion { actual } if actual == version));
+        }
     }
 }
