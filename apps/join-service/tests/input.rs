@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
 use cluster_objects::JoinConfig;
 use cluster_types::MeasurementSalt;
 use cluster_types::key_service::KeyServicePublicKey;
-use measurements::ReferenceValues;
+use measurements::{PcrReferences, ReferenceValues};
 use role_grant::OperatorKey;
 use tempfile::TempDir;
 use test_machines::{SOFTWARE_KEY, SOFTWARE_TPM};
@@ -61,12 +62,10 @@ fn a_pki_that_cannot_be_used_is_named() {
 #[test]
 fn bad_input_to_each_key_of_the_configuration_names_it() {
     let config = config();
-    let values_for_every_node = ReferenceValues::new(SOFTWARE_TPM.variant(), "image", &[0]).to_json();
     for (key, bad) in [
         ("attestationVariant", ""),
         ("attestationVariant", "dummy"),
         ("referenceValues", "{}"),
-        ("referenceValues", &values_for_every_node),
         ("measurementSalt", "short"),
         ("operatorPublicKey", "00"),
         ("keyServicePublicKey", "00"),
@@ -94,6 +93,23 @@ fn bad_input_to_each_key_of_the_configuration_names_it() {
         );
         std::fs::write(&path, good).unwrap();
     }
+}
+
+#[test]
+fn values_that_every_node_has_are_refused() {
+    let config = config();
+    // Not even a register of the image.
+    let nothing = PcrReferences::new(BTreeMap::new());
+    let values = ReferenceValues::new(SOFTWARE_TPM.variant(), "image", &nothing).to_json();
+    std::fs::write(config.path().join("referenceValues"), values).unwrap();
+    must_say_one_error(
+        &run(&["--config", config.path().to_str().unwrap()]),
+        &[
+            "--config",
+            "referenceValues of the join configuration is invalid",
+            "no register is required",
+        ],
+    );
 }
 
 #[test]
