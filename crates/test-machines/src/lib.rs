@@ -22,7 +22,7 @@ pub use software_tpm::SOFTWARE_TPM;
 pub use technology::{Machine, Technology};
 
 /// Every technology that tests are run with.
-pub const TECHNOLOGIES: &[&dyn Technology] = &[SOFTWARE_TPM, SOFTWARE_KEY];
+pub const TECHNOLOGIES: &[&dyn Technology] = crate::for_each_technology!(@list slice);
 
 /// By which a program in another process is told its technology.
 const CHOICE: &str = "CONSTELLATION_TEST_VARIANT";
@@ -69,16 +69,17 @@ pub fn chosen() -> &'static dyn Technology {
     *named.unwrap_or_else(|| panic!("{CHOICE}: this program is older than {name}: run cargo test without --test"))
 }
 
-/// Makes a test of each function, once for every technology. The functions take a `&'static dyn Technology`, and are
-/// `async` or not: `for_each_technology!(async: one, another);`
+/// Makes a test of each function, once for every one of [`TECHNOLOGIES`]. The functions take a `&'static dyn Technology`,
+/// and are `async` or not: `for_each_technology!(async: one, another);`
 #[macro_export]
 macro_rules! for_each_technology {
     ($kind:tt: $($test:ident),+ $(,)?) => {
-        mod software_tpm {
-            $($crate::for_each_technology!(@test $kind $test $crate::SOFTWARE_TPM);)+
-        }
-        mod software_key {
-            $($crate::for_each_technology!(@test $kind $test $crate::SOFTWARE_KEY);)+
+        $crate::for_each_technology!(@list modules $kind [$($test)+]);
+    };
+    // The one list: a module for the tests, and its technology.
+    (@list $use:ident $($arguments:tt)*) => {
+        $crate::for_each_technology! {
+            @$use [software_tpm SOFTWARE_TPM, software_key SOFTWARE_KEY] $($arguments)*
         }
     };
     (@test async $test:ident $technology:expr) => {
