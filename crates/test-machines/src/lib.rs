@@ -6,6 +6,7 @@
 //!
 //! [`InProcessAttester`] gives Evidence like that of a TPM without the time that a TPM takes.
 
+mod built;
 mod in_process;
 mod software_key;
 mod software_tpm;
@@ -40,7 +41,9 @@ pub fn verifiers(technology: &dyn Technology, membership: ExpectedMembership) ->
 }
 
 /// Runs a program with a technology: the released program with one that releases have, else the one that is made for tests.
-/// `cargo test` builds both, but with `--test` only the first.
+///
+/// # Panics
+/// Like [`program_for_tests`].
 #[must_use]
 pub fn program(technology: &dyn Technology, folder: &Path, name: &str) -> Command {
     if technology.is_released() {
@@ -49,11 +52,17 @@ pub fn program(technology: &dyn Technology, folder: &Path, name: &str) -> Comman
     program_for_tests(technology, folder, name)
 }
 
-/// Runs the program that is made for tests, with any technology. Cargo builds it with all tests of a package, or with
-/// `--examples`.
+/// Runs the program that is made for tests, with any technology.
+///
+/// # Panics
+/// When it is not built from the sources as they are now: `cargo test --test` builds no examples.
 #[must_use]
 pub fn program_for_tests(technology: &dyn Technology, folder: &Path, name: &str) -> Command {
-    let mut command = Command::new(folder.join("examples").join(format!("{name}-for-tests")));
+    let program = folder.join("examples").join(format!("{name}-for-tests"));
+    if let Err(error) = built::must_be_up_to_date(&program) {
+        panic!("{error}: run `cargo test` without --test, or `cargo build -p {name} --examples` before it");
+    }
+    let mut command = Command::new(program);
     command.env(CHOICE, technology.variant().as_str());
     command
 }
@@ -81,6 +90,19 @@ macro_rules! for_each_technology {
         $crate::for_each_technology! {
             @$use [software_tpm SOFTWARE_TPM, software_key SOFTWARE_KEY] $($arguments)*
         }
+    };
+    (@slice [$($module:ident $technology:ident),+]) => {
+        &[$($crate::$technology),+]
+    };
+    (@modules [$($module:ident $technology:ident),+] $kind:tt $tests:tt) => {
+        $(
+            mod $module {
+                $crate::for_each_technology!(@tests $kind $tests $technology);
+            }
+        )+
+    };
+    (@tests $kind:tt [$($test:ident)+] $technology:ident) => {
+        $($crate::for_each_technology!(@test $kind $test $crate::$technology);)+
     };
     (@test async $test:ident $technology:expr) => {
         #[tokio::test]
