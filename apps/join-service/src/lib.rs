@@ -20,7 +20,7 @@ use attestation::{Purpose, Variants, Verifiers};
 use attested_tls::{Endpoint, PeerPolicy, incoming};
 use clap::Parser;
 use cluster_objects::Cluster;
-use cluster_types::HostPort;
+use cluster_types::{HostPort, Service};
 use grpc_api::join::api_server::ApiServer;
 use key_service_client::KeyServiceClient;
 use prometheus_client::registry::Registry;
@@ -50,7 +50,7 @@ struct Args {
     #[arg(long, default_value = "/etc/kubernetes/pki")]
     pki: PathBuf,
     /// The key service, as host:port.
-    #[arg(long, default_value = "key-service.kube-system:9000")]
+    #[arg(long, default_value_t = key_service())]
     key_service: HostPort,
     /// File with a service-account token for audience key-service, which the kubelet renews.
     #[arg(long, default_value = "/var/run/secrets/key-service/token")]
@@ -59,6 +59,15 @@ struct Args {
     attester: AttesterArgs,
     #[command(flatten)]
     runtime: RuntimeArgs,
+}
+
+/// Where the cluster's DNS has it.
+fn key_service() -> HostPort {
+    let [port] = Service::Key.ports() else {
+        unreachable!("it has one port")
+    };
+    let address = format!("{}:{}", Service::Key.dns_name(), port.number);
+    address.parse().expect("a DNS name and a port")
 }
 
 /// Runs the service until it is told to end.

@@ -31,8 +31,6 @@ pub trait Verifier: Send + Sync {
 pub enum Endorsements {
     /// The technology has no endorser.
     None,
-    /// Documents in the technology's own form. They count only with their endorser's signature, wherever they came from.
-    Documents(Vec<Vec<u8>>),
 }
 
 /// Seconds since 1970. This crate has no clock: the caller that holds the session reads it once.
@@ -70,40 +68,28 @@ pub enum AppraisalError {
     },
 }
 
-/// What a Relying Party accepts: at least one verifier, at most one for each variant, each with its Endorsements.
-pub struct Verifiers(Vec<Accepted>);
-
-struct Accepted {
-    verifier: Box<dyn Verifier>,
-    endorsements: Endorsements,
-}
+/// What a Relying Party accepts: at least one verifier, at most one for each variant. None of them has an endorser.
+pub struct Verifiers(Vec<Box<dyn Verifier>>);
 
 impl Verifiers {
-    /// Accepts exactly this, a technology without an endorser.
+    /// Accepts exactly this.
     #[must_use]
     pub fn one(verifier: impl Verifier + 'static) -> Self {
-        Self::endorsed(verifier, Endorsements::None)
-    }
-
-    /// Accepts exactly this, with the Endorsements of its devices.
-    #[must_use]
-    pub fn endorsed(verifier: impl Verifier + 'static, endorsements: Endorsements) -> Self {
-        let verifier = Box::new(verifier);
-        Self(vec![Accepted { verifier, endorsements }])
+        Self(vec![Box::new(verifier)])
     }
 
     /// Accepts everything that the other set does too. For a variant in both, the other set's verifier counts.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.0
-            .retain(|old| !other.variants().any(|variant| variant == old.verifier.variant()));
+            .retain(|old| !other.variants().any(|variant| variant == old.variant()));
         self.0.extend(other.0);
         self
     }
 
     /// The accepted variants.
     pub fn variants(&self) -> impl Iterator<Item = Variant> + '_ {
-        self.0.iter().map(|accepted| accepted.verifier.variant())
+        self.0.iter().map(|verifier| verifier.variant())
     }
 
     /// What the accepted technologies are worth: the least of them.
@@ -112,7 +98,7 @@ impl Verifiers {
     /// Never: there is at least one.
     #[must_use]
     pub fn trust(&self) -> TrustBasis {
-        let trust = self.0.iter().map(|accepted| accepted.verifier.trust()).min();
+        let trust = self.0.iter().map(|verifier| verifier.trust()).min();
         trust.expect("a set of verifiers is never empty")
     }
 
@@ -126,12 +112,12 @@ impl Verifiers {
         binding: &ReportBinding,
         now: UnixTime,
     ) -> Result<AttestationResult, AppraisalError> {
-        let Accepted { verifier, endorsements } = self
+        let verifier = self
             .0
             .iter()
-            .find(|accepted| accepted.verifier.variant() == evidence.variant)
+            .find(|verifier| verifier.variant() == evidence.variant)
             .ok_or(AppraisalError::VariantNotAccepted(evidence.variant))?;
-        verifier.appraise(evidence, endorsements, binding, now)
+        verifier.appraise(evidence, &Endorsements::None, binding, now)
     }
 }
 
