@@ -96,6 +96,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
         "\"enforcement\": \"maybe\"",
     ),
     (VALUES, "apply -y", "\"15\": {", "\"99\": {"),
+    (VALUES, "apply -y", "\"15\": {", "\"11\": {"),
     (LIST, "mirror create x --list LIST", "", ""),
     (LIST, "mirror create x --list LIST", "", "<html>"),
     (LIST, "mirror create x --list LIST", "\"v1\"", "\"v2\""),

@@ -3,10 +3,14 @@
 //! The messages of parsers are those of programmers, and may quote a secret. Nothing of a value gets into ours, except a
 //! word that is not one of those that are known.
 
+mod keys;
+
 use std::fmt;
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
+
+use crate::keys::KeysOnce;
 
 /// More of a word is not shown.
 const MAX_SHOWN: usize = 64;
@@ -22,7 +26,8 @@ pub struct DocumentError {
     pub problem: String,
 }
 
-/// Reads a JSON document.
+/// Reads a JSON document. Every key is given once, also in maps and in what `T` ignores: readers of one document must not
+/// see different values.
 ///
 /// # Errors
 /// When it is not JSON, or of another form.
@@ -31,18 +36,16 @@ pub fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DocumentError> 
     let read = serde_path_to_error::deserialize(&mut deserializer);
     let value = read.map_err(|error| json_error(bytes, &error.path().to_string(), error.inner()))?;
     deserializer.end().map_err(|error| json_error(bytes, "", &error))?;
+    check_keys(bytes)?;
     Ok(value)
 }
 
-/// Reads a part of a JSON document, which was at this key.
-///
-/// # Errors
-/// When it is of another form.
-pub fn from_value<T: DeserializeOwned>(key: &str, value: &serde_json::Value) -> Result<T, DocumentError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = format!("{key}.{}", error.path().to_string().trim_matches('.'));
-        DocumentError::of_value(0, &path, &error.inner().to_string())
-    })
+fn check_keys(bytes: &[u8]) -> Result<(), DocumentError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    match serde_path_to_error::deserialize(&mut deserializer) {
+        Ok(KeysOnce) => Ok(()),
+        Err(error) => Err(json_error(bytes, &error.path().to_string(), error.inner())),
+    }
 }
 
 fn json_error(bytes: &[u8], path: &str, error: &serde_json::Error) -> DocumentError {
@@ -242,13 +245,27 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_told_by_their_key() {
-        let mut value: serde_json::Value = serde_json::from_str(GOOD).unwrap();
-        value["parts"]["a"]["name"] = 5.into();
-        let error = from_value::<Document>("inner", &value).unwrap_err();
-        assert_eq!(error.to_string(), "inner.parts.a.name: is a number, expected a text");
-        let error = from_value::<Document>("inner", &true.into()).unwrap_err();
-        assert_eq!(error.to_string(), "inner: is true or false, expected a section");
+    fn a_key_is_given_once_wherever_it_is() {
+        for (text, expected) in [
+            ("{\"a\": 1,\n\"a\": 1}", "line 2, a: is given twice: keep one"),
+            (
+                "{\"a\": {\"b\": 1,\n\"b\": 1}}",
+                "line 2, a.b: is given twice: keep one",
+            ),
+            (
+                "{\"a\": [0,\n{\"b\": 1, \"\\u0062\": 1}]}",
+                "line 2, a[1].b: is given twice: keep one",
+            ),
+        ] {
+            let map = from_json::<BTreeMap<String, IgnoredAny>>(text.as_bytes());
+            assert_eq!(map.unwrap_err().to_string(), expected);
+            assert_eq!(
+                from_json::<IgnoredAny>(text.as_bytes()).unwrap_err().to_string(),
+                expected
+            );
+        }
+        let good = "[{\"a\": null, \"b\": {\"a\": -1}}, {\"a\": true, \"b\": 0.5}, \"a\", \"a\", 1]";
+        from_json::<IgnoredAny>(good.as_bytes()).unwrap();
     }
 
     #[test]

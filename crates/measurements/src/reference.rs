@@ -1,8 +1,7 @@
 use cluster_types::Variant;
 use document::DocumentError;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 /// Longer documents are refused, in bytes. A real one has about 2 KiB.
 const MAX_DOCUMENT_LEN: usize = 64 * 1024;
@@ -14,13 +13,21 @@ const VERSION: u32 = 2;
 ///
 /// Computed from the files of the image, never read off a running machine. The values belong to the technology of the
 /// variant, which refuses them when they would accept every node; [`PcrReferences`](crate::PcrReferences) are a TPM's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReferenceValues {
+    variant: Variant,
+    image: String,
+    /// As it was written, so that mistakes in the values have a line too.
+    document: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document<T> {
     version: Version,
     variant: Variant,
     image: String,
-    values: Value,
+    values: T,
 }
 
 /// A document that holds no usable reference values.
@@ -61,23 +68,40 @@ impl ReferenceValues {
     /// When the values cannot be JSON, which is an error of their type.
     #[must_use]
     pub fn new(variant: Variant, image: impl Into<String>, values: &impl Serialize) -> Self {
-        Self {
+        let document = Document {
             version: Version,
             variant,
             image: image.into(),
-            values: serde_json::to_value(values).expect("reference values are maps, numbers and text"),
+            values,
+        };
+        let json = serde_json::to_string_pretty(&document).expect("reference values are maps, numbers and text");
+        Self {
+            variant,
+            image: document.image,
+            document: json + "\n",
         }
     }
 
     /// Parses the JSON document that the image builder writes.
     ///
     /// # Errors
-    /// When the document is too long, has an unknown field or another version.
+    /// When the document is too long, has an unknown field, a key twice or another version.
     pub fn parse(bytes: &[u8]) -> Result<Self, ParseReferenceValuesError> {
         if bytes.len() > MAX_DOCUMENT_LEN {
             return Err(ParseReferenceValuesError::TooLong { actual: bytes.len() });
         }
-        Ok(document::from_json(bytes)?)
+        let Document {
+            version: Version,
+            variant,
+            image,
+            values: IgnoredAny,
+        } = document::from_json(bytes)?;
+        let document = String::from_utf8(bytes.to_vec());
+        Ok(Self {
+            variant,
+            image,
+            document: document.map_err(|_| DocumentError::of_text(0, "the document is not UTF-8"))?,
+        })
     }
 
     /// Reads the document of this variant, and no other.
@@ -103,12 +127,10 @@ impl ReferenceValues {
         }
     }
 
-    /// The JSON document, ending in a newline.
+    /// The JSON document, as it was parsed.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let mut json = serde_json::to_string_pretty(self).expect("a document that was JSON before is JSON");
-        json.push('\n');
-        json
+        self.document.clone()
     }
 
     /// The variant whose words the values are.
@@ -128,7 +150,8 @@ impl ReferenceValues {
     /// # Errors
     /// When they are not what the technology has.
     pub fn values<T: DeserializeOwned>(&self) -> Result<T, DocumentError> {
-        document::from_value("values", &self.values)
+        let document: Document<T> = document::from_json(self.document.as_bytes())?;
+        Ok(document.values)
     }
 }
 
@@ -152,6 +175,10 @@ impl From<Version> for u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::Value;
+
     use super::*;
 
     fn example() -> ReferenceValues {
@@ -159,7 +186,7 @@ mod tests {
     }
 
     fn check_refused(change: impl FnOnce(&mut Value), reason: &str) {
-        let mut json = serde_json::to_value(example()).unwrap();
+        let mut json = serde_json::from_str(&example().to_json()).unwrap();
         change(&mut json);
         let error = ReferenceValues::parse(json.to_string().as_bytes()).unwrap_err();
         let ParseReferenceValuesError::Json(error) = error else {
@@ -174,6 +201,26 @@ mod tests {
         assert_eq!(read, example());
         assert_eq!(read.values::<Vec<u8>>().unwrap(), [1, 2]);
         assert!(read.values::<String>().is_err());
+    }
+
+    #[test]
+    fn mistakes_in_the_values_have_a_line() {
+        let error = example().values::<Vec<String>>().unwrap_err();
+        assert_eq!(error.to_string(), "line 6, values[0]: is a number, expected a text");
+    }
+
+    #[test]
+    fn keys_of_the_values_are_given_once() {
+        let twice =
+            r#"{"version": 2, "variant": "qemu-vtpm", "image": "x", "values": {"4": 1, "#.to_owned() + "\n\"4\": 2}}";
+        let once = twice.replace("\"4\": 2", "\"5\": 2");
+        let read = ReferenceValues::parse(once.as_bytes()).unwrap();
+        assert_eq!(read.values::<BTreeMap<String, u8>>().unwrap().len(), 2);
+        let error = ReferenceValues::parse(twice.as_bytes()).unwrap_err();
+        let ParseReferenceValuesError::Json(error) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(error.to_string(), "line 2, values.4: is given twice: keep one");
     }
 
     #[test]
