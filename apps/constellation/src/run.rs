@@ -13,6 +13,7 @@ use measurements::ReferenceValues;
 use role_grant::OperatorKey;
 
 use crate::advice::{Advise, advise};
+use crate::commands::init;
 use crate::mirror;
 use crate::providers::Providers;
 
@@ -38,16 +39,18 @@ impl<'a> Run<'a> {
         providers: &dyn Providers,
         variants: &'a dyn Variants,
     ) -> Result<Self> {
-        let state = workspace.state()?.unwrap_or_else(ClusterState::new);
+        let mut state = workspace.state()?.unwrap_or_else(ClusterState::new);
         if state.init != InitProgress::Done {
             // Found now, and not after the node has handed out its kubeconfig.
             workspace
                 .check_own(&state, names::ADMIN_CONF)
                 .advise("move it to another folder, then run the same command again")?;
         }
+        // Only here in memory: what is refused below is not stored.
+        init::finish_interrupted(workspace, &mut state)?;
         let document = reference_document(&config)?;
         // A damaged master secret is found here too, before there are machines.
-        let made_of = made_of(workspace, &config, &document, components.hash())?;
+        let made_of = made_of(workspace, &state, &config, &document, components.hash())?;
         if let Some(cluster) = made(&state) {
             refuse_changes(cluster, &made_of)?;
         }
@@ -125,7 +128,7 @@ pub(crate) fn fingerprint(secret: &MasterSecret) -> String {
 }
 
 /// An error if a cluster cannot become what is wanted. Nothing of it is applied then, not even what could be.
-pub(crate) fn refuse_changes(cluster: &MadeOf, wanted: &MadeOf) -> Result<()> {
+fn refuse_changes(cluster: &MadeOf, wanted: &MadeOf) -> Result<()> {
     let differences = cluster.differences(wanted);
     if differences.is_empty() {
         return Ok(());
@@ -141,16 +144,14 @@ pub(crate) fn refuse_changes(cluster: &MadeOf, wanted: &MadeOf) -> Result<()> {
 
 /// An error if the configuration alone wants what the cluster cannot become: before a mirror is asked, which may not have it.
 pub(crate) fn refuse_configured_changes(workspace: &Workspace, config: &ClusterConfig) -> Result<()> {
-    let state = workspace.state()?;
-    let Some(cluster) = state.as_ref().and_then(made) else {
+    let Some(state) = workspace.state()? else {
         return Ok(());
     };
-    let wanted = made_of(
-        workspace,
-        config,
-        &reference_document(config)?,
-        cluster.components.clone(),
-    )?;
+    let Some(cluster) = made(&state) else {
+        return Ok(());
+    };
+    let document = reference_document(config)?;
+    let wanted = made_of(workspace, &state, config, &document, cluster.components.clone())?;
     refuse_changes(cluster, &wanted)
 }
 
@@ -161,14 +162,17 @@ fn made(state: &ClusterState) -> Option<&MadeOf> {
 
 fn made_of(
     workspace: &Workspace,
+    state: &ClusterState,
     config: &ClusterConfig,
     reference_document: &str,
     components: String,
 ) -> Result<MadeOf> {
-    let secret = workspace
-        .has(names::MASTER_SECRET)?
-        .then(|| workspace.master_secret())
-        .transpose()?;
+    // Once there is a cluster, no other secret can take the place of one that is missing.
+    let secret = if state.init == InitProgress::Done || workspace.has(names::MASTER_SECRET)? {
+        Some(workspace.master_secret()?)
+    } else {
+        None
+    };
     let nodes = config.nodes().into_iter();
     Ok(MadeOf {
         provider: config.provider.key().to_owned(),

@@ -594,6 +594,73 @@ fn what_a_cluster_cannot_change_is_refused_by_name_and_nothing_of_it_is_applied(
     host.until(&["apply", "--yes"], "applying the services\n").kill();
 }
 
+/// What a run leaves that is killed between its last two writes: the kubeconfig is there, and the state does not say so yet.
+fn interrupt(host: &Host) {
+    let mut state = workspace(host).state().unwrap().unwrap();
+    state.init = InitProgress::Started;
+    state.cluster_id = None;
+    state.members.clear();
+    workspace(host).save_state(&state).unwrap();
+}
+
+fn secret_file(host: &Host) -> PathBuf {
+    host.workspace().join("constellation-mastersecret.json")
+}
+
+#[test]
+fn a_secret_that_was_missing_for_a_while_comes_back_and_no_other_takes_its_place() {
+    let (host, _node) = made();
+    let right = fs::read(secret_file(&host)).unwrap();
+    fs::remove_file(secret_file(&host)).unwrap();
+    let before = everything(&host);
+    let said = stderr(&host.run(&["apply", "--yes"]));
+    assert!(said.contains("constellation-mastersecret.json does not exist"), "{said}");
+    assert!(before == everything(&host), "something was applied");
+
+    fs::write(secret_file(&host), MasterSecret::generate().to_json().as_bytes()).unwrap();
+    let said = stderr(&host.run(&["apply", "--yes"]));
+    assert!(
+        said.contains("constellation-mastersecret.json: the cluster has"),
+        "{said}"
+    );
+    fs::write(secret_file(&host), right).unwrap();
+    host.until(&["apply", "--yes"], "applying the services\n").kill();
+}
+
+#[test]
+fn a_run_that_was_interrupted_at_its_end_is_finished_with_the_same_secret_only() {
+    let (host, node) = made();
+    interrupt(&host);
+    let right = fs::read(secret_file(&host)).unwrap();
+    fs::write(secret_file(&host), MasterSecret::generate().to_json().as_bytes()).unwrap();
+    let before = everything(&host);
+    let said = stderr(&host.run(&["apply", "--yes"]));
+    assert!(
+        said.contains("constellation-mastersecret.json: the cluster has"),
+        "{said}"
+    );
+    assert!(before == everything(&host), "something was stored");
+
+    fs::write(secret_file(&host), right).unwrap();
+    host.until(&["apply", "--yes"], "applying the services\n").kill();
+    let state = workspace(&host).state().unwrap().unwrap();
+    assert_eq!(
+        (state.init, state.cluster_id),
+        (InitProgress::Done, Some(derived_id(&host)))
+    );
+    assert_eq!(node.asked.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn the_first_node_of_an_interrupted_run_keeps_its_disk() {
+    let (host, _node) = made();
+    interrupt(&host);
+    host.machines().stop("control-plane-0", "the power failed");
+    let running = host.until(&["apply", "--yes"], "applying the services\n");
+    assert!(running.said.contains("restart control-plane-0"), "{}", running.said);
+    running.kill();
+}
+
 #[test]
 fn workers_come_and_go_and_the_cluster_stays_what_it_is() {
     let (host, node) = made();

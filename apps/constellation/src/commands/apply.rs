@@ -12,7 +12,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use atomic_file::Access;
 use attestation::Variants;
-use cluster_config::{InitProgress, Workspace, names};
+use cluster_config::{InitProgress, MadeOf, Workspace, WorkspaceError, names};
 use cluster_types::NodeRole;
 use error_report::Chain;
 use infrastructure::ClusterSpec;
@@ -24,7 +24,7 @@ use crate::advice::Advise;
 use crate::commands::{deploy, init, nodes, verify};
 use crate::output::{confirm, note, print, say};
 use crate::providers::Providers;
-use crate::run::{Run, load_components, load_config, refuse_changes, refuse_configured_changes};
+use crate::run::{Run, load_components, load_config, refuse_configured_changes};
 use crate::{kubeconfig, machines};
 
 /// Creates the cluster and reports how long it took.
@@ -44,8 +44,7 @@ pub(crate) async fn run(
     run.ask(yes)?;
     let result = run.phases(&progress).await;
     // The timings matter less than the result.
-    let timings = progress.timings();
-    if let Err(error) = workspace.write_own(&mut run.state, names::TIMINGS, timings.as_bytes(), Access::Everyone) {
+    if let Err(error) = keep_timings(workspace, &progress.timings()) {
         note(&format!("cannot keep the timings of the steps: {}", Chain(&error)));
     }
     result?;
@@ -58,6 +57,14 @@ pub(crate) async fn run(
         shlex::try_quote(&path).unwrap_or_default()
     ));
     Ok(())
+}
+
+/// In the state as it is stored, so that they store nothing that a phase which failed had half done.
+fn keep_timings(workspace: &Workspace, timings: &str) -> Result<(), WorkspaceError> {
+    match workspace.state()? {
+        Some(mut state) => workspace.write_own(&mut state, names::TIMINGS, timings.as_bytes(), Access::Everyone),
+        None => Ok(()),
+    }
 }
 
 impl Run<'_> {
@@ -103,14 +110,19 @@ impl Run<'_> {
     /// Workers have nothing to do until there is a cluster, and would only take processor time from its first node.
     fn make_first_machines(&mut self, step: &Step<'_>) -> Result<()> {
         block_in_place(|| {
-            if let Some(reason) = self.why_fresh_machines()? {
+            if let Some(reason) = self.why_fresh_machines() {
                 step.detail(&format!("{reason}; starting again with fresh machines"));
                 self.provider.destroy()?;
                 self.state.infrastructure = None;
                 self.state.init = InitProgress::NotStarted;
             }
-            // Stored before anything depends on it, or on the state's secret and salt.
-            self.state.made_of = Some(self.made_of.clone());
+            // Stored before anything depends on it, or on the state's secret and salt. What a cluster was made from stays as it is.
+            match &mut self.state.made_of {
+                Some(recorded) if self.state.init == InitProgress::Done => {
+                    recorded.nodes.extend(self.made_of.nodes.clone());
+                }
+                recorded => *recorded = Some(self.made_of.clone()),
+            }
             anyhow::Ok(self.workspace.save_state(&self.state)?)
         })?;
         let mut spec = machines::spec(&self.config, &self.state);
@@ -119,19 +131,15 @@ impl Run<'_> {
         self.make_machines(&spec, step)
     }
 
-    fn why_fresh_machines(&mut self) -> Result<Option<&'static str>> {
-        let Some(recorded) = self.state.made_of.clone() else {
-            return Ok(None);
-        };
-        let interrupted = self.state.init == InitProgress::Started;
-        if interrupted && !init::finish_interrupted(self)? {
-            return Ok(Some("the last run was interrupted while it set up the first node"));
+    fn why_fresh_machines(&self) -> Option<&'static str> {
+        let differs = |recorded: &MadeOf| !recorded.differences(&self.made_of).is_empty();
+        match self.state.init {
+            InitProgress::Started => Some("the last run was interrupted while it set up the first node"),
+            InitProgress::NotStarted if self.state.made_of.as_ref().is_some_and(differs) => {
+                Some("the configuration has changed since the last run")
+            }
+            InitProgress::NotStarted | InitProgress::Done => None,
         }
-        if interrupted {
-            refuse_changes(&recorded, &self.made_of)?;
-        }
-        let differs = self.state.init == InitProgress::NotStarted && !recorded.differences(&self.made_of).is_empty();
-        Ok(differs.then_some("the configuration has changed since the last run"))
     }
 
     /// A machine that was started again may have other ports; the kubeconfig names one.
@@ -139,7 +147,7 @@ impl Run<'_> {
         if self.state.init != InitProgress::Done || !self.workspace.has(names::ADMIN_CONF)? {
             return Ok(());
         }
-        let node = init::first_node(self)?;
+        let node = init::first_node(self.infrastructure()?)?;
         let (host, port) = (&node.host, node.ports.kubernetes);
         let path = self.workspace.path(names::ADMIN_CONF);
         let written = Zeroizing::new(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);

@@ -8,7 +8,7 @@ use atomic_file::Access;
 use attestation::{ExpectedMembership, Purpose};
 use attested_tls::{Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use base64::prelude::{BASE64_URL_SAFE, Engine};
-use cluster_config::{InitProgress, names};
+use cluster_config::{ClusterState, InitProgress, Workspace, names};
 use cluster_types::{ClusterId, NodeRole};
 use error_report::Chain;
 use grpc_api::components::Component;
@@ -17,7 +17,7 @@ use grpc_api::init::init_response::Kind;
 use grpc_api::init::{
     InitFailureResponse, InitRequest, InitResponse, InitSuccessResponse, LogResponseType, ProgressResponse,
 };
-use infrastructure::Machine;
+use infrastructure::{Infrastructure, Machine};
 use key_derivation::{MasterSecret, cluster_id};
 use polling::{Failed, Schedule};
 use terminal::{Progress, Step};
@@ -56,7 +56,7 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
         progress.line(&format!("master secret written to {}: keep it safe", path.display()));
     }
     run.made_of.operator_key = Some(fingerprint(&secret));
-    let node = first_node(run)?;
+    let node = first_node(run.infrastructure()?)?;
     let channel = progress
         .step("waiting for the first node", async |step| {
             connect(run, &node, step).await
@@ -73,21 +73,31 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
         .await
 }
 
-/// Whether a run that was interrupted after the node's success left everything that is needed behind.
-pub(crate) fn finish_interrupted(run: &mut Run<'_>) -> Result<bool> {
-    if !run.workspace.check_own(&run.state, names::ADMIN_CONF)? || !run.workspace.has(names::MASTER_SECRET)? {
-        return Ok(false);
+/// Does what a run that was interrupted after the node's success had left to do. The kubeconfig tells of the success.
+pub(crate) fn finish_interrupted(workspace: &Workspace, state: &mut ClusterState) -> Result<()> {
+    let is_left = state.init == InitProgress::Started && workspace.check_own(state, names::ADMIN_CONF)?;
+    match &state.infrastructure {
+        Some(infrastructure) if is_left => {
+            let node = first_node(infrastructure)?;
+            let expected = expected_id(state, &workspace.master_secret()?);
+            is_a_cluster(state, &node, expected);
+            Ok(())
+        }
+        _ => Ok(()),
     }
-    let expected = expected_id(run, &run.workspace.master_secret()?);
-    run.state.cluster_id = Some(expected);
-    run.state.init = InitProgress::Done;
-    Ok(true)
+}
+
+fn is_a_cluster(state: &mut ClusterState, first: &Machine, id: ClusterId) {
+    state.cluster_id = Some(id);
+    state.init = InitProgress::Done;
+    // Its machine is replaced if it stops and is no member.
+    state.members.insert(first.name.clone());
 }
 
 /// The machine of the first control plane.
-pub(crate) fn first_node(run: &Run<'_>) -> Result<Machine> {
-    let nodes = &run.infrastructure()?.nodes;
-    let first = nodes.iter().find(|node| node.role == NodeRole::ControlPlane);
+pub(crate) fn first_node(infrastructure: &Infrastructure) -> Result<Machine> {
+    let mut nodes = infrastructure.nodes.iter();
+    let first = nodes.find(|node| node.role == NodeRole::ControlPlane);
     first.cloned().context("the cluster has no control plane")
 }
 
@@ -310,21 +320,19 @@ fn finish(run: &mut Run<'_>, secret: &MasterSecret, node: &Machine, success: Ini
     let InitSuccessResponse { kubeconfig, cluster_id } = success;
     let kubeconfig = Zeroizing::new(kubeconfig);
     let actual = ClusterId::try_from(cluster_id.as_slice()).context("the node sent an invalid cluster id")?;
-    let expected = expected_id(run, secret);
+    let expected = expected_id(&run.state, secret);
     if actual != expected {
         bail!("the node reports cluster id {actual}; the master secret gives {expected}");
     }
     let rewritten = kubeconfig::rewrite(&kubeconfig, &node.host, node.ports.kubernetes)?;
     run.workspace
         .write_own(&mut run.state, names::ADMIN_CONF, rewritten.as_bytes(), Access::Owner)?;
-    run.state.cluster_id = Some(expected);
-    run.state.init = InitProgress::Done;
-    run.state.members.insert(node.name.clone());
+    is_a_cluster(&mut run.state, node, expected);
     Ok(run.workspace.save_state(&run.state)?)
 }
 
-fn expected_id(run: &Run<'_>, secret: &MasterSecret) -> ClusterId {
-    cluster_id(&secret.kek().measurement_secret(), &run.state.measurement_salt)
+fn expected_id(state: &ClusterState, secret: &MasterSecret) -> ClusterId {
+    cluster_id(&secret.kek().measurement_secret(), &state.measurement_salt)
 }
 
 #[cfg(test)]

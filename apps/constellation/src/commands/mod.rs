@@ -3,7 +3,7 @@
 mod apply;
 mod config;
 mod deploy;
-mod init;
+pub(crate) mod init;
 mod mini;
 mod mirror;
 mod nodes;
