@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, bail};
 use attestation::{Expectations, ExpectedMembership, Variants, Verifiers};
 use cluster_config::{ClusterConfig, ClusterState, InitProgress, MadeOf, Workspace, names};
+use cluster_types::NodeName;
 use error_report::explain_denied;
-use infrastructure::{Infrastructure, Provider};
+use infrastructure::{Infrastructure, MachineStatus, Provider};
 use key_derivation::{Label, MasterSecret};
 use kubernetes_components::ComponentList;
 use measurements::ReferenceValues;
@@ -51,8 +52,8 @@ impl<'a> Run<'a> {
         let document = reference_document(&config)?;
         // A damaged master secret is found here too, before there are machines.
         let made_of = made_of(workspace, &state, &config, &document, components.hash())?;
-        if let Some(cluster) = made(&state) {
-            refuse_changes(cluster, &made_of)?;
+        if let Some(cluster) = made(workspace, &state, providers)? {
+            refuse_changes(&cluster, &made_of)?;
         }
         let provider = providers.configured(workspace, &config.provider)?;
         Ok(Self {
@@ -143,21 +144,34 @@ fn refuse_changes(cluster: &MadeOf, wanted: &MadeOf) -> Result<()> {
 }
 
 /// An error if the configuration alone wants what the cluster cannot become: before a mirror is asked, which may not have it.
-pub(crate) fn refuse_configured_changes(workspace: &Workspace, config: &ClusterConfig) -> Result<()> {
+pub(crate) fn refuse_configured_changes(
+    workspace: &Workspace,
+    config: &ClusterConfig,
+    providers: &dyn Providers,
+) -> Result<()> {
     let Some(state) = workspace.state()? else {
         return Ok(());
     };
-    let Some(cluster) = made(&state) else {
+    let Some(cluster) = made(workspace, &state, providers)? else {
         return Ok(());
     };
     let document = reference_document(config)?;
     let wanted = made_of(workspace, &state, config, &document, cluster.components.clone())?;
-    refuse_changes(cluster, &wanted)
+    refuse_changes(&cluster, &wanted)
 }
 
-/// What the cluster was made from, if there is one.
-fn made(state: &ClusterState) -> Option<&MadeOf> {
-    state.made_of.as_ref().filter(|_| state.init == InitProgress::Done)
+/// What the cluster was made from, if there is one. A node whose machine was never created can still become anything.
+fn made(workspace: &Workspace, state: &ClusterState, providers: &dyn Providers) -> Result<Option<MadeOf>> {
+    let Some(mut cluster) = state.made_of.clone().filter(|_| state.init == InitProgress::Done) else {
+        return Ok(None);
+    };
+    let machines = providers.existing(workspace)?.machines()?;
+    let exist = |name: &NodeName| {
+        let mut machines = machines.iter();
+        machines.any(|machine| machine.name == *name && machine.status != MachineStatus::NotMade)
+    };
+    cluster.nodes.retain(|name, _| exist(name));
+    Ok(Some(cluster))
 }
 
 fn made_of(

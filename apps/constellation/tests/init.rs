@@ -673,6 +673,24 @@ fn workers_come_and_go_and_the_cluster_stays_what_it_is() {
     assert_eq!(node.asked.lock().unwrap().len(), 1);
 }
 
+/// The host may not have had the memory for it.
+#[test]
+fn a_node_whose_machine_was_never_created_can_still_get_another() {
+    let (host, _node) = made();
+    // What a run leaves that ended before it created the machine.
+    let mut state = workspace(&host).state().unwrap().unwrap();
+    let nodes = &mut state.made_of.as_mut().unwrap().nodes;
+    let mut wanted = nodes.values().find(|node| node.name.as_str() == "worker-0").unwrap().clone();
+    wanted.name = "worker-1".parse().unwrap();
+    wanted.memory_mib = 1 << 20;
+    nodes.insert(wanted.name.clone(), wanted);
+    workspace(&host).save_state(&state).unwrap();
+
+    host.change_config("initialCount: 1 # workers", "initialCount: 2 # workers");
+    host.until(&["apply", "--yes"], "applying the services\n").kill();
+    assert_eq!(host.machines().spec("worker-1").memory_mib, 2048);
+}
+
 #[test]
 fn until_there_is_a_cluster_a_change_gets_fresh_machines() {
     let host = configured(SOFTWARE_TPM);

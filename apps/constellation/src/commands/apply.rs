@@ -35,7 +35,7 @@ pub(crate) async fn run(
     variants: &dyn Variants,
 ) -> Result<()> {
     let config = load_config(workspace)?;
-    refuse_configured_changes(workspace, &config)?;
+    refuse_configured_changes(workspace, &config, providers)?;
     // A mirror may answer late or never. Meanwhile, other commands can use the workspace.
     let components = load_components(&config).await?;
     let _lock = workspace.lock()?;
