@@ -51,7 +51,7 @@ impl<'a> Run<'a> {
         init::finish_interrupted(workspace, &mut state)?;
         let document = reference_document(&config)?;
         // A damaged master secret is found here too, before there are machines.
-        let made_of = made_of(workspace, &state, &config, &document, components.hash())?;
+        let made_of = made_of(workspace, &state, &config, &document, components.digest())?;
         if let Some(cluster) = made(workspace, &state, providers)? {
             refuse_changes(&cluster, &made_of)?;
         }

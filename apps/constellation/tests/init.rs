@@ -485,7 +485,11 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 
 /// A cluster as far as the CLI knows, and the first node that made it.
 fn made() -> (Host, ScriptedNode) {
-    let (host, node) = (configured(SOFTWARE_TPM), ScriptedNode::new(SOFTWARE_TPM));
+    made_on(configured(SOFTWARE_TPM))
+}
+
+fn made_on(host: Host) -> (Host, ScriptedNode) {
+    let node = ScriptedNode::new(SOFTWARE_TPM);
     let mut running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Success(derived_id(&host)));
     running.until("applying the services\n");
@@ -671,6 +675,29 @@ fn workers_come_and_go_and_the_cluster_stays_what_it_is() {
     host.until(&["apply", "--yes"], "applying the services\n").kill();
     assert_eq!(host.machines().starts("control-plane-0"), 1);
     assert_eq!(node.asked.lock().unwrap().len(), 1);
+}
+
+/// The files are the same. Still the cluster keeps the list, which cannot change, and the nodes that join it follow.
+#[test]
+fn a_mirror_with_the_same_files_in_other_places_is_refused() {
+    let host = Host::new();
+    let list = host.path("mirror/components.json");
+    let component = r#"[{"url":"a","hash":"sha256:HASH","install_path":"/a","extract":false}]"#;
+    let good = support::COMPONENTS.replace("[]", &component.replace("HASH", &"ab".repeat(32)));
+    fs::write(&list, &good).unwrap();
+    host.configure();
+    let (host, _node) = made_on(host);
+    // Otherwise the digest alone refuses another list.
+    host.change_config("kubernetesComponentsDigest:", "# kubernetesComponentsDigest:");
+    for (from, to) in [
+        (r#""url":"a""#, r#""url":"b""#),
+        (r#""/a""#, r#""/b""#),
+        ("false", "true"),
+    ] {
+        fs::write(&list, good.replace(from, to)).unwrap();
+        let said = stderr(&host.run(&["apply", "--yes"]));
+        assert!(said.contains("mirror: the cluster has"), "{to}: {said}");
+    }
 }
 
 /// The host may not have had the memory for it.

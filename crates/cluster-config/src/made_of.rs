@@ -17,7 +17,7 @@ pub struct MadeOf {
     pub name: String,
     /// The Kubernetes release.
     pub kubernetes_version: KubernetesVersion,
-    /// Hash over the hashes of the release's components.
+    /// Digest of the list of the release's components, with where they come from and go to.
     pub components: String,
     /// Addresses of Services.
     #[serde(rename = "serviceCIDR")]
@@ -76,7 +76,7 @@ impl MadeOf {
             UPGRADE,
         );
         if *kubernetes_version == wanted.kubernetes_version {
-            found.compare("mirror", &files(components), &files(&wanted.components), UPGRADE);
+            found.compare("mirror", &list(components), &list(&wanted.components), UPGRADE);
         }
         found.compare("serviceCIDR", service_cidr, &wanted.service_cidr, NEW_CLUSTER);
         let variant = &wanted.attestation_variant;
@@ -97,8 +97,8 @@ impl MadeOf {
     }
 }
 
-fn files(hash: &str) -> String {
-    format!("components with the hash {hash}")
+fn list(digest: &str) -> String {
+    format!("a list of components with the digest {digest}")
 }
 
 fn measured(reference_values: &str) -> String {

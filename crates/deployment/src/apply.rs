@@ -23,6 +23,23 @@ pub struct ApplyError {
     source: Box<kube::Error>,
 }
 
+impl ApplyError {
+    /// Whether the API server understood the object and will never take it.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match &*self.source {
+            kube::Error::Api(status) => is_final(status.code),
+            _ => false,
+        }
+    }
+}
+
+/// A server that has just started may not know anyone's rights (401, 403) or all resources (404) yet; RFC 9110 and RFC 6585 say the
+/// others may succeed later.
+fn is_final(status: u16) -> bool {
+    (400..500).contains(&status) && !matches!(status, 401 | 403 | 404 | 408 | 409 | 425 | 429)
+}
+
 impl Object {
     /// Takes any typed object with a name.
     ///
@@ -69,5 +86,20 @@ impl Object {
 
     fn name(&self) -> &str {
         self.object.metadata.name.as_deref().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_will_never_take_is_told_from_what_it_does_not_take_yet() {
+        for status in [400, 405, 413, 415, 422] {
+            assert!(is_final(status), "{status}");
+        }
+        for status in [401, 403, 404, 408, 409, 429, 500, 503] {
+            assert!(!is_final(status), "{status}");
+        }
     }
 }

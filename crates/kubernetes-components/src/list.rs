@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use cluster_types::KubernetesVersion;
-use digest::{Hasher, oci};
+use digest::{Digest, Hasher, oci};
 
 use crate::Component;
 
@@ -67,6 +67,13 @@ impl ComponentList {
             .collect();
         components_hash(hashes.iter().map(String::as_str))
     }
+
+    /// Digest of everything that the list says, as `sha256:` and hex digits: the [`hash`](Self::hash) covers only the files, not
+    /// where they are fetched from and installed.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        oci::format(&Digest::of(self.config_map_components().as_bytes()))
+    }
 }
 
 /// The hash of a list: SHA-256 over the concatenated hash texts, in order and without separator.
@@ -83,6 +90,25 @@ const MAX_COMPONENTS: usize = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_of_the_same_files_in_other_places_have_other_digests() {
+        let list = |url: &str, install_path: &str, extract| {
+            let component = Component {
+                url: url.parse().unwrap(),
+                hash: Digest::of(b"a file"),
+                install_path: install_path.parse().unwrap(),
+                extract,
+            };
+            ComponentList::new("v1.35.4".parse().unwrap(), vec![component]).unwrap()
+        };
+        let one = list("a", "/a", false);
+        assert_eq!(one.digest(), list("a", "/a", false).digest());
+        for other in [list("b", "/a", false), list("a", "/b", false), list("a", "/a", true)] {
+            assert_eq!(other.hash(), one.hash());
+            assert_ne!(other.digest(), one.digest());
+        }
+    }
 
     /// The vectors come from the predecessor, because its clusters use these names.
     #[test]

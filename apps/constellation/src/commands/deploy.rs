@@ -9,17 +9,19 @@ use deployment::{Object, PodNetwork, objects, pod_network};
 use key_derivation::{Label, MasterSecret};
 use key_service_client::public_key;
 use kube::Client;
-use polling::Schedule;
+use polling::{Failed, Schedule};
 use role_grant::OperatorKey;
 use terminal::Step;
 
-use crate::advice::{Advise, given_up};
+use crate::advice::{Advise, advise, given_up};
 use crate::run::Run;
 use crate::{kubeconfig, machines};
 
 /// The API server of a new cluster restarts from time to time.
 const LIMIT: Duration = Duration::from_secs(300);
 const INTERVAL: Duration = Duration::from_secs(2);
+const REFUSED: &str = "compare the object in the cluster with the reason (`kubectl get`); if nobody changed it there, this is a defect \
+                       of constellation";
 /// The API server's port on the private network.
 const KUBERNETES_PORT: u16 = 6443;
 
@@ -68,7 +70,13 @@ fn api_server(run: &Run<'_>) -> Result<SocketAddrV4> {
 async fn apply(run: &Run<'_>, client: &Client, object: &Object) -> Result<()> {
     let attempt = || async {
         let applied = object.apply(client).await;
-        applied.map_err(|error| machines::retry(&*run.provider, error))
+        applied.map_err(|error| {
+            if error.is_final() {
+                Failed::Stop(advise(error.into(), Vec::new(), REFUSED))
+            } else {
+                machines::retry(&*run.provider, error)
+            }
+        })
     };
     Schedule::every(INTERVAL, LIMIT)
         .poll(attempt, |_, _| {})
