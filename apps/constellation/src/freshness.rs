@@ -2,7 +2,8 @@
 //!
 //! For 40 s after a node's end, Kubernetes goes on calling it ready. Clocks cannot tell, since node and this machine have different
 //! ones that the host sets. A node is believed when it is known to be ready in the machine's present start, or when it shows that it is
-//! alive in it: by another boot id than in the start before, or, if none is known, by renewing its lease while it is watched.
+//! alive in it: while it is watched, it renews its lease or tells of another boot. If an earlier start is known, its boot id must also
+//! differ from the one then. That alone is not enough: a guest that reset itself has another one without another start.
 
 use std::collections::BTreeMap;
 
@@ -19,9 +20,12 @@ pub(crate) struct Seen {
     pub(crate) renewed: Option<String>,
 }
 
+/// What only a node that is alive changes: its boot id, and when it renewed its lease.
+type SignOfLife = (String, Option<String>);
+
 /// What was known and seen first.
 pub(crate) struct Freshness {
-    first: Option<BTreeMap<NodeName, Option<String>>>,
+    first: Option<BTreeMap<NodeName, SignOfLife>>,
 }
 
 impl Freshness {
@@ -34,7 +38,7 @@ impl Freshness {
     pub(crate) fn look(&mut self, nodes: &BTreeMap<NodeName, Seen>) {
         self.first.get_or_insert_with(|| {
             let nodes = nodes.iter();
-            nodes.map(|(name, node)| (name.clone(), node.renewed.clone())).collect()
+            nodes.map(|(name, node)| (name.clone(), sign_of_life(node))).collect()
         });
     }
 
@@ -42,14 +46,20 @@ impl Freshness {
     pub(crate) fn is_fresh(&self, name: &NodeName, node: &Seen, start: &str, known: Option<&Boot>) -> bool {
         match known {
             Some(known) if known.start == start => true,
-            Some(known) => known.boot_id != node.boot_id,
-            None => {
-                let first = self.first.as_ref().and_then(|first| first.get(name));
-                // A node that was not there before has come by itself.
-                first.is_none_or(|renewed| *renewed != node.renewed)
-            }
+            Some(known) => known.boot_id != node.boot_id && self.shows_life(name, node),
+            None => self.shows_life(name, node),
         }
     }
+
+    fn shows_life(&self, name: &NodeName, node: &Seen) -> bool {
+        let first = self.first.as_ref().and_then(|first| first.get(name));
+        // A node that was not there before has come by itself.
+        first.is_none_or(|first| *first != sign_of_life(node))
+    }
+}
+
+fn sign_of_life(node: &Seen) -> SignOfLife {
+    (node.boot_id.clone(), node.renewed.clone())
 }
 
 #[cfg(test)]
@@ -88,6 +98,22 @@ mod tests {
         assert!(check("boot 1", "start 1"));
         assert!(!check("boot 1", "start 2"));
         assert!(check("boot 2", "start 2"));
+    }
+
+    /// The guest reset itself in the start before, or `apply` ended before it remembered the boot.
+    #[test]
+    fn another_boot_that_was_there_before_the_watch_is_fresh_only_when_the_node_shows_life() {
+        let known = Some(("start 1", "boot 1"));
+        let check = |renewed| {
+            check(
+                Some(seen("boot 2", "10:00")),
+                &seen("boot 2", renewed),
+                "start 2",
+                known,
+            )
+        };
+        assert!(!check("10:00"));
+        assert!(check("10:10"));
     }
 
     /// It may renew its lease before it says in which boot, and then what it says of itself is still the boot before.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Error, Result, anyhow};
-use cluster_config::Boot;
+use cluster_config::{Boot, ClusterState};
 use cluster_types::NodeName;
 use infrastructure::Machine;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -44,8 +44,12 @@ pub(crate) async fn wait(run: &mut Run<'_>, step: &Step<'_>) -> Result<()> {
         if listed.is_ok() {
             freshness.look(seen);
         }
-        let missing = missing(&run, seen, &machines, &freshness);
-        remember(&mut run, seen, &machines, &missing).map_err(Failed::Stop)?;
+        let wanted = run.config.nodes().into_iter().map(|node| node.name);
+        let missing = missing(wanted, &run.state, seen, &machines, &freshness);
+        if remember(&mut run.state, seen, &machines, &missing) {
+            let saved = run.workspace.save_state(&run.state);
+            saved.map_err(|error| Failed::Stop(error.into()))?;
+        }
         if missing.is_empty() {
             return Ok(());
         }
@@ -105,33 +109,32 @@ fn seen(node: &Node, renewed: Option<String>) -> Seen {
     }
 }
 
-/// Which nodes are part of the cluster, and in which boot those that are not missing became ready.
+/// Takes into the state which nodes are part of the cluster, and in which boot those that are not missing became ready. Whether that
+/// changed it.
 fn remember(
-    run: &mut Run<'_>,
+    state: &mut ClusterState,
     seen: &BTreeMap<NodeName, Seen>,
     machines: &[Machine],
     missing: &BTreeMap<NodeName, &str>,
-) -> Result<()> {
-    let before = (run.state.members.len(), run.state.boots.clone());
-    run.state.members.extend(seen.keys().cloned());
+) -> bool {
+    let before = (state.members.len(), state.boots.clone());
+    state.members.extend(seen.keys().cloned());
     for (name, node) in seen.iter().filter(|(name, _)| !missing.contains_key(name)) {
         if let Some(start) = start_of(machines, name) {
             let boot = Boot {
                 start: start.to_owned(),
                 boot_id: node.boot_id.clone(),
             };
-            run.state.boots.insert(name.clone(), boot);
+            state.boots.insert(name.clone(), boot);
         }
     }
-    if before != (run.state.members.len(), run.state.boots.clone()) {
-        run.workspace.save_state(&run.state)?;
-    }
-    Ok(())
+    before != (state.members.len(), state.boots.clone())
 }
 
 /// The nodes that are wanted and not ready, with the reason.
 fn missing(
-    run: &Run<'_>,
+    wanted: impl Iterator<Item = NodeName>,
+    state: &ClusterState,
     seen: &BTreeMap<NodeName, Seen>,
     machines: &[Machine],
     freshness: &Freshness,
@@ -140,18 +143,108 @@ fn missing(
         let start = start_of(machines, name).unwrap_or_default();
         match seen.get(name) {
             None => Some("not part of the cluster"),
-            Some(node) if !freshness.is_fresh(name, node, start, run.state.boots.get(name)) => {
-                Some("not heard of since its machine was started")
+            Some(node) if !freshness.is_fresh(name, node, start, state.boots.get(name)) => {
+                Some("not heard from since its machine started")
             }
             Some(node) if !node.ready => Some("not ready"),
             Some(_) => None,
         }
     };
-    let wanted = run.config.nodes().into_iter().map(|node| node.name);
     wanted.filter_map(|name| why(&name).map(|why| (name, why))).collect()
 }
 
 fn start_of<'a>(machines: &'a [Machine], name: &NodeName) -> Option<&'a str> {
     let machine = machines.iter().find(|machine| machine.name == *name);
     machine.map(|machine| machine.start.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster_types::NodeRole;
+    use infrastructure::{MachineStatus, NodePorts};
+
+    use super::*;
+
+    fn worker() -> NodeName {
+        "worker-0".parse().unwrap()
+    }
+
+    fn started(start: &str) -> [Machine; 1] {
+        [Machine {
+            name: worker(),
+            role: NodeRole::Worker,
+            address: [192, 168, 77, 10].into(),
+            host: "127.0.0.1".to_owned(),
+            ports: NodePorts {
+                bootstrapper: 0,
+                kubernetes: 0,
+                verify_http: 0,
+                verify: 0,
+                join: 0,
+            },
+            start: start.to_owned(),
+            status: MachineStatus::Running,
+        }]
+    }
+
+    fn listed(ready: bool, boot_id: &str) -> BTreeMap<NodeName, Seen> {
+        let node = Seen {
+            ready,
+            version: "v1.35.4".to_owned(),
+            boot_id: boot_id.to_owned(),
+            renewed: Some("10:00".to_owned()),
+        };
+        BTreeMap::from([(worker(), node)])
+    }
+
+    fn boot(start: &str, boot_id: &str) -> Boot {
+        Boot {
+            start: start.to_owned(),
+            boot_id: boot_id.to_owned(),
+        }
+    }
+
+    /// Takes a look as `wait` does. What is missing, and whether the state has changed.
+    fn look(
+        state: &mut ClusterState,
+        freshness: &mut Freshness,
+        seen: &BTreeMap<NodeName, Seen>,
+        start: &str,
+    ) -> (Option<&'static str>, bool) {
+        freshness.look(seen);
+        let machines = started(start);
+        let missing = missing([worker()].into_iter(), state, seen, &machines, freshness);
+        let changed = remember(state, seen, &machines, &missing);
+        (missing.get(&worker()).copied(), changed)
+    }
+
+    #[test]
+    fn a_node_is_waited_for_until_it_is_ready_in_the_present_start_and_then_remembered() {
+        let (mut state, mut freshness) = (ClusterState::new(), Freshness::new());
+        state.boots.insert(worker(), boot("1", "boot 1"));
+        let not_heard = Some("not heard from since its machine started");
+        for (seen, expected) in [
+            // It becomes a member by being listed.
+            (listed(true, "boot 1"), (not_heard, true)),
+            (listed(true, "boot 1"), (not_heard, false)),
+            (listed(false, "boot 2"), (Some("not ready"), false)),
+        ] {
+            assert_eq!(look(&mut state, &mut freshness, &seen, "2"), expected);
+            assert_eq!(state.boots[&worker()], boot("1", "boot 1"));
+        }
+        assert!(state.members.contains(&worker()));
+        let ready = listed(true, "boot 2");
+        assert_eq!(look(&mut state, &mut freshness, &ready, "2"), (None, true));
+        assert_eq!(state.boots[&worker()], boot("2", "boot 2"));
+        // The next command knows it.
+        assert_eq!(look(&mut state, &mut Freshness::new(), &ready, "2"), (None, false));
+    }
+
+    #[test]
+    fn a_node_that_is_not_listed_is_not_part_of_the_cluster() {
+        let mut state = ClusterState::new();
+        let looked = look(&mut state, &mut Freshness::new(), &BTreeMap::new(), "1");
+        assert_eq!(looked, (Some("not part of the cluster"), false));
+        assert!(state.members.is_empty());
+    }
 }
