@@ -59,7 +59,12 @@ fn read_small(path: &Path, max_len: usize) -> Result<Vec<u8>, DownloadError> {
     let read = |document: &mut Vec<u8>| -> io::Result<usize> {
         File::open(path)?.take(max_len as u64 + 1).read_to_end(document)
     };
-    if read(&mut document)? > max_len {
+    let len = read(&mut document).map_err(|source| DownloadError::File {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    if len > max_len {
         return Err(DownloadError::TooLong(max_len as u64));
     }
     Ok(document)

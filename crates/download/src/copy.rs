@@ -7,6 +7,7 @@ use digest::{Digest, HashingWriter};
 use tokio::task::spawn_blocking;
 
 use crate::DownloadError;
+use crate::error::Context;
 
 /// Copies a local file to `target` under the same conditions as [`Downloader::file`](crate::Downloader::file).
 ///
@@ -19,12 +20,13 @@ pub async fn copy(from: PathBuf, digest: Digest, max_len: u64, target: PathBuf) 
 }
 
 fn copy_blocking(from: &Path, expected: Digest, max_len: u64, target: &Path) -> Result<(), DownloadError> {
-    let mut from = File::open(from)?.take(max_len.saturating_add(1));
+    let mut source = File::open(from).on("read", from)?.take(max_len.saturating_add(1));
     if let Some(folder) = target.parent() {
-        fs::create_dir_all(folder)?;
+        fs::create_dir_all(folder).on("create", folder)?;
     }
-    let mut file = HashingWriter::new(NewFile::create(target, Access::Everyone)?);
-    io::copy(&mut from, &mut file)?;
+    let new = NewFile::create(target, Access::Everyone).on("write", target)?;
+    let mut file = HashingWriter::new(new);
+    io::copy(&mut source, &mut file).on("copy", from)?;
     let (file, actual, len) = file.finish();
     if len > max_len {
         return Err(DownloadError::TooLong(max_len));
@@ -36,5 +38,5 @@ fn copy_blocking(from: &Path, expected: Digest, max_len: u64, target: &Path) -> 
             resumed: false,
         });
     }
-    Ok(file.commit()?)
+    file.commit().on("write", target)
 }

@@ -1,7 +1,9 @@
 use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use digest::{Digest, oci};
+use error_report::explain_denied;
 
 /// A file or document that was not downloaded.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +40,35 @@ pub enum DownloadError {
         /// Whether an earlier download had fetched its beginning.
         resumed: bool,
     },
+    /// Another process, or another task of this one, downloads the same file.
+    #[error("another download writes to {0}; wait until it has ended")]
+    Busy(PathBuf),
     /// The local disk failed.
-    #[error("cannot read or write a local file")]
-    File(#[from] io::Error),
+    #[error("cannot {action} {path}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// Path of the file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Names the path in the error.
+pub(crate) trait Context<T> {
+    fn on(self, action: &'static str, path: &Path) -> Result<T, DownloadError>;
+}
+
+impl<T> Context<T> for io::Result<T> {
+    fn on(self, action: &'static str, path: &Path) -> Result<T, DownloadError> {
+        self.map_err(|error| DownloadError::File {
+            action,
+            path: path.to_owned(),
+            source: explain_denied(path, error),
+        })
+    }
 }
 
 impl DownloadError {
@@ -49,10 +77,11 @@ impl DownloadError {
         match self {
             // RFC 9110 section 15: request timeout, too early, too many requests, and what gateways say.
             Self::Status(status) => matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504),
-            Self::Unreachable(_) | Self::Stalled(_) => true,
+            // A download that was given up holds its part for a moment.
+            Self::Unreachable(_) | Self::Stalled(_) | Self::Busy(_) => true,
             // The beginning may be another file's; the next attempt fetches all of it.
             Self::Digest { resumed, .. } => *resumed,
-            Self::Client(_) | Self::TooSlow(_) | Self::TooLong(_) | Self::File(_) => false,
+            Self::Client(_) | Self::TooSlow(_) | Self::TooLong(_) | Self::File { .. } => false,
         }
     }
 }

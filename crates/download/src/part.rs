@@ -1,7 +1,7 @@
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use digest::{Digest, Hasher};
@@ -9,6 +9,7 @@ use rustix::fs::OFlags;
 use tokio::task::spawn_blocking;
 
 use crate::DownloadError;
+use crate::error::Context;
 
 /// The downloaded part of a file, hashed while it is written.
 pub(crate) struct Part {
@@ -28,29 +29,47 @@ pub fn part_of(target: &Path) -> PathBuf {
     target.with_file_name(name)
 }
 
-impl Part {
-    /// Reads the existing part, which can take a second.
-    pub(crate) async fn open(target: &Path) -> io::Result<Self> {
-        let path = part_of(target);
-        spawn_blocking(move || Self::open_blocking(path))
-            .await
-            .expect("reading does not panic")
-    }
-
-    fn open_blocking(path: PathBuf) -> io::Result<Self> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let mut file = OpenOptions::new()
+/// Nobody else writes to the file while it is open. The kernel releases it with the process.
+fn open_locked(path: &Path) -> Result<File, DownloadError> {
+    loop {
+        let opened = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             // Never through a link that someone put there.
             .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-            .open(&path)?;
+            .open(path);
+        let file = opened.on("write", path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(DownloadError::Busy(path.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(error).on("lock", path),
+        }
+        // Meanwhile, another download may have ended and given the file its name, or removed it.
+        let locked = file.metadata().on("look at", path)?;
+        if fs::symlink_metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (locked.dev(), locked.ino())) {
+            return Ok(file);
+        }
+    }
+}
+
+impl Part {
+    /// Reads the existing part, which can take a second.
+    pub(crate) async fn open(target: &Path) -> Result<Self, DownloadError> {
+        let path = part_of(target);
+        spawn_blocking(move || Self::open_blocking(path))
+            .await
+            .expect("reading does not panic")
+    }
+
+    fn open_blocking(path: PathBuf) -> Result<Self, DownloadError> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).on("create", folder)?;
+        }
+        let mut file = open_locked(&path)?;
         let mut hasher = Hasher::new();
-        let len = io::copy(&mut file, &mut hasher)?;
+        let len = io::copy(&mut file, &mut hasher).on("read", &path)?;
         Ok(Self {
             file,
             path,
@@ -65,34 +84,41 @@ impl Part {
     }
 
     /// Starts again from the beginning.
-    pub(crate) fn clear(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.rewind()?;
+    pub(crate) fn clear(&mut self) -> Result<(), DownloadError> {
+        self.file.set_len(0).on("empty", &self.path)?;
+        self.file.rewind().on("empty", &self.path)?;
         self.hasher = Hasher::new();
         self.len = 0;
         self.resumed = false;
         Ok(())
     }
 
-    pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), DownloadError> {
+        self.file.write_all(bytes).on("write", &self.path)?;
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
         Ok(())
     }
 
-    pub(crate) fn remove(self) -> io::Result<()> {
-        fs::remove_file(self.path)
+    pub(crate) fn remove(self) -> Result<(), DownloadError> {
+        fs::remove_file(&self.path).on("remove", &self.path)
     }
 
     /// Gives the file its name if it is the right one, and removes it otherwise.
     pub(crate) fn keep_as(self, target: &Path, expected: Digest) -> Result<(), DownloadError> {
-        let (resumed, path) = (self.resumed, self.path);
-        let actual = self.hasher.finish();
+        // Open, and thereby locked, until it is away.
+        let Self {
+            file: _file,
+            path,
+            hasher,
+            resumed,
+            ..
+        } = self;
+        let actual = hasher.finish();
         if actual == expected {
-            return Ok(atomic_file::rename(&path, target)?);
+            return atomic_file::rename(&path, target).on("write", target);
         }
-        fs::remove_file(path)?;
+        fs::remove_file(&path).on("remove", &path)?;
         Err(DownloadError::Digest {
             actual,
             expected,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use digest::Digest;
-use download::{DownloadError, Downloader, Event, Limits, Proxies, Url, part_of};
+use download::{DownloadError, Downloader, Event, Limits, Proxies, Url, copy, part_of};
 use tempfile::TempDir;
 
 const CONTENT: &[u8] = b"a file, as far as a test is concerned";
@@ -216,4 +216,40 @@ async fn a_download_that_is_dropped_keeps_what_it_has() {
         () = received.notified() => {}
     }
     assert_eq!(fs::read(part_of(&target.path)).unwrap(), &CONTENT[..10]);
+}
+
+#[tokio::test]
+async fn another_download_of_the_same_file_is_not_disturbed() {
+    let (server, target) = (serve(vec![content()]), target());
+    let part = part_of(&target.path);
+    fs::create_dir_all(part.parent().unwrap()).unwrap();
+    fs::write(&part, &CONTENT[..4]).unwrap();
+    let other = fs::File::open(&part).unwrap();
+    other.lock().unwrap();
+    let limits = Limits {
+        total: Duration::from_secs(1),
+        ..LIMITS
+    };
+    let error = downloader(limits)
+        .file(&server.url, Digest::of(CONTENT), 100, &target.path, &|_| {})
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, DownloadError::Busy(path) if *path == part),
+        "{error:?}"
+    );
+    assert_eq!(fs::read(&part).unwrap(), &CONTENT[..4]);
+    drop(other);
+    check(&server, &target, 100).await.unwrap();
+    assert_eq!(fs::read(&target.path).unwrap(), CONTENT);
+}
+
+#[tokio::test]
+async fn a_local_file_that_cannot_be_used_is_named() {
+    let there = target();
+    let missing = there.path.with_file_name("missing");
+    let error = copy(missing.clone(), Digest::of(CONTENT), 100, there.path.clone())
+        .await
+        .unwrap_err();
+    assert_eq!(error.to_string(), format!("cannot read {}", missing.display()));
 }
