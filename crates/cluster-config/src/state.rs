@@ -13,8 +13,8 @@ use crate::made_of::MadeOf;
 use crate::raw;
 use crate::yaml::from_yaml;
 
-/// The one version that is read. Version 1 was the predecessor's.
-const VERSION: &str = "v2";
+/// The one version that is read. Version 1 was the predecessor's; version 2 did not say what a cluster was made from.
+const VERSION: &str = "v3";
 /// No state of ours is longer.
 const MAX_STATE_LEN: usize = 1 << 20;
 
@@ -204,7 +204,7 @@ mod tests {
         for (from, to, path) in [
             (secret.as_str(), &secret[1..], "initSecret"),
             ("init: not-started", "init: maybe", "init"),
-            ("version: v2", "version: v1", "version"),
+            ("version: v3", "version: v2", "version"),
             ("members:", "membres:", "membres"),
         ] {
             let error = ClusterState::parse(&good.replace(from, to))

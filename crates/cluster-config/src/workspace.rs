@@ -86,6 +86,18 @@ pub enum WorkspaceError {
         #[source]
         source: ParseStateError,
     },
+    /// The state is one of another build.
+    #[error(
+        "{path} belongs to a cluster of another build: terminate it with the build that created it, then run the same \
+         command again"
+    )]
+    OtherState {
+        /// Path of the file or folder.
+        path: PathBuf,
+        /// Which version it has.
+        #[source]
+        source: ParseStateError,
+    },
     /// The master secret cannot be used.
     #[error("{path} is damaged (restore it from a backup)")]
     MasterSecret {
@@ -187,9 +199,10 @@ impl Workspace {
     /// When it cannot be read.
     pub fn state(&self) -> Result<Option<ClusterState>, WorkspaceError> {
         let parse = |text: Zeroizing<String>| {
-            ClusterState::parse(&text).map_err(|source| WorkspaceError::State {
-                path: self.path(names::STATE),
-                source,
+            let path = || self.path(names::STATE);
+            ClusterState::parse(&text).map_err(|source| match source {
+                ParseStateError::Version { .. } => WorkspaceError::OtherState { path: path(), source },
+                source => WorkspaceError::State { path: path(), source },
             })
         };
         self.read(names::STATE)?.map(parse).transpose()
