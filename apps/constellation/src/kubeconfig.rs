@@ -15,14 +15,17 @@ pub(crate) fn rewrite(kubeconfig: &[u8], host: &str, port: u16) -> Result<Zeroiz
     Ok(Zeroizing::new(serde_saphyr::to_string(&config)?))
 }
 
-/// Whether a kubeconfig has this address already.
-pub(crate) fn leads_to(kubeconfig: &[u8], host: &str, port: u16) -> Result<bool> {
-    let text = str::from_utf8(kubeconfig).context("it is not text")?;
-    let mut config: Kubeconfig = from_yaml(text).context("cannot parse it")?;
-    Ok(only_cluster(&mut config)?.server == Some(address(host, port)))
+/// Whether a cluster of a kubeconfig, which the user may have changed, has a server at this port, whatever this machine is called.
+pub(crate) fn leads_to(kubeconfig: &[u8], port: u16) -> bool {
+    let config = str::from_utf8(kubeconfig).ok().and_then(|text| from_yaml(text).ok());
+    let clusters = config.into_iter().flat_map(|config: Kubeconfig| config.clusters);
+    let mut servers = clusters.filter_map(|named| named.cluster?.server);
+    let end = format!(":{port}");
+    servers.any(|server| server.trim_end_matches('/').ends_with(&end))
 }
 
-fn address(host: &str, port: u16) -> String {
+/// Where this machine reaches the API server.
+pub(crate) fn address(host: &str, port: u16) -> String {
     format!("https://{host}:{port}")
 }
 
@@ -114,6 +117,24 @@ users:
         let mut expected = value(NODE);
         expected["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:16443".into();
         assert_eq!(value(&rewritten), expected);
+    }
+
+    #[test]
+    fn an_edited_file_leads_where_one_of_its_servers_is() {
+        let merged = NODE.replace(
+            "contexts:",
+            "- cluster:\n    server: https://localhost:7443/\n  name: other\ncontexts:",
+        );
+        for (text, port, expected) in [
+            (NODE, 6443, true),
+            (NODE, 443, false),
+            (&merged, 7443, true),
+            (&merged, 6443, true),
+            (&merged, 8443, false),
+            ("clusters: 5", 6443, false),
+        ] {
+            assert_eq!(leads_to(text.as_bytes(), port), expected, "{port}: {text}");
+        }
     }
 
     #[test]

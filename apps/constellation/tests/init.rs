@@ -618,7 +618,10 @@ fn a_secret_that_was_missing_for_a_while_comes_back_and_no_other_takes_its_place
     fs::remove_file(secret_file(&host)).unwrap();
     let before = everything(&host);
     let said = stderr(&host.run(&["apply", "--yes"]));
-    assert!(said.contains("constellation-mastersecret.json does not exist"), "{said}");
+    assert!(
+        said.contains("constellation-mastersecret.json does not exist"),
+        "{said}"
+    );
     assert!(before == everything(&host), "something was applied");
 
     fs::write(secret_file(&host), MasterSecret::generate().to_json().as_bytes()).unwrap();
@@ -677,6 +680,28 @@ fn workers_come_and_go_and_the_cluster_stays_what_it_is() {
     assert_eq!(node.asked.lock().unwrap().len(), 1);
 }
 
+#[test]
+fn a_kubeconfig_that_the_user_merged_or_renamed_does_not_stop_apply() {
+    let (host, _node) = made();
+    let path = host.workspace().join("constellation-admin.conf");
+    let written = fs::read_to_string(&path).unwrap();
+    let port = ports(&host).kubernetes;
+    let renamed = written.replace("127.0.0.1", "localhost");
+    assert_ne!(renamed, written);
+    let mut merged: serde_json::Value = serde_saphyr::from_str(&written).unwrap();
+    let other = serde_json::json!({"name": "other", "cluster": {"server": "https://other:6443"}});
+    merged["clusters"].as_array_mut().unwrap().insert(0, other);
+    let merged = merged.to_string();
+    let moved = renamed.replace(&port.to_string(), "1").replace("admin", "boss");
+    for (text, noted) in [(renamed, false), (merged, false), (moved, true)] {
+        fs::write(&path, &text).unwrap();
+        let running = host.until(&["apply", "--yes"], "applying the services\n");
+        assert_eq!(running.said.contains("was changed by hand"), noted, "{}", running.said);
+        running.kill();
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    }
+}
+
 /// The files are the same. Still the cluster keeps the list, which cannot change, and the nodes that join it follow.
 #[test]
 fn a_mirror_with_the_same_files_in_other_places_is_refused() {
@@ -707,7 +732,11 @@ fn a_node_whose_machine_was_never_created_can_still_get_another() {
     // What a run leaves that ended before it created the machine.
     let mut state = workspace(&host).state().unwrap().unwrap();
     let nodes = &mut state.made_of.as_mut().unwrap().nodes;
-    let mut wanted = nodes.values().find(|node| node.name.as_str() == "worker-0").unwrap().clone();
+    let mut wanted = nodes
+        .values()
+        .find(|node| node.name.as_str() == "worker-0")
+        .unwrap()
+        .clone();
     wanted.name = "worker-1".parse().unwrap();
     wanted.memory_mib = 1 << 20;
     nodes.insert(wanted.name.clone(), wanted);

@@ -9,7 +9,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use atomic_file::Access;
 use attestation::Variants;
 use cluster_config::{InitProgress, MadeOf, Workspace, WorkspaceError, names};
@@ -142,8 +142,9 @@ impl Run<'_> {
         }
     }
 
-    /// A machine that was started again may have other ports; the kubeconfig names one.
-    fn follow_api_server(&mut self) -> Result<()> {
+    /// A machine that was started again may have other ports; the kubeconfig names one. One that the user changed is theirs: it stops
+    /// this only if it leads where the API server was before.
+    fn follow_api_server(&mut self, before: Option<u16>) -> Result<()> {
         if self.state.init != InitProgress::Done || !self.workspace.has(names::ADMIN_CONF)? {
             return Ok(());
         }
@@ -151,24 +152,44 @@ impl Run<'_> {
         let (host, port) = (&node.host, node.ports.kubernetes);
         let path = self.workspace.path(names::ADMIN_CONF);
         let written = Zeroizing::new(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
-        if kubeconfig::leads_to(&written, host, port).with_context(|| path.display().to_string())? {
+        if kubeconfig::leads_to(&written, port) {
             return Ok(());
         }
-        let rewritten = kubeconfig::rewrite(&written, host, port)?;
-        let content = (written.as_slice(), rewritten.as_bytes());
-        self.workspace
-            .replace_own(&mut self.state, names::ADMIN_CONF, content, Access::Owner)
-            .advise(format!(
-                "set the server in it to https://{host}:{port}, then run the same command again"
-            ))
+        let replaced = match kubeconfig::rewrite(&written, host, port) {
+            Ok(rewritten) => {
+                let content = (written.as_slice(), rewritten.as_bytes());
+                self.workspace
+                    .replace_own(&mut self.state, names::ADMIN_CONF, content, Access::Owner)
+            }
+            // It is not as this program wrote it.
+            Err(_) => Err(WorkspaceError::Foreign(path.clone())),
+        };
+        let (path, address) = (path.display(), kubeconfig::address(host, port));
+        match replaced {
+            Err(WorkspaceError::Foreign(_)) if before.is_some_and(|before| kubeconfig::leads_to(&written, before)) => {
+                let error = anyhow!("the API server has moved to {address}; {path} was changed by hand, and is not changed");
+                Err(error).advise("set the server in it to that address, then run the same command again")
+            }
+            Err(WorkspaceError::Foreign(_)) => {
+                note(&format!("{path} was changed by hand; the API server is at {address}"));
+                Ok(())
+            }
+            replaced => Ok(replaced?),
+        }
     }
 
     fn make_machines(&mut self, spec: &ClusterSpec, step: &Step<'_>) -> Result<()> {
         block_in_place(|| {
+            let before = self.api_server_port();
             let made = self.provider.create(spec, &|detail| step.detail(detail));
             self.state.infrastructure = Some(made.advise("correct this, then run the same command again")?);
             self.workspace.save_state(&self.state)?;
-            self.follow_api_server()
+            self.follow_api_server(before)
         })
+    }
+
+    fn api_server_port(&self) -> Option<u16> {
+        let first = init::first_node(self.state.infrastructure.as_ref()?).ok()?;
+        Some(first.ports.kubernetes)
     }
 }
