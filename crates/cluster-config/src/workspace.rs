@@ -6,7 +6,7 @@ use std::time::Duration;
 use atomic_file::Access;
 use backon::{BlockingRetryable, ConstantBuilder};
 use digest::Digest;
-use error_report::explain_denied;
+use error_report::{explain_denied, explain_denied_in};
 use key_derivation::{MasterSecret, ParseMasterSecretError};
 use rustix::fs::FlockOperation;
 use zeroize::Zeroizing;
@@ -119,7 +119,11 @@ impl Workspace {
             Ok(real) if !real.is_dir() => Err(WorkspaceError::Folder(folder.to_owned())),
             Ok(real) if real.to_str().is_none() => Err(WorkspaceError::NotUtf8(real)),
             Ok(folder) => Ok(Self { folder }),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(io_error("open", folder, error)),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(WorkspaceError::Io {
+                action: "open",
+                path: folder.to_owned(),
+                source: explain_denied(folder, error),
+            }),
             Err(_) => Err(WorkspaceError::Folder(folder.to_owned())),
         }
     }
@@ -130,7 +134,7 @@ impl Workspace {
     /// When another command is still running after a second.
     pub fn lock(&self) -> Result<WorkspaceLock, WorkspaceError> {
         // The folder itself is locked, so no lock file is left behind.
-        let folder = File::open(&self.folder).map_err(|error| io_error("open", &self.folder, error))?;
+        let folder = File::open(&self.folder).map_err(|error| self.io_error("open", &self.folder, error))?;
         let lock = || rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive);
         let lock = lock
             .retry(LOCK_DELAYS)
@@ -138,7 +142,7 @@ impl Workspace {
         match lock.call() {
             Ok(()) => Ok(WorkspaceLock(folder)),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(WorkspaceError::Busy(self.folder.clone())),
-            Err(error) => Err(io_error("lock", &self.folder, error.into())),
+            Err(error) => Err(self.io_error("lock", &self.folder, error.into())),
         }
     }
 
@@ -163,7 +167,7 @@ impl Workspace {
         match fs::symlink_metadata(&path) {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(io_error("look at", &path, error)),
+            Err(error) => Err(self.io_error("look at", &path, error)),
         }
     }
 
@@ -316,7 +320,7 @@ impl Workspace {
             return Ok(false);
         }
         let path = self.path(name);
-        let content = Zeroizing::new(fs::read(&path).map_err(|error| io_error("read", &path, error))?);
+        let content = Zeroizing::new(fs::read(&path).map_err(|error| self.io_error("read", &path, error))?);
         match state.files.get(name) {
             Some(recorded) if *recorded == Digest::of(&content) => Ok(true),
             _ => Err(WorkspaceError::Foreign(path)),
@@ -326,7 +330,7 @@ impl Workspace {
     /// Replaces a file as a whole.
     fn replace(&self, name: &str, bytes: &[u8], access: Access) -> Result<(), WorkspaceError> {
         let path = self.path(name);
-        atomic_file::replace(&path, bytes, access).map_err(|error| io_error("write", &path, error))
+        atomic_file::replace(&path, bytes, access).map_err(|error| self.io_error("write", &path, error))
     }
 
     /// Removes the state, and what a crash left of writing it.
@@ -339,7 +343,7 @@ impl Workspace {
 
     fn remove(&self, name: &str) -> Result<(), WorkspaceError> {
         let path = self.path(name);
-        atomic_file::remove(&path).map_err(|error| io_error("remove", &path, error))
+        atomic_file::remove(&path).map_err(|error| self.io_error("remove", &path, error))
     }
 
     fn read(&self, name: &str) -> Result<Option<Zeroizing<String>>, WorkspaceError> {
@@ -348,16 +352,16 @@ impl Workspace {
             Ok(text) => Ok(Some(Zeroizing::new(text))),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.has(name)? => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(WorkspaceError::NotText(path)),
-            Err(error) => Err(io_error("read", &path, error)),
+            Err(error) => Err(self.io_error("read", &path, error)),
         }
     }
-}
 
-fn io_error(action: &'static str, path: &Path, source: io::Error) -> WorkspaceError {
-    WorkspaceError::Io {
-        action,
-        path: path.to_owned(),
-        source: explain_denied(path, source),
+    fn io_error(&self, action: &'static str, path: &Path, source: io::Error) -> WorkspaceError {
+        WorkspaceError::Io {
+            action,
+            path: path.to_owned(),
+            source: explain_denied_in(&self.folder, path, source),
+        }
     }
 }
 

@@ -7,6 +7,16 @@ use std::path::{Path, PathBuf};
 /// Says of a permission that is missing on a path whose it is and what to do; other errors stay as they are.
 #[must_use]
 pub fn explain_denied(path: &Path, error: io::Error) -> io::Error {
+    explain(None, path, error)
+}
+
+/// The same of a path in a folder whose content is ours alone, and can therefore be given to another user.
+#[must_use]
+pub fn explain_denied_in(folder: &Path, path: &Path, error: io::Error) -> io::Error {
+    explain(Some(folder), path, error)
+}
+
+fn explain(ours: Option<&Path>, path: &Path, error: io::Error) -> io::Error {
     if error.kind() != io::ErrorKind::PermissionDenied {
         return error;
     }
@@ -14,6 +24,7 @@ pub fn explain_denied(path: &Path, error: io::Error) -> io::Error {
         return error;
     };
     let denied = Denied {
+        is_inside: ours.is_some_and(|folder| denied != folder && denied.starts_with(folder)),
         path: denied.to_owned(),
         owner: User(metadata.uid()),
         mode: metadata.mode() & 0o7777,
@@ -60,28 +71,46 @@ impl fmt::Display for User {
 #[derive(Debug)]
 struct Denied {
     path: PathBuf,
+    is_inside: bool,
     owner: User,
     mode: u32,
 }
 
 impl fmt::Display for Denied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { path, owner, mode, .. } = self;
-        let path = path.display();
+        let Self {
+            path,
+            is_inside,
+            owner,
+            mode,
+        } = self;
+        let (path, quoted) = (path.display(), quoted(path));
         match User::current() {
-            Some(user) if user != *owner => write!(
-                f,
-                "permission denied: {path} belongs to {owner} and this command runs as {user}; {}, or give it away with \
-                 `sudo chown -R {} {path}`",
-                owner.advice(),
-                user.0
-            ),
+            Some(user) if user != *owner => {
+                let advice = owner.advice();
+                write!(
+                    f,
+                    "permission denied: {path} belongs to {owner} and this command runs as {user}; {advice}, or "
+                )?;
+                if *is_inside {
+                    write!(f, "make it yours with `sudo chown -R {} {quoted}`", user.0)
+                } else {
+                    // It may be anything: a folder of the system, or one that others work in.
+                    f.write_str("choose another folder")
+                }
+            }
             _ => write!(
                 f,
-                "permission denied: {path} has the mode {mode:04o}; allow its owner to use it with `chmod u+rwX {path}`"
+                "permission denied: {path} has the mode {mode:04o}; allow its owner to use it with `chmod u+rwX {quoted}`"
             ),
         }
     }
+}
+
+/// For a shell. No path holds what cannot be quoted.
+fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    shlex::try_quote(&path).unwrap_or_default().into_owned()
 }
 
 impl std::error::Error for Denied {}
@@ -109,6 +138,37 @@ mod tests {
     fn the_owner_and_the_way_out_are_told() {
         let text = explained(Path::new("/proc/1/root/nonexistent"));
         assert!(text.contains("/proc/1") && text.contains("permission denied"), "{text}");
+    }
+
+    #[test]
+    fn only_what_is_inside_our_folder_is_given_away_and_its_path_is_quoted() {
+        let own = User::current().unwrap();
+        let said = |is_inside| {
+            let denied = Denied {
+                path: PathBuf::from("/w/a b;reboot"),
+                is_inside,
+                owner: User(own.0 + 1),
+                mode: 0,
+            };
+            denied.to_string()
+        };
+        let chown = format!("`sudo chown -R {} '/w/a b;reboot'`", own.0);
+        assert!(said(true).ends_with(&chown), "{}", said(true));
+        assert!(said(false).ends_with("or choose another folder"), "{}", said(false));
+    }
+
+    #[test]
+    fn the_folder_itself_and_what_is_above_it_are_not_inside() {
+        let missing = Path::new("/proc/1/root/nonexistent");
+        for (folder, expected) in [
+            ("/proc/1", true),
+            ("/proc/1/root", false),
+            ("/proc/1/root/nonexistent", false),
+        ] {
+            let error = explain_denied_in(Path::new(folder), missing, io::ErrorKind::PermissionDenied.into());
+            let denied = error.get_ref().and_then(|error| error.downcast_ref::<Denied>());
+            assert_eq!(denied.unwrap().is_inside, expected, "{folder}: {error}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ mod denied;
 use std::error::Error;
 use std::fmt;
 
-pub use denied::{User, explain_denied};
+pub use denied::{User, explain_denied, explain_denied_in};
 
 /// Displays an error and all its causes, for a log or an operator, but never for a peer.
 ///
