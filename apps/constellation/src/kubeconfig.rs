@@ -49,7 +49,7 @@ pub(crate) async fn client(workspace: &Workspace) -> Result<Client> {
     let unusable = || format!("cannot use {} (restore it from a backup)", path.display());
     let kubeconfig: Kubeconfig = from_yaml(&text).with_context(unusable)?;
     let config = without_proxy(kubeconfig).await;
-    let client = config.ok().and_then(|config| Client::try_from(config).ok());
+    let client = config.and_then(|config| Ok(Client::try_from(config)?));
     client
         .context("current-context, or the cluster or user that it names, is missing or incomplete")
         .with_context(unusable)

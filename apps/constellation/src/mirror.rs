@@ -29,9 +29,9 @@ pub(crate) struct Offer {
     pub(crate) digest: Digest,
 }
 
-/// The list at the root of a mirror. One from the network is fetched only if it is pinned (`unpinned` says how to do
+/// The list at the root of a mirror. One from the network is fetched only if it is pinned (`how_to_pin` says how to do
 /// that), and one that is pinned is read only if it is the right one.
-pub(crate) async fn load_list(source: &MirrorSource, pinned: Option<Digest>, unpinned: &str) -> Result<Offer> {
+pub(crate) async fn load_list(source: &MirrorSource, pinned: Option<Digest>, how_to_pin: &str) -> Result<Offer> {
     let (document, place) = match (source, pinned) {
         (MirrorSource::Folder(folder), _) => {
             let path = folder.join(MIRROR_DOCUMENT);
@@ -41,7 +41,7 @@ pub(crate) async fn load_list(source: &MirrorSource, pinned: Option<Digest>, unp
             return Err(anyhow!(
                 "{source} is reached over the network, but the digest of its component list is unknown"
             ))
-            .advise(unpinned);
+            .advise(how_to_pin);
         }
         (MirrorSource::Http(base), Some(_)) => {
             let url = base.join(MIRROR_DOCUMENT)?;
@@ -55,10 +55,9 @@ pub(crate) async fn load_list(source: &MirrorSource, pinned: Option<Digest>, unp
     let digest = Digest::of(&document);
     if let Some(expected) = pinned.filter(|expected| *expected != digest) {
         let [digest, expected] = [digest, expected].map(|digest| oci::format(&digest));
-        return Err(anyhow!("{place} has the digest {digest}, expected {expected}")).advise(
-            "use the mirror that the expected digest was taken from; if the mirror was refilled on purpose, pass its \
-             new digest",
-        );
+        return Err(anyhow!("{place} has the digest {digest}, expected {expected}")).advise(format!(
+            "use the mirror that the expected digest was taken from; if the mirror was refilled on purpose, {how_to_pin}"
+        ));
     }
     let list = ComponentList::from_mirror_document(&document)
         .with_context(|| format!("{place} is not a list of components"))?;
@@ -108,6 +107,7 @@ pub(crate) async fn fill(
     let mirrored = ComponentList::new(list.kubernetes_version().clone(), components)?.to_mirror_document();
     let document = folder.join(MIRROR_DOCUMENT);
     atomic_file::replace(&document, &mirrored, Access::Everyone)
+        .map_err(|error| explain_denied(&document, error))
         .with_context(|| format!("cannot write {}", document.display()))?;
     Ok(Digest::of(&mirrored))
 }
@@ -149,7 +149,8 @@ async fn fetch_component(
     progress: &(dyn Fn(Event<'_>) + Send + Sync),
 ) -> Result<()> {
     if path.is_file() {
-        let digest = Digest::of_file(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let digest = Digest::of_file(path).map_err(|error| explain_denied(path, error));
+        let digest = digest.with_context(|| format!("cannot read {}", path.display()))?;
         if digest == component.hash {
             return Ok(());
         }

@@ -106,7 +106,7 @@ fn parse_reference_values(document: &str, config: &ClusterConfig, variants: &dyn
     });
     usable
         .with_context(|| format!("cannot use {}", reference_path(config).display()))
-        .advise("set `image` and `attestationVariant` in constellation-conf.yaml to what belongs together")
+        .advise("set `image` and `attestationVariant` in constellation-conf.yaml so that image and variant match")
 }
 
 /// Accepts nodes of this image that have said this about themselves.
@@ -136,10 +136,12 @@ fn refuse_changes(cluster: &MadeOf, wanted: &MadeOf) -> Result<()> {
     }
     Err(advise(
         anyhow!(
-            "the cluster was made from something else than is wanted now, and cannot change that yet; nothing was done"
+            "the configuration no longer matches what the cluster was made from; these settings cannot be changed yet, and nothing was \
+             done"
         ),
         differences.iter().map(ToString::to_string).collect(),
-        "set back what is named here, or make a new cluster: `constellation terminate`, then the same command again",
+        "restore the values named above, then run the same command again. For a new cluster instead, first run `constellation \
+         terminate`: it destroys all data of this one",
     ))
 }
 
@@ -216,7 +218,7 @@ fn reference_path(config: &ClusterConfig) -> PathBuf {
 
 /// The components of the configured version.
 pub(crate) async fn load_components(config: &ClusterConfig) -> Result<ComponentList> {
-    let list = mirror::load_list(&config.mirror, config.components_digest, UNPINNED)
+    let list = mirror::load_list(&config.mirror, config.components_digest, HOW_TO_PIN)
         .await
         .context("cannot read the mirror of Kubernetes")
         .advise(
@@ -232,5 +234,5 @@ pub(crate) async fn load_components(config: &ClusterConfig) -> Result<ComponentL
     Ok(list)
 }
 
-const UNPINNED: &str = "set kubernetesComponentsDigest in constellation-conf.yaml to the digest that `sha256sum \
+const HOW_TO_PIN: &str = "set kubernetesComponentsDigest in constellation-conf.yaml to the digest that `sha256sum \
                         components.json` prints where the mirror was filled";

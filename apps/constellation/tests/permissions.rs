@@ -21,6 +21,10 @@ fn is_root() -> bool {
 
 /// What a user says who is not root, and whom permissions therefore concern.
 fn said(host: &Host, arguments: &[&str]) -> String {
+    said_in(host, &host.workspace(), arguments)
+}
+
+fn said_in(host: &Host, workspace: &Path, arguments: &[&str]) -> String {
     let program = host.path("constellation");
     // The build folder may be one that only its owner can read. Another process copies: what another test's child inherits of an
     // open file would keep it from being run.
@@ -32,7 +36,7 @@ fn said(host: &Host, arguments: &[&str]) -> String {
     mode(&program, 0o755);
     mode(&host.path(""), 0o755);
     let mut command = Command::new(program);
-    command.arg("--workspace").arg(host.workspace()).args(arguments);
+    command.arg("--workspace").arg(workspace).args(arguments);
     if is_root() {
         command.uid(NOBODY).gid(NOBODY);
     }
@@ -55,7 +59,10 @@ fn advice() -> [&'static str; 2] {
 }
 
 fn check(host: &Host, arguments: &[&str], path: &Path) {
-    let error = said(host, arguments);
+    check_error(&said(host, arguments), arguments, path);
+}
+
+fn check_error(error: &str, arguments: &[&str], path: &Path) {
     let path = path.to_str().unwrap();
     for part in ["permission denied", path, advice()[0], advice()[1]] {
         assert!(error.contains(part), "{arguments:?}: no {part:?} in {error}");
@@ -116,6 +123,29 @@ fn an_image_and_a_mirror_that_may_not_be_read_are_named() {
         check(&host, &["apply", "--yes"], &locked);
         mode(&locked, usable);
     }
+}
+
+#[test]
+fn a_folder_that_may_not_be_created_or_filled_is_named() {
+    let host = Host::new();
+    let locked = host.path("locked");
+    fs::create_dir(&locked).unwrap();
+    mode(&locked, 0o555);
+    let from = host.path("mirror");
+    // The mirror has no files: in a folder that is there, only the list is written.
+    for folder in [locked.join("mirror"), locked.clone()] {
+        let arguments = [
+            "mirror",
+            "create",
+            folder.to_str().unwrap(),
+            "--from",
+            from.to_str().unwrap(),
+        ];
+        check(&host, &arguments, &locked);
+    }
+    let error = said_in(&host, &locked.join("workspace"), &["mini", "up"]);
+    check_error(&error, &["mini", "up"], &locked);
+    mode(&locked, 0o755);
 }
 
 /// A process that the user of the test may not end.

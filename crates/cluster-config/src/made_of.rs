@@ -2,8 +2,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use cluster_types::{KubernetesVersion, NodeName, Variant};
+use digest::Digest;
 use infrastructure::NodeSpec;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::names;
 
@@ -47,8 +49,8 @@ pub struct Difference {
 }
 
 const NEW_CLUSTER: &str = "only a new cluster can have it";
-const UPGRADE: &str = "it takes an upgrade of every node, which there is not yet";
-const NEW_MACHINE: &str = "it takes another machine for the node, which there is not yet";
+const UPGRADE: &str = "this needs an upgrade of every node, which is not supported yet";
+const NEW_MACHINE: &str = "this needs another machine for the node, which is not supported yet";
 
 impl MadeOf {
     /// Everything that the cluster does not have as it is wanted now. Nodes that were added or taken away are no difference.
@@ -81,9 +83,9 @@ impl MadeOf {
         found.compare("serviceCIDR", service_cidr, &wanted.service_cidr, NEW_CLUSTER);
         let variant = &wanted.attestation_variant;
         found.compare("attestationVariant", attestation_variant, variant, NEW_CLUSTER);
-        if *reference_values != wanted.reference_values {
-            let (was, wanted) = (measured(reference_values), measured(&wanted.reference_values));
-            found.add("image", was, wanted, UPGRADE);
+        let (was, wanted_values) = (canonical(reference_values), canonical(&wanted.reference_values));
+        if was != wanted_values {
+            found.add("image", measured(&was), measured(&wanted_values), UPGRADE);
         }
         if let (Some(was), Some(wanted)) = (operator_key, &wanted.operator_key) {
             found.compare(names::MASTER_SECRET, &secret(was), &secret(wanted), NEW_CLUSTER);
@@ -101,11 +103,14 @@ fn list(digest: &str) -> String {
     format!("a list of components with the digest {digest}")
 }
 
-fn measured(reference_values: &str) -> String {
-    format!(
-        "the image with the reference values {}",
-        digest::Digest::of(reference_values.as_bytes())
-    )
+/// What the document says, however it is laid out.
+fn canonical(reference_values: &str) -> Value {
+    serde_json::from_str(reference_values).unwrap_or_else(|_| reference_values.into())
+}
+
+fn measured(reference_values: &Value) -> String {
+    let digest = Digest::of(reference_values.to_string().as_bytes());
+    format!("the image with the reference values {digest}")
 }
 
 fn secret(operator_key: &str) -> String {
@@ -162,7 +167,10 @@ impl fmt::Display for Difference {
             wanted,
             takes,
         } = self;
-        write!(f, "{key}: the cluster has {was}, wanted is {wanted}; {takes}")
+        write!(
+            f,
+            "{key}: the cluster has {was}, the configuration asks for {wanted}; {takes}"
+        )
     }
 }
 
@@ -220,7 +228,7 @@ mod tests {
         check("name", |wanted| wanted.name = "other".to_owned());
         check("mirror", |wanted| wanted.components = "ef".to_owned());
         check("serviceCIDR", |wanted| wanted.service_cidr = "10.100.0.0/16".to_owned());
-        check("image", |wanted| wanted.reference_values = "{ }".to_owned());
+        check("image", |wanted| wanted.reference_values = r#"{"a":1}"#.to_owned());
         check("constellation-mastersecret.json", |wanted| {
             wanted.operator_key = Some("ef".to_owned())
         });
@@ -234,6 +242,14 @@ mod tests {
         check("nodeGroups.g.role of worker-0", |wanted| {
             worker(wanted).role = NodeRole::ControlPlane
         });
+    }
+
+    #[test]
+    fn reference_values_in_another_layout_are_the_same() {
+        let (mut one, mut other) = (made_of(), made_of());
+        one.reference_values = r#"{"a":1,"b":2}"#.to_owned();
+        other.reference_values = "{ \"b\": 2,\n\"a\": 1 }\n".to_owned();
+        assert_eq!(one.differences(&other), []);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use atomic_file::Access;
 use attestation::Variants;
 use cluster_config::{InitProgress, MadeOf, Workspace, WorkspaceError, names};
 use cluster_types::NodeRole;
-use error_report::Chain;
+use error_report::{Chain, explain_denied_in};
 use infrastructure::ClusterSpec;
 use terminal::{Progress, Step};
 use tokio::task::block_in_place;
@@ -151,7 +151,8 @@ impl Run<'_> {
         let node = init::first_node(self.infrastructure()?)?;
         let (host, port) = (&node.host, node.ports.kubernetes);
         let path = self.workspace.path(names::ADMIN_CONF);
-        let written = Zeroizing::new(fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?);
+        let written = fs::read(&path).map_err(|error| explain_denied_in(self.workspace.folder(), &path, error));
+        let written = Zeroizing::new(written.with_context(|| format!("cannot read {}", path.display()))?);
         if kubeconfig::leads_to(&written, port) {
             return Ok(());
         }

@@ -14,6 +14,9 @@ use crate::arguments::{Provider, Sources};
 use crate::mirror::{self, Offer};
 use crate::output::say;
 
+const HOW_TO_PIN: &str =
+    "pass --components-digest with the digest that `sha256sum components.json` prints where the mirror was filled";
+
 /// Writes a configuration if there is none.
 pub(crate) async fn generate(
     workspace: &Workspace,
@@ -74,7 +77,7 @@ async fn offer_of(workspace: &Workspace, mirror: &MirrorSource, pinned: Option<D
     match (&source, pinned) {
         (MirrorSource::Folder(folder), _) if !folder.join(MIRROR_DOCUMENT).exists() => Ok(None),
         (MirrorSource::Http(_), None) => Ok(None),
-        _ => mirror::load_list(&source, pinned, "").await.map(Some),
+        _ => mirror::load_list(&source, pinned, HOW_TO_PIN).await.map(Some),
     }
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use atomic_file::Access;
 use attestation::Variants;
 use cluster_config::{ClusterState, InitProgress, Workspace, names};
+use error_report::explain_denied;
 use key_derivation::MasterSecret;
 
 use crate::arguments::{Confirmation, Sources};
@@ -22,7 +23,8 @@ pub(crate) async fn up(
     providers: &dyn Providers,
     variants: &dyn Variants,
 ) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let created = fs::create_dir_all(folder).map_err(|error| explain_denied(folder, error));
+    created.with_context(|| format!("cannot create {}", folder.display()))?;
     let workspace = Workspace::open(folder)?;
     // The text may come from a mirror that answers late. Meanwhile, other commands can use the workspace.
     let text = if workspace.has(names::CONFIG)? {

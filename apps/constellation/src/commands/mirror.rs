@@ -23,14 +23,15 @@ pub(crate) async fn create(
     let list = match (list, from) {
         (Some(path), _) => parse_list(path).context("cannot read the list given with --list")?,
         (None, Some(from)) => {
-            load_list(from, digest, UNPINNED)
+            load_list(from, digest, HOW_TO_PIN)
                 .await
                 .context("cannot read the mirror given with --from")?
                 .list
         }
         (None, None) => unreachable!("clap demands one of them"),
     };
-    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let created = std::fs::create_dir_all(folder).map_err(|error| explain_denied(folder, error));
+    created.with_context(|| format!("cannot create {}", folder.display()))?;
     let progress = Progress::start();
     let title = format!("mirroring Kubernetes {}", list.kubernetes_version());
     let digest = progress
@@ -46,7 +47,7 @@ pub(crate) async fn create(
     Ok(())
 }
 
-const UNPINNED: &str =
+const HOW_TO_PIN: &str =
     "pass --digest with the digest that `sha256sum components.json` prints where the mirror was filled";
 
 fn parse_list(path: &Path) -> Result<ComponentList> {

@@ -36,7 +36,7 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
     } else {
         (Err("not running yet".to_owned()), silent.await)
     };
-    let does_not_answer = format!("does not answer within {} s", machines::ANSWER_LIMIT.as_secs());
+    let does_not_answer = "does not answer".to_owned();
     if let Err(reason) = &seen {
         print(&format!("Kubernetes: {reason}"))?;
     }
