@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 use cluster_config::{ClusterConfig, ClusterState};
-use infrastructure::{ClusterSpec, Machine, MachineStatus, Provider};
+use cluster_types::NodeRole;
+use infrastructure::{ClusterSpec, Infrastructure, Machine, MachineStatus, Provider};
 use polling::Failed;
 
 use crate::advice::advise;
@@ -24,6 +25,13 @@ pub(crate) fn spec(config: &ClusterConfig, state: &ClusterState) -> ClusterSpec 
         members: state.members.clone(),
         later: BTreeSet::new(),
     }
+}
+
+/// The machine of the first control plane.
+pub(crate) fn first_node(infrastructure: &Infrastructure) -> Result<Machine> {
+    let mut nodes = infrastructure.nodes.iter();
+    let first = nodes.find(|node| node.role == NodeRole::ControlPlane);
+    first.cloned().context("the cluster has no control plane")
 }
 
 /// Fails if a machine has stopped, with the reason on its console.
@@ -55,7 +63,6 @@ pub(crate) async fn answers(machine: &Machine) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use cluster_types::NodeRole;
     use infrastructure::NodePorts;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;

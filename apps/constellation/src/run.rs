@@ -5,18 +5,17 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, bail};
 use attestation::{Expectations, ExpectedMembership, Variants, Verifiers};
 use cluster_config::{ClusterConfig, ClusterState, InitProgress, MadeOf, Workspace, names};
-use cluster_types::NodeName;
+use cluster_types::{ClusterId, NodeName};
 use error_report::explain_denied;
-use infrastructure::{Infrastructure, MachineStatus, Provider};
-use key_derivation::{Label, MasterSecret};
+use infrastructure::{Infrastructure, Machine, MachineStatus, Provider};
+use key_derivation::{Label, MasterSecret, cluster_id};
 use kubernetes_components::ComponentList;
 use measurements::ReferenceValues;
 use role_grant::OperatorKey;
 
 use crate::advice::{Advise, advise};
-use crate::commands::init;
-use crate::mirror;
 use crate::providers::Providers;
+use crate::{machines, mirror};
 
 /// Everything the phases work on.
 pub(crate) struct Run<'a> {
@@ -48,7 +47,7 @@ impl<'a> Run<'a> {
                 .advise("move it to another folder, then run the same command again")?;
         }
         // Only here in memory: what is refused below is not stored.
-        init::finish_interrupted(workspace, &mut state)?;
+        finish_interrupted(workspace, &mut state)?;
         let document = reference_document(&config)?;
         // A damaged master secret is found here too, before there are machines.
         let made_of = made_of(workspace, &state, &config, &document, components.digest())?;
@@ -126,6 +125,33 @@ pub(crate) fn accepted(
 pub(crate) fn fingerprint(secret: &MasterSecret) -> String {
     let key = OperatorKey::from_seed(&secret.kek().derive_array(Label::OperatorIdentity));
     hex::encode(key.public().as_bytes())
+}
+
+/// Does what a run that was interrupted after the node's success had left to do. The kubeconfig tells of the success.
+fn finish_interrupted(workspace: &Workspace, state: &mut ClusterState) -> Result<()> {
+    let is_left = state.init == InitProgress::Started && workspace.check_own(state, names::ADMIN_CONF)?;
+    match &state.infrastructure {
+        Some(infrastructure) if is_left => {
+            let node = machines::first_node(infrastructure)?;
+            let expected = expected_id(state, &workspace.master_secret()?);
+            is_a_cluster(state, &node, expected);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The first node has made the cluster.
+pub(crate) fn is_a_cluster(state: &mut ClusterState, first: &Machine, id: ClusterId) {
+    state.cluster_id = Some(id);
+    state.init = InitProgress::Done;
+    // Its machine is replaced if it stops and is no member.
+    state.members.insert(first.name.clone());
+}
+
+/// The cluster id that the master secret gives.
+pub(crate) fn expected_id(state: &ClusterState, secret: &MasterSecret) -> ClusterId {
+    cluster_id(&secret.kek().measurement_secret(), &state.measurement_salt)
 }
 
 /// An error if a cluster cannot become what is wanted. Nothing of it is applied then, not even what could be.

@@ -12,7 +12,7 @@ use std::fs;
 use anyhow::{Context, Result, anyhow};
 use atomic_file::Access;
 use attestation::Variants;
-use cluster_config::{InitProgress, MadeOf, Workspace, WorkspaceError, names};
+use cluster_config::{ClusterState, InitProgress, MadeOf, Workspace, WorkspaceError, names};
 use cluster_types::NodeRole;
 use error_report::{Chain, explain_denied_in};
 use infrastructure::ClusterSpec;
@@ -61,10 +61,8 @@ pub(crate) async fn run(
 
 /// In the state as it is stored, so that they store nothing that a phase which failed had half done.
 fn keep_timings(workspace: &Workspace, timings: &str) -> Result<(), WorkspaceError> {
-    match workspace.state()? {
-        Some(mut state) => workspace.write_own(&mut state, names::TIMINGS, timings.as_bytes(), Access::Everyone),
-        None => Ok(()),
-    }
+    let mut state = workspace.state()?.unwrap_or_else(ClusterState::new);
+    workspace.write_own(&mut state, names::TIMINGS, timings.as_bytes(), Access::Everyone)
 }
 
 impl Run<'_> {
@@ -148,7 +146,7 @@ impl Run<'_> {
         if self.state.init != InitProgress::Done || !self.workspace.has(names::ADMIN_CONF)? {
             return Ok(());
         }
-        let node = init::first_node(self.infrastructure()?)?;
+        let node = machines::first_node(self.infrastructure()?)?;
         let (host, port) = (&node.host, node.ports.kubernetes);
         let path = self.workspace.path(names::ADMIN_CONF);
         let written = fs::read(&path).map_err(|error| explain_denied_in(self.workspace.folder(), &path, error));
@@ -168,7 +166,8 @@ impl Run<'_> {
         let (path, address) = (path.display(), kubeconfig::address(host, port));
         match replaced {
             Err(WorkspaceError::Foreign(_)) if before.is_some_and(|before| kubeconfig::leads_to(&written, before)) => {
-                let error = anyhow!("the API server has moved to {address}; {path} was changed by hand, and is not changed");
+                let error =
+                    anyhow!("the API server has moved to {address}; {path} was changed by hand, and is not changed");
                 Err(error).advise("set the server in it to that address, then run the same command again")
             }
             Err(WorkspaceError::Foreign(_)) => {
@@ -190,7 +189,7 @@ impl Run<'_> {
     }
 
     fn api_server_port(&self) -> Option<u16> {
-        let first = init::first_node(self.state.infrastructure.as_ref()?).ok()?;
+        let first = machines::first_node(self.state.infrastructure.as_ref()?).ok()?;
         Some(first.ports.kubernetes)
     }
 }

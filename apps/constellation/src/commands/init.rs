@@ -8,8 +8,8 @@ use atomic_file::Access;
 use attestation::{ExpectedMembership, Purpose};
 use attested_tls::{Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use base64::prelude::{BASE64_URL_SAFE, Engine};
-use cluster_config::{ClusterState, InitProgress, Workspace, names};
-use cluster_types::{ClusterId, NodeRole};
+use cluster_config::{InitProgress, names};
+use cluster_types::ClusterId;
 use error_report::Chain;
 use grpc_api::components::Component;
 use grpc_api::init::api_client::ApiClient;
@@ -17,8 +17,8 @@ use grpc_api::init::init_response::Kind;
 use grpc_api::init::{
     InitFailureResponse, InitRequest, InitResponse, InitSuccessResponse, LogResponseType, ProgressResponse,
 };
-use infrastructure::{Infrastructure, Machine};
-use key_derivation::{MasterSecret, cluster_id};
+use infrastructure::Machine;
+use key_derivation::MasterSecret;
 use polling::{Failed, Schedule};
 use terminal::{Progress, Step};
 use tonic::Streaming;
@@ -27,7 +27,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::advice::{Advise, advise, given_up};
 use crate::output::note;
-use crate::run::{Run, accepted, fingerprint};
+use crate::run::{Run, accepted, expected_id, fingerprint, is_a_cluster};
 use crate::{kubeconfig, machines};
 
 /// Time limit from power-on to a bootstrapper that answers. Software emulation needs about half a minute.
@@ -56,7 +56,7 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
         progress.line(&format!("master secret written to {}: keep it safe", path.display()));
     }
     run.made_of.operator_key = Some(fingerprint(&secret));
-    let node = first_node(run.infrastructure()?)?;
+    let node = machines::first_node(run.infrastructure()?)?;
     let channel = progress
         .step("waiting for the first node", async |step| {
             connect(run, &node, step).await
@@ -71,34 +71,6 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
             }
         })
         .await
-}
-
-/// Does what a run that was interrupted after the node's success had left to do. The kubeconfig tells of the success.
-pub(crate) fn finish_interrupted(workspace: &Workspace, state: &mut ClusterState) -> Result<()> {
-    let is_left = state.init == InitProgress::Started && workspace.check_own(state, names::ADMIN_CONF)?;
-    match &state.infrastructure {
-        Some(infrastructure) if is_left => {
-            let node = first_node(infrastructure)?;
-            let expected = expected_id(state, &workspace.master_secret()?);
-            is_a_cluster(state, &node, expected);
-            Ok(())
-        }
-        _ => Ok(()),
-    }
-}
-
-fn is_a_cluster(state: &mut ClusterState, first: &Machine, id: ClusterId) {
-    state.cluster_id = Some(id);
-    state.init = InitProgress::Done;
-    // Its machine is replaced if it stops and is no member.
-    state.members.insert(first.name.clone());
-}
-
-/// The machine of the first control plane.
-pub(crate) fn first_node(infrastructure: &Infrastructure) -> Result<Machine> {
-    let mut nodes = infrastructure.nodes.iter();
-    let first = nodes.find(|node| node.role == NodeRole::ControlPlane);
-    first.cloned().context("the cluster has no control plane")
 }
 
 /// Tries until the node answers. A node that answers but is not the expected one is not tried again.
@@ -329,10 +301,6 @@ fn finish(run: &mut Run<'_>, secret: &MasterSecret, node: &Machine, success: Ini
         .write_own(&mut run.state, names::ADMIN_CONF, rewritten.as_bytes(), Access::Owner)?;
     is_a_cluster(&mut run.state, node, expected);
     Ok(run.workspace.save_state(&run.state)?)
-}
-
-fn expected_id(state: &ClusterState, secret: &MasterSecret) -> ClusterId {
-    cluster_id(&secret.kek().measurement_secret(), &state.measurement_salt)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 mod apply;
 mod config;
 mod deploy;
-pub(crate) mod init;
+mod init;
 mod mini;
 mod mirror;
 mod nodes;
