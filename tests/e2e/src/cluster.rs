@@ -334,7 +334,12 @@ fn variable(name: &str) -> Result<PathBuf> {
 fn end_leftovers(folder: &Path) -> Result<()> {
     let workspace = folder.join(WORKSPACE);
     if workspace.exists() {
-        output(cli(&workspace)?.args(["mini", "down", "--yes"]))?;
+        let down = || output(cli(&workspace)?.args(["mini", "down", "--yes"]));
+        if down().is_err() {
+            // Another version of the program left its state. The machines end without it, and it would stay for ever.
+            fs::remove_file(workspace.join(names::STATE))?;
+            down()?;
+        }
         fs::remove_dir_all(&workspace)?;
     }
     for removed in [
