@@ -6,8 +6,9 @@
 //! **Reading a sector that this disk's key never wrote is an I/O error**, never zeros and never what the host put there.
 //! A file system that reads only what it wrote never sees such an error, and for any other reader the error is right.
 //!
-//! A mounted ext4 reads only what it wrote, provided that its journal was zeroed when it was made: recovery after a crash
-//! reads one block past the last transaction. `mkfs.ext4` itself does not: it looks for older file systems and changes
+//! A mounted ext4 reads only what it wrote, provided that its journal and its inodes were zeroed when it was made: recovery
+//! after a crash reads one block past the last transaction, and of two processes that create the first two files in one block
+//! of inodes each sees the other's and reads the block. `mkfs.ext4` itself does not: it looks for older file systems and changes
 //! parts of blocks, which reads the rest of them. [`write_sectors_that_mkfs_reads`] writes zeros there first.
 
 use std::fs::OpenOptions;

@@ -21,8 +21,9 @@ use crate::report::Report;
 const DISK_MAPPER: &str = "/usr/bin/disk-mapper";
 /// How the kernel reports a sector whose tag is wrong (`drivers/md/dm-crypt.c`).
 const INTEGRITY_ERROR: &str = "INTEGRITY AEAD ERROR";
-/// Where the tests write behind the file system's back, in bytes of the open disk: far behind what it uses.
-const PATTERN_OFFSET: u64 = 10 << 30;
+/// Where the tests write behind the file system's back, in bytes of the open disk: far behind what it uses, and between two of the
+/// places where it keeps inodes, which are 2 GiB apart.
+const PATTERN_OFFSET: u64 = (10 << 30) + (512 << 20);
 const PATTERN_SIZE: usize = 8 << 20;
 
 /// Where dm-integrity's superblock lies: at the start of the data.
@@ -49,6 +50,12 @@ pub(crate) fn new_node(report: &mut Report) {
                 .any(|line| line.starts_with("/dev/mapper/state /run/state ext4 ")),
             "{mounts}"
         );
+        Ok(())
+    });
+    report.check("inodes that nobody used yet can be read", || {
+        for sector in last_sectors_of_inode_tables()? {
+            read_sector(sector).with_context(|| format!("reading the inodes at {sector}"))?;
+        }
         Ok(())
     });
     report.check("ephemeral key is for root only", || {
@@ -390,6 +397,29 @@ fn flip_bytes_of_pattern() -> Result<()> {
         device.write_all_at(&[byte[0] ^ 1], offset)?;
     }
     Ok(device.sync_all()?)
+}
+
+/// For each block group of the file system, in bytes of the open disk (kernel documentation, ext4, "The Super Block", "Block Group
+/// Descriptors").
+fn last_sectors_of_inode_tables() -> Result<Vec<u64>> {
+    const BLOCK: u64 = 4096;
+    const SUPERBLOCK: usize = 1024;
+    let device = File::open(MAPPED_DEVICE)?;
+    let mut first = vec![0; 1 << 20];
+    device.read_exact_at(&mut first, 0)?;
+    let u16_at = |at: usize| u64::from(u16::from_le_bytes([first[at], first[at + 1]]));
+    let u32_at = |at: usize| u16_at(at) | u16_at(at + 2) << 16;
+    let (blocks, per_group) = (u32_at(SUPERBLOCK + 0x4), u32_at(SUPERBLOCK + 0x20));
+    let table_size = u32_at(SUPERBLOCK + 0x28) * u16_at(SUPERBLOCK + 0x58);
+    let descriptor_size = usize::try_from(u16_at(SUPERBLOCK + 0xfe))?;
+    let groups = usize::try_from(blocks.div_ceil(per_group))?;
+    ensure!(groups > 1 && table_size >= BLOCK, "not the superblock of an ext4");
+    let last_sector = |group: usize| {
+        let descriptor = usize::try_from(BLOCK).expect("4096 fits") + group * descriptor_size;
+        let table = u32_at(descriptor + 0x8) | u32_at(descriptor + 0x28) << 32;
+        table * BLOCK + table_size - BLOCK
+    };
+    Ok((0..groups).map(last_sector).collect())
 }
 
 fn read_sector(offset: u64) -> Result<Vec<u8>> {
