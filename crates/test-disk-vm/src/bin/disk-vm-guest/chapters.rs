@@ -411,7 +411,7 @@ fn last_sectors_of_inode_tables() -> Result<Vec<u64>> {
     let u32_at = |at: usize| u16_at(at) | u16_at(at + 2) << 16;
     let (blocks, per_group) = (u32_at(SUPERBLOCK + 0x4), u32_at(SUPERBLOCK + 0x20));
     let table_size = u32_at(SUPERBLOCK + 0x28) * u16_at(SUPERBLOCK + 0x58);
-    let descriptor_size = usize::try_from(u16_at(SUPERBLOCK + 0xfe))?;
+    let descriptor_size = usize::try_from(u16_at(SUPERBLOCK + 0xfe).max(32))?;
     let groups = usize::try_from(blocks.div_ceil(per_group))?;
     ensure!(groups > 1 && table_size >= BLOCK, "not the superblock of an ext4");
     let last_sector = |group: usize| {
