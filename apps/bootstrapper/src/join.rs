@@ -148,7 +148,7 @@ async fn wait_for_ticket(node: &ThisNode, endpoint: &Endpoint) -> Admission {
     let log = |error: &NoTicketError| {
         let failure = Chain(error).to_string();
         if repeated.is_news("round", &failure) {
-            info!(error = failure, "no ticket yet");
+            info!(error = %failure, "no ticket yet");
         }
     };
     let attempt = || ask_everyone(node, endpoint, &repeated);
@@ -168,7 +168,7 @@ async fn ask_everyone(node: &ThisNode, endpoint: &Endpoint, repeated: &Repeated)
             Err(error) => {
                 let failure = Chain(&error).to_string();
                 if repeated.is_news(&address.to_string(), &failure) {
-                    warn!(%address, error = failure, "join service issued no ticket");
+                    warn!(%address, error = %failure, "join service issued no ticket");
                 }
             }
         }

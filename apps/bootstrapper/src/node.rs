@@ -103,7 +103,7 @@ impl Hints {
         let log = |error: &FetchHintsError| {
             let failure = Chain(error).to_string();
             if repeated.is_news("metadata", &failure) {
-                warn!(error = failure, "metadata is unusable, asking again");
+                warn!(error = %failure, "metadata is unusable, asking again");
             }
         };
         poll_endlessly(FIRST_DELAY, LONGEST_DELAY, || Self::fetch_once(metadata), log).await
