@@ -48,13 +48,15 @@ pub enum MetadataError {
     },
 }
 
-/// A client that contacts only the address it is given: no redirects, no proxies.
+/// A client that contacts only the address it is given: no redirects, no proxies. It speaks plain HTTP, so it does not load the
+/// system's certificates, which may be missing.
 pub(crate) fn client() -> Client {
     Client::builder()
+        .tls_certs_only([])
         .no_proxy()
         .redirect(Policy::none())
         .build()
-        .expect("a client without TLS needs nothing of the system")
+        .expect("a client without certificates needs nothing of the system")
 }
 
 pub(crate) async fn fetch(client: &Client, url: Url, request: &'static str) -> Result<Vec<u8>, MetadataError> {

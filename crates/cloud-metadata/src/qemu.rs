@@ -152,6 +152,19 @@ mod tests {
         assert_eq!(server.await.unwrap(), "GET /nodes/worker-0/self HTTP/1.1");
     }
 
+    /// They are read once per process, so another process does it.
+    #[test]
+    fn the_systems_certificates_are_not_needed() {
+        let same = std::env::current_exe().unwrap();
+        let status = std::process::Command::new(same)
+            .args(["--exact", "qemu::tests::a_node_learns_its_name_below_the_base_address"])
+            .env("SSL_CERT_FILE", "/nonexistent")
+            .env("SSL_CERT_DIR", "/nonexistent")
+            .stdout(std::process::Stdio::null())
+            .status();
+        assert!(status.unwrap().success());
+    }
+
     #[tokio::test]
     async fn every_request_has_its_path() {
         let peers = format!("[{WORKER}]");
