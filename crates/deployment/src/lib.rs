@@ -7,6 +7,7 @@ mod pod_network;
 mod pods;
 mod rights;
 mod services;
+mod volumes;
 
 use cluster_objects::{JoinConfig, RECORDS_NAMESPACE};
 use cluster_types::Service;

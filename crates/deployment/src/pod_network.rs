@@ -7,14 +7,15 @@ use std::net::SocketAddrV4;
 use cluster_types::Service;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, EnvVar, EnvVarSource, HostPathVolumeSource,
-    ObjectFieldSelector, PodSpec, PodTemplateSpec, SecurityContext, ServiceAccount, Toleration, Volume, VolumeMount,
+    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, EnvVar, EnvVarSource, ObjectFieldSelector, PodSpec,
+    PodTemplateSpec, SecurityContext, ServiceAccount, Toleration, Volume, VolumeMount,
 };
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ObjectMeta;
 
 use crate::Object;
+use crate::volumes::host_path;
 
 /// Name of the image in the mirror.
 const IMAGE: &str = "ghcr.io/flannel-io/flannel:v0.28.10";
@@ -220,18 +221,6 @@ fn from_field(name: &str, path: &str) -> EnvVar {
         name: name.into(),
         value_from: Some(source),
         ..EnvVar::default()
-    }
-}
-
-fn host_path(name: &str, path: &str, kind: &str) -> Volume {
-    let source = HostPathVolumeSource {
-        path: path.into(),
-        type_: Some(kind.into()),
-    };
-    Volume {
-        name: name.into(),
-        host_path: Some(source),
-        ..Volume::default()
     }
 }
 

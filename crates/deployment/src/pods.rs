@@ -5,13 +5,15 @@ use cluster_types::Service;
 use cluster_types::key_service::AUDIENCE;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, GRPCAction, HostPathVolumeSource,
-    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile,
-    SecurityContext, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, GRPCAction, PodSecurityContext, PodSpec,
+    PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
+    ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::api::ObjectMeta;
+
+use crate::volumes::host_path;
 
 /// The user of pods that need neither a device nor a file of root.
 const UNPRIVILEGED: i64 = 65532;
@@ -194,18 +196,6 @@ impl At for Volume {
             ..VolumeMount::default()
         };
         Mount { volume: self, mount }
-    }
-}
-
-fn host_path(name: &str, path: &str, kind: &str) -> Volume {
-    let source = HostPathVolumeSource {
-        path: path.into(),
-        type_: Some(kind.into()),
-    };
-    Volume {
-        name: name.into(),
-        host_path: Some(source),
-        ..Volume::default()
     }
 }
 
