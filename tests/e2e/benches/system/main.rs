@@ -32,6 +32,7 @@ const WORKSPACE: &str = "CONSTELLATION_WORKSPACE";
 
 fn main() -> Result<()> {
     let workspace = folder(WORKSPACE)?;
+    let idle = cluster::idle(&workspace)?;
     let services = services::measure(&folder(PROGRAMS)?)?;
     let node = node::measure()?;
 
@@ -39,6 +40,7 @@ fn main() -> Result<()> {
     print!("{}", memory(services.memory, &node, &workspace)?);
     print!("{}", node.table());
     print!("{}", cluster::times(&workspace));
+    print!("{idle}");
     Ok(())
 }
 
