@@ -1,4 +1,4 @@
-//! The first program of a node after its root file system is mounted.
+//! Makes a node part of a cluster. systemd starts it; by then the root file system is verified and the state disk is open.
 //!
 //! A new node offers the init API to the CLI and asks join services for a ticket, side by side; whichever comes first takes
 //! the node lock. On a node that was a member before, it starts the kubelet.

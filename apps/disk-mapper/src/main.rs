@@ -1,4 +1,4 @@
-//! Prepares the state disk of a node, in the initramfs, before anything else uses it.
+//! Prepares the state disk of a node. node-init starts it from the verified root file system, before systemd.
 //!
 //! 1. The state disk is the one disk with the serial number `state`.
 //! 2. What is on it is copied to memory and classified: nothing, an unfinished header, a header of exactly our shape,
