@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
-use std::path::{Component, Path as FilePath, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -17,10 +17,12 @@ use cluster_types::{NodeName, NodeRole};
 use serde::Serialize;
 use tokio::fs::File;
 use tokio::net::TcpListener;
+use tokio::task::spawn_blocking;
 use tokio_util::io::ReaderStream;
 
 use crate::error::QemuError;
 use crate::folder::{ClusterRecord, NodeRecord, RunFolder};
+use crate::mirror::{Public, open_public};
 use crate::network::{NAME_SERVER, NODE_CIDR, NODE_INTERFACE};
 use crate::proof::ProofKey;
 
@@ -158,27 +160,14 @@ async fn init_secret_hash(State(folder): State<RunFolder>, Path(name): Path<Stri
 
 async fn mirror(State(folder): State<RunFolder>, Path(path): Path<String>) -> Result<Response, Refusal> {
     let root = load(&folder)?.mirror.ok_or(Refusal::NotFound)?;
-    let file = File::open(below(&root, &path)?).await.map_err(|_| Refusal::NotFound)?;
-    let metadata = file.metadata().await.map_err(|_| Refusal::NotFound)?;
-    if !metadata.is_file() {
-        return Err(Refusal::NotFound);
-    }
-    let body = Body::from_stream(ReaderStream::with_capacity(file, CHUNK));
-    Ok(([(header::CONTENT_LENGTH, metadata.len())], body).into_response())
-}
-
-/// The file of this path, if it is inside the folder whatever links there are.
-fn below(root: &FilePath, path: &str) -> Result<PathBuf, Refusal> {
-    let path = FilePath::new(path);
-    if !path.components().all(|part| matches!(part, Component::Normal(_))) {
-        return Err(Refusal::NotFound);
-    }
-    let root = root.canonicalize().map_err(|_| Refusal::NotFound)?;
-    let file = root.join(path).canonicalize().map_err(|_| Refusal::NotFound)?;
-    if file.starts_with(&root) {
-        Ok(file)
-    } else {
-        Err(Refusal::NotFound)
+    let public = spawn_blocking(move || open_public(&root, &path)).await;
+    match public.expect("opening a file does not panic") {
+        None => Err(Refusal::NotFound),
+        Some(Public::List(document)) => Ok(document.into_response()),
+        Some(Public::File { file, len }) => {
+            let body = Body::from_stream(ReaderStream::with_capacity(File::from_std(file), CHUNK));
+            Ok(([(header::CONTENT_LENGTH, len)], body).into_response())
+        }
     }
 }
 
@@ -214,6 +203,9 @@ impl IntoResponse for Refusal {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::os::unix::fs::symlink;
 
     use infrastructure::{NodePorts, NodeSpec};
 
@@ -275,6 +267,38 @@ mod tests {
             format!("http://127.0.0.1:{}", self.port)
         }
 
+        /// Puts a file into the folder of the mirror.
+        fn put(&self, path: &str, content: impl AsRef<[u8]>) {
+            let path = self.folder.path().join("mirror").join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+
+        fn put_list(&self, paths: &[&str]) {
+            let hash = "00".repeat(32);
+            let components: Vec<_> = paths
+                .iter()
+                .map(|path| format!(r#"{{"url":"{path}","hash":"sha256:{hash}","install_path":"/{path}"}}"#))
+                .collect();
+            let components = components.join(",");
+            let list = format!(r#"{{"version":"v1","kubernetes_version":"v1.35.4","components":[{components}]}}"#);
+            self.put("components.json", list);
+        }
+
+        /// Asks for a path as it is: other clients resolve dots in it.
+        async fn get_raw(&self, path: &str) -> String {
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            let port = self.port;
+            let ask = move || {
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                stream.write_all(request.as_bytes()).unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).unwrap();
+                answer
+            };
+            spawn_blocking(ask).await.unwrap()
+        }
+
         async fn get(&self, path: &str) -> (u16, String) {
             let response = reqwest::get(format!("{}{path}", self.address())).await.unwrap();
             (response.status().as_u16(), response.text().await.unwrap())
@@ -311,7 +335,7 @@ mod tests {
         let server = server().await;
         let port = server.port;
         let known = async |key: [u8; 32]| {
-            tokio::task::spawn_blocking(move || ProofKey::from(key).is_known_at(port))
+            spawn_blocking(move || ProofKey::from(key).is_known_at(port))
                 .await
                 .unwrap()
         };
@@ -322,29 +346,94 @@ mod tests {
     #[tokio::test]
     async fn what_is_unknown_is_not_found() {
         let server = server().await;
-        std::fs::write(server.folder.path().join("outside"), "secret").unwrap();
-        let mirror = server.folder.path().join("mirror");
-        std::os::unix::fs::symlink(server.folder.path().join("outside"), mirror.join("link")).unwrap();
+        server.put_list(&["missing"]);
         for path in [
             "/",
             "/nodes/worker-1/self",
             "/nodes/..%2f..%2fetc/self",
             "/nodes/worker-0/other",
+            "/mirror/",
             "/mirror/missing",
-            "/mirror/..%2foutside",
-            "/mirror/%2e%2e/outside",
-            "/mirror/link",
         ] {
             assert_eq!(server.get(path).await.0, 404, "{path}");
         }
+    }
+
+    /// The one who asks is a pod or a local user, and the mirror was made in a workspace.
+    #[tokio::test]
+    async fn a_secret_beside_the_list_is_not_served() {
+        let server = server().await;
+        let outside = server.folder.path().join("outside");
+        std::fs::write(&outside, "SECRET").unwrap();
+        for secret in [
+            "constellation-mastersecret.json",
+            "constellation-qemu/nodes/worker-0/state.img",
+            "bin/unlisted",
+            "bin/.kubelet.part",
+            ".components.json.new",
+        ] {
+            server.put(secret, "SECRET");
+        }
+        server.put("bin/kubelet", "public");
+        let mirror = server.folder.path().join("mirror");
+        symlink("constellation-mastersecret.json", mirror.join("link")).unwrap();
+        symlink(&outside, mirror.join("listed-link")).unwrap();
+        symlink("../..", mirror.join("bin/up")).unwrap();
+        server.put_list(&["bin/kubelet", "bin", "listed-link", "bin/up/outside"]);
+        assert_eq!(server.get("/mirror/bin/kubelet").await, (200, "public".to_owned()));
+        for path in [
+            "constellation-mastersecret.json",
+            "/constellation-mastersecret.json",
+            "./constellation-mastersecret.json",
+            "%2e/constellation-mastersecret.json",
+            "bin/../constellation-mastersecret.json",
+            "bin/%2e%2e/constellation-mastersecret.json",
+            "bin/kubelet/../../constellation-mastersecret.json",
+            "bin%2fkubelet%2f..%2f..%2fconstellation-mastersecret.json",
+            "bin/kubelet%00/../../constellation-mastersecret.json",
+            "constellation-qemu/nodes/worker-0/state.img",
+            "bin/unlisted",
+            "bin/.kubelet.part",
+            ".components.json.new",
+            "link",
+            "listed-link",
+            "bin",
+            "bin/up/outside",
+            "../outside",
+            "..%2foutside",
+            "%2e%2e/outside",
+            "bin//kubelet",
+            "/bin/kubelet",
+        ] {
+            let answer = server.get_raw(&format!("/mirror/{path}")).await;
+            assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
+            assert!(!answer.contains("SECRET"), "{path}: {answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_folder_without_a_valid_list_serves_nothing() {
+        let server = server().await;
+        server.put("bin/kubelet", "content");
+        for list in [None, Some("SECRET"), Some("{}")] {
+            if let Some(list) = list {
+                server.put("components.json", list);
+            }
+            for path in ["/mirror/components.json", "/mirror/bin/kubelet"] {
+                assert_eq!(server.get(path).await, (404, String::new()), "{list:?} {path}");
+            }
+        }
+        server.put_list(&["bin/kubelet"]);
+        assert!(server.get("/mirror/components.json").await.1.contains("bin/kubelet"));
+        assert_eq!(server.get("/mirror/bin/kubelet").await.0, 200);
     }
 
     #[tokio::test]
     async fn serves_large_files_whole() {
         let server = server().await;
         let content = vec![7; 10_000_000];
-        std::fs::create_dir(server.folder.path().join("mirror/bin")).unwrap();
-        std::fs::write(server.folder.path().join("mirror/bin/kubelet"), &content).unwrap();
+        server.put("bin/kubelet", &content);
+        server.put_list(&["bin/kubelet"]);
         let response = reqwest::get(format!("{}/mirror/bin/kubelet", server.address()))
             .await
             .unwrap();

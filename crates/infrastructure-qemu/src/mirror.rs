@@ -1,9 +1,15 @@
-//! Where nodes find a mirror of Kubernetes.
+//! Where nodes find a mirror of Kubernetes, and what of a folder is part of one.
 
+use std::fs::{File, OpenOptions};
+use std::io::Read;
 use std::net::Ipv4Addr;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use cluster_types::is_loopback_host;
 use infrastructure::MirrorSource;
+use kubernetes_components::{ComponentList, MAX_DOCUMENT_LEN, MIRROR_DOCUMENT};
+use rustix::fs::OFlags;
 use url::{Host, Url};
 
 use crate::network::HOST_FROM_GUEST;
@@ -49,6 +55,51 @@ fn loopback_from_guest(address: &Url) -> Result<Url, PreflightProblem> {
         .set_host(Some(HOST_FROM_GUEST))
         .expect("an http address takes any IPv4 host");
     Ok(from_guest)
+}
+
+/// What anyone may fetch from a mirror that is a folder.
+pub(crate) enum Public {
+    /// The list, exactly as it was parsed.
+    List(Vec<u8>),
+    /// A file that the list names, and its length in bytes.
+    File { file: File, len: u64 },
+}
+
+/// Opens the list or a file that the list names, by the path that it has there. Anything else in the folder stays private: it can be
+/// a workspace, and pods and other users of this machine can ask.
+pub(crate) fn open_public(root: &Path, path: &str) -> Option<Public> {
+    let document = read_list(root)?;
+    let list = ComponentList::from_mirror_document(&document).ok()?;
+    if path == MIRROR_DOCUMENT {
+        return Some(Public::List(document));
+    }
+    let mut listed = list
+        .components()
+        .iter()
+        .filter_map(|component| component.url.relative());
+    let (file, len) = open_inside(root, listed.find(|listed| *listed == path)?)?;
+    Some(Public::File { file, len })
+}
+
+fn read_list(root: &Path) -> Option<Vec<u8>> {
+    let (file, _) = open_inside(root, MIRROR_DOCUMENT)?;
+    let mut document = Vec::new();
+    file.take(MAX_DOCUMENT_LEN as u64 + 1).read_to_end(&mut document).ok()?;
+    Some(document)
+}
+
+/// A regular file and its length, if it is inside the folder whatever links there are.
+fn open_inside(root: &Path, path: &str) -> Option<(File, u64)> {
+    let root = root.canonicalize().ok()?;
+    let path = root.join(path).canonicalize().ok()?;
+    if !path.starts_with(&root) {
+        return None;
+    }
+    // Opening a pipe would wait for its writer.
+    let nonblock = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path).ok()?;
+    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    Some((file, metadata.len()))
 }
 
 #[cfg(test)]
