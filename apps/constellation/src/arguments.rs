@@ -137,7 +137,8 @@ pub(crate) enum Format {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum MirrorCommand {
-    /// Fill a folder with all files of a Kubernetes version, each checked against its SHA-256. Continues an interrupted run.
+    /// Fill a folder with all files of a Kubernetes version, each checked against its SHA-256. Continues an interrupted run,
+    /// and replaces no file.
     Create {
         /// The folder to fill.
         #[arg(value_parser = path())]

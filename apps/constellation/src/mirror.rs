@@ -1,7 +1,8 @@
 //! Mirrors of Kubernetes: reading their list, and filling one from another.
 
-use std::fs::File;
-use std::io::Read;
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError, symlink_metadata};
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -21,6 +22,8 @@ const MAX_FILE_LEN: u64 = 4 << 30;
 const MAX_REDIRECTS: usize = 5;
 /// How often the progress of a download is shown, in MiB.
 const SHOW_EVERY_MIB: u64 = 32;
+/// What the files of a workspace start with, whose secrets no list may name: a mirror can be in a workspace.
+const WORKSPACE_PREFIX: &str = "constellation-";
 
 /// What a mirror holds.
 pub(crate) struct Offer {
@@ -61,6 +64,7 @@ pub(crate) async fn load_list(source: &MirrorSource, pinned: Option<Digest>, how
     }
     let list = ComponentList::from_mirror_document(&document)
         .with_context(|| format!("{place} is not a list of components"))?;
+    check_places(&list).with_context(|| format!("{place} cannot be used"))?;
     Ok(Offer { list, digest })
 }
 
@@ -80,36 +84,166 @@ fn downloader() -> Result<Downloader> {
     )?)
 }
 
-/// Fills a folder with every file of a list, then writes the list and returns its digest. Existing files with the right digest
-/// are kept. The list comes last, so a folder with a list is complete.
+/// A file that a mirror is to have.
+struct Wanted<'list> {
+    component: &'list Component,
+    /// Its path below the mirror's root.
+    place: String,
+}
+
+/// Fills a folder with every file of a list and returns the digest of the list there.
+///
+/// 1. Another run does not fill the folder at the same time.
+/// 2. A list or file that is there and differs from what is wanted is refused, before anything is fetched: it is the user's, or of
+///    another release, which a cluster may be using.
+/// 3. What is missing is fetched, or continued where an earlier run stopped.
+/// 4. The list comes last, so a folder with a list is complete.
 pub(crate) async fn fill(
     folder: &Path,
     list: &ComponentList,
     from: Option<&MirrorSource>,
     step: &Step<'_>,
 ) -> Result<Digest> {
-    let downloader = downloader()?;
-    let count = list.components().len();
-    let mut components = Vec::new();
-    for (index, component) in list.components().iter().enumerate() {
+    check_places(list)?;
+    let _lock = lock(folder)?;
+    let mut wanted = wanted(list)?;
+    let mirrored = mirrored(list, &wanted)?;
+    let there = existing_list(folder, &mirrored)?;
+    keep_missing(folder, &mut wanted)?;
+    fetch(folder, &wanted, from, step).await?;
+    match there {
+        Some(digest) => Ok(digest),
+        None => write_list(folder, &mirrored),
+    }
+}
+
+/// A list from elsewhere may name any path. These are not for mirrors.
+fn check_places(list: &ComponentList) -> Result<()> {
+    let paths = list
+        .components()
+        .iter()
+        .filter_map(|component| component.url.relative());
+    for path in paths {
+        if path == MIRROR_DOCUMENT || path.split('/').any(|part| part.starts_with(WORKSPACE_PREFIX)) {
+            return Err(anyhow!("the list names {path}, which is not a file of a mirror")).advise("use another list");
+        }
+    }
+    Ok(())
+}
+
+/// Held until the file is closed. Two runs at once could leave the list of one with the files of the other.
+fn lock(folder: &Path) -> Result<File> {
+    let file = File::open(folder).map_err(|error| explain_denied(folder, error));
+    let file = file.with_context(|| format!("cannot read {}", folder.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(anyhow!("another `mirror create` fills {}", folder.display())).advise("wait until it has ended")
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("cannot lock {}", folder.display())),
+    }
+}
+
+fn wanted(list: &ComponentList) -> Result<Vec<Wanted<'_>>> {
+    let mut hashes = BTreeMap::new();
+    let mut wanted = Vec::new();
+    for component in list.components() {
         let place = place(component)?;
-        let title = format!("{} of {count}: {place}", index + 1);
-        step.detail(&title);
-        let path = folder.join(&place);
-        fetch_component(&downloader, component, &path, from, &|event| show(step, &title, &event))
-            .await
-            .with_context(|| format!("cannot mirror {}", component.url))?;
+        if *hashes.entry(place.clone()).or_insert(component.hash) != component.hash {
+            bail!("the list names two different files {place}");
+        }
+        wanted.push(Wanted { component, place });
+    }
+    Ok(wanted)
+}
+
+/// The same list, with the paths in the new mirror.
+fn mirrored(list: &ComponentList, wanted: &[Wanted<'_>]) -> Result<ComponentList> {
+    let mut components = Vec::new();
+    for Wanted { component, place } in wanted {
         components.push(Component {
             url: place.parse()?,
-            ..component.clone()
+            ..(*component).clone()
         });
     }
-    let mirrored = ComponentList::new(list.kubernetes_version().clone(), components)?.to_mirror_document();
-    let document = folder.join(MIRROR_DOCUMENT);
-    atomic_file::replace(&document, &mirrored, Access::Everyone)
-        .map_err(|error| explain_denied(&document, error))
-        .with_context(|| format!("cannot write {}", document.display()))?;
-    Ok(Digest::of(&mirrored))
+    Ok(ComponentList::new(list.kubernetes_version().clone(), components)?)
+}
+
+/// The digest of the list that the folder has already, if any.
+fn existing_list(folder: &Path, mirrored: &ComponentList) -> Result<Option<Digest>> {
+    let path = folder.join(MIRROR_DOCUMENT);
+    if !is_file(&path)? {
+        return Ok(None);
+    }
+    let document = read_document(&path)?;
+    match ComponentList::from_mirror_document(&document) {
+        Ok(list) if list == *mirrored => Ok(Some(Digest::of(&document))),
+        _ => in_the_way(&path, "is not the list of this mirror"),
+    }
+}
+
+/// Leaves the files that are not in the folder yet.
+fn keep_missing(folder: &Path, wanted: &mut Vec<Wanted<'_>>) -> Result<()> {
+    let mut missing = Vec::new();
+    for file in wanted.drain(..) {
+        if !is_there(&folder.join(&file.place), file.component.hash)? {
+            missing.push(file);
+        }
+    }
+    *wanted = missing;
+    Ok(())
+}
+
+fn is_there(path: &Path, expected: Digest) -> Result<bool> {
+    if !is_file(path)? {
+        return Ok(false);
+    }
+    let digest = Digest::of_file(path).map_err(|error| explain_denied(path, error));
+    let digest = digest.with_context(|| format!("cannot read {}", path.display()))?;
+    if digest == expected {
+        return Ok(true);
+    }
+    let [digest, expected] = [digest, expected].map(|digest| oci::format(&digest));
+    in_the_way(path, &format!("has the digest {digest}, expected {expected}"))
+}
+
+/// Whether there is a file, and not just nothing.
+fn is_file(path: &Path) -> Result<bool> {
+    match symlink_metadata(path) {
+        Ok(_) if path.is_file() => Ok(true),
+        Ok(_) => in_the_way(path, "is not a file"),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(explain_denied(path, error)).with_context(|| format!("cannot look at {}", path.display())),
+    }
+}
+
+fn in_the_way<T>(path: &Path, why: &str) -> Result<T> {
+    Err(anyhow!("{} exists and {why}", path.display()))
+        .advise("fill another folder: `mirror create` replaces neither your files nor those of another release")
+}
+
+async fn fetch(folder: &Path, missing: &[Wanted<'_>], from: Option<&MirrorSource>, step: &Step<'_>) -> Result<()> {
+    let downloader = downloader()?;
+    for (index, Wanted { component, place }) in missing.iter().enumerate() {
+        let title = format!("{} of {}: {place}", index + 1, missing.len());
+        step.detail(&title);
+        let path = folder.join(place);
+        // An earlier component can be the same file.
+        if !path.exists() {
+            fetch_component(&downloader, component, &path, from, &|event| show(step, &title, &event))
+                .await
+                .with_context(|| format!("cannot mirror {}", component.url))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_list(folder: &Path, mirrored: &ComponentList) -> Result<Digest> {
+    let (path, document) = (folder.join(MIRROR_DOCUMENT), mirrored.to_mirror_document());
+    atomic_file::replace(&path, &document, Access::Everyone)
+        .map_err(|error| explain_denied(&path, error))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(Digest::of(&document))
 }
 
 fn show(step: &Step<'_>, title: &str, event: &Event<'_>) {
@@ -148,13 +282,6 @@ async fn fetch_component(
     from: Option<&MirrorSource>,
     progress: &(dyn Fn(Event<'_>) + Send + Sync),
 ) -> Result<()> {
-    if path.is_file() {
-        let digest = Digest::of_file(path).map_err(|error| explain_denied(path, error));
-        let digest = digest.with_context(|| format!("cannot read {}", path.display()))?;
-        if digest == component.hash {
-            return Ok(());
-        }
-    }
     let url = match (component.url.relative(), from) {
         (None, _) => Url::parse(component.url.as_str())?,
         (Some(relative), Some(MirrorSource::Http(base))) => base.join(relative)?,

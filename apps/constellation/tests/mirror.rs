@@ -1,4 +1,4 @@
-//! `mirror create`: every file is checked, what is there is kept, and a folder with a list is complete.
+//! `mirror create`: every file is checked, what is there is kept or refused, and a folder with a list is complete.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
@@ -135,6 +135,134 @@ fn what_is_there_is_not_fetched_again() {
         *asked.lock().unwrap(),
         ["/components.json all", "/bin/kubelet all", "/components.json all"]
     );
+}
+
+/// The new list names another kubelet at the same path.
+fn next_release(host: &Host) -> PathBuf {
+    let source = source(host, b"another kubelet");
+    fs::write(
+        source.join("components.json"),
+        list(&[
+            component("bin/first", KUBELET),
+            component("bin/kubelet", b"another kubelet"),
+        ]),
+    )
+    .unwrap();
+    fs::write(source.join("bin/first"), KUBELET).unwrap();
+    source
+}
+
+/// Fills the target, which is refused because of this file; everything there stays as it is, and nothing comes to it.
+fn check_refused(host: &Host, options: &[&str], file: &str) {
+    let target = host.path("target");
+    let before = tree(&target);
+    let output = create(host, options);
+    let error = stderr(&output);
+    assert!(!output.status.success(), "{error}");
+    let named = format!("{} exists and ", target.join(file).display());
+    assert!(
+        error.contains(&named) && error.contains("Next: fill another folder"),
+        "{error}"
+    );
+    assert_eq!(tree(&target), before);
+}
+
+/// Every file below a folder, with its content.
+fn tree(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(tree(&path));
+        } else {
+            files.push((path.clone(), fs::read(&path).unwrap_or_default()));
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn another_release_does_not_mix_with_the_one_that_is_there() {
+    let host = Host::new();
+    assert!(from(&host, &source(&host, KUBELET)).status.success());
+    let next = next_release(&host);
+    let options = ["--from", next.to_str().unwrap()];
+    check_refused(&host, &options, "components.json");
+    // Neither does it if the first one was never completed.
+    fs::remove_file(host.path("target/components.json")).unwrap();
+    check_refused(&host, &options, "bin/kubelet");
+}
+
+#[test]
+fn what_the_user_has_in_the_folder_is_not_replaced() {
+    let host = Host::new();
+    let source = source(&host, KUBELET);
+    let (address, _) = serve(source.clone());
+    let target = host.path("target");
+    fs::create_dir_all(target.join("bin")).unwrap();
+    let own = list(&[component(&format!("{address}/bin/kubelet"), KUBELET)]);
+    fs::write(target.join("components.json"), own).unwrap();
+    let pinned = target.join("components.json");
+    check_refused(&host, &["--list", pinned.to_str().unwrap()], "components.json");
+    fs::remove_file(&pinned).unwrap();
+
+    let options = ["--from", source.to_str().unwrap()];
+    let kubelet = target.join("bin/kubelet");
+    fs::write(&kubelet, "the user's").unwrap();
+    check_refused(&host, &options, "bin/kubelet");
+    fs::remove_file(&kubelet).unwrap();
+    std::os::unix::fs::symlink("nowhere", &kubelet).unwrap();
+    check_refused(&host, &options, "bin/kubelet");
+    fs::remove_file(&kubelet).unwrap();
+    fs::create_dir(&kubelet).unwrap();
+    check_refused(&host, &options, "bin/kubelet");
+}
+
+/// Somebody else wrote it, and the folder is a workspace.
+#[test]
+fn a_list_cannot_name_the_files_of_a_workspace() {
+    let host = Host::new();
+    let source = source(&host, KUBELET);
+    for path in [
+        "constellation-mastersecret.json",
+        "a/constellation-qemu/b",
+        "components.json",
+    ] {
+        let document = list(&[component(path, KUBELET)]);
+        fs::write(source.join("components.json"), &document).unwrap();
+        let pinned = host.path("pinned.json");
+        fs::write(&pinned, &document).unwrap();
+        for options in [&[][..], &["--list", pinned.to_str().unwrap()]] {
+            let options = [&["--from", source.to_str().unwrap()], options].concat();
+            let error = stderr(&create(&host, &options));
+            assert!(error.contains(&format!("the list names {path}")), "{error}");
+            assert!(!host.path("target").join(path).exists());
+        }
+    }
+}
+
+#[test]
+fn a_list_with_two_files_for_one_path_is_refused() {
+    let host = Host::new();
+    let source = source(&host, KUBELET);
+    let both = list(&[component("bin/kubelet", KUBELET), component("bin/kubelet", b"other")]);
+    fs::write(source.join("components.json"), both).unwrap();
+    let error = stderr(&from(&host, &source));
+    assert!(error.contains("two different files bin/kubelet"), "{error}");
+}
+
+#[test]
+fn two_runs_do_not_fill_one_folder_at_once() {
+    let host = Host::new();
+    let source = source(&host, KUBELET);
+    fs::create_dir_all(host.path("target")).unwrap();
+    let other = fs::File::open(host.path("target")).unwrap();
+    other.lock().unwrap();
+    let error = stderr(&from(&host, &source));
+    assert!(error.contains("another `mirror create` fills"), "{error}");
+    drop(other);
+    assert!(from(&host, &source).status.success());
 }
 
 #[test]
