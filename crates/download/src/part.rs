@@ -18,6 +18,8 @@ pub(crate) struct Part {
     hasher: Hasher,
     len: u64,
     resumed: bool,
+    /// Whether it is still at its path, and nobody else's.
+    in_place: bool,
 }
 
 /// Where an unfinished download of this file is.
@@ -76,6 +78,7 @@ impl Part {
             hasher,
             len,
             resumed: len > 0,
+            in_place: true,
         })
     }
 
@@ -100,29 +103,35 @@ impl Part {
         Ok(())
     }
 
-    pub(crate) fn remove(self) -> Result<(), DownloadError> {
+    pub(crate) fn remove(mut self) -> Result<(), DownloadError> {
+        self.in_place = false;
         fs::remove_file(&self.path).on("remove", &self.path)
     }
 
     /// Gives the file its name if it is the right one, and removes it otherwise.
-    pub(crate) fn keep_as(self, target: &Path, expected: Digest) -> Result<(), DownloadError> {
-        // Open, and thereby locked, until it is away.
-        let Self {
-            file: _file,
-            path,
-            hasher,
-            resumed,
-            ..
-        } = self;
-        let actual = hasher.finish();
+    pub(crate) fn keep_as(mut self, target: &Path, expected: Digest) -> Result<(), DownloadError> {
+        let actual = self.hasher.clone().finish();
         if actual == expected {
-            return atomic_file::rename(&path, target).on("write", target);
+            self.in_place = false;
+            // The file is open, and thereby locked, until it is away.
+            return atomic_file::rename(&self.path, target).on("write", target);
         }
-        fs::remove_file(&path).on("remove", &path)?;
+        let resumed = self.resumed;
+        self.remove()?;
         Err(DownloadError::Digest {
             actual,
             expected,
             resumed,
         })
+    }
+}
+
+impl Drop for Part {
+    /// A download of which nothing came leaves nothing. The file is still locked here.
+    fn drop(&mut self) {
+        if self.in_place && self.len == 0 {
+            // The next download opens it again, and can report that it fails.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }

@@ -205,6 +205,43 @@ async fn wrong_and_endless_files_leave_nothing() {
 }
 
 #[tokio::test]
+async fn a_download_of_which_nothing_came_leaves_nothing() {
+    let there = target();
+    check(&serve(vec![status("404 Not Found")]), &there, 100)
+        .await
+        .unwrap_err();
+    assert!(is_empty(&there));
+
+    let limits = Limits {
+        total: Duration::from_secs(1),
+        ..LIMITS
+    };
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unreachable = format!("http://{closed}/file").parse().unwrap();
+    let silent = serve(vec![Box::new(|_, _| {})]).url;
+    for url in [unreachable, silent] {
+        downloader(limits)
+            .file(&url, Digest::of(CONTENT), 100, &there.path, &|_| {})
+            .await
+            .unwrap_err();
+        assert!(is_empty(&there), "{url}");
+    }
+}
+
+/// What an earlier download left is worth something, whatever the server says today.
+#[tokio::test]
+async fn a_refusal_leaves_what_there_is_of_the_file() {
+    let there = target();
+    let part = part_of(&there.path);
+    fs::create_dir_all(part.parent().unwrap()).unwrap();
+    fs::write(&part, &CONTENT[..4]).unwrap();
+    check(&serve(vec![status("404 Not Found")]), &there, 100)
+        .await
+        .unwrap_err();
+    assert_eq!(fs::read(&part).unwrap(), &CONTENT[..4]);
+}
+
+#[tokio::test]
 async fn a_download_that_is_dropped_keeps_what_it_has() {
     let (server, target) = (serve(vec![stops_after(10)]), target());
     let received = tokio::sync::Notify::new();
