@@ -15,6 +15,7 @@ use role_grant::OperatorKey;
 
 use crate::advice::{Advise, advise};
 use crate::providers::Providers;
+use crate::unknown::state_or_new;
 use crate::{machines, mirror};
 
 /// Everything the phases work on.
@@ -39,13 +40,8 @@ impl<'a> Run<'a> {
         providers: &dyn Providers,
         variants: &'a dyn Variants,
     ) -> Result<Self> {
-        let mut state = workspace.state()?.unwrap_or_else(ClusterState::new);
-        if state.init != InitProgress::Done {
-            // Found now, and not after the node has handed out its kubeconfig.
-            workspace
-                .check_own(&state, names::ADMIN_CONF)
-                .advise("move it to another folder, then run the same command again")?;
-        }
+        // A foreign kubeconfig is found now, and not after the node has handed out its own.
+        let mut state = state_or_new(workspace, providers)?;
         // Only here in memory: what is refused below is not stored.
         finish_interrupted(workspace, &mut state)?;
         let document = reference_document(&config)?;

@@ -598,6 +598,103 @@ fn what_a_cluster_cannot_change_is_refused_by_name_and_nothing_of_it_is_applied(
     host.until(&["apply", "--yes"], "applying the services\n").kill();
 }
 
+fn state_file(host: &Host) -> PathBuf {
+    host.workspace().join("constellation-state.yaml")
+}
+
+/// A cluster, and its state as it was before the cluster.
+fn made_with_older_state() -> (Host, String) {
+    let (host, node) = (configured(SOFTWARE_TPM), ScriptedNode::new(SOFTWARE_TPM));
+    let mut running = host.until(&["mini", "up"], BOOTS);
+    let older = fs::read_to_string(state_file(&host)).unwrap();
+    node.serve_init(&host, Answer::Success(derived_id(&host)));
+    running.until("applying the services\n");
+    running.kill();
+    (host, older)
+}
+
+/// Neither running machines nor, after they have stopped, their disks.
+#[test]
+fn a_state_that_is_missing_or_older_than_the_cluster_costs_no_machine() {
+    let (host, older) = made_with_older_state();
+    let right = fs::read(state_file(&host)).unwrap();
+    let begun = older.replace("init: not-started", "init: started");
+    assert_ne!(begun, older);
+    for stopped in [false, true] {
+        if stopped {
+            host.machines().stop("control-plane-0", "the power failed");
+        }
+        for state in [None, Some(&older), Some(&begun)] {
+            match state {
+                Some(state) => fs::write(state_file(&host), state).unwrap(),
+                None => fs::remove_file(state_file(&host)).unwrap(),
+            }
+            let before = everything(&host);
+            let shown = stdout(&host.run(&["status"]));
+            for command in [&["mini", "up"][..], &["apply", "--yes"]] {
+                let output = host.run(command);
+                let said = stderr(&output);
+                assert_eq!(output.status.code(), Some(1), "{said}");
+                for part in [
+                    "nothing was done",
+                    "Next: restore constellation-state.yaml from a backup",
+                    "constellation terminate",
+                ] {
+                    assert!(said.contains(part), "{command:?}, {state:?}: {said}");
+                }
+                for text in [&said, &shown] {
+                    let machine = if stopped {
+                        "control-plane-0 (stopped)"
+                    } else {
+                        "control-plane-0 (running)"
+                    };
+                    assert!(text.contains(machine), "{command:?}, {state:?}: {text}");
+                    assert!(!text.contains("move it") && !text.contains("no cluster here"), "{text}");
+                }
+            }
+            assert!(before == everything(&host), "{state:?}: something was changed");
+        }
+    }
+    fs::write(state_file(&host), right).unwrap();
+    let running = host.until(&["apply", "--yes"], "applying the services\n");
+    assert!(running.said.contains("restart control-plane-0"), "{}", running.said);
+    running.kill();
+}
+
+#[test]
+fn machines_without_a_state_are_shown_and_terminated() {
+    let (host, _) = made_with_older_state();
+    for name in ["constellation-state.yaml", "constellation-admin.conf"] {
+        fs::remove_file(host.workspace().join(name)).unwrap();
+    }
+    let said = stderr(&host.run(&["mini", "up"]));
+    assert!(said.contains("constellation-state.yaml is missing"), "{said}");
+    let shown = stdout(&host.run(&["status"]));
+    assert!(shown.lines().any(|line| line.starts_with("worker-0 ")), "{shown}");
+    assert!(host.run(&["terminate", "--yes"]).status.success());
+    assert!(stdout(&host.run(&["status"])).contains("There is no cluster here"));
+}
+
+/// Only `--yes` replaces machines that run.
+#[test]
+fn fresh_machines_are_asked_for_by_name_and_with_their_disks() {
+    let (host, older) = made_with_older_state();
+    fs::remove_file(host.workspace().join("constellation-admin.conf")).unwrap();
+    fs::write(state_file(&host), older.replace("init: not-started", "init: started")).unwrap();
+    let before = everything(&host);
+    let output = host.run(&["apply"]);
+    let asked = stdout(&output);
+    for part in [
+        "because the last run was interrupted",
+        "  remove control-plane-0 and its state disk\n",
+        "  create control-plane-0\n",
+    ] {
+        assert!(asked.contains(part), "{asked}");
+    }
+    assert_eq!(output.status.code(), Some(1));
+    assert!(before == everything(&host), "something was changed");
+}
+
 /// What a run leaves that is killed between its last two writes: the kubeconfig is there, and the state does not say so yet.
 fn interrupt(host: &Host) {
     let mut state = workspace(host).state().unwrap().unwrap();

@@ -100,7 +100,9 @@ fn a_file_of_the_user_is_not_replaced() {
     let error = stderr(&host.run(&["apply", "--yes"]));
     for part in [
         "constellation-admin.conf was not written for this cluster",
-        "Next: move it",
+        "constellation-state.yaml knows of no cluster",
+        "control-plane-0 (stopped)",
+        "Next: restore constellation-state.yaml from a backup",
     ] {
         assert!(error.contains(part), "{error}");
     }
@@ -108,6 +110,9 @@ fn a_file_of_the_user_is_not_replaced() {
         assert!(host.run(command).status.success());
         assert!(is_untouched(&host, "timings.json") && is_untouched(&host, "constellation-admin.conf"));
     }
+    // No cluster can be lost any more.
+    let error = stderr(&host.run(&["apply", "--yes"]));
+    assert!(error.contains("otherwise move the file"), "{error}");
 }
 
 #[test]

@@ -131,6 +131,8 @@ fn two_clusters_live_side_by_side() {
 #[test]
 fn the_first_error_on_a_full_disk_is_the_one_that_is_told() {
     let host = configured();
+    let workspace = cluster_config::Workspace::open(&host.workspace()).unwrap();
+    workspace.save_state(&cluster_config::ClusterState::new()).unwrap();
     let program = host.command(&["apply", "--yes"]);
     let script = "trap '' XFSZ; ulimit -f 0; exec \"$@\"";
     let mut shell = std::process::Command::new("sh");

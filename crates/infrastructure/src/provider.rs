@@ -51,7 +51,7 @@ pub struct Plan {
 pub enum Change {
     /// A machine is made and started.
     Create(NodeName),
-    /// A machine that has stopped is removed and created again.
+    /// A machine that has stopped is removed with its disk, and created again.
     Replace(NodeName),
     /// A machine that stopped is started with the disk it had.
     Restart(NodeName),
@@ -153,7 +153,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Create(node) => write!(f, "create {node}"),
-            Self::Replace(node) => write!(f, "replace {node}, which stopped"),
+            Self::Replace(node) => write!(f, "replace {node}, which stopped, and its state disk"),
             Self::Restart(node) => write!(f, "restart {node}, which stopped"),
             Self::Remove(node) => write!(f, "remove {node} and its state disk"),
             Self::Other(what) => f.write_str(what),

@@ -12,10 +12,10 @@ use std::fs;
 use anyhow::{Context, Result, anyhow};
 use atomic_file::Access;
 use attestation::Variants;
-use cluster_config::{ClusterState, InitProgress, MadeOf, Workspace, WorkspaceError, names};
+use cluster_config::{InitProgress, MadeOf, Workspace, WorkspaceError, names};
 use cluster_types::NodeRole;
 use error_report::{Chain, explain_denied_in};
-use infrastructure::ClusterSpec;
+use infrastructure::{Change, ClusterSpec, MachineStatus, Plan};
 use terminal::{Progress, Step};
 use tokio::task::block_in_place;
 use zeroize::Zeroizing;
@@ -59,24 +59,43 @@ pub(crate) async fn run(
     Ok(())
 }
 
-/// In the state as it is stored, so that they store nothing that a phase which failed had half done.
+/// In the state as it is stored, so that they store nothing that a phase which failed had half done, and no state if there is none.
 fn keep_timings(workspace: &Workspace, timings: &str) -> Result<(), WorkspaceError> {
-    let mut state = workspace.state()?.unwrap_or_else(ClusterState::new);
+    let Some(mut state) = workspace.state()? else {
+        return Ok(());
+    };
     workspace.write_own(&mut state, names::TIMINGS, timings.as_bytes(), Access::Everyone)
 }
 
 impl Run<'_> {
     /// Shows what would change and asks for confirmation, unless `yes` is set.
     fn ask(&self, yes: bool) -> Result<()> {
-        let plan = self.provider.plan(&machines::spec(&self.config, &self.state))?;
+        let plan = self.plan()?;
         if plan.is_empty() || yes {
             return Ok(());
         }
-        print("These changes are needed:")?;
+        match self.why_fresh_machines() {
+            Some(reason) => print(&format!("These changes are needed, because {reason}:"))?,
+            None => print("These changes are needed:")?,
+        }
         for change in &plan.changes {
             print(&format!("  {change}"))?;
         }
         confirm("Do you want to apply them?", yes)
+    }
+
+    /// What the machines' phases would change. Fresh machines take the place of all that are there, running or not.
+    fn plan(&self) -> Result<Plan> {
+        let spec = machines::spec(&self.config, &self.state);
+        if self.why_fresh_machines().is_none() {
+            return Ok(self.provider.plan(&spec)?);
+        }
+        let mut made = self.provider.machines()?;
+        made.retain(|machine| machine.status != MachineStatus::NotMade);
+        let removed = made.into_iter().map(|machine| Change::Remove(machine.name));
+        let created = spec.nodes.into_iter().map(|node| Change::Create(node.name));
+        let changes = removed.chain(created).collect();
+        Ok(Plan { changes })
     }
 
     async fn phases(&mut self, progress: &Progress) -> Result<()> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use atomic_file::Access;
 use attestation::Variants;
-use cluster_config::{ClusterState, InitProgress, Workspace, names};
+use cluster_config::{InitProgress, Workspace, names};
 use error_report::explain_denied;
 use key_derivation::MasterSecret;
 
@@ -15,6 +15,7 @@ use crate::commands::terminate::{End, end};
 use crate::commands::{apply, config};
 use crate::output::note;
 use crate::providers::Providers;
+use crate::unknown::state_or_new;
 
 /// Creates the cluster, and first a configuration if there is none.
 pub(crate) async fn up(
@@ -36,7 +37,7 @@ pub(crate) async fn up(
         Some(config::text(&workspace, "mini".to_owned(), sources, variants).await?)
     };
     let lock = workspace.lock()?;
-    let mut state = workspace.state()?.unwrap_or_else(ClusterState::new);
+    let mut state = state_or_new(&workspace, providers)?;
     if let Some(text) = text
         && !workspace.has(names::CONFIG)?
     {

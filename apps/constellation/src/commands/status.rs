@@ -13,6 +13,7 @@ use crate::commands::nodes;
 use crate::freshness::Seen;
 use crate::output::print;
 use crate::providers::Providers;
+use crate::unknown::{self, UnknownCluster};
 use crate::{kubeconfig, machines};
 
 /// Time limit for the API server: a cluster that does not answer must not make the command hang.
@@ -20,17 +21,14 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Prints what is known, and changes nothing.
 pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Result<()> {
-    let Some(state) = workspace.state()? else {
-        print("There is no cluster here. Create one with `constellation mini up` or `constellation apply`.")?;
-        return Ok(());
-    };
-    match (state.init, state.cluster_id) {
-        (InitProgress::Done, Some(id)) => print(&format!("Cluster {id}"))?,
-        (InitProgress::Started, _) => print("Cluster: creation was interrupted; `constellation apply` starts again")?,
-        _ => print("Cluster: not created yet; `constellation apply` continues")?,
-    }
+    let state = workspace.state()?;
     let made = providers.existing(workspace)?.machines()?;
-    let silent = join_all(made.iter().map(|machine| is_silent(&state, machine)));
+    let unknown = unknown::find(workspace, state.as_ref(), &made)?;
+    print(&headline(state.as_ref(), unknown.as_ref()))?;
+    if state.is_none() && made.is_empty() {
+        return Ok(());
+    }
+    let silent = join_all(made.iter().map(|machine| is_silent(state.as_ref(), machine)));
     let (seen, silent) = if workspace.has(names::ADMIN_CONF)? {
         tokio::join!(seen(workspace), silent)
     } else {
@@ -67,9 +65,28 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
     Ok(())
 }
 
+/// What is known of the cluster as a whole.
+fn headline(state: Option<&ClusterState>, unknown: Option<&UnknownCluster>) -> String {
+    if let Some(unknown) = unknown {
+        return format!("Cluster: {unknown}\nNext: {}", unknown.next);
+    }
+    let Some(state) = state else {
+        return "There is no cluster here. Create one with `constellation mini up` or `constellation apply`."
+            .to_owned();
+    };
+    match (state.init, state.cluster_id) {
+        (InitProgress::Done, Some(id)) => format!("Cluster {id}"),
+        (InitProgress::Started, _) => {
+            "Cluster: creation was interrupted; `constellation apply` starts again".to_owned()
+        }
+        _ => "Cluster: not created yet; `constellation apply` continues".to_owned(),
+    }
+}
+
 /// Whether a node of the cluster runs and does not answer. One that is not part of the cluster yet has nothing that would.
-async fn is_silent(state: &ClusterState, machine: &Machine) -> bool {
-    let is_asked = machine.status == MachineStatus::Running && state.members.contains(&machine.name);
+async fn is_silent(state: Option<&ClusterState>, machine: &Machine) -> bool {
+    let is_member = state.is_some_and(|state| state.members.contains(&machine.name));
+    let is_asked = machine.status == MachineStatus::Running && is_member;
     is_asked && !machines::answers(machine).await
 }
 

@@ -82,8 +82,11 @@ pub(crate) async fn run(
     let config = workspace.config()?;
     let state = workspace
         .state()?
-        .context("there is no cluster in this workspace")
-        .advise("create one with `constellation mini up` or `constellation apply`")?;
+        .context("there is no constellation-state.yaml in this workspace")
+        .advise(
+            "if there is a cluster, restore the file from a backup; otherwise create one with `constellation mini up` or \
+             `constellation apply`",
+        )?;
     let cluster = arguments
         .cluster_id
         .or(state.cluster_id)
