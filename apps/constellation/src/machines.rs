@@ -8,6 +8,7 @@ use cluster_config::{ClusterConfig, ClusterState};
 use cluster_types::NodeRole;
 use infrastructure::{ClusterSpec, Infrastructure, Machine, MachineStatus, Provider};
 use polling::Failed;
+use reqwest::redirect::Policy;
 
 use crate::advice::advise;
 
@@ -57,7 +58,8 @@ pub(crate) fn retry(provider: &dyn Provider, error: impl Into<Error>) -> Failed<
 pub(crate) async fn answers(machine: &Machine) -> bool {
     // Plain HTTP: the system's certificates are not needed, and may be missing.
     let client = reqwest::Client::builder().tls_certs_only([]).no_proxy();
-    let client = client.timeout(ANSWER_LIMIT).build();
+    // A node does not choose what this machine connects to.
+    let client = client.redirect(Policy::none()).timeout(ANSWER_LIMIT).build();
     let client = client.expect("a client without certificates needs nothing of the system");
     let address = format!("http://{}:{}/", machine.host, machine.ports.verify_http);
     client.get(address).send().await.is_ok()
@@ -99,17 +101,22 @@ mod tests {
         assert!(begun.elapsed() <= ANSWER_LIMIT + Duration::from_secs(1));
     }
 
-    #[tokio::test]
-    async fn a_node_answers_also_with_an_error() {
+    /// The port of a node that gives this answer.
+    async fn answering(head: String) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let _ = stream.read(&mut [0; 1024]).await;
-            stream
-                .write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
-                .await
+            let answer = format!("HTTP/1.1 {head}\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await
         });
+        port
+    }
+
+    #[tokio::test]
+    async fn a_node_answers_also_with_an_error() {
+        let port = answering("400 Bad Request".to_owned()).await;
         assert!(answers(&machine(port)).await);
     }
 
@@ -124,5 +131,16 @@ mod tests {
             .stdout(std::process::Stdio::null())
             .status();
         assert!(status.unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_redirects_answers_and_is_not_followed() {
+        let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = elsewhere.local_addr().unwrap();
+        let port = answering(format!("302 Found\r\nlocation: http://{address}/")).await;
+        assert!(answers(&machine(port)).await);
+        elsewhere.set_nonblocking(true).unwrap();
+        let followed = elsewhere.accept().map_err(|error| error.kind());
+        assert_eq!(followed.unwrap_err(), std::io::ErrorKind::WouldBlock);
     }
 }
