@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use aws_lc_rs::rand;
-use cluster_types::{ClusterId, MeasurementSalt, NodeName};
+use cluster_types::{BootId, ClusterId, MeasurementSalt, NodeName};
 use digest::Digest;
 use document::DocumentError;
 use infrastructure::Infrastructure;
@@ -57,7 +57,7 @@ pub struct Boot {
     pub start: String,
     /// The node's boot id, as Kubernetes shows it.
     #[serde(rename = "bootID")]
-    pub boot_id: String,
+    pub boot_id: BootId,
 }
 
 /// How far creating the cluster got.

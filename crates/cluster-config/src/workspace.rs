@@ -98,6 +98,15 @@ pub enum WorkspaceError {
         #[source]
         source: ParseStateError,
     },
+    /// What is to become the state could not be read again.
+    #[error("{path} stays as it is: what would replace it could not be read again")]
+    Unreadable {
+        /// Path of the file or folder.
+        path: PathBuf,
+        /// Where the text would not be a state, and why.
+        #[source]
+        source: ParseStateError,
+    },
     /// The master secret cannot be used.
     #[error("{path} is damaged (restore it from a backup)")]
     MasterSecret {
@@ -215,9 +224,15 @@ impl Workspace {
     /// Replaces the state.
     ///
     /// # Errors
-    /// When the folder cannot be written to.
+    /// When it could not be read again, or the folder cannot be written to.
     pub fn save_state(&self, state: &ClusterState) -> Result<(), WorkspaceError> {
-        self.replace(names::STATE, state.to_yaml().as_bytes(), Access::Owner)
+        let text = state.to_yaml();
+        // Without a state that can be read, no command can use the cluster any more.
+        ClusterState::parse(&text).map_err(|source| WorkspaceError::Unreadable {
+            path: self.path(names::STATE),
+            source,
+        })?;
+        self.replace(names::STATE, text.as_bytes(), Access::Owner)
     }
 
     /// Reads the master secret.
@@ -386,6 +401,24 @@ mod tests {
             let mode = fs::metadata(workspace.path(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
+    }
+
+    #[test]
+    fn a_state_that_could_not_be_read_again_replaces_none() {
+        let (_folder, workspace) = workspace();
+        let mut state = ClusterState::new();
+        workspace.save_state(&state).unwrap();
+        let before = fs::read(workspace.path(names::STATE)).unwrap();
+        state.members = (0..100_000).map(|n| format!("worker-{n}").parse().unwrap()).collect();
+        let saved = workspace.save_state(&state);
+        assert!(matches!(saved, Err(WorkspaceError::Unreadable { .. })), "{saved:?}");
+        assert!(
+            workspace
+                .write_own(&mut state, names::TIMINGS, b"", Access::Everyone)
+                .is_err()
+        );
+        assert_eq!(fs::read(workspace.path(names::STATE)).unwrap(), before);
+        workspace.state().unwrap().unwrap();
     }
 
     #[test]

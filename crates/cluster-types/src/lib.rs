@@ -2,6 +2,7 @@
 //!
 //! Each type can hold only valid values, so that code behind the edge never has to check them again. There is no I/O here.
 
+mod boot;
 mod cidr;
 mod disk;
 mod host_port;
@@ -15,6 +16,7 @@ mod service;
 mod variant;
 mod version;
 
+pub use boot::{BootId, ParseBootIdError};
 pub use cidr::{Cidr, ParseCidrError};
 pub use disk::{DiskUuid, ParseDiskUuidError};
 pub use host_port::{HostPort, ParseHostPortError};

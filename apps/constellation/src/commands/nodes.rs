@@ -104,12 +104,12 @@ fn seen(node: &Node, renewed: Option<String>) -> Seen {
             .iter()
             .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         version: info.map(|info| info.kubelet_version.clone()).unwrap_or_default(),
-        boot_id: info.map(|info| info.boot_id.clone()).unwrap_or_default(),
+        boot_id: info.and_then(|info| info.boot_id.parse().ok()),
         renewed,
     }
 }
 
-/// Takes into the state which nodes are part of the cluster, and in which boot those that are not missing became ready. Whether that
+/// Takes into the state which machines are part of the cluster, and in which boot those that are not missing became ready. Whether that
 /// changed it.
 fn remember(
     state: &mut ClusterState,
@@ -118,14 +118,15 @@ fn remember(
     missing: &BTreeMap<NodeName, &str>,
 ) -> bool {
     let before = (state.members.len(), state.boots.clone());
-    state.members.extend(seen.keys().cloned());
-    for (name, node) in seen.iter().filter(|(name, _)| !missing.contains_key(name)) {
-        if let Some(start) = start_of(machines, name) {
-            let boot = Boot {
-                start: start.to_owned(),
-                boot_id: node.boot_id.clone(),
-            };
-            state.boots.insert(name.clone(), boot);
+    for (name, node) in seen {
+        // Of other nodes, there may be any number.
+        let Some(start) = start_of(machines, name) else {
+            continue;
+        };
+        state.members.insert(name.clone());
+        if let Some(boot_id) = node.boot_id.filter(|_| !missing.contains_key(name)) {
+            let start = start.to_owned();
+            state.boots.insert(name.clone(), Boot { start, boot_id });
         }
     }
     before != (state.members.len(), state.boots.clone())
@@ -160,8 +161,9 @@ fn start_of<'a>(machines: &'a [Machine], name: &NodeName) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use cluster_types::NodeRole;
+    use cluster_types::{BootId, NodeRole};
     use infrastructure::{MachineStatus, NodePorts};
+    use k8s_openapi::api::core::v1::{NodeStatus, NodeSystemInfo};
 
     use super::*;
 
@@ -187,20 +189,25 @@ mod tests {
         }]
     }
 
-    fn listed(ready: bool, boot_id: &str) -> BTreeMap<NodeName, Seen> {
+    /// Of a number.
+    fn boot_id(number: u8) -> BootId {
+        format!("{number:032}").parse().unwrap()
+    }
+
+    fn listed(ready: bool, boot: u8) -> BTreeMap<NodeName, Seen> {
         let node = Seen {
             ready,
             version: "v1.35.4".to_owned(),
-            boot_id: boot_id.to_owned(),
+            boot_id: Some(boot_id(boot)),
             renewed: Some("10:00".to_owned()),
         };
         BTreeMap::from([(worker(), node)])
     }
 
-    fn boot(start: &str, boot_id: &str) -> Boot {
+    fn boot(start: &str, boot: u8) -> Boot {
         Boot {
             start: start.to_owned(),
-            boot_id: boot_id.to_owned(),
+            boot_id: boot_id(boot),
         }
     }
 
@@ -221,23 +228,51 @@ mod tests {
     #[test]
     fn a_node_is_waited_for_until_it_is_ready_in_the_present_start_and_then_remembered() {
         let (mut state, mut freshness) = (ClusterState::new(), Freshness::new());
-        state.boots.insert(worker(), boot("1", "boot 1"));
+        state.boots.insert(worker(), boot("1", 1));
         let not_heard = Some("not heard from since its machine started");
         for (seen, expected) in [
             // It becomes a member by being listed.
-            (listed(true, "boot 1"), (not_heard, true)),
-            (listed(true, "boot 1"), (not_heard, false)),
-            (listed(false, "boot 2"), (Some("not ready"), false)),
+            (listed(true, 1), (not_heard, true)),
+            (listed(true, 1), (not_heard, false)),
+            (listed(false, 2), (Some("not ready"), false)),
         ] {
             assert_eq!(look(&mut state, &mut freshness, &seen, "2"), expected);
-            assert_eq!(state.boots[&worker()], boot("1", "boot 1"));
+            assert_eq!(state.boots[&worker()], boot("1", 1));
         }
         assert!(state.members.contains(&worker()));
-        let ready = listed(true, "boot 2");
+        let ready = listed(true, 2);
         assert_eq!(look(&mut state, &mut freshness, &ready, "2"), (None, true));
-        assert_eq!(state.boots[&worker()], boot("2", "boot 2"));
+        assert_eq!(state.boots[&worker()], boot("2", 2));
         // The next command knows it.
         assert_eq!(look(&mut state, &mut Freshness::new(), &ready, "2"), (None, false));
+    }
+
+    #[test]
+    fn only_a_uuid_is_stored_as_boot_id() {
+        let info = NodeSystemInfo {
+            boot_id: "b".repeat(2 << 20),
+            ..NodeSystemInfo::default()
+        };
+        let status = NodeStatus {
+            node_info: Some(info),
+            ..NodeStatus::default()
+        };
+        let node = Node {
+            status: Some(status),
+            ..Node::default()
+        };
+        let mut state = ClusterState::new();
+        let seen = BTreeMap::from([(worker(), seen(&node, None))]);
+        remember(&mut state, &seen, &started("1"), &BTreeMap::new());
+        assert!(state.members.contains(&worker()));
+        assert!(state.boots.is_empty());
+    }
+
+    #[test]
+    fn a_node_without_a_machine_is_not_stored() {
+        let mut state = ClusterState::new();
+        remember(&mut state, &listed(true, 1), &[], &BTreeMap::new());
+        assert!(state.members.is_empty() && state.boots.is_empty());
     }
 
     #[test]
