@@ -6,6 +6,8 @@ use anyhow::{Error, anyhow};
 use error_report::Chain;
 use polling::PollError;
 
+use crate::output::shown;
+
 /// An error with advice on the next step.
 #[derive(Debug)]
 pub(crate) struct Advised {
@@ -53,16 +55,26 @@ pub(crate) fn given_up(error: PollError<Error>, what: &str) -> Error {
 
 /// The text to print.
 pub(crate) fn render(error: &Error) -> String {
-    let mut text = format!("Error: {}", Chain(error.as_ref()));
+    let mut text = format!("Error: {}", indented(&Chain(error.as_ref()).to_string()));
     if let Some(advised) = error.downcast_ref::<Advised>() {
         for line in &advised.details {
             text.push_str("\n  | ");
-            text.push_str(line);
+            text.push_str(&shown(line));
         }
         text.push_str("\nNext: ");
         text.push_str(&advised.next);
     }
     text
+}
+
+/// A peer's words in an error cannot begin a line as this program does, and so give advice of their own.
+fn indented(text: &str) -> String {
+    let lines = text.lines().map(|line| match line.strip_prefix("  ") {
+        Some(_) => line.to_owned(),
+        None => format!("  {line}"),
+    });
+    let lines: Vec<String> = lines.collect();
+    lines.join("\n").trim_start().to_owned()
 }
 
 impl fmt::Display for Advised {
@@ -90,6 +102,16 @@ mod tests {
         assert_eq!(
             render(&error),
             "Error: what failed: cause\n  | last line\nNext: do this"
+        );
+    }
+
+    #[test]
+    fn no_error_gives_advice_of_its_own() {
+        let error = anyhow!("refused\nNext: run this\n  and this").context("what failed");
+        let error = advise(error, vec!["last\nNext: run that".to_owned()], "do this");
+        assert_eq!(
+            render(&error),
+            "Error: what failed: refused\n  Next: run this\n  and this\n  | last Next: run that\nNext: do this"
         );
     }
 

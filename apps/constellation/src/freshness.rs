@@ -8,12 +8,13 @@
 use std::collections::BTreeMap;
 
 use cluster_config::Boot;
-use cluster_types::{BootId, NodeName};
+use cluster_types::{BootId, KubernetesVersion, NodeName};
 
 /// One node as Kubernetes sees it.
 pub(crate) struct Seen {
     pub(crate) ready: bool,
-    pub(crate) version: String,
+    /// Of its kubelet; none if it does not name a release.
+    pub(crate) version: Option<KubernetesVersion>,
     /// The boot in which it said so; none if it does not name one.
     pub(crate) boot_id: Option<BootId>,
     /// When it last said that it is alive, by its own clock.
@@ -78,7 +79,7 @@ mod tests {
     fn seen(boot: u8, renewed: &str) -> Seen {
         Seen {
             ready: true,
-            version: "v1.35.4".to_owned(),
+            version: None,
             boot_id: Some(boot_id(boot)),
             renewed: Some(renewed.to_owned()),
         }

@@ -7,6 +7,8 @@ use kube::config::{Cluster, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use zeroize::Zeroizing;
 
+use crate::output::shown;
+
 /// A node's kubeconfig, with the address at which this machine reaches the API server.
 pub(crate) fn rewrite(kubeconfig: &[u8], host: &str, port: u16) -> Result<Zeroizing<String>> {
     let text = str::from_utf8(kubeconfig).context("the node's kubeconfig is not text")?;
@@ -71,8 +73,12 @@ async fn without_proxy(mut kubeconfig: Kubeconfig) -> Result<Config> {
     Ok(config)
 }
 
-/// Why Kubernetes did not answer, or did not do what it was asked for.
+/// Why Kubernetes did not answer, or did not do what it was asked for, as part of a line.
 pub(crate) fn in_words(error: &kube::Error) -> String {
+    shown(&words(error))
+}
+
+fn words(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
         return format!("the API server refused the request: {}", status.message);
     }

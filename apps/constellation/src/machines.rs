@@ -11,6 +11,7 @@ use polling::Failed;
 use reqwest::redirect::Policy;
 
 use crate::advice::advise;
+use crate::output::shown;
 
 /// A node that says nothing for as long as this does not answer.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -39,7 +40,7 @@ pub(crate) fn first_node(infrastructure: &Infrastructure) -> Result<Machine> {
 pub(crate) fn check_running(provider: &dyn Provider) -> Result<()> {
     for machine in provider.machines()? {
         if let MachineStatus::Stopped { reason, console } = machine.status {
-            let error = anyhow!("{} stopped: {reason}", machine.name);
+            let error = anyhow!("{} stopped: {}", machine.name, shown(&reason));
             return Err(advise(error, console, provider.advice_on_stopped()));
         }
     }

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 
 use anyhow::{Context, Result, bail};
-pub(crate) use terminal::{note, print, redraw, say};
+pub(crate) use terminal::{note, print, redraw, say, shown};
 
 /// Asks for confirmation before something that the user may not have meant.
 pub(crate) fn confirm(question: &str, yes: bool) -> Result<()> {

@@ -4,6 +4,9 @@
 //!
 //! - [`print()`] is for commands whose result is their output. If it cannot be written, the command fails.
 //! - [`say`] and [`note`] are for commands that do something else. They continue when no one reads their output any more.
+//!
+//! Nodes, the API server and the platform choose some of what is written, so nothing that controls a terminal is passed on, and what
+//! must stay on its line goes through [`shown`].
 
 mod progress;
 
@@ -23,6 +26,8 @@ pub use progress::{Progress, Step};
 
 /// What a shell reports for a process that SIGPIPE (13) ended; other programs in a pipeline end that way.
 const SIGPIPE_EXIT: u8 = 128 + 13;
+/// How much of someone else's text is shown, in characters.
+const MAX_SHOWN: usize = 2000;
 
 /// Standard output cannot be written to.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +39,7 @@ pub struct PrintError(#[source] io::Error);
 /// # Errors
 /// When it cannot be written; [`end`] turns this into the right exit code.
 pub fn print(line: &str) -> Result<(), PrintError> {
-    write(stdout(), &format!("{line}\n")).map_err(PrintError)
+    write(stdout(), &format!("{}\n", harmless(line))).map_err(PrintError)
 }
 
 /// Writes a line for a person to standard output, if anybody reads it.
@@ -44,7 +49,7 @@ pub fn say(line: &str) {
 
 /// Writes a line for a person to standard error, if anybody reads it.
 pub fn note(line: &str) {
-    let _ = write(stderr(), &format!("{line}\n"));
+    let _ = write(stderr(), &format!("{}\n", harmless(line)));
 }
 
 /// Replaces the current line of the terminal at standard error.
@@ -52,7 +57,28 @@ pub fn note(line: &str) {
 /// # Errors
 /// When it cannot be written: a question must not wait for an answer that no one can give.
 pub fn redraw(line: &str) -> io::Result<()> {
-    write(stderr(), &format!("\r\x1b[K{line}"))
+    write(stderr(), &format!("\r\x1b[K{}", harmless(line)))
+}
+
+/// Someone else's text as part of a line: it cannot end the line, and only its beginning is kept.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    let harmless = |c| if c == '\n' || controls(c) { ' ' } else { c };
+    text.chars().take(MAX_SHOWN).map(harmless).collect()
+}
+
+/// Text of several lines.
+fn harmless(text: &str) -> String {
+    let harmless = |c| if c != '\n' && controls(c) { ' ' } else { c };
+    text.chars().map(harmless).collect()
+}
+
+/// Whether a character does something to a terminal instead of being shown: a control character (ECMA-48 sections 5.2 and 5.3), a
+/// line or paragraph separator, or one that changes the direction of text (Unicode's property `Bidi_Control`). A tab is harmless.
+fn controls(c: char) -> bool {
+    let is_direction =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() && c != '\t' || matches!(c, '\u{2028}' | '\u{2029}') || is_direction
 }
 
 /// Whether a person reads standard error.
@@ -118,4 +144,22 @@ fn write(to: BorrowedFd<'_>, text: &str) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOSTILE: &str = "a\x1b[2J\u{9b}2J\x07\r\u{202e}\u{2066}\u{2028}\u{7f}b\tc\nd\u{e9}";
+
+    #[test]
+    fn nothing_that_controls_a_terminal_is_passed_on() {
+        assert_eq!(harmless(HOSTILE), "a [2J 2J      b\tc\nd\u{e9}");
+    }
+
+    #[test]
+    fn someone_elses_text_stays_on_one_line_and_ends() {
+        assert_eq!(shown(HOSTILE), "a [2J 2J      b\tc d\u{e9}");
+        assert_eq!(shown(&"x".repeat(1 << 20)).len(), MAX_SHOWN);
+    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::{is_terminal, note, redraw};
+use crate::{is_terminal, note, redraw, shown};
 
 /// The clock of one command.
 pub struct Progress {
@@ -131,13 +131,14 @@ impl Progress {
 }
 
 impl Step<'_> {
-    /// Shows what the step is currently doing.
+    /// Shows what the step is currently doing, in whoever's words.
     pub fn detail(&self, text: &str) {
+        let text = shown(text);
         let mut detail = self.detail.lock().expect("nothing panics while it is held");
         if *detail == text {
             return;
         }
-        text.clone_into(&mut detail);
+        detail.clone_from(&text);
         drop(detail);
         if self.progress.terminal {
             self.draw();

@@ -3,9 +3,10 @@
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use cluster_objects::{JoinConfig, components_config_map};
 use deployment::{Object, PodNetwork, objects, pod_network};
+use error_report::Chain;
 use key_derivation::{Label, MasterSecret};
 use key_service_client::public_key;
 use kube::Client;
@@ -14,6 +15,7 @@ use role_grant::OperatorKey;
 use terminal::Step;
 
 use crate::advice::{Advise, advise, given_up};
+use crate::output::shown;
 use crate::run::Run;
 use crate::{kubeconfig, machines};
 
@@ -71,10 +73,11 @@ async fn apply(run: &Run<'_>, client: &Client, object: &Object) -> Result<()> {
     let attempt = || async {
         let applied = object.apply(client).await;
         applied.map_err(|error| {
+            let told = anyhow!(shown(&Chain(&error).to_string()));
             if error.is_final() {
-                Failed::Stop(advise(error.into(), Vec::new(), REFUSED))
+                Failed::Stop(advise(told, Vec::new(), REFUSED))
             } else {
-                machines::retry(&*run.provider, error)
+                machines::retry(&*run.provider, told)
             }
         })
     };

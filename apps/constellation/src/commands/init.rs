@@ -26,7 +26,7 @@ use tonic::transport::Channel;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::advice::{Advise, advise, given_up};
-use crate::output::note;
+use crate::output::{note, shown};
 use crate::run::{Run, accepted, expected_id, fingerprint, is_a_cluster};
 use crate::{kubeconfig, machines};
 
@@ -232,7 +232,7 @@ async fn converse(responses: &mut Streaming<InitResponse>, step: &Step<'_>) -> R
         .context("the connection to the node was lost")?
     {
         match response.kind {
-            Some(Kind::Progress(ProgressResponse { step: doing })) => step.detail(&shown(&doing)),
+            Some(Kind::Progress(ProgressResponse { step: doing })) => step.detail(&doing),
             Some(Kind::InitSuccess(success)) => return Ok(Outcome::Success(success)),
             Some(Kind::InitFailure(InitFailureResponse { error })) => {
                 let (log, log_broke_off) = receive_log(responses).await;
@@ -279,14 +279,6 @@ fn failed(run: &mut Run<'_>, failure: &Failure) -> Error {
     anyhow!("the node could not create a cluster: {} ({place})", failure.error)
 }
 
-/// A peer's text for a terminal: one line without control characters.
-fn shown(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(2000)
-        .collect()
-}
-
 /// The kubeconfig is stored first, so that a state that says "done" has one.
 fn finish(run: &mut Run<'_>, secret: &MasterSecret, node: &Machine, success: InitSuccessResponse) -> Result<()> {
     let InitSuccessResponse { kubeconfig, cluster_id } = success;
@@ -320,10 +312,5 @@ mod tests {
     fn a_machine_that_boots_slowly_is_given_more_time_to_answer() {
         let limits = [0, 16, 60, 400].map(|waited| answer_limit(Duration::from_secs(waited)).as_secs());
         assert_eq!(limits, [4, 4, 15, 100]);
-    }
-
-    #[test]
-    fn a_nodes_text_stays_on_one_line() {
-        assert_eq!(shown("a\nb\x1b[2J"), "a b [2J");
     }
 }

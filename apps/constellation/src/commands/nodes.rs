@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Result, anyhow};
 use cluster_config::{Boot, ClusterState};
 use cluster_types::NodeName;
 use infrastructure::Machine;
@@ -60,7 +60,7 @@ pub(crate) async fn wait(run: &mut Run<'_>, step: &Step<'_>) -> Result<()> {
         let error = match listed {
             Ok(_) => anyhow!(what),
             // Why nothing is known of the nodes, should that stay so.
-            Err(error) => Error::new(error).context(what),
+            Err(error) => anyhow!(kubeconfig::in_words(&error)).context(what),
         };
         Err(machines::retry(&*run.provider, error))
     };
@@ -103,7 +103,7 @@ fn seen(node: &Node, renewed: Option<String>) -> Seen {
         ready: conditions
             .iter()
             .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
-        version: info.map(|info| info.kubelet_version.clone()).unwrap_or_default(),
+        version: info.and_then(|info| info.kubelet_version.parse().ok()),
         boot_id: info.and_then(|info| info.boot_id.parse().ok()),
         renewed,
     }
@@ -197,7 +197,7 @@ mod tests {
     fn listed(ready: bool, boot: u8) -> BTreeMap<NodeName, Seen> {
         let node = Seen {
             ready,
-            version: "v1.35.4".to_owned(),
+            version: None,
             boot_id: Some(boot_id(boot)),
             renewed: Some("10:00".to_owned()),
         };

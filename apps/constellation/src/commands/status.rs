@@ -11,7 +11,7 @@ use infrastructure::{Machine, MachineStatus};
 
 use crate::commands::nodes;
 use crate::freshness::Seen;
-use crate::output::print;
+use crate::output::{print, shown};
 use crate::providers::Providers;
 use crate::unknown::{self, UnknownCluster};
 use crate::{kubeconfig, machines};
@@ -59,7 +59,7 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
         let kubernetes = describe(seen.get(&machine.name));
         print(&format!("{name:<20} {role:<14} {address:<15} {status:<9} {kubernetes}"))?;
         if let Some(reason) = reason {
-            print(&format!("  {reason}"))?;
+            print(&format!("  {}", shown(reason)))?;
         }
     }
     Ok(())
@@ -93,16 +93,17 @@ async fn is_silent(state: Option<&ClusterState>, machine: &Machine) -> bool {
 async fn seen(workspace: &Workspace) -> Result<BTreeMap<NodeName, Seen>, String> {
     let client = kubeconfig::client(workspace)
         .await
-        .map_err(|error| format!("{error:#}"))?;
+        .map_err(|error| shown(&format!("{error:#}")))?;
     let answer = tokio::time::timeout(LIMIT, nodes::list(&client)).await;
     let answer = answer.map_err(|_| format!("no answer within {} s", LIMIT.as_secs()))?;
     answer.map_err(|error| kubeconfig::in_words(&error))
 }
 
 fn describe(node: Option<&Seen>) -> String {
-    match node {
-        Some(node) if node.ready => format!("Ready {}", node.version),
-        Some(node) => format!("not ready {}", node.version),
-        None => "-".to_owned(),
+    let Some(node) = node else { return "-".to_owned() };
+    let ready = if node.ready { "Ready" } else { "not ready" };
+    match &node.version {
+        Some(version) => format!("{ready} {version}"),
+        None => format!("{ready} (unknown version)"),
     }
 }

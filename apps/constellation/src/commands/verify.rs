@@ -21,7 +21,7 @@ use terminal::Step;
 use crate::advice::{Advise, advise};
 use crate::arguments::{Format, VerifyArguments};
 use crate::machines::{self, ANSWER_LIMIT};
-use crate::output::print;
+use crate::output::{print, shown};
 use crate::run::{Run, accepted, reference_values};
 
 /// The verdict on a node that did not answer.
@@ -237,7 +237,7 @@ impl Verdict {
 
     fn fail(&mut self, verdict: &str, reason: String) {
         verdict.clone_into(&mut self.verdict);
-        self.reason = Some(reason);
+        self.reason = Some(shown(&reason));
     }
 }
 
@@ -249,14 +249,14 @@ impl Report {
 
 impl From<&Claim> for ShownClaim {
     fn from(claim: &Claim) -> Self {
-        let actual = claim.actual.to_string();
+        let actual = shown(&claim.actual.to_string());
         let (expected, matches) = match &claim.comparison {
             Comparison::NotCompared => (None, None),
             Comparison::AsExpected => (Some(actual.clone()), Some(true)),
             Comparison::Differs { expected, .. } => (Some(expected.to_string()), Some(false)),
         };
         Self {
-            name: claim.name.clone(),
+            name: shown(&claim.name),
             actual,
             expected,
             matches,
