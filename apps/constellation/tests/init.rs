@@ -323,6 +323,27 @@ fn a_node_that_fails_says_why_and_the_next_run_has_fresh_machines(technology: &'
     );
 }
 
+#[test]
+fn status_tells_a_run_that_goes_on_from_one_that_was_interrupted() {
+    let (host, node) = (configured(SOFTWARE_TPM), ScriptedNode::new(SOFTWARE_TPM));
+    let status = || stdout(&host.run(&["status"]));
+    let is_being_made = "another constellation command is creating";
+    let mut running = host.until(&["mini", "up"], BOOTS);
+    assert!(status().contains(is_being_made), "{}", status());
+    node.serve_init(&host, Answer::Never);
+    running.until("creating the cluster\n");
+    while node.asked.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    let shown = status();
+    assert!(
+        shown.contains(is_being_made) && !shown.contains("interrupted"),
+        "{shown}"
+    );
+    running.kill();
+    assert!(status().contains("creation was interrupted"), "{}", status());
+}
+
 fn a_run_that_is_killed_while_the_node_works_starts_with_fresh_machines(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     let mut running = host.until(&["mini", "up"], BOOTS);

@@ -155,6 +155,20 @@ impl Workspace {
         }
     }
 
+    /// Whether another command changes the workspace at this moment.
+    ///
+    /// # Errors
+    /// When the folder cannot be opened.
+    pub fn is_busy(&self) -> Result<bool, WorkspaceError> {
+        let folder = File::open(&self.folder).map_err(|error| self.io_error("open", &self.folder, error))?;
+        // Shared, so that those who only look do not see each other. It ends with this function; a command that begins meanwhile retries.
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(false),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(self.io_error("lock", &self.folder, error.into())),
+        }
+    }
+
     /// The folder, as an absolute path.
     #[must_use]
     pub fn folder(&self) -> &Path {
@@ -491,8 +505,10 @@ mod tests {
     #[test]
     fn one_command_at_a_time() {
         let (_folder, workspace) = workspace();
+        assert!(!workspace.is_busy().unwrap());
         let held = workspace.lock().unwrap();
         assert!(matches!(workspace.lock(), Err(WorkspaceError::Busy(_))));
+        assert!(workspace.is_busy().unwrap());
         drop(held);
         workspace.lock().unwrap();
     }

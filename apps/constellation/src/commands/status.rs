@@ -21,10 +21,17 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Prints what is known, and changes nothing.
 pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Result<()> {
+    // Looked at first: a command that ends now has stored what it did.
+    let busy = workspace.is_busy()?;
     let state = workspace.state()?;
     let made = providers.existing(workspace)?.machines()?;
-    let unknown = unknown::find(workspace, state.as_ref(), &made)?;
-    print(&headline(state.as_ref(), unknown.as_ref()))?;
+    let is_made = state.as_ref().is_some_and(|state| state.init == InitProgress::Done);
+    if busy && !is_made {
+        print("Cluster: another constellation command is creating or terminating it")?;
+    } else {
+        let unknown = unknown::find(workspace, state.as_ref(), &made)?;
+        print(&headline(state.as_ref(), unknown.as_ref()))?;
+    }
     if state.is_none() && made.is_empty() {
         return Ok(());
     }
