@@ -177,6 +177,34 @@ fn without_its_state_a_cluster_is_ended_and_every_file_stays() {
     );
 }
 
+/// That build knows what belongs to it.
+#[test]
+fn a_cluster_of_another_build_is_left_to_that_build() {
+    let host = configured();
+    host.until(&["mini", "up"], BOOTS).kill();
+    let state = host.workspace().join("constellation-state.yaml");
+    let ours = fs::read_to_string(&state).unwrap();
+    fs::write(&state, ours.replace("version: v3", "version: v2")).unwrap();
+    let (files, processes) = (host.files(), host.processes());
+    for command in [&["terminate", "--yes"][..], &["mini", "down", "--yes"]] {
+        let ended = host.run(command);
+        assert_eq!(ended.status.code(), Some(1));
+        let error = stderr(&ended);
+        assert!(
+            error.contains("another build") && error.contains("Next: nothing was done"),
+            "{command:?}: {error}"
+        );
+        assert_eq!(
+            (host.files(), host.processes()),
+            (files.clone(), processes.clone()),
+            "{command:?}"
+        );
+    }
+    fs::remove_file(&state).unwrap();
+    assert!(host.run(&["terminate", "--yes"]).status.success());
+    assert_eq!(host.processes(), Vec::<i32>::new());
+}
+
 /// A folder by the name that the machines' folder has.
 #[test]
 fn a_folder_of_the_user_is_not_used_for_machines() {

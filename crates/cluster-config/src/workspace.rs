@@ -87,10 +87,7 @@ pub enum WorkspaceError {
         source: ParseStateError,
     },
     /// The state is one of another build.
-    #[error(
-        "{path} belongs to a cluster of another build: terminate it with the build that created it, then run the same \
-         command again"
-    )]
+    #[error("{path} belongs to a cluster of another build: terminate it with the build that created it")]
     OtherState {
         /// Path of the file or folder.
         path: PathBuf,

@@ -8,6 +8,9 @@ use crate::arguments::Confirmation;
 use crate::output::{confirm, say};
 use crate::providers::Providers;
 
+const WITHOUT_THE_BUILD: &str = "nothing was done. If you no longer have that build, move the file to another folder and run the same \
+                                 command again: it then ends the machines, and keeps all other files";
+
 /// Terminates the machines and removes what belongs to them. Configuration and master secret are kept.
 pub(crate) fn run(workspace: &Workspace, confirmation: &Confirmation, providers: &dyn Providers) -> Result<()> {
     end(
@@ -38,6 +41,7 @@ pub(crate) fn end(
     how: &End,
 ) -> Result<()> {
     let _lock = workspace.lock()?;
+    let state = state_or_damage(workspace)?;
     let provider = providers.existing(workspace)?;
     // Machines that cannot be listed may still exist.
     let machines = provider.machines().map_or(true, |machines| !machines.is_empty());
@@ -46,7 +50,7 @@ pub(crate) fn end(
     }
     // This also removes machines that are in no list.
     provider.destroy().advise("run the same command again to continue")?;
-    let state = workspace.state().advise(
+    let state = state.advise(
         "the machines are gone. What else belongs to the cluster is not known without this file: correct it, or remove it and \
          what you do not need",
     )?;
@@ -61,6 +65,16 @@ pub(crate) fn end(
     // This comes last: as long as anything else is left, so is the state.
     workspace.remove_state()?;
     tell_of_secret(workspace)
+}
+
+/// The state, or how it is damaged: its cluster can be terminated nevertheless. One that may not be damaged is an error, before anything is
+/// destroyed.
+fn state_or_damage(workspace: &Workspace) -> Result<Result<Option<ClusterState>, WorkspaceError>> {
+    match workspace.state() {
+        Err(other @ WorkspaceError::OtherState { .. }) => Err(other).advise(WITHOUT_THE_BUILD),
+        read @ (Ok(_) | Err(WorkspaceError::State { .. } | WorkspaceError::NotText(_))) => Ok(read),
+        Err(unreadable) => Err(unreadable.into()),
+    }
 }
 
 fn remove_files(workspace: &Workspace, state: &ClusterState, files: &[&str]) -> Result<()> {
