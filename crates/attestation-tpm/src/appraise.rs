@@ -155,7 +155,7 @@ fn quote_info(attest: &TpmsAttest) -> Result<&TpmsQuoteInfo, NotAuthentic> {
 }
 
 fn check_binding(attest: &TpmsAttest, binding: &ReportBinding) -> Result<(), NotAuthentic> {
-    let (actual, expected): (&[u8], &[u8]) = (attest.extra_data.as_ref(), binding.qualifying_data());
+    let (actual, expected): (&[u8], &[u8]) = (attest.extra_data.as_ref(), binding.first_half());
     verify_slices_are_equal(actual, expected).map_err(|_| NotAuthentic::Binding {
         actual: hex(actual),
         expected: hex(expected),
@@ -269,7 +269,7 @@ mod tests {
             let attest = TpmsAttest {
                 attest_type: TpmSt::AttestQuote,
                 qualified_signer: Tpm2bName::default(),
-                extra_data: Tpm2bData::try_from(&binding().qualifying_data()[..]).unwrap(),
+                extra_data: Tpm2bData::try_from(&binding().first_half()[..]).unwrap(),
                 clock_info: TpmsClockInfo::default(),
                 firmware_version: 0.into(),
                 attested: TpmuAttest::Quote(quote_of(&pcrs, TpmAlgId::Sha256)),
@@ -437,7 +437,7 @@ mod tests {
     fn rejects_a_quote_for_another_binding() {
         let other = ReportBinding::standalone(&Nonce::new([8; 32]));
         let change = |forgery: &mut Forgery| {
-            forgery.attest.extra_data = Tpm2bData::try_from(&other.qualifying_data()[..]).unwrap();
+            forgery.attest.extra_data = Tpm2bData::try_from(&other.first_half()[..]).unwrap();
         };
         assert!(matches!(check(change, |_| {}), Err(NotAuthentic::Binding { .. })));
     }
@@ -445,7 +445,7 @@ mod tests {
     #[test]
     fn rejects_a_binding_that_is_only_a_prefix() {
         let change = |forgery: &mut Forgery| {
-            forgery.attest.extra_data = Tpm2bData::try_from(&binding().qualifying_data()[..31]).unwrap();
+            forgery.attest.extra_data = Tpm2bData::try_from(&binding().first_half()[..31]).unwrap();
         };
         assert!(matches!(check(change, |_| {}), Err(NotAuthentic::Binding { .. })));
     }

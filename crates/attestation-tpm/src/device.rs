@@ -251,7 +251,8 @@ impl Tpm {
         const NAME: &str = "TPM2_Quote";
         let command = TpmQuoteCommand {
             handles: [TpmHandle::new(key)],
-            qualifying_data: Tpm2bData::try_from(binding.qualifying_data().as_slice())
+            // Some TPMs have no room for more than a SHA-256 digest.
+            qualifying_data: Tpm2bData::try_from(binding.first_half().as_slice())
                 .expect("32 bytes of qualifying data fit (part 2, TPM2B_DATA)"),
             in_scheme: TpmtSigScheme::default(),
             pcr_select: sha256_selection(indices),

@@ -134,7 +134,7 @@ pub struct SessionParts<'a> {
     pub purpose: Purpose,
 }
 
-/// The 64 bytes that a report carries. A TPM quote takes the first 32 as qualifying data.
+/// The 64 bytes that a report carries, or the first half of them where it has no room for more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ReportBinding([u8; 64]);
 
@@ -184,9 +184,9 @@ impl ReportBinding {
         &self.0
     }
 
-    /// The first 32 bytes: the qualifying data of a TPM quote.
+    /// The first 32 bytes, for a technology whose reports carry no more.
     #[must_use]
-    pub fn qualifying_data(&self) -> &[u8; 32] {
+    pub fn first_half(&self) -> &[u8; 32] {
         self.0.first_chunk().expect("64 bytes begin with 32")
     }
 }

@@ -32,7 +32,7 @@ pub trait Variants: Send + Sync {
 pub enum AttesterSource {
     /// The device of this machine.
     ThisMachine,
-    /// A stand-in for a device, for tests: the socket of a software TPM.
+    /// A stand-in for a device, in tests and benches: a socket or a file, as the technology has it.
     Emulator(PathBuf),
 }
 

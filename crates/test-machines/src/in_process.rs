@@ -61,7 +61,7 @@ fn attest_bytes(pcrs: &PcrValues, binding: &ReportBinding) -> Vec<u8> {
     [
         &[0xFF, 0x54, 0x43, 0x47, 0x80, 0x18][..],
         &sized(&[]),
-        &sized(binding.qualifying_data()),
+        &sized(binding.first_half()),
         &[0; 17],
         &[0; 8],
         &[0, 0, 0, 1, 0x00, 0x0B, 3, 0xFF, 0xFF, 0x00],
