@@ -33,3 +33,38 @@ impl Variants for ReleaseVariants {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use attestation::ExpectedMembership;
+    use measurements::ReferenceValues;
+
+    use super::*;
+
+    /// Whether the release has a verifier, which then refuses values that are no technology's.
+    fn has_verifier(variant: Variant) -> bool {
+        let expectations = Expectations {
+            image: ReferenceValues::new(variant, "image", &()),
+            membership: ExpectedMembership::New,
+        };
+        match ReleaseVariants.verifier(variant, &expectations).err() {
+            Some(SetUpVerifierError::ReferenceValues { .. }) => true,
+            Some(SetUpVerifierError::NotSupported { .. }) => false,
+            other => panic!("{variant}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_supported_variants_are_those_that_have_a_verifier() {
+        let supported: BTreeSet<_> = ReleaseVariants.supported().iter().copied().collect();
+        let appraised = Variant::ALL.iter().copied().filter(|variant| has_verifier(*variant));
+        assert_eq!(supported, appraised.collect());
+    }
+
+    #[test]
+    fn the_default_is_the_variant_that_error_messages_give_as_an_example() {
+        assert_eq!(ReleaseVariants.supported().first(), Variant::ALL.first());
+    }
+}
