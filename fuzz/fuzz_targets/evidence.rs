@@ -1,29 +1,34 @@
-//! Evidence from a peer: whatever it sends, appraisal ends in a result or an error.
+//! Evidence of a TPM from a peer: whatever it sends, appraisal ends in a result or an error. Another technology needs a target of its own.
 
 #![no_main]
 
 use std::collections::BTreeMap;
 
 use attestation::{
-    Endorsements, Evidence, Expectations, ExpectedMembership, Nonce, ReportBinding, UnixTime, Variants, Verifier,
+    Endorsements, Evidence, Expectations, ExpectedMembership, Nonce, ReportBinding, TrustBasis, UnixTime, Verifier,
 };
-use attestation_variants::ReleaseVariants;
+use attestation_tpm::{PcrPolicy, TpmVerifier};
+use cluster_types::Variant;
 use libfuzzer_sys::fuzz_target;
 use measurements::{PcrIndex, PcrReferences, PcrValue, ReferenceValues};
 
+const VARIANT: Variant = Variant::QemuVtpm;
+
 fuzz_target!(|bytes: &[u8]| {
-    // The other variants bring a target of their own.
-    let variant = ReleaseVariants.supported()[0];
     let values = PcrReferences::new(BTreeMap::from([(PcrIndex::new(4), PcrValue::ZERO)]));
     let expectations = Expectations {
-        image: ReferenceValues::new(variant, "image", &values),
+        image: ReferenceValues::new(VARIANT, "image", &values),
         membership: ExpectedMembership::New,
     };
-    let verifier = ReleaseVariants.verifier(variant, &expectations).expect("the image is usable");
+    let policy = PcrPolicy::new(&expectations).expect("the image is usable");
+    let verifier = TpmVerifier::new(VARIANT, TrustBasis::HostSoftware, policy);
     let binding = ReportBinding::standalone(&Nonce::new([0; 32]));
     if let Ok(evidence) = Evidence::parse(bytes) {
         assert_eq!(Evidence::parse(&evidence.encode()).ok(), Some(evidence));
     }
-    let body = Evidence { variant, body: bytes.to_vec() };
+    let body = Evidence {
+        variant: VARIANT,
+        body: bytes.to_vec(),
+    };
     let _ = verifier.appraise(&body, &Endorsements::None, &binding, UnixTime::from_seconds(0));
 });
