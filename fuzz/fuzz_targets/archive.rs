@@ -21,10 +21,15 @@ fuzz_target!(|tar: &[u8]| {
     let folder = tempfile::tempdir().expect("the temporary folder can be written to");
     let archive = folder.path().join("archive.tgz");
     let mut file = GzEncoder::new(File::create(&archive).expect("it is ours"), Compression::none());
-    file.write_all(tar).and_then(|()| file.finish().map(drop)).expect("it is ours");
+    file.write_all(tar)
+        .and_then(|()| file.finish().map(drop))
+        .expect("it is ours");
     let _ = unpack::unpack(&archive, &folder.path().join("inside"));
     for entry in fs::read_dir(folder.path()).expect("it is ours") {
         let name = entry.expect("it is ours").file_name();
-        assert!(name == "archive.tgz" || name == "inside", "{name:?} was written outside");
+        assert!(
+            name == "archive.tgz" || name == "inside",
+            "{name:?} was written outside"
+        );
     }
 });

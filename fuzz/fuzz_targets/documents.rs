@@ -4,10 +4,10 @@
 
 use attestation::AttestedIdentity;
 use cluster_types::{ClusterId, NodeRole};
+use digest::Digest;
 use key_derivation::{Label, MasterSecret};
 use kubernetes_components::ComponentList;
 use libfuzzer_sys::fuzz_target;
-use digest::Digest;
 use measurements::{PcrReferences, ReferenceValues};
 use role_grant::OperatorKey;
 
@@ -17,11 +17,18 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let _ = MasterSecret::parse(bytes);
     if let Ok(list) = ComponentList::from_mirror_document(bytes) {
-        assert_eq!(ComponentList::from_mirror_document(&list.to_mirror_document()).ok(), Some(list));
+        assert_eq!(
+            ComponentList::from_mirror_document(&list.to_mirror_document()).ok(),
+            Some(list)
+        );
     }
     let operator = OperatorKey::from_seed(&[1; 32]).public();
     let machine = AttestedIdentity::new(Digest::new([2; 32]));
-    assert!(operator.check(bytes, ClusterId::new([3; 32]), machine, NodeRole::ControlPlane, 0).is_err());
+    assert!(
+        operator
+            .check(bytes, ClusterId::new([3; 32]), machine, NodeRole::ControlPlane, 0)
+            .is_err()
+    );
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = Label::from_key_id(text);
         let _ = ComponentList::from_config_map(text, text, "v1.35.4");

@@ -10,11 +10,17 @@ use libfuzzer_sys::fuzz_target;
 use tokio::runtime::Builder;
 
 fuzz_target!(|bytes: &[u8]| {
-    let runtime = Builder::new_current_thread().build().expect("a runtime without I/O needs nothing");
+    let runtime = Builder::new_current_thread()
+        .build()
+        .expect("a runtime without I/O needs nothing");
     runtime.block_on(async {
-        let Ok(kind) = frame::read(&mut &bytes[..]).await else { return };
+        let Ok(kind) = frame::read(&mut &bytes[..]).await else {
+            return;
+        };
         let mut again = Vec::new();
-        frame::write(&mut again, kind.clone()).await.expect("memory takes everything");
+        frame::write(&mut again, kind.clone())
+            .await
+            .expect("memory takes everything");
         assert_eq!(frame::read(&mut &again[..]).await.ok(), Some(kind));
     });
 });

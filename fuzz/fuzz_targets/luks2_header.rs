@@ -15,7 +15,9 @@ const COPY_SIZE: usize = 16384;
 const JSON_START: usize = 4096;
 
 fuzz_target!(|input: &[u8]| {
-    let Some((choice, bytes)) = input.split_first() else { return };
+    let Some((choice, bytes)) = input.split_first() else {
+        return;
+    };
     if choice % 4 == 0 {
         let _ = Metadata::parse(bytes, ExpectedDisk::FirstSeen);
         return;

@@ -13,16 +13,18 @@ mod ticket;
 
 use attestation::{MeasuredMembership, Membership};
 use cluster_types::{MeasurementSalt, NodeRole};
+use digest::Digest;
 use grpc_api::join::IssueJoinTicketResponse;
 use key_derivation::cluster_id;
 use libfuzzer_sys::fuzz_target;
-use digest::Digest;
 use prost::Message;
 use secret::MeasurementSecret;
 use ticket::Ticket;
 
 fuzz_target!(|bytes: &[u8]| {
-    let Ok(mut message) = IssueJoinTicketResponse::decode(bytes) else { return };
+    let Ok(mut message) = IssueJoinTicketResponse::decode(bytes) else {
+        return;
+    };
     let (secret, salt) = ([1; 32], [2; 32]);
     message.measurement_secret = secret.to_vec();
     message.measurement_salt = salt.to_vec();
