@@ -176,4 +176,20 @@ mod input {
             assert!(error.to_string().starts_with(expected), "{arguments}: {error:#}");
         }
     }
+
+    #[test]
+    fn a_variant_that_no_release_has_is_refused_before_anything_is_built() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("node-init"), "").unwrap();
+        let programs = folder.path().display();
+        let released = ReleaseVariants.supported();
+        for variant in Variant::ALL.iter().filter(|variant| !released.contains(variant)) {
+            let build = format!(
+                "image-builder build --out /nonexistent --programs {programs} --definition /nonexistent --variant {variant}"
+            );
+            let error = run(Command::try_parse_from(build.split_whitespace()).unwrap()).unwrap_err();
+            let expected = format!("--variant: this program cannot appraise {variant}; it can appraise ");
+            assert!(format!("{error:#}").starts_with(&expected), "{error:#}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use attestation::{Expectations, ExpectedMembership, Variants};
+use attestation::{Expectations, ExpectedMembership, SetUpVerifierError, Variants};
 use attestation_variants::ReleaseVariants;
 use build_cache::Key;
 use clap::Args;
@@ -74,7 +74,7 @@ pub(crate) struct Build {
 /// 6. Write the disk.
 /// 7. Compute the reference values.
 pub(crate) fn build(build: &Build) -> Result<()> {
-    check_folders(build)?;
+    check_arguments(build)?;
     let definition = Definition::load(&build.definition)?;
     let progress = Progress::start();
     let cache = build.cache.open()?;
@@ -114,7 +114,8 @@ pub(crate) fn build(build: &Build) -> Result<()> {
 }
 
 /// Finds at once what would otherwise fail after minutes of work.
-fn check_folders(build: &Build) -> Result<()> {
+fn check_arguments(build: &Build) -> Result<()> {
+    check_variant(build.variant).context("--variant")?;
     let node_init = build.programs.join(NODE_INIT);
     ensure!(node_init.is_file(), "--programs: {} is missing", node_init.display());
     if let Some(images) = &build.container_images {
@@ -125,6 +126,16 @@ fn check_folders(build: &Build) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// An image of another variant could not be appraised by anyone.
+fn check_variant(variant: Variant) -> Result<(), SetUpVerifierError> {
+    let supported = ReleaseVariants.supported();
+    if supported.contains(&variant) {
+        Ok(())
+    } else {
+        Err(SetUpVerifierError::not_supported(variant, supported))
+    }
 }
 
 /// The name goes between quotes into a file that shells read (os-release(5)).
