@@ -1,8 +1,11 @@
 //! The gRPC interfaces between the CLI, the nodes and the services.
 //!
 //! Methods and field numbers are the Go Constellation's; fields of our own have new numbers, and a number is never used twice. The
-//! `.proto` files say what the messages mean. The receiver takes a message apart, naming every field (`let Message { a, b } =
-//! message;`, without `..`), and converts it into the words of `cluster-types`: a field that is added and forgotten does not compile.
+//! `.proto` files say what the messages mean, and behind each message's name which number its next field gets.
+//!
+//! A program that sends a message names every field, and one that receives it takes it apart (`let Message { a, b } = message;`, without
+//! `..`) and converts it into the words of `cluster-types`: a field that is added and forgotten there does not compile. Tests and benches
+//! may leave fields out (`..Message::default()`), as an older peer would, so no compiler asks them for a new field.
 //!
 //! Packages carry a version, which is part of each method's path. A change that an older peer would misunderstand makes a new one.
 #![allow(
@@ -77,6 +80,8 @@ pub mod verify {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tonic::server::NamedService;
 
     /// The path of a method is `/SERVICE/METHOD`, and both sides must have the same.
@@ -101,5 +106,31 @@ mod tests {
             name::<super::verify::api_server::ApiServer<()>>(),
             "constellation.verify.v1.API"
         );
+    }
+
+    /// The numbers that a line of a message gives or reserves.
+    fn numbers(line: &str) -> Vec<u32> {
+        let line = line.trim_start();
+        let (code, _) = line.split_once("//").unwrap_or((line, ""));
+        let Some(code) = code.trim_end().strip_suffix(';') else {
+            return Vec::new();
+        };
+        let numbers = code.strip_prefix("reserved ").or(code.split(" = ").nth(1));
+        let numbers = numbers.unwrap_or_else(|| panic!("{line}: neither a field nor reserved numbers"));
+        numbers.split(", ").map(|number| number.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn each_message_says_which_number_its_next_field_gets() {
+        for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/proto")).unwrap() {
+            let text = fs::read_to_string(file.unwrap().path()).unwrap();
+            for message in text.split("\nmessage ").skip(1) {
+                let (head, fields) = message.split_once('\n').unwrap();
+                let (fields, _) = fields.split_once("\n}").unwrap();
+                let highest = fields.lines().flat_map(numbers).max().unwrap();
+                let expected = format!("{{ // next number: {}", highest + 1);
+                assert!(head.ends_with(&expected), "message {head}: expected `{expected}`");
+            }
+        }
     }
 }

@@ -67,9 +67,15 @@ impl Api for FakeJoinService {
         request: Request<IssueJoinTicketRequest>,
     ) -> Result<Response<IssueJoinTicketResponse>, Status> {
         attested_tls::attested_node(&request, Purpose::Join)?;
-        let request = request.into_inner();
-        assert_eq!(request.disk_uuid, DISK);
-        assert!(!request.is_control_plane);
+        let IssueJoinTicketRequest {
+            disk_uuid,
+            certificate_request,
+            is_control_plane,
+            role_grant,
+        } = request.into_inner();
+        assert_eq!(disk_uuid, DISK);
+        assert!(!certificate_request.is_empty());
+        assert!(!is_control_plane && role_grant.is_empty());
         Ok(Response::new(self.0.clone()))
     }
 
