@@ -19,7 +19,7 @@ use super::names::Names;
 use super::sources::Sources;
 
 /// Folders with documents.
-const DOCUMENTS: [&str; 4] = ["", "docs", "docs/adr", "docs/walkthrough"];
+const DOCUMENTS: [&str; 5] = ["", "docs", "docs/adr", "docs/how-to", "docs/walkthrough"];
 /// A code span that begins with one of these is a path of the repository.
 const FOLDERS: [&str; 9] = [
     "apps/",
