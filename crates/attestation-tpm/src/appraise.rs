@@ -493,6 +493,7 @@ mod tests {
     #[test]
     fn every_register_is_a_claim_that_says_whether_it_was_compared() {
         use attestation::Comparison::{AsExpected, NotCompared};
+        use attestation::Severity::{Contraindicates, Warns};
         let change = |forgery: &mut Forgery| {
             forgery.pcrs.insert(pcr(9), PcrValue::ZERO);
             *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha256);
@@ -504,10 +505,20 @@ mod tests {
             .map(|claim| (&*claim.name, &claim.comparison))
             .collect();
         let expected = [
-            ("PCR 1", &AsExpected),
-            ("PCR 4", &AsExpected),
+            ("PCR 1", &AsExpected { severity: Warns }),
+            (
+                "PCR 4",
+                &AsExpected {
+                    severity: Contraindicates,
+                },
+            ),
             ("PCR 9", &NotCompared),
-            ("PCR 15", &AsExpected),
+            (
+                "PCR 15",
+                &AsExpected {
+                    severity: Contraindicates,
+                },
+            ),
         ];
         assert_eq!(shown, expected);
     }

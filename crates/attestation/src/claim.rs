@@ -32,7 +32,10 @@ pub enum Comparison {
     /// Nothing is expected of it.
     NotCompared,
     /// It is as expected.
-    AsExpected,
+    AsExpected {
+        /// What a difference would have meant.
+        severity: Severity,
+    },
     /// It differs, which is a finding.
     Differs {
         /// What was expected.
@@ -70,9 +73,17 @@ impl Comparison {
     #[must_use]
     pub fn exact(actual: &ClaimValue, expected: ClaimValue, severity: Severity) -> Self {
         if *actual == expected {
-            Self::AsExpected
+            Self::AsExpected { severity }
         } else {
             Self::Differs { expected, severity }
+        }
+    }
+
+    /// Whether a node on which this differs is not what it should be. Everything else says nothing about what the node is.
+    pub(crate) fn is_required(&self) -> bool {
+        match self {
+            Self::NotCompared => false,
+            Self::AsExpected { severity } | Self::Differs { severity, .. } => *severity == Severity::Contraindicates,
         }
     }
 }
@@ -82,7 +93,7 @@ impl Claim {
     #[must_use]
     pub fn finding(&self) -> Option<Finding> {
         match &self.comparison {
-            Comparison::NotCompared | Comparison::AsExpected => None,
+            Comparison::NotCompared | Comparison::AsExpected { .. } => None,
             Comparison::Differs { expected, severity } => Some(Finding {
                 subject: self.name.clone(),
                 actual: self.actual.clone(),

@@ -67,8 +67,9 @@ impl MeasuredMembership {
 
     /// Compares it with what is expected.
     pub(crate) fn claim(&self, expected: &ExpectedMembership) -> Claim {
+        let severity = Severity::Contraindicates;
         let comparison = if self.meets(expected) {
-            Comparison::AsExpected
+            Comparison::AsExpected { severity }
         } else {
             Comparison::Differs {
                 expected: match expected {
@@ -76,7 +77,7 @@ impl MeasuredMembership {
                     ExpectedMembership::Any => ClaimValue::from("the id of a cluster, measured"),
                     ExpectedMembership::Of(membership) => self.shown_by(membership).into(),
                 },
-                severity: Severity::Contraindicates,
+                severity,
             }
         };
         Claim {

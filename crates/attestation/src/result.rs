@@ -120,8 +120,9 @@ impl AttestationResult {
     /// Made by a verifier from authenticated Evidence. `image` is what the machine says about what it booted, each compared
     /// with the reference values.
     ///
-    /// The membership is compared here, so that no technology can forget to. An image of which nothing is compared is
-    /// contraindicated, because such an appraisal would accept every node.
+    /// The membership is compared here, so that no technology can forget to. An image is
+    /// contraindicated if no claim of it is required, because such an appraisal would accept every image. A claim that only
+    /// warns, such as the name of a host, says nothing about the image, even if it is as expected.
     #[must_use]
     pub fn new(
         variant: Variant,
@@ -131,10 +132,10 @@ impl AttestationResult {
         membership: MeasuredMembership,
         image: Vec<Claim>,
     ) -> Self {
-        let is_compared = image.iter().any(|claim| claim.comparison != Comparison::NotCompared);
+        let is_appraised = image.iter().any(|claim| claim.comparison.is_required());
         let mut claims = image;
-        if !is_compared {
-            claims.push(nothing_compared());
+        if !is_appraised {
+            claims.push(nothing_required());
         }
         claims.push(membership.claim(expected));
         Self {
@@ -217,12 +218,12 @@ impl Affirmed {
     }
 }
 
-fn nothing_compared() -> Claim {
+fn nothing_required() -> Claim {
     Claim {
         name: "image".to_owned(),
-        actual: ClaimValue::from("compared with nothing"),
+        actual: ClaimValue::from("compared with no required value"),
         comparison: Comparison::Differs {
-            expected: ClaimValue::from("a comparison with reference values"),
+            expected: ClaimValue::from("at least one"),
             severity: Severity::Contraindicates,
         },
     }
@@ -271,13 +272,23 @@ mod tests {
         }
     }
 
+    fn equals(severity: Severity) -> Claim {
+        claim(Comparison::exact(&"one".into(), ClaimValue::from("one"), severity))
+    }
+
     fn differs(severity: Severity) -> Claim {
         claim(Comparison::exact(&"one".into(), ClaimValue::from("other"), severity))
     }
 
     #[test]
     fn the_worst_finding_decides() {
-        let good = || vec![claim(Comparison::NotCompared), claim(Comparison::AsExpected)];
+        let good = || {
+            vec![
+                claim(Comparison::NotCompared),
+                equals(Severity::Warns),
+                equals(Severity::Contraindicates),
+            ]
+        };
         let with = |more: &[Severity]| good().into_iter().chain(more.iter().copied().map(differs)).collect();
         assert_eq!(check(good()), Outcome::Affirming);
         assert_eq!(check(with(&[Severity::Warns])), Outcome::Warning);
@@ -292,7 +303,7 @@ mod tests {
 
     #[test]
     fn the_membership_decides_whatever_the_image_says() {
-        let good = || vec![claim(Comparison::AsExpected)];
+        let good = || vec![equals(Severity::Contraindicates)];
         assert_eq!(
             refusal(ExpectedMembership::Any, good()),
             format!(
@@ -312,13 +323,32 @@ mod tests {
     }
 
     #[test]
-    fn an_image_of_which_nothing_is_compared_is_contraindicated() {
-        for image in [vec![], vec![claim(Comparison::NotCompared)]] {
+    fn an_image_of_which_nothing_is_required_is_contraindicated() {
+        let nothing = "image is compared with no required value, expected at least one";
+        for image in [
+            vec![],
+            vec![claim(Comparison::NotCompared)],
+            vec![equals(Severity::Warns)],
+            vec![
+                claim(Comparison::NotCompared),
+                equals(Severity::Warns),
+                equals(Severity::Warns),
+            ],
+        ] {
             assert_eq!(
                 refusal(ExpectedMembership::New, image),
-                "attestation is contraindicated: image is compared with nothing, expected a comparison with reference values"
+                format!("attestation is contraindicated: {nothing}")
             );
         }
+        assert_eq!(
+            refusal(ExpectedMembership::New, vec![differs(Severity::Warns)]),
+            format!("attestation is contraindicated: image is one, expected other; {nothing}")
+        );
+    }
+
+    #[test]
+    fn one_required_value_is_enough_to_appraise_an_image() {
+        assert_eq!(check(vec![equals(Severity::Contraindicates)]), Outcome::Affirming);
     }
 
     #[test]

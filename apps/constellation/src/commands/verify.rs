@@ -252,7 +252,7 @@ impl From<&Claim> for ShownClaim {
         let actual = shown(&claim.actual.to_string());
         let (expected, matches) = match &claim.comparison {
             Comparison::NotCompared => (None, None),
-            Comparison::AsExpected => (Some(actual.clone()), Some(true)),
+            Comparison::AsExpected { .. } => (Some(actual.clone()), Some(true)),
             Comparison::Differs { expected, .. } => (Some(expected.to_string()), Some(false)),
         };
         Self {
