@@ -16,6 +16,7 @@ mod mirror;
 mod output;
 mod providers;
 mod run;
+mod trust;
 mod unknown;
 
 use std::ffi::OsString;

@@ -36,12 +36,16 @@ for_each_technology!(sync:
     a_run_that_is_killed_while_a_worker_is_made_goes_on,
     a_node_that_fails_says_why_and_the_next_run_has_fresh_machines,
     a_run_that_is_killed_while_the_node_works_starts_with_fresh_machines,
+    what_the_evidence_is_worth_is_said_before_the_secret_is_sent,
     another_image_is_given_nothing,
     another_cluster_id_is_refused,
     verify_tells_a_node_that_is_no_member,
     verify_affirms_a_member,
     verify_does_not_let_one_node_answer_for_another,
 );
+
+/// The first words of what every command says that sends a secret or a verdict.
+const WORTH: &str = "Note: These nodes attest with software of the host";
 
 const BOOTS: &str = "control-plane-0 boots\n";
 
@@ -358,6 +362,23 @@ fn a_run_that_is_killed_while_the_node_works_starts_with_fresh_machines(technolo
     running.kill();
 }
 
+/// When it is said, nothing listens yet to which anything could be sent.
+fn what_the_evidence_is_worth_is_said_before_the_secret_is_sent(technology: &'static dyn Technology) {
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
+    let mut running = host.until(&["mini", "up"], BOOTS);
+    assert!(running.said.contains(WORTH), "{}", running.said);
+    node.serve_init(&host, Answer::Success(derived_id(&host)));
+    running.until("applying the services\n");
+    assert_eq!(running.said.matches(WORTH).count(), 1, "{}", running.said);
+    running.kill();
+    assert_eq!(node.asked.lock().unwrap().len(), 1);
+
+    // The next run sends no secret.
+    let running = host.until(&["mini", "up"], "applying the services\n");
+    assert!(!running.said.contains(WORTH), "{}", running.said);
+    running.kill();
+}
+
 fn another_image_is_given_nothing(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     node.machine.change_image().unwrap();
@@ -399,10 +420,7 @@ fn verify_tells_a_node_that_is_no_member(technology: &'static dyn Technology) {
     let text = host.run(&["verify", "--cluster-id", &id]);
     assert_eq!(text.status.code(), Some(1));
     let said = stdout(&text);
-    assert!(
-        said.starts_with("Note: These nodes attest with software of the host"),
-        "{said}"
-    );
+    assert!(said.starts_with(WORTH), "{said}");
     for part in [
         "control-plane-0 (control-plane, 127.0.0.1:",
         "contraindicated",

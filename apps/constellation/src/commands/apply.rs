@@ -25,7 +25,7 @@ use crate::commands::{deploy, init, nodes, verify};
 use crate::output::{confirm, note, print, say};
 use crate::providers::Providers;
 use crate::run::{Run, load_components, load_config, refuse_configured_changes};
-use crate::{kubeconfig, machines};
+use crate::{kubeconfig, machines, trust};
 
 /// Creates the cluster and reports how long it took.
 pub(crate) async fn run(
@@ -117,9 +117,11 @@ impl Run<'_> {
         progress
             .step("waiting for all nodes", async |step| nodes::wait(self, step).await)
             .await?;
-        progress
+        let warning = progress
             .step("verifying every node", async |step| verify::all(self, step).await)
-            .await
+            .await?;
+        trust::show(warning, progress);
+        Ok(())
     }
 
     /// A node that began to create a cluster and did not finish cannot begin again, and a machine made from something else than

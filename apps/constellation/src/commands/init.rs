@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use atomic_file::Access;
-use attestation::{ExpectedMembership, Purpose};
+use attestation::{ExpectedMembership, Purpose, Verifiers};
 use attested_tls::{Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use base64::prelude::{BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, names};
@@ -28,7 +28,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::advice::{Advise, advise, given_up};
 use crate::output::{note, shown};
 use crate::run::{Run, accepted, expected_id, fingerprint, is_a_cluster};
-use crate::{kubeconfig, machines};
+use crate::{kubeconfig, machines, trust};
 
 /// Time limit from power-on to a bootstrapper that answers. Software emulation needs about half a minute.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
@@ -45,10 +45,11 @@ const AFTER_FAILURE: &str = "correct the cause, then run the same command again:
                              same master secret";
 
 /// 1. The master secret is stored before it is used.
-/// 2. The first node boots, and proves what it runs and that it belongs to no cluster.
-/// 3. It is stored that init has begun, before it begins.
-/// 4. The node reports until it has a cluster or has failed.
-/// 5. The cluster must have the id that our secret gives. Then the id is stored.
+/// 2. The user learns what the node's Evidence is worth, while nothing has been sent and the command can still be stopped.
+/// 3. The first node boots, and proves what it runs and that it belongs to no cluster.
+/// 4. It is stored that init has begun, before it begins.
+/// 5. The node reports until it has a cluster or has failed.
+/// 6. The cluster must have the id that our secret gives. Then the id is stored.
 pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
     let (secret, new) = run.workspace.master_secret_or_new()?;
     if new {
@@ -56,10 +57,12 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
         progress.line(&format!("master secret written to {}: keep it safe", path.display()));
     }
     run.made_of.operator_key = Some(fingerprint(&secret));
+    let verifiers = accepted(run.variants, &run.reference_values, ExpectedMembership::New)?;
+    trust::show(trust::warning(verifiers.trust()), progress);
     let node = machines::first_node(run.infrastructure()?)?;
     let channel = progress
         .step("waiting for the first node", async |step| {
-            connect(run, &node, step).await
+            connect(run, &node, verifiers, step).await
         })
         .await?;
     progress
@@ -74,8 +77,7 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
 }
 
 /// Tries until the node answers. A node that answers but is not the expected one is not tried again.
-async fn connect(run: &Run<'_>, node: &Machine, step: &Step<'_>) -> Result<Channel> {
-    let verifiers = accepted(run.variants, &run.reference_values, ExpectedMembership::New)?;
+async fn connect(run: &Run<'_>, node: &Machine, verifiers: Verifiers, step: &Step<'_>) -> Result<Channel> {
     let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
     let address = format!("{}:{}", node.host, node.ports.bootstrapper);
     let begun = Instant::now();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use attestation::{AttestationResult, Claim, Comparison, ExpectedMembership, Outcome, Purpose, TrustBasis, Variants};
+use attestation::{AttestationResult, Claim, Comparison, ExpectedMembership, Outcome, Purpose, Variants};
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
 use cluster_config::Workspace;
 use cluster_types::ClusterId;
@@ -23,6 +23,7 @@ use crate::arguments::{Format, VerifyArguments};
 use crate::machines::{self, ANSWER_LIMIT};
 use crate::output::{print, shown};
 use crate::run::{Run, accepted, reference_values};
+use crate::trust::warning;
 
 /// The verdict on a node that did not answer.
 const UNREACHABLE: &str = "unreachable";
@@ -107,8 +108,8 @@ pub(crate) async fn run(
 }
 
 /// The last phase of `apply`. A node is ready before its verification service listens, so a node that cannot be reached is
-/// asked again for a while. A node with a wrong answer is not.
-pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
+/// asked again for a while. A node with a wrong answer is not. Returns the warning that goes with the verdicts.
+pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<Option<&'static str>> {
     let cluster = run.state.cluster_id.context("the cluster has no id")?;
     let nodes = &run.infrastructure()?.nodes;
     // A report without a node that did not answer is final. Any other is the best there is when time is up.
@@ -129,7 +130,7 @@ pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     };
     if report.is_affirming() {
         step.detail(&format!("all {} nodes are affirming", report.nodes.len()));
-        return Ok(());
+        return Ok(report.warning);
     }
     let failed = report
         .nodes
@@ -165,15 +166,6 @@ async fn report(
         verdict: if affirming { "affirming" } else { "not affirming" },
         nodes: verdicts,
     })
-}
-
-fn warning(trust: TrustBasis) -> Option<&'static str> {
-    match trust {
-        TrustBasis::HostSoftware => Some(
-            "These nodes attest with software of the host. Their evidence shows that every mechanism works; it does not \
-             protect from the host.",
-        ),
-    }
 }
 
 /// Every node must be a separate machine; otherwise one good node could answer for a bad one.
