@@ -14,8 +14,10 @@
 //!   operator or the cluster decides with its own memory: a known identity that shows up with another disk can be seen there.
 //!
 //! So a host that blanks a disk gets what it also gets by making another machine: an empty node that asks to join. It
-//! destroys data, as it can by deleting the file. What it must not get is a node which throws its data away or trusts
-//! foreign ones because of a few well-placed bytes. Hence the three actions:
+//! destroys data, as it can by deleting the file. A few bytes are enough for that: the mark in the first sector, or the
+//! header from before the node joined. Nothing on a disk tells them from the truth, and refusing them would strand nodes
+//! whose power went (`docs/adr/0006-format-of-the-state-disk.md`). What the host must not get is a node that trusts foreign
+//! data, and what merely damages a header must not cost a node its data. Hence the three actions:
 //!
 //! | The disk shows | Means | Action |
 //! |---|---|---|

@@ -10,7 +10,8 @@ use crate::header::{ExpectedDisk, Header, HeaderError, ReadHeaderError, is_unfin
 pub enum Contents {
     /// Zeros in all the places where contents would be recognised.
     Blank,
-    /// Part of a header that was being written when the power failed: [`Header::write_to`].
+    /// Part of a header that was being written when the power failed: [`Header::write_to`]. What is behind the mark was not
+    /// looked at, and may even be the rest of the header of a node that has joined.
     Unfinished,
     /// A header of exactly our shape.
     Ours {
@@ -105,6 +106,32 @@ mod tests {
             matches!(contents, Contents::Other(HeaderError::Version { found: 0, .. })),
             "{contents:?}"
         );
+    }
+
+    /// Nobody can prevent this: the first of them is what a new disk looks like, the second what a power cut leaves, and the third
+    /// what was on this disk before.
+    #[test]
+    fn the_host_can_make_a_joined_disk_look_as_if_its_node_never_joined() {
+        let joined = disk_with(&header().marked(true));
+        assert!(matches!(
+            look_at_disk_with(&joined),
+            Contents::Ours { initialised: true, .. }
+        ));
+        assert!(matches!(look_at_disk_with(&vec![0; joined.len()]), Contents::Blank));
+        let mark = unfinished();
+        let planted = [mark.as_slice(), &joined[mark.len()..]].concat();
+        assert!(matches!(look_at_disk_with(&planted), Contents::Unfinished));
+        let put_back = disk_with(&header());
+        assert!(matches!(
+            look_at_disk_with(&put_back),
+            Contents::Ours { initialised: false, .. }
+        ));
+    }
+
+    fn disk_with(header: &Header) -> Vec<u8> {
+        let mut disk = Cursor::new(Vec::new());
+        header.write_to(&mut disk, |_| Ok(())).unwrap();
+        disk.into_inner()
     }
 
     #[test]

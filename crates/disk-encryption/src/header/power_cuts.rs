@@ -161,6 +161,21 @@ fn power_cut_between_barriers_leaves_a_disk_to_go_on_with() {
     }
 }
 
+/// Why the mark is believed even in front of a complete secondary copy that says its node has joined. The old keyslot is
+/// overwritten only later, and a host can put that back.
+#[test]
+fn a_mark_planted_on_a_joined_disk_is_what_a_power_cut_at_the_end_of_re_keying_leaves() {
+    let case = cases().pop().expect("the last case re-keys");
+    let steps = steps(&case.before, &case.header);
+    let mut planted = after(&case.before, &steps);
+    assert!(matches!(
+        Contents::look_at(&mut Cursor::new(&planted)).unwrap(),
+        Contents::Ours { initialised: true, .. }
+    ));
+    planted[..SECTOR].copy_from_slice(&unfinished::first_sector());
+    assert!(planted == after(&case.before, &steps[..steps.len() - 1]));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
