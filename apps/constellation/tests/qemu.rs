@@ -6,8 +6,11 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::process::Command;
 
-use support::{Host, stderr};
+use support::{Host, stderr, stdout};
 
 /// What `mini up` says, in order, until it waits for a node that never answers. Workers are made when there is a cluster:
 /// `init.rs` kills it there.
@@ -127,6 +130,86 @@ fn two_clusters_live_side_by_side() {
     assert_eq!((first.processes().len(), second.processes().len()), (0, 3));
 }
 
+#[test]
+fn a_copied_workspace_is_refused_and_the_machines_of_the_original_run_on() {
+    let host = killed_at(LAST);
+    let (original, copy) = (host.workspace(), host.path("copy"));
+    let copied = Command::new("cp").arg("-a").args([&original, &copy]).status().unwrap();
+    assert!(copied.success());
+    let processes = host.processes();
+    for arguments in [
+        &["status"][..],
+        &["apply", "--yes"],
+        &["mini", "up"],
+        &["mini", "down", "--yes"],
+        &["terminate", "--yes"],
+    ] {
+        let output = host.command_in(&copy, arguments).output().unwrap();
+        let error = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+        let [original, copy] = [&original, &copy].map(|folder| folder.canonicalize().unwrap().display().to_string());
+        let named = format!("{copy} looks like a copy of {original}");
+        assert!(error.contains(&named), "{arguments:?}: {error}");
+        assert_eq!(host.processes(), processes, "{arguments:?}");
+        assert_eq!(list(&copy), list(&original), "{arguments:?}");
+    }
+    fs::remove_dir_all(&copy).unwrap();
+    assert!(host.run(&["mini", "down", "--yes"]).status.success());
+    assert_eq!(host.processes(), Vec::<i32>::new());
+}
+
+/// The original was removed: nobody else can end what still runs there.
+#[test]
+fn what_runs_in_a_removed_workspace_is_ended_from_its_copy() {
+    let host = killed_at(LAST);
+    let original = host.path("original");
+    fs::rename(host.workspace(), &original).unwrap();
+    let copied = Command::new("cp")
+        .arg("-a")
+        .args([&original, &host.workspace()])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    fs::remove_dir_all(&original).unwrap();
+    let down = host.run(&["mini", "down", "--yes"]);
+    assert!(down.status.success(), "{}", stderr(&down));
+    assert_eq!(host.processes(), Vec::<i32>::new());
+}
+
+#[test]
+fn a_renamed_workspace_goes_on_with_its_machines_and_their_metadata() {
+    let host = killed_at(LAST);
+    let processes = host.processes();
+    let renamed = host.path("renamed");
+    fs::rename(host.workspace(), &renamed).unwrap();
+    let status = host.command_in(&renamed, &["status"]).output().unwrap();
+    assert!(stdout(&status).contains("running"), "{}", stdout(&status));
+    let record = fs::read(renamed.join("constellation-qemu/cluster.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let port = record["metadata_port"].as_u64().unwrap().try_into().unwrap();
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+    stream
+        .write_all(b"GET /nodes/control-plane-0/self HTTP/1.0\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains("10.42.1.100"), "{answer}");
+    fs::rename(&renamed, host.workspace()).unwrap();
+    host.until(&["mini", "up"], LAST).kill();
+    assert_eq!(host.processes(), processes);
+}
+
+fn list(folder: &str) -> Vec<String> {
+    let found = Command::new("find")
+        .arg(folder)
+        .args(["-printf", "%P\n"])
+        .output()
+        .unwrap();
+    let mut paths: Vec<_> = stdout(&found).lines().map(str::to_owned).collect();
+    paths.sort_unstable();
+    paths
+}
+
 /// No file can be written: neither the state nor, after that, the times of the steps.
 #[test]
 fn the_first_error_on_a_full_disk_is_the_one_that_is_told() {
@@ -135,7 +218,7 @@ fn the_first_error_on_a_full_disk_is_the_one_that_is_told() {
     workspace.save_state(&cluster_config::ClusterState::new()).unwrap();
     let program = host.command(&["apply", "--yes"]);
     let script = "trap '' XFSZ; ulimit -f 0; exec \"$@\"";
-    let mut shell = std::process::Command::new("sh");
+    let mut shell = Command::new("sh");
     shell
         .args(["-c", script, "sh"])
         .arg(program.get_program())

@@ -27,6 +27,18 @@ pub enum QemuError {
     /// The folder of the machines was not created by this program.
     #[error("{0} was not created by this program, because it has no cluster.json; move it away")]
     Foreign(PathBuf),
+    /// The machines run in the workspace of which this one is a copy.
+    #[error(
+        "{} looks like a copy of {}, where its machines run, so nothing was done; use the original, and delete the copy by hand if you \
+         do not need it",
+        .workspace.display(), .original.display()
+    )]
+    Copy {
+        /// The workspace of this command.
+        workspace: PathBuf,
+        /// The workspace that the machines belong to.
+        original: PathBuf,
+    },
     /// The record of the machines is damaged.
     #[error("cannot read {path}; `constellation terminate` removes it and the machines")]
     Record {

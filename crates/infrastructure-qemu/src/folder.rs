@@ -12,9 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, QemuError};
 use crate::process::ProcessRecord;
-
-/// The name of a [`RunFolder`] in a workspace.
-const NAME: &str = "constellation-qemu";
+use crate::workspace::RUN_FOLDER;
 
 /// Where everything of one cluster's machines is.
 #[derive(Clone, Debug)]
@@ -52,7 +50,7 @@ impl RunFolder {
     /// The one in a workspace; nothing needs to be there.
     #[must_use]
     pub fn in_workspace(workspace: &Path) -> Self {
-        Self(workspace.join(NAME))
+        Self(workspace.join(RUN_FOLDER))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -119,17 +117,31 @@ impl RunFolder {
         atomic_file::replace(&path, &json, Access::Owner).on("write", path)
     }
 
+    /// Fails if a process recorded here works in another folder: this one is a copy, and the machines belong to the original.
+    pub(crate) fn refuse_copy(&self) -> Result<(), QemuError> {
+        let nodes = self.nodes()?;
+        let nodes = nodes.iter().flat_map(|node| [node.qemu_record(), node.swtpm_record()]);
+        std::iter::once(self.metadata_record())
+            .chain(nodes)
+            .try_for_each(|record| match is_running(&record) {
+                Err(error @ QemuError::Copy { .. }) => Err(error),
+                // Whoever needs to know meets any other error again.
+                _ => Ok(()),
+            })
+    }
+
     /// Ends every recorded process below this folder, whatever the record of the cluster says, then removes it. A folder
-    /// that somebody else made is left alone.
+    /// that somebody else made is left alone, and so is a copy of one whose machines run.
     pub(crate) fn destroy(&self) -> Result<(), QemuError> {
         let Some(_lock) = self.lock()? else { return Ok(()) };
         if !self.is_ours()? {
             return Ok(());
         }
+        // All of it before the first is ended.
+        self.refuse_copy()?;
         stop(&self.metadata_record())?;
-        let nodes = self.0.join("nodes");
-        for entry in entries(&nodes)? {
-            NodeFolder(entry).stop()?;
+        for node in self.nodes()? {
+            node.stop()?;
         }
         // The record last: as long as anything else is there, the folder is ours.
         for entry in entries(&self.0)? {
@@ -138,6 +150,12 @@ impl RunFolder {
             }
         }
         remove_folder(&self.0)
+    }
+
+    /// Those that are there, whatever the record of the cluster says.
+    fn nodes(&self) -> Result<Vec<NodeFolder>, QemuError> {
+        let folders = entries(&self.0.join("nodes"))?;
+        Ok(folders.into_iter().map(NodeFolder).collect())
     }
 
     /// Whether this program made the folder: it holds the record of a cluster, or nothing but what a crash left of writing it.
@@ -222,12 +240,16 @@ impl NodeFolder {
 }
 
 pub(crate) fn stop(record: &Path) -> Result<(), QemuError> {
-    ProcessRecord::read(record)?.map_or(Ok(()), |process| process.stop())
+    ProcessRecord::read(record)?.map_or(Ok(()), |process| process.stop(parent(record)))
 }
 
 /// Whether a recorded process runs.
 pub(crate) fn is_running(record: &Path) -> Result<bool, QemuError> {
-    ProcessRecord::read(record)?.map_or(Ok(false), |process| process.is_running())
+    ProcessRecord::read(record)?.map_or(Ok(false), |process| process.is_running(parent(record)))
+}
+
+fn parent(record: &Path) -> &Path {
+    record.parent().expect("a record is a file in a folder")
 }
 
 fn entries(folder: &Path) -> Result<Vec<PathBuf>, QemuError> {

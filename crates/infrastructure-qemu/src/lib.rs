@@ -11,6 +11,8 @@
 //! [`create`](infrastructure::Provider::create) resumes and [`destroy`](infrastructure::Provider::destroy) ends whatever
 //! is there.
 //!
+//! A process belongs to the folder in which it works. A run folder can be renamed; a copy of one whose machines run is refused.
+//!
 //! # What it is not
 //! It gives no confidentiality: the TPM is software of the host. It shows that every mechanism works.
 
@@ -32,6 +34,7 @@ mod process;
 mod proof;
 mod provider;
 mod vm;
+mod workspace;
 
 pub use accelerator::{Accelerator, KvmProbe};
 pub use error::QemuError;

@@ -4,6 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,6 +19,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, QemuError};
+use crate::workspace::workspace_of;
 
 /// How long a process has to exit before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(5);
@@ -34,6 +37,8 @@ pub struct Helper {
 }
 
 /// The identity of a process: its id can be reused, but not with the same start time after the same boot.
+///
+/// A copy of the record names the same process. The process belongs to the folder in which it was started and works.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ProcessRecord {
@@ -64,13 +69,13 @@ impl Helper {
         Self { program }
     }
 
-    /// The program and arguments that serve the metadata of a run folder.
-    pub(crate) fn metadata(&self, folder: &Path) -> (OsString, Vec<OsString>) {
-        let arguments = ["internal".into(), "serve-metadata".into(), folder.into()];
+    /// The program and arguments that serve the metadata of the run folder they are started in, wherever that is moved.
+    pub(crate) fn metadata(&self) -> (OsString, Vec<OsString>) {
+        let arguments = ["internal", "serve-metadata", "."].map(OsString::from);
         (self.program.clone().into(), arguments.to_vec())
     }
 
-    /// Starts a program in a folder, its output in a log file there, and returns once it is recorded.
+    /// Starts a program in a folder, its output in a log file and its record there, and returns once it is recorded.
     ///
     /// The new process shares the lock until then: whoever takes it next finds the record.
     pub(crate) fn start(
@@ -164,8 +169,34 @@ impl ProcessRecord {
         }
     }
 
-    /// Whether the recorded process runs. That it cannot be seen does not mean that it ended.
-    pub(crate) fn is_running(&self) -> Result<bool, QemuError> {
+    /// Whether the recorded process runs in the folder of its record.
+    ///
+    /// # Errors
+    /// When the process works in another folder, which makes this one a copy.
+    pub(crate) fn is_running(&self, folder: &Path) -> Result<bool, QemuError> {
+        Ok(self.state(folder)? == State::Running)
+    }
+
+    fn state(&self, folder: &Path) -> Result<State, QemuError> {
+        // Looked up first: a process that exists after that is the one whose folder it was.
+        let place = Place::of(&self.folder(), folder);
+        if !self.exists()? {
+            return Ok(State::Ended);
+        }
+        match place {
+            Ok(Place::Here) => Ok(State::Running),
+            Ok(Place::Removed) => Ok(State::Orphaned),
+            Ok(Place::Elsewhere(original)) => Err(QemuError::Copy {
+                workspace: workspace_of(folder),
+                original: workspace_of(&original),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(self.not_permitted()),
+            Err(error) => Err(error).on("look at", self.folder()),
+        }
+    }
+
+    /// Whether the recorded process exists. That it cannot be seen does not mean that it ended.
+    fn exists(&self) -> Result<bool, QemuError> {
         let Some(pid) = Pid::from_raw(self.pid) else {
             return Ok(false);
         };
@@ -189,7 +220,10 @@ impl ProcessRecord {
     }
 
     /// Ends the recorded process, if it runs: politely first.
-    pub(crate) fn stop(&self) -> Result<(), QemuError> {
+    ///
+    /// # Errors
+    /// When it cannot be ended, or works in another folder than that of its record.
+    pub(crate) fn stop(&self, folder: &Path) -> Result<(), QemuError> {
         let Some(pid) = Pid::from_raw(self.pid) else {
             return Ok(());
         };
@@ -198,10 +232,10 @@ impl ProcessRecord {
             Ok(process) => process,
             Err(Errno::SRCH) => return Ok(()),
             // The id may be that of another process's thread by now. Otherwise it is not known whether ours has ended.
-            Err(error) if self.is_running()? => return Err(error).on("open process", self.folder()),
+            Err(error) if self.exists()? => return Err(error).on("open process", self.folder()),
             Err(_) => return Ok(()),
         };
-        if !self.is_running()? {
+        if self.state(folder)? == State::Ended {
             return Ok(());
         }
         for signal in [Signal::TERM, Signal::KILL] {
@@ -230,6 +264,45 @@ impl ProcessRecord {
             },
             None => QemuError::DoesNotEnd(self.pid),
         }
+    }
+}
+
+/// What became of a recorded process.
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Ended,
+    Running,
+    /// It runs, but the folder in which it worked was removed: nobody can use it any more.
+    Orphaned,
+}
+
+/// Where a process works, as seen from the folder of its record.
+enum Place {
+    Here,
+    Elsewhere(PathBuf),
+    Removed,
+}
+
+impl Place {
+    /// Takes the process's folder in `/proc`.
+    fn of(process: &Path, folder: &Path) -> io::Result<Self> {
+        let link = process.join("cwd");
+        let working = match fs::metadata(&link) {
+            // A process that exits has no folder any more. It does no harm to end it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::Here),
+            metadata => metadata?,
+        };
+        let recorded = fs::metadata(folder)?;
+        if (working.dev(), working.ino()) == (recorded.dev(), recorded.ino()) {
+            return Ok(Self::Here);
+        }
+        let path = fs::read_link(&link)?;
+        // The kernel's mark on the path of a removed folder. No program is started in a folder of such a name.
+        Ok(if path.as_os_str().as_bytes().ends_with(b" (deleted)") {
+            Self::Removed
+        } else {
+            Self::Elsewhere(path)
+        })
     }
 }
 
@@ -264,8 +337,15 @@ fn boot_id() -> io::Result<String> {
 mod tests {
     use super::*;
 
+    /// Where tests run, and with them the programs that they start.
+    const HERE: &str = ".";
+
     fn sleeper() -> (std::process::Child, ProcessRecord) {
-        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        sleeper_in(Path::new(HERE))
+    }
+
+    fn sleeper_in(folder: &Path) -> (std::process::Child, ProcessRecord) {
+        let child = Command::new("sleep").arg("1000").current_dir(folder).spawn().unwrap();
         let pid = Pid::from_child(&child);
         let record = ProcessRecord {
             pid: pid.as_raw_pid(),
@@ -278,11 +358,39 @@ mod tests {
     #[test]
     fn ends_the_recorded_process() {
         let (mut child, record) = sleeper();
-        assert!(record.is_running().unwrap());
-        record.stop().unwrap();
-        assert!(!record.is_running().unwrap());
+        let here = Path::new(HERE);
+        assert!(record.is_running(here).unwrap());
+        record.stop(here).unwrap();
+        assert!(!record.is_running(here).unwrap());
         child.wait().unwrap();
-        record.stop().unwrap();
+        record.stop(here).unwrap();
+    }
+
+    #[test]
+    fn a_process_of_the_folder_from_which_the_record_was_copied_is_neither_used_nor_ended() {
+        let (original, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (mut child, record) = sleeper_in(original.path());
+        for result in [record.is_running(copy.path()).map(drop), record.stop(copy.path())] {
+            assert!(matches!(result, Err(QemuError::Copy { .. })), "{result:?}");
+        }
+        assert!(child.try_wait().unwrap().is_none());
+        let moved = copy.path().join("moved");
+        fs::rename(original.path(), &moved).unwrap();
+        assert!(record.is_running(&moved).unwrap());
+        record.stop(&moved).unwrap();
+        child.wait().unwrap();
+    }
+
+    /// As after a move to another file system, which is a copy and a removal.
+    #[test]
+    fn a_process_whose_folder_was_removed_does_not_count_as_running_and_is_ended() {
+        let (original, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (mut child, record) = sleeper_in(original.path());
+        original.close().unwrap();
+        assert!(!record.is_running(copy.path()).unwrap());
+        assert!(child.try_wait().unwrap().is_none());
+        record.stop(copy.path()).unwrap();
+        child.wait().unwrap();
     }
 
     #[test]
@@ -298,11 +406,11 @@ mod tests {
                 ..record.clone()
             },
         ] {
-            assert!(!other.is_running().unwrap());
-            other.stop().unwrap();
+            assert!(!other.is_running(Path::new(HERE)).unwrap());
+            other.stop(Path::new(HERE)).unwrap();
             assert!(child.try_wait().unwrap().is_none());
         }
-        record.stop().unwrap();
+        record.stop(Path::new(HERE)).unwrap();
         child.wait().unwrap();
     }
 
@@ -321,7 +429,7 @@ mod tests {
             start_time: start_time(id).unwrap().unwrap(),
             boot_id: boot_id().unwrap(),
         };
-        let error = record.stop().unwrap_err();
+        let error = record.stop(Path::new(HERE)).unwrap_err();
         assert!(
             matches!(
                 error,
@@ -337,7 +445,7 @@ mod tests {
             start_time: record.start_time + 1,
             ..record
         };
-        other.stop().unwrap();
+        other.stop(Path::new(HERE)).unwrap();
         drop(end);
         thread.join().unwrap();
     }

@@ -175,7 +175,7 @@ impl QemuProvider {
         let (process, log) = (self.folder.metadata_record(), self.folder.metadata_log());
         stop(&process)?;
         let key = ProofKey::generate(&self.folder.metadata_key())?;
-        let (program, arguments) = self.helper.metadata(self.folder.path());
+        let (program, arguments) = self.helper.metadata();
         self.helper
             .start(lock, self.folder.path(), &process, &log, &program, &arguments)?;
         // Another program may have taken the port meanwhile.
@@ -197,6 +197,7 @@ impl Provider for QemuProvider {
     }
 
     fn machines(&self) -> Result<Vec<Machine>, ProviderError> {
+        self.folder.refuse_copy().map_err(ProviderError::new)?;
         let record = self.folder.record().map_err(ProviderError::new)?;
         let nodes = record.iter().flat_map(|record| record.nodes.values());
         Ok(nodes
@@ -217,6 +218,7 @@ impl QemuProvider {
     fn changes(&self, spec: &ClusterSpec) -> Result<Plan, QemuError> {
         // A mirror that nodes cannot use is refused before anything is made, whatever port it will be served at.
         mirror(spec, 0)?;
+        self.folder.refuse_copy()?;
         let record = self.folder.record()?;
         let mut changes: Vec<Change> = record
             .iter()

@@ -49,7 +49,9 @@ pub(crate) fn end(
         confirm(how.question, confirmation.yes)?;
     }
     // This also removes machines that are in no list.
-    provider.destroy().advise("run the same command again to continue")?;
+    provider
+        .destroy()
+        .advise("correct this, then run the same command again")?;
     let state = state.advise(
         "the machines are gone. What else belongs to the cluster is not known without this file: correct it, or remove it and \
          what you do not need",

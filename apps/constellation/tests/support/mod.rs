@@ -134,8 +134,12 @@ impl Host {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        self.command_in(&self.workspace(), arguments)
+    }
+
+    pub(crate) fn command_in(&self, workspace: &Path, arguments: &[&str]) -> Command {
         let mut command = self.bare_command();
-        command.arg("--workspace").arg(self.workspace()).args(arguments);
+        command.arg("--workspace").arg(workspace).args(arguments);
         command
     }
 
