@@ -1,10 +1,13 @@
-//! Ports on loopback.
+//! Ports on loopback and of the private network's group.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use infrastructure::NodePorts;
+use rustix::net::sockopt::set_socket_reuseaddr;
+
+use crate::network::MULTICAST_GROUP;
 
 /// The ports of a cluster while they are chosen: all different, and held, so that nobody else takes one meanwhile. After that
 /// somebody may; QEMU then says so, and others are chosen.
@@ -76,13 +79,58 @@ impl HeldPorts {
     }
 }
 
-pub(crate) fn free_udp() -> io::Result<u16> {
-    Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+/// The port of a private network, from when it is chosen until the cluster's first machine has it. No other cluster of this machine
+/// takes it meanwhile or later.
+pub(crate) struct PrivateNetworkPort(UdpSocket);
+
+impl PrivateNetworkPort {
+    /// The recorded port, or another one if another cluster has it by now. Zero if there is none yet.
+    pub(crate) fn keep_or_choose(recorded: u16) -> io::Result<Self> {
+        Self::hold(recorded).or_else(|_| Self::hold(0))
+    }
+
+    /// All sockets of one group and port have to allow the reuse of the address (socket(7)). QEMU's do. This one does so only once it
+    /// is bound: it finds any other, and is shared with QEMU after that.
+    fn hold(port: u16) -> io::Result<Self> {
+        let socket = UdpSocket::bind((MULTICAST_GROUP, port))?;
+        set_socket_reuseaddr(&socket, true)?;
+        Ok(Self(socket))
+    }
+
+    pub(crate) fn number(&self) -> io::Result<u16> {
+        Ok(self.0.local_addr()?.port())
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::net::SocketAddrV4;
+
+    use rustix::fd::OwnedFd;
+    use rustix::net::{AddressFamily, SocketType, bind, socket};
+
     use super::*;
+
+    /// Takes part in a private network as QEMU does.
+    pub(crate) fn join_as_qemu(port: u16) -> rustix::io::Result<OwnedFd> {
+        let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &SocketAddrV4::new(MULTICAST_GROUP, port))?;
+        Ok(socket)
+    }
+
+    #[test]
+    fn a_private_network_is_held_for_machines_of_its_own_cluster() {
+        let held = PrivateNetworkPort::keep_or_choose(0).unwrap();
+        let port = held.number().unwrap();
+        let choose = || PrivateNetworkPort::keep_or_choose(port).unwrap().number().unwrap();
+        assert_ne!(choose(), port);
+        let machine = join_as_qemu(port).unwrap();
+        drop(held);
+        assert_ne!(choose(), port);
+        drop(machine);
+        assert_eq!(choose(), port);
+    }
 
     #[test]
     fn a_port_is_kept_unless_somebody_has_it() {

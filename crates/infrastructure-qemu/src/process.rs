@@ -156,7 +156,7 @@ impl ProcessRecord {
         })
     }
 
-    fn write(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         atomic_file::replace(path, &serde_json::to_vec(self)?, Access::Owner)
     }
 
@@ -334,7 +334,7 @@ fn boot_id() -> io::Result<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Where tests run, and with them the programs that they start.
@@ -344,7 +344,7 @@ mod tests {
         sleeper_in(Path::new(HERE))
     }
 
-    fn sleeper_in(folder: &Path) -> (std::process::Child, ProcessRecord) {
+    pub(crate) fn sleeper_in(folder: &Path) -> (std::process::Child, ProcessRecord) {
         let child = Command::new("sleep").arg("1000").current_dir(folder).spawn().unwrap();
         let pid = Pid::from_child(&child);
         let record = ProcessRecord {

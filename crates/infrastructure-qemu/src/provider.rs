@@ -13,8 +13,8 @@ use crate::error::{Context, QemuError};
 use crate::folder::{ClusterRecord, NodeRecord, RunFolder, is_running, stop};
 use crate::machine::{Starter, console, machine, until_ready};
 use crate::mirror::mirror_from_guest;
-use crate::network::{NODE_CIDR, NODE_INTERFACE, free_address};
-use crate::ports::{HeldPorts, free_udp};
+use crate::network::{MULTICAST_GROUP, NODE_CIDR, NODE_INTERFACE, free_address};
+use crate::ports::{HeldPorts, PrivateNetworkPort};
 use crate::preflight;
 use crate::process::Helper;
 use crate::proof::ProofKey;
@@ -111,7 +111,8 @@ impl QemuProvider {
         fill_random(&mut uid).on("read random bytes for", self.folder.path())?;
         Ok(ClusterRecord {
             uid: hex::encode(uid),
-            private_network_port: free_udp().on("find a free port on", LOOPBACK)?,
+            // Chosen when the first machine is about to be started.
+            private_network_port: 0,
             metadata_port,
             init_secret_hash: spec.init_secret_hash.clone(),
             mirror: served_folder(&spec.mirror),
@@ -119,8 +120,13 @@ impl QemuProvider {
         })
     }
 
-    /// Nodes that are not wanted any more are ended; those that are wanted get addresses and ports.
-    fn settle(&self, record: &mut ClusterRecord, spec: &ClusterSpec) -> Result<(), QemuError> {
+    /// Nodes that are not wanted any more are ended; those that are wanted get addresses and ports. A port of the private network that
+    /// no machine has yet is held.
+    fn settle(
+        &self,
+        record: &mut ClusterRecord,
+        spec: &ClusterSpec,
+    ) -> Result<Option<PrivateNetworkPort>, QemuError> {
         for name in unwanted(record, spec) {
             self.folder.node(&name).remove()?;
             record.nodes.remove(&name);
@@ -128,6 +134,7 @@ impl QemuProvider {
         }
         record.init_secret_hash.clone_from(&spec.init_secret_hash);
         record.mirror = served_folder(&spec.mirror);
+        let private_network = self.hold_private_network(record)?;
         // Held until the choice is stored.
         let mut ports = HeldPorts::new(recorded_ports(record));
         if !is_running(&self.folder.metadata_record())? {
@@ -149,7 +156,22 @@ impl QemuProvider {
             };
             record.nodes.insert(wanted.name.clone(), node);
         }
-        self.folder.save(record)
+        self.folder.save(record)?;
+        Ok(private_network)
+    }
+
+    /// While a machine runs, the port is the cluster's. Otherwise another cluster may have chosen it.
+    fn hold_private_network(&self, record: &mut ClusterRecord) -> Result<Option<PrivateNetworkPort>, QemuError> {
+        for name in record.nodes.keys() {
+            if self.folder.node(name).is_running()? {
+                return Ok(None);
+            }
+        }
+        let group = MULTICAST_GROUP.to_string();
+        let held = PrivateNetworkPort::keep_or_choose(record.private_network_port);
+        let held = held.on("find a free port of", &group)?;
+        record.private_network_port = held.number().on("find a free port of", &group)?;
+        Ok(Some(held))
     }
 
     /// Starts a node. A port that somebody took since it was chosen is replaced.
@@ -260,7 +282,7 @@ impl QemuProvider {
             let (host, accelerator) = preflight::check(spec, &self.folder, firmware, probe)?;
             self.folder.create()?;
             let lock = self.folder.lock()?.expect("the folder was just made");
-            self.settle(&mut record, spec)?;
+            let _private_network = self.settle(&mut record, spec)?;
             let starter = Starter {
                 helper: &self.helper,
                 lock: &lock,
@@ -346,6 +368,8 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::ports::tests::join_as_qemu;
+    use crate::process::tests::sleeper_in;
 
     fn provider(folder: &Path) -> QemuProvider {
         std::fs::create_dir_all(folder).unwrap();
@@ -420,6 +444,29 @@ mod tests {
                 .count()
         };
         assert_eq!(others(&first), others(&after));
+    }
+
+    #[test]
+    fn two_clusters_never_share_a_private_network() {
+        let folder = tempfile::tempdir().unwrap();
+        let provider = provider(folder.path());
+        let port = || settled(&provider, &spec(0)).private_network_port;
+        let first = port();
+        assert_eq!(port(), first);
+        let machine = join_as_qemu(first).unwrap();
+        let second = port();
+        assert_ne!(second, first);
+        drop(machine);
+        // The cluster's own machine has it.
+        let node = provider.folder.node(&"control-plane-0".parse().unwrap());
+        node.create(0).unwrap();
+        let (mut child, process) = sleeper_in(node.path());
+        process.write(&node.qemu_record()).unwrap();
+        let machine = join_as_qemu(second).unwrap();
+        assert_eq!(port(), second);
+        drop(machine);
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A whole cluster of VMs, made, used and ended by the programs an administrator uses: the CLI and kubectl.
 
 mod mirror;
-mod private_network;
+pub(crate) mod private_network;
 mod wires;
 
 use std::env;

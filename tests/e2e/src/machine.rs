@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
+use crate::cluster::private_network::GROUP;
 use crate::metadata::{self, Answer, Answers, Metadata};
 use crate::process::{Process, start_swtpm};
 use crate::session::CANARY;
@@ -202,7 +203,7 @@ impl Machine {
     /// console takes input.
     fn arguments(&self, port: u16, metadata: u16) -> Result<Vec<String>> {
         let system_disk = self.system_disk.to_str().context("the image's path is not UTF-8")?;
-        let private_network = self.private_network.map_or_else(free_udp_port, Ok)?;
+        let private_network = self.private_network.map_or_else(free_group_port, Ok)?;
         let mut line: Vec<String> = [
             "-machine q35,smm=off,vmport=off,hpet=off",
             "-accel tcg,thread=multi,tb-size=2048",
@@ -222,7 +223,7 @@ impl Machine {
             "-device virtio-blk-pci,drive=system,bootindex=0,addr=0x1",
             &format!("-netdev user,id=uplink,hostfwd=tcp:127.0.0.1:{port}-:9000"),
             "-device virtio-net-pci,netdev=uplink,romfile=,addr=0x3,mac=52:54:00:aa:00:01",
-            &format!("-netdev socket,id=private,mcast=230.0.0.77:{private_network},localaddr=127.0.0.1"),
+            &format!("-netdev socket,id=private,mcast={GROUP}:{private_network},localaddr=127.0.0.1"),
             "-device virtio-net-pci,netdev=private,romfile=,addr=0x4,mac=52:54:00:bb:ff:01",
             "-device virtio-rng-pci,addr=0x5",
             &format!("-smbios type=1,serial=http://10.0.2.2:{metadata}/nodes/control-plane-0"),
@@ -257,8 +258,9 @@ impl Machine {
     }
 }
 
-fn free_udp_port() -> io::Result<u16> {
-    Ok(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+/// A port that no private network had a moment ago.
+fn free_group_port() -> io::Result<u16> {
+    Ok(UdpSocket::bind((GROUP, 0))?.local_addr()?.port())
 }
 
 /// A port that was free a moment ago.

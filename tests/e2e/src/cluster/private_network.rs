@@ -14,7 +14,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::packet::Packet;
 
 /// The group that the local provider's VMs share.
-const GROUP: Ipv4Addr = Ipv4Addr::new(230, 0, 0, 77);
+pub(crate) const GROUP: Ipv4Addr = Ipv4Addr::new(230, 0, 0, 77);
 /// Larger than any frame in bytes.
 const MAX_FRAME: usize = 1 << 16;
 /// Enough for bursts while this thread does not run, in bytes.
