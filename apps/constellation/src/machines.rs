@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use cluster_config::{ClusterConfig, ClusterState};
 use cluster_types::NodeRole;
 use infrastructure::{ClusterSpec, Infrastructure, Machine, MachineStatus, Provider};
@@ -36,12 +36,16 @@ pub(crate) fn first_node(infrastructure: &Infrastructure) -> Result<Machine> {
     first.cloned().context("the cluster has no control plane")
 }
 
-/// Fails if a machine has stopped, with the reason on its console.
+/// Fails if a machine has stopped, with the reason on its console, or is paused.
 pub(crate) fn check_running(provider: &dyn Provider) -> Result<()> {
     for machine in provider.machines()? {
-        if let MachineStatus::Stopped { reason, console } = machine.status {
-            let error = anyhow!("{} stopped: {}", machine.name, shown(&reason));
-            return Err(advise(error, console, provider.advice_on_stopped()));
+        match machine.status {
+            MachineStatus::Stopped { reason, console } => {
+                let error = anyhow!("{} stopped: {}", machine.name, shown(&reason));
+                return Err(advise(error, console, provider.advice_on_stopped()));
+            }
+            MachineStatus::Paused { reason } => bail!("{} is paused: {}", machine.name, shown(&reason)),
+            MachineStatus::Unknown | MachineStatus::NotMade | MachineStatus::Running => {}
         }
     }
     Ok(())

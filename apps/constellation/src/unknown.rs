@@ -77,6 +77,7 @@ fn list(machines: &[Machine]) -> String {
             MachineStatus::NotMade => "absent",
             MachineStatus::Running => "running",
             MachineStatus::Stopped { .. } => "stopped",
+            MachineStatus::Paused { .. } => "paused",
             MachineStatus::Unknown => "unknown",
         };
         format!("{} ({status})", machine.name)

@@ -6,8 +6,9 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 
 use support::{Host, stderr, stdout};
@@ -197,6 +198,47 @@ fn a_renamed_workspace_goes_on_with_its_machines_and_their_metadata() {
     fs::rename(&renamed, host.workspace()).unwrap();
     host.until(&["mini", "up"], LAST).kill();
     assert_eq!(host.processes(), processes);
+}
+
+#[test]
+fn a_machine_on_a_full_disk_is_named_and_goes_on_with_the_next_run() {
+    let host = configured();
+    let waiting = host.until(&["mini", "up"], LAST);
+    let processes = host.processes();
+    let node = host.workspace().join("constellation-qemu/nodes/control-plane-0");
+    let full = format!("the disk that holds {} is full", node.canonicalize().unwrap().display());
+    let listener = UnixListener::bind(node.join("qmp.sock")).unwrap();
+    std::thread::spawn(move || serve_monitor(&listener));
+    let (code, said) = waiting.end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("control-plane-0 is paused: {full}")), "{said}");
+    let status = stdout(&host.run(&["status"]));
+    assert!(status.contains("paused") && status.contains(&full), "{status}");
+    let resuming = host.until(&["mini", "up"], LAST);
+    assert!(
+        resuming.said.contains("resume control-plane-0, which is paused"),
+        "{}",
+        resuming.said
+    );
+    resuming.kill();
+    let status = stdout(&host.run(&["status"]));
+    assert!(status.contains("running"), "{status}");
+    assert_eq!(host.processes(), processes);
+}
+
+/// The monitor of a machine that could not write, until it is told to go on.
+fn serve_monitor(listener: &UnixListener) {
+    let mut status = "io-error";
+    for stream in listener.incoming() {
+        let stream = stream.unwrap();
+        writeln!(&stream, r#"{{"QMP": {{}}}}"#).unwrap();
+        for line in BufReader::new(&stream).lines().map_while(Result::ok) {
+            if line.contains("cont") {
+                status = "running";
+            }
+            writeln!(&stream, r#"{{"return": {{"status": "{status}"}}}}"#).unwrap();
+        }
+    }
 }
 
 fn list(folder: &str) -> Vec<String> {

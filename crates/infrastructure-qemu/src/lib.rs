@@ -25,6 +25,7 @@ mod machine;
 mod memory;
 mod metadata;
 mod mirror;
+mod monitor;
 mod network;
 mod option;
 mod ports;

@@ -12,6 +12,7 @@ use crate::accelerator::Accelerator;
 use crate::console::{reason, tail};
 use crate::error::{Context, QemuError};
 use crate::folder::{ClusterRecord, NodeFolder, NodeRecord, is_running};
+use crate::monitor::{Pause, pause};
 use crate::preflight::{Host, SYSTEM_DISK};
 use crate::process::{Helper, INTERVAL, ended, not_ready};
 use crate::vm::{Vm, swtpm_arguments};
@@ -124,7 +125,11 @@ pub(crate) fn machine(node: &NodeRecord, folder: &NodeFolder) -> Machine {
 
 fn status(folder: &NodeFolder) -> MachineStatus {
     match folder.is_running() {
-        Ok(true) => return MachineStatus::Running,
+        Ok(true) => {
+            return pause(folder).map_or(MachineStatus::Running, |pause| MachineStatus::Paused {
+                reason: explain(&pause, folder),
+            });
+        }
         Ok(false) => {}
         Err(_) => return MachineStatus::Unknown,
     }
@@ -139,6 +144,16 @@ fn status(folder: &NodeFolder) -> MachineStatus {
     MachineStatus::Stopped {
         reason: said.unwrap_or_else(|| "without a message".to_owned()),
         console: console(folder),
+    }
+}
+
+fn explain(pause: &Pause, folder: &NodeFolder) -> String {
+    match pause {
+        Pause::DiskFull => format!(
+            "the disk that holds {} is full; free space there, then run `constellation apply`",
+            folder.path().display()
+        ),
+        Pause::Other(state) => format!("QEMU reports {state}; `constellation apply` lets the machine go on"),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::accelerator::Accelerator;
 use crate::error::QemuError;
 use crate::folder::RunFolder;
 use crate::memory::{self, Available};
+use crate::monitor::{Pause, pause};
 use crate::problem::PreflightProblem;
 
 /// The file of an image folder that nodes boot from.
@@ -24,6 +25,8 @@ const MIN_QEMU: u32 = 10;
 const VM_OVERHEAD_MIB: u64 = 256;
 /// What a node's sparse state disk takes in the first hour, in MiB.
 const NODE_DISK_MIB: u64 = 3072;
+/// What must be free before a node that ran out of space goes on, so that it does not stop again at once, in MiB.
+const PAUSED_NODE_DISK_MIB: u64 = 256;
 
 /// Firmware by folder: Debian and Ubuntu, Arch, Fedora.
 const FIRMWARE: [(&str, &str, &str); 3] = [
@@ -60,15 +63,20 @@ pub(crate) fn check(
     let firmware = problems.keep(find_firmware(firmware));
     problems.keep(check_image(&spec.image));
     let mut stopped = Vec::new();
+    let mut disks_mib = 0;
     for node in &spec.nodes {
-        if !folder.node(&node.name).is_running()? {
+        let folder = folder.node(&node.name);
+        if !folder.is_running()? {
             stopped.push(node);
+            disks_mib += NODE_DISK_MIB;
+        } else if pause(&folder) == Some(Pause::DiskFull) {
+            disks_mib += PAUSED_NODE_DISK_MIB;
         }
     }
     if let Some(Ok(accelerator)) = accelerator {
         problems.keep(check_memory(&stopped, accelerator, memory::available()));
     }
-    problems.keep(check_space(stopped.len() as u64 * NODE_DISK_MIB, folder.path()));
+    problems.keep(check_space(disks_mib, folder.path()));
     match (qemu, accelerator, swtpm, firmware) {
         (Some(qemu), Some(accelerator), Some(swtpm), Some(firmware)) if problems.0.is_empty() => {
             Ok((Host { qemu, swtpm, firmware }, accelerator?))

@@ -13,6 +13,7 @@ use crate::error::{Context, QemuError};
 use crate::folder::{ClusterRecord, NodeRecord, RunFolder, is_running, stop};
 use crate::machine::{Starter, console, machine, until_ready};
 use crate::mirror::mirror_from_guest;
+use crate::monitor::{pause, resume};
 use crate::network::{MULTICAST_GROUP, NODE_CIDR, NODE_INTERFACE, free_address};
 use crate::ports::{HeldPorts, PrivateNetworkPort};
 use crate::preflight;
@@ -122,11 +123,7 @@ impl QemuProvider {
 
     /// Nodes that are not wanted any more are ended; those that are wanted get addresses and ports. A port of the private network that
     /// no machine has yet is held.
-    fn settle(
-        &self,
-        record: &mut ClusterRecord,
-        spec: &ClusterSpec,
-    ) -> Result<Option<PrivateNetworkPort>, QemuError> {
+    fn settle(&self, record: &mut ClusterRecord, spec: &ClusterSpec) -> Result<Option<PrivateNetworkPort>, QemuError> {
         for name in unwanted(record, spec) {
             self.folder.node(&name).remove()?;
             record.nodes.remove(&name);
@@ -191,6 +188,11 @@ impl QemuProvider {
             node.ports = chosen.on("find free ports on", LOOPBACK)?;
             self.folder.save(record)?;
         }
+    }
+
+    fn resume(&self, name: &NodeName) -> Result<(), QemuError> {
+        let folder = self.folder.node(name);
+        resume(&folder).on("resume the machine in", folder.path())
     }
 
     fn start_metadata(&self, lock: &File, record: &ClusterRecord) -> Result<(), QemuError> {
@@ -258,6 +260,7 @@ impl QemuProvider {
         for node in spec.nodes.iter().filter(|node| !spec.later.contains(&node.name)) {
             let folder = self.folder.node(&node.name);
             if folder.is_running()? && known(node) {
+                changes.extend(pause(&folder).map(|_| Change::Resume(node.name.clone())));
                 continue;
             }
             changes.push(match (folder.exists(), spec.members.contains(&node.name)) {
@@ -296,6 +299,7 @@ impl QemuProvider {
                 match change {
                     Change::Other(_) => self.start_metadata(&lock, &record)?,
                     Change::Remove(_) => {}
+                    Change::Resume(name) => self.resume(name)?,
                     Change::Create(name) | Change::Restart(name) => self.start(&starter, &mut record, name)?,
                     Change::Replace(name) => {
                         self.folder.node(name).remove()?;

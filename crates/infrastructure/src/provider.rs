@@ -55,6 +55,8 @@ pub enum Change {
     Replace(NodeName),
     /// A machine that stopped is started with the disk it had.
     Restart(NodeName),
+    /// A machine that is paused goes on.
+    Resume(NodeName),
     /// A machine is ended and its disk removed.
     Remove(NodeName),
     /// Something else that machines need, in the provider's words.
@@ -132,6 +134,11 @@ pub enum MachineStatus {
     NotMade,
     /// The machine runs; what its system does is not known here.
     Running,
+    /// It was started and does nothing, and goes on with what it did once the reason is gone and it is created again.
+    Paused {
+        /// Why, and what to do, as one line for the operator.
+        reason: String,
+    },
     /// It does not, and this is the last it said about why.
     Stopped {
         /// Why, as one line for the operator.
@@ -155,6 +162,7 @@ impl fmt::Display for Change {
             Self::Create(node) => write!(f, "create {node}"),
             Self::Replace(node) => write!(f, "replace {node}, which stopped, and its state disk"),
             Self::Restart(node) => write!(f, "restart {node}, which stopped"),
+            Self::Resume(node) => write!(f, "resume {node}, which is paused"),
             Self::Remove(node) => write!(f, "remove {node} and its state disk"),
             Self::Other(what) => f.write_str(what),
         }

@@ -154,7 +154,8 @@ impl TestProvider {
                     self.start(record);
                 }
                 Change::Remove(name) => drop(records.remove(name)),
-                Change::Other(_) => {}
+                // Machines of tests are never paused.
+                Change::Resume(_) | Change::Other(_) => {}
             }
             self.save(&records)?;
         }

@@ -55,6 +55,7 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
             MachineStatus::NotMade => ("absent", None),
             MachineStatus::Running if silent => ("running", Some(&does_not_answer)),
             MachineStatus::Running => ("running", None),
+            MachineStatus::Paused { reason } => ("paused", Some(reason)),
             MachineStatus::Stopped { reason, .. } => ("stopped", Some(reason)),
             MachineStatus::Unknown => ("unknown", None),
         };
