@@ -228,7 +228,11 @@ impl ProcessRecord {
                 program,
                 owner,
             },
-            None => QemuError::DoesNotEnd(self.pid),
+            None => QemuError::Io {
+                action: "end process",
+                path: folder,
+                source: Errno::PERM.into(),
+            },
         }
     }
 }
