@@ -16,7 +16,7 @@ export PATH := $(CACHE)/tools/bin:$(PATH)
 .PHONY: help setup check test e2e up down bench
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: ## Install missing Debian packages and cargo tools
 	scripts/install-dependencies

@@ -32,7 +32,7 @@ pub(crate) enum Command {
     Status,
     /// Verify every node of the cluster.
     Verify(VerifyArguments),
-    /// Terminate the machines. Configuration and master secret are kept.
+    /// Terminate the machines and destroy their disks. Configuration and master secret are kept.
     Terminate(Confirmation),
     /// Work with mirrors of Kubernetes.
     #[command(subcommand)]
@@ -41,7 +41,7 @@ pub(crate) enum Command {
     Version,
     /// Print a completion script for a shell.
     Completion {
-        /// The shell to write it for.
+        /// Shell to generate the script for.
         shell: clap_complete::Shell,
     },
 }
@@ -73,13 +73,13 @@ pub(crate) struct Sources {
     /// Folder with the node image [default in a new configuration: image].
     #[arg(long, value_name = "DIR", value_parser = path())]
     pub(crate) image: Option<Utf8PathBuf>,
-    /// Folder or http address of a mirror of Kubernetes [default in a new configuration: mirror].
+    /// Folder or http(s) address of a mirror of Kubernetes [default in a new configuration: mirror].
     #[arg(long, value_name = "DIR|URL")]
     pub(crate) mirror: Option<MirrorSource>,
     /// Kubernetes release, such as v1.35.4 [default in a new configuration: the mirror's version].
     #[arg(short, long, value_name = "VERSION")]
     pub(crate) kubernetes: Option<KubernetesVersion>,
-    /// Digest of the mirror's components.json [default in a new configuration: the digest of the given folder's].
+    /// Digest of the mirror's components.json [default in a new configuration: computed from the mirror folder].
     #[arg(long, value_name = "sha256:HEX", value_parser = digest::oci::parse)]
     pub(crate) components_digest: Option<Digest>,
 }
@@ -143,10 +143,10 @@ pub(crate) enum MirrorCommand {
         /// The folder to fill.
         #[arg(value_parser = path())]
         folder: Utf8PathBuf,
-        /// Mirror to copy from: a folder or an http address.
+        /// Mirror to copy from: a folder or an http(s) address.
         #[arg(long, value_name = "DIR|URL", required_unless_present = "list")]
         from: Option<MirrorSource>,
-        /// Digest of that mirror's components.json. Required for an http address.
+        /// Digest of that mirror's components.json. Required for an http(s) address.
         #[arg(long, value_name = "sha256:HEX", value_parser = digest::oci::parse)]
         digest: Option<Digest>,
         /// Component list (like components.json) whose files are fetched from their own addresses.

@@ -7,8 +7,8 @@ use terminal::Progress;
 pub(crate) fn warning(trust: TrustBasis) -> Option<&'static str> {
     match trust {
         TrustBasis::HostSoftware => Some(
-            "These nodes attest with software of the host. Their evidence shows that every mechanism works; it does not \
-             protect from the host.",
+            "These nodes attest with hardware emulated by the host. This shows that the mechanisms work, but it does not \
+             protect against the host.",
         ),
     }
 }

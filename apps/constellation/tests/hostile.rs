@@ -97,7 +97,7 @@ fn refusal() -> Value {
 fn made(port: u16) -> Host {
     let host = Host::new();
     host.configure();
-    host.until(&["mini", "up"], "control-plane-0 boots\n").kill();
+    host.until(&["mini", "up"], "control-plane-0 is booting\n").kill();
     let workspace = Workspace::open(&host.workspace()).unwrap();
     let mut state = workspace.state().unwrap().unwrap();
     state.init = InitProgress::Done;

@@ -45,9 +45,9 @@ for_each_technology!(sync:
 );
 
 /// The first words of what every command says that sends a secret or a verdict.
-const WORTH: &str = "Note: These nodes attest with software of the host";
+const WORTH: &str = "Note: These nodes attest with hardware emulated by the host";
 
-const BOOTS: &str = "control-plane-0 boots\n";
+const BOOTS: &str = "control-plane-0 is booting\n";
 
 const KUBECONFIG: &str = "\
 apiVersion: v1
@@ -341,11 +341,11 @@ fn status_tells_a_run_that_goes_on_from_one_that_was_interrupted() {
     }
     let shown = status();
     assert!(
-        shown.contains(is_being_made) && !shown.contains("interrupted"),
+        shown.contains(is_being_made) && !shown.contains("did not finish"),
         "{shown}"
     );
     running.kill();
-    assert!(status().contains("creation was interrupted"), "{}", status());
+    assert!(status().contains("creation did not finish"), "{}", status());
 }
 
 fn a_run_that_is_killed_while_the_node_works_starts_with_fresh_machines(technology: &'static dyn Technology) {
@@ -402,6 +402,7 @@ fn another_cluster_id_is_refused(technology: &'static dyn Technology) {
         said.contains(&"09".repeat(32)) && said.contains(&derived_id(&host).to_string()),
         "{said}"
     );
+    assert!(said.contains("Next: do not use this cluster"), "{said}");
     assert!(!host.files().contains(&"constellation-admin.conf".to_owned()));
 }
 
@@ -570,19 +571,19 @@ fn what_a_cluster_cannot_change_is_refused_by_name_and_nothing_of_it_is_applied(
             &config,
             "name: mini",
             "name: maxi",
-            &["name: the cluster has mini, the configuration asks for maxi"][..],
+            &["name: the cluster was created with mini, but the workspace now has maxi"][..],
         ),
         (
             &config,
             "v1.35.4",
             "v1.35.5",
-            &["kubernetesVersion: the cluster has v1.35.4", "upgrade"],
+            &["kubernetesVersion: the cluster was created with v1.35.4", "upgrade"],
         ),
         (
             &config,
             "10.96.0.0/12",
             "10.100.0.0/16",
-            &["serviceCIDR", "10.100.0.0/16", "new cluster"],
+            &["serviceCIDR", "10.100.0.0/16", "only when a cluster is created"],
         ),
         (
             &config,
@@ -606,13 +607,13 @@ fn what_a_cluster_cannot_change_is_refused_by_name_and_nothing_of_it_is_applied(
             &host.path("image/reference-values.json"),
             &image,
             &other_image,
-            &["image: the cluster has"],
+            &["image: the cluster was created with"],
         ),
         (
             &host.path("mirror/components.json"),
             support::COMPONENTS,
             &other_components,
-            &["mirror: the cluster has"],
+            &["mirror: the cluster was created with"],
         ),
         (
             &secret,
@@ -763,7 +764,7 @@ fn a_secret_that_was_missing_for_a_while_comes_back_and_no_other_takes_its_place
     fs::write(secret_file(&host), MasterSecret::generate().to_json().as_bytes()).unwrap();
     let said = stderr(&host.run(&["apply", "--yes"]));
     assert!(
-        said.contains("constellation-mastersecret.json: the cluster has"),
+        said.contains("constellation-mastersecret.json: the cluster was created with"),
         "{said}"
     );
     fs::write(secret_file(&host), right).unwrap();
@@ -779,7 +780,7 @@ fn a_run_that_was_interrupted_at_its_end_is_finished_with_the_same_secret_only()
     let before = everything(&host);
     let said = stderr(&host.run(&["apply", "--yes"]));
     assert!(
-        said.contains("constellation-mastersecret.json: the cluster has"),
+        said.contains("constellation-mastersecret.json: the cluster was created with"),
         "{said}"
     );
     assert!(before == everything(&host), "something was stored");
@@ -832,7 +833,7 @@ fn a_kubeconfig_that_the_user_merged_or_renamed_does_not_stop_apply() {
     for (text, noted) in [(renamed, false), (merged, false), (moved, true)] {
         fs::write(&path, &text).unwrap();
         let running = host.until(&["apply", "--yes"], "applying the services\n");
-        assert_eq!(running.said.contains("was changed by hand"), noted, "{}", running.said);
+        assert_eq!(running.said.contains("was edited by hand"), noted, "{}", running.said);
         running.kill();
         assert_eq!(fs::read_to_string(&path).unwrap(), text);
     }
@@ -857,7 +858,7 @@ fn a_mirror_with_the_same_files_in_other_places_is_refused() {
     ] {
         fs::write(&list, good.replace(from, to)).unwrap();
         let said = stderr(&host.run(&["apply", "--yes"]));
-        assert!(said.contains("mirror: the cluster has"), "{to}: {said}");
+        assert!(said.contains("mirror: the cluster was created with"), "{to}: {said}");
     }
 }
 

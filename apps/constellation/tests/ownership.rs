@@ -8,7 +8,7 @@ use std::fs;
 
 use support::{Host, stderr, stdout};
 
-const BOOTS: &str = "control-plane-0 boots\n";
+const BOOTS: &str = "control-plane-0 is booting\n";
 const SECRET: &str = "constellation-mastersecret.json";
 
 /// Files of the user, by the names that the program uses too.
@@ -167,7 +167,7 @@ fn without_its_state_a_cluster_is_ended_and_every_file_stays() {
     assert_eq!(down.status.code(), Some(1));
     let error = stderr(&down);
     assert!(
-        error.contains("constellation-state.yaml") && error.contains("Next: the machines are gone"),
+        error.contains("constellation-state.yaml") && error.contains("Next: the machines were removed"),
         "{error}"
     );
     assert_eq!(host.processes(), Vec::<i32>::new());

@@ -54,7 +54,7 @@ users:
 fn no_proxy_comes_between_us_and_the_clusters_api() {
     let host = Host::new();
     host.configure();
-    host.until(&["apply", "--yes"], "control-plane-0 boots\n").kill();
+    host.until(&["apply", "--yes"], "control-plane-0 is booting\n").kill();
     let (api, reached) = count();
     let (proxy, asked) = count();
     fs::write(host.workspace().join("constellation-admin.conf"), kubeconfig(api)).unwrap();

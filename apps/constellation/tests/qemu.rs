@@ -19,7 +19,7 @@ const POINTS: [&str; 4] = [
     "creating the control plane machines\n",
     "start the metadata endpoint\n",
     "create control-plane-0\n",
-    "control-plane-0 boots\n",
+    "control-plane-0 is booting\n",
 ];
 const LAST: &str = POINTS[POINTS.len() - 1];
 

@@ -13,7 +13,7 @@ pub(crate) enum LoadModulesError {
     List { list: PathBuf, source: io::Error },
     #[error("cannot read module {module}")]
     Read { module: PathBuf, source: io::Error },
-    #[error("the kernel refuses module {module}")]
+    #[error("the kernel refused to load module {module}")]
     Load { module: PathBuf, source: Errno },
 }
 

@@ -24,7 +24,7 @@ const SECTOR: u64 = 512;
 pub(crate) enum OpenRootError {
     #[error("cannot start dmsetup")]
     StartDmsetup(#[source] io::Error),
-    #[error("the kernel refuses to open the root file system under dm-verity (dmsetup: {status}): {message}")]
+    #[error("the kernel refused to open the root file system under dm-verity (dmsetup: {status}): {message}")]
     Verity { status: ExitStatus, message: String },
     #[error("cannot mount the verified root file system")]
     Mount(#[source] Errno),

@@ -17,7 +17,7 @@ pub struct TpmEvidence {
     pub pcrs: PcrValues,
 }
 
-/// A body that is no TPM evidence.
+/// A body that is not TPM Evidence.
 #[derive(Debug, thiserror::Error)]
 pub enum MalformedEvidence {
     /// Not the protobuf message.

@@ -97,7 +97,7 @@ impl AttestationKey {
         })
     }
 
-    /// Who signs with this key.
+    /// The identity of the machine that holds this key: the SHA-256 of its public area.
     #[must_use]
     pub fn identity(&self) -> AttestedIdentity {
         self.identity

@@ -92,7 +92,7 @@ impl Verifiers {
         self.0.iter().map(|verifier| verifier.variant())
     }
 
-    /// What the accepted technologies are worth: the least of them.
+    /// The weakest trust basis among the accepted technologies.
     ///
     /// # Panics
     /// Never: there is at least one.

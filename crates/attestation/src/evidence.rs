@@ -13,7 +13,7 @@ pub struct Evidence {
     pub body: Vec<u8>,
 }
 
-/// Bytes that are no Evidence.
+/// Bytes that are not encoded Evidence.
 #[derive(Debug, thiserror::Error)]
 pub enum ParseEvidenceError {
     /// Longer than any real Evidence.

@@ -87,13 +87,13 @@ impl MeasuredMembership {
         }
     }
 
-    /// What a node shows that has measured this.
+    /// The digest that a node with this membership shows.
     #[must_use]
     pub fn shown_by(&self, membership: &Membership) -> Digest {
         (self.of)(membership)
     }
 
-    /// What this node shows.
+    /// The digest that this node shows.
     #[must_use]
     pub fn shown(&self) -> Digest {
         self.shown

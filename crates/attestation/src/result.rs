@@ -153,7 +153,7 @@ impl AttestationResult {
         self.variant
     }
 
-    /// What the technology itself is worth.
+    /// The trust basis of the technology that made the Evidence.
     #[must_use]
     pub fn trust(&self) -> TrustBasis {
         self.trust

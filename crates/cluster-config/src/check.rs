@@ -90,7 +90,7 @@ mod defaults {
 /// A text that cannot name a cluster.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{0:?} cannot name a cluster: 1 to {MAX_NAME_LEN} lower-case letters, digits and '-', starting and ending with a \
+    "{0:?} is not a valid cluster name: use 1 to {MAX_NAME_LEN} lower-case letters, digits and '-', starting and ending with a \
      letter or digit"
 )]
 pub struct ClusterNameError(String);
@@ -243,7 +243,7 @@ fn check_group_name(name: &str) -> Result<(), String> {
         Ok(())
     } else {
         Err(format!(
-            "cannot name a group: 1 to {MAX_NAME_LEN} lower-case letters, digits, '_' and '-'"
+            "is not a valid group name: use 1 to {MAX_NAME_LEN} lower-case letters, digits, '_' and '-'"
         ))
     }
 }

@@ -105,7 +105,7 @@ pub enum ParseConfigError {
     TooLong(usize),
     /// Of another version.
     #[error(
-        "version: {found:?} is not supported, expected {:?}; write a new file with `constellation config generate`",
+        "version: {found:?} is not supported, expected {:?}; move this file away, then run `constellation config generate qemu`",
         raw::VERSION
     )]
     Version {

@@ -66,11 +66,11 @@ attestationVariant: {variant}
 # Kubernetes release. The mirror must have this one.
 {kubernetes_version}
 
-# SHA-256 of components.json, the mirror's list of files. Another list is refused. Required for a mirror at an http address:
+# SHA-256 of components.json, the mirror's list of files. Another list is refused. Required for a mirror at an http(s) address:
 # run `sha256sum components.json` where the mirror was filled.
 {components_digest}
 
-# Where nodes fetch Kubernetes from: a folder filled by `constellation mirror create`, or the http address of one.
+# Where nodes fetch Kubernetes from: a folder filled by `constellation mirror create`, or the http(s) address of one.
 # This program sends the hashes in components.json to the nodes, which check every file against them.
 {mirror}
 

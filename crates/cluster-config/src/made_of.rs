@@ -48,7 +48,7 @@ pub struct Difference {
     pub takes: &'static str,
 }
 
-const NEW_CLUSTER: &str = "only a new cluster can have it";
+const NEW_CLUSTER: &str = "it can be set only when a cluster is created";
 const UPGRADE: &str = "this needs an upgrade of every node, which is not supported yet";
 const NEW_MACHINE: &str = "this needs another machine for the node, which is not supported yet";
 
@@ -169,7 +169,7 @@ impl fmt::Display for Difference {
         } = self;
         write!(
             f,
-            "{key}: the cluster has {was}, the configuration asks for {wanted}; {takes}"
+            "{key}: the cluster was created with {was}, but the workspace now has {wanted}; {takes}"
         )
     }
 }

@@ -1,8 +1,8 @@
 //! The names of the files, as the predecessor's users know them.
 
-/// What the user wants.
+/// The configuration file, owned by the user.
 pub const CONFIG: &str = "constellation-conf.yaml";
-/// What the program knows.
+/// The state file, written only by the CLI.
 pub const STATE: &str = "constellation-state.yaml";
 /// The root of all keys.
 pub const MASTER_SECRET: &str = "constellation-mastersecret.json";

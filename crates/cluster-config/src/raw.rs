@@ -119,7 +119,7 @@ pub(crate) struct Qemu {
 }
 
 impl Kind for String {
-    const EXPECTED: &'static str = "a text (put numbers and truth values in quotes)";
+    const EXPECTED: &'static str = "a string (put numbers and true/false in quotes)";
 }
 
 impl Kind for u64 {

@@ -23,7 +23,7 @@ const MAX_STATE_LEN: usize = 1 << 20;
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ClusterState {
     version: String,
-    /// Shows the first node who its creator is.
+    /// Proves to the first node that the caller created it.
     pub init_secret: InitSecret,
     /// Salt of the cluster id.
     pub measurement_salt: MeasurementSalt,

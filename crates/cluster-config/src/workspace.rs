@@ -32,13 +32,13 @@ pub struct WorkspaceLock(#[expect(dead_code, reason = "holding it is its purpose
 #[derive(Debug, thiserror::Error)]
 pub enum WorkspaceError {
     /// The folder is not there.
-    #[error("the workspace {0} is not a folder")]
+    #[error("the workspace {0} does not exist or is not a folder; create it, or choose another with --workspace")]
     Folder(PathBuf),
     /// Configuration and state, which are text, could not name files in it.
     #[error("the path of the workspace, {0:?}, is not valid UTF-8")]
     NotUtf8(PathBuf),
     /// Another command is running.
-    #[error("another constellation command is running in {0}")]
+    #[error("another constellation command is running in {0}; wait for it to finish, then try again")]
     Busy(PathBuf),
     /// A required file is missing.
     #[error("{path} does not exist: {hint}")]
@@ -178,7 +178,7 @@ impl Workspace {
         self.folder.join(name)
     }
 
-    /// Whether one of the [`names`] is there. A link is, wherever it leads: what it leads to may come back.
+    /// Whether the file with one of the [`names`] exists; a symbolic link counts, even a dangling one, whose target may come back.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -187,7 +187,7 @@ impl Workspace {
         match fs::symlink_metadata(&path) {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(self.io_error("look at", &path, error)),
+            Err(error) => Err(self.io_error("inspect", &path, error)),
         }
     }
 
@@ -256,7 +256,8 @@ impl Workspace {
             .read(names::MASTER_SECRET)?
             .ok_or_else(|| WorkspaceError::Missing {
                 path: path.clone(),
-                hint: "it was written when the cluster was created; without it the cluster's keys cannot be derived",
+                hint: "it was written when the cluster was created; without it the cluster's keys cannot be derived; restore it \
+                       from a backup",
             })?;
         MasterSecret::parse(text.as_bytes()).map_err(|source| WorkspaceError::MasterSecret { path, source })
     }
@@ -281,7 +282,7 @@ impl Workspace {
     pub fn admin_conf(&self) -> Result<Zeroizing<String>, WorkspaceError> {
         self.read(names::ADMIN_CONF)?.ok_or_else(|| WorkspaceError::Missing {
             path: self.path(names::ADMIN_CONF),
-            hint: "it is written when the cluster is created",
+            hint: "it is written when the cluster is created; restore it from a backup",
         })
     }
 

@@ -54,7 +54,7 @@ fn yaml_error(path: &str, error: &serde_saphyr::Error) -> DocumentError {
         Error::Unexpected { expected, .. } => value(match *expected {
             expected if expected.contains("mapping") => "expected a section of keys with values",
             expected if expected.contains("sequence") => "expected a list",
-            _ => "expected a text",
+            _ => "expected a string",
         }),
         Error::Message { msg, .. } => value(msg),
         Error::Eof { .. } => DocumentError::of_text(line, "the document ends early"),
@@ -63,7 +63,7 @@ fn yaml_error(path: &str, error: &serde_saphyr::Error) -> DocumentError {
         }
         Error::UnknownAnchor { .. } => DocumentError::of_text(
             line,
-            "`*` starts an unknown alias: put a text that starts like this in quotes",
+            "`*` starts an unknown alias: put a string that starts like this in quotes",
         ),
         Error::Budget { .. } => DocumentError::of_text(line, "the document has more parts or levels than allowed"),
         _ => {

@@ -194,26 +194,31 @@ fn values_of_groups_that_cannot_be() {
 #[test]
 fn values_of_another_kind() {
     for (part, replacement, path, reason) in [
-        ("version: v5", "version: [v5]", "version", "is a list, expected a text"),
-        ("name: mini", "name: [mini]", "name", "is a list, expected a text"),
-        ("name: mini", "name: 5", "name", "is 5, expected a text"),
-        ("name: mini", "name: true", "name", "is true, expected a text"),
-        ("name: mini", "name:", "name", "is empty, expected a text"),
+        (
+            "version: v5",
+            "version: [v5]",
+            "version",
+            "is a list, expected a string",
+        ),
+        ("name: mini", "name: [mini]", "name", "is a list, expected a string"),
+        ("name: mini", "name: 5", "name", "is 5, expected a string"),
+        ("name: mini", "name: true", "name", "is true, expected a string"),
+        ("name: mini", "name:", "name", "is empty, expected a string"),
         (
             "image: image",
             "image: {a: b}",
             "image",
-            "is a section, expected a text",
+            "is a section, expected a string",
         ),
-        (VARIANT, "1", "attestationVariant", "is 1, expected a text"),
-        ("v1.35.4", "1.35", "kubernetesVersion", "is 1.35, expected a text"),
-        ("mirror: mirror", "mirror: []", "mirror", "is a list, expected a text"),
-        ("10.96.0.0/12", "10", "serviceCIDR", "is 10, expected a text"),
+        (VARIANT, "1", "attestationVariant", "is 1, expected a string"),
+        ("v1.35.4", "1.35", "kubernetesVersion", "is 1.35, expected a string"),
+        ("mirror: mirror", "mirror: []", "mirror", "is a list, expected a string"),
+        ("10.96.0.0/12", "10", "serviceCIDR", "is 10, expected a string"),
         (
             "role: worker",
             "role: 1",
             "nodeGroups.worker_default.role",
-            "is 1, expected a text",
+            "is 1, expected a string",
         ),
         (
             "initialCount: 1 # workers",
@@ -255,13 +260,13 @@ fn values_of_another_kind() {
             "    acceleration: auto",
             "    acceleration: 1",
             "provider.qemu.acceleration",
-            "is 1, expected a text",
+            "is 1, expected a string",
         ),
         (
             "# firmware: /usr/share/OVMF",
             "firmware: [a]",
             "provider.qemu.firmware",
-            "is a list, expected a text",
+            "is a list, expected a string",
         ),
         (
             "flushes: true",
@@ -310,23 +315,23 @@ fn sections_of_another_kind() {
 fn keys_that_are_missing() {
     for (part, path, reason) in [
         ("version: v5", "version", "expected \"v5\""),
-        ("name: mini", "name", "is missing, expected a text"),
-        ("image: image", "image", "is missing, expected a text"),
+        ("name: mini", "name", "is missing, expected a string"),
+        ("image: image", "image", "is missing, expected a string"),
         (
             &format!("attestationVariant: {VARIANT}"),
             "attestationVariant",
-            "is missing, expected a text",
+            "is missing, expected a string",
         ),
         (
             "kubernetesVersion: v1.35.4",
             "kubernetesVersion",
-            "is missing, expected a text",
+            "is missing, expected a string",
         ),
-        ("mirror: mirror", "mirror", "is missing, expected a text"),
+        ("mirror: mirror", "mirror", "is missing, expected a string"),
         (
             "role: worker",
             "nodeGroups.worker_default.role",
-            "is missing, expected a text",
+            "is missing, expected a string",
         ),
         (
             "initialCount: 1 # workers",
@@ -362,7 +367,7 @@ fn keys_that_are_not_known() {
     assert_eq!(
         problems(&with("mirror: mirror", "miror: mirror")),
         [
-            "mirror: is missing, expected a text (put numbers and truth values in quotes)",
+            "mirror: is missing, expected a string (put numbers and true/false in quotes)",
             "miror: is an unknown key, expected version, name, image, attestationVariant, kubernetesVersion, \
              kubernetesComponentsDigest, mirror, serviceCIDR, nodeGroups or provider",
         ]
@@ -377,7 +382,7 @@ fn groups_that_cannot_be() {
         ("\"a\\nb\"", "nodeGroups.a\\nb"),
     ] {
         let group = format!("nodeGroups:\n  {name}: {{role: worker, initialCount: 1}}");
-        check("nodeGroups:", &group, path, "cannot name a group");
+        check("nodeGroups:", &group, path, "is not a valid group name");
     }
     assert_eq!(
         problems(&with("  control_plane_default:", "  control_planes:")),

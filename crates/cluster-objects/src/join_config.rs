@@ -153,7 +153,10 @@ fn check_mirror(text: String) -> Result<String, LoadJoinConfigError> {
     if text.is_empty() || is_http && text.bytes().all(plain) {
         Ok(text)
     } else {
-        Err(invalid(COMPONENT_MIRROR, "expected an http address or an empty value"))
+        Err(invalid(
+            COMPONENT_MIRROR,
+            "expected an http(s) address or an empty value",
+        ))
     }
 }
 

@@ -86,7 +86,7 @@ impl Cidr {
     /// A private network (RFC 1918) for nodes, without addresses of pods or Services.
     ///
     /// # Errors
-    /// When the text is nothing of this.
+    /// When the text is not such a network.
     pub fn for_nodes(text: &str) -> Result<Self, ParseCidrError> {
         let network = parse(text)?;
         if !PRIVATE.iter().any(|private| private.contains(&network.0)) {

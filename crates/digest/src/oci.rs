@@ -26,7 +26,7 @@ pub fn parse(text: &str) -> Result<Digest, ParseOciDigestError> {
         .ok_or_else(|| ParseOciDigestError(shorten(text)))
 }
 
-/// For serde.
+/// Serializes as `sha256:<hex>`, for `#[serde(with)]`.
 ///
 /// # Errors
 /// When the serializer fails.
@@ -34,7 +34,7 @@ pub fn serialize<S: Serializer>(digest: &Digest, serializer: S) -> Result<S::Ok,
     serializer.serialize_str(&format(digest))
 }
 
-/// For serde.
+/// Deserializes from `sha256:<hex>`, for `#[serde(with)]`.
 ///
 /// # Errors
 /// When the text is not such a digest.

@@ -21,8 +21,8 @@ pub const MOUNT_POINT: &str = "/run/state";
 /// Serial number of the disk that is meant to be the state disk.
 pub const SERIAL: &str = "state";
 
-/// From Debian's package cryptsetup-bin.
+/// Path of cryptsetup in the node image, from Debian's package cryptsetup-bin.
 pub const CRYPTSETUP: &str = "/usr/sbin/cryptsetup";
 
-/// From Debian's package e2fsprogs.
+/// Path of mkfs.ext4 in the node image, from Debian's package e2fsprogs.
 pub const MKFS_EXT4: &str = "/usr/sbin/mkfs.ext4";

@@ -161,7 +161,7 @@ fn kind(unexpected: &str) -> &str {
     // Before the value, which is not told.
     let kind = unexpected.split(['`', '"']).next().unwrap_or_default().trim();
     match kind {
-        "string" | "character" => "a text",
+        "string" | "character" => "a string",
         "integer" | "floating point" | "floating point number" => "a number",
         "boolean" => "true or false",
         "map" => "a section",
@@ -174,7 +174,7 @@ fn kind(unexpected: &str) -> &str {
 fn expected_kind(expected: &str) -> String {
     let words = expected.trim_start_matches("a ").trim_start_matches("an ");
     let kind = match words {
-        "string" | "borrowed string" | "str" | "string or bytes" => "a text",
+        "string" | "borrowed string" | "str" | "string or bytes" => "a string",
         "boolean" => "true or false",
         "map" => "a section",
         "sequence" => "a list",
@@ -281,7 +281,7 @@ mod tests {
             (
                 "\"version\": 1",
                 "\"version\": \"s3cret, expected x\"",
-                "line 1, version: is a text, expected a whole number",
+                "line 1, version: is a string, expected a whole number",
             ),
             (
                 "\"version\": 1",
@@ -292,17 +292,17 @@ mod tests {
             (
                 "\"name\": \"x\"",
                 "\"name\": null",
-                "line 2, parts.a.name: is empty, expected a text",
+                "line 2, parts.a.name: is empty, expected a string",
             ),
             (
                 "\"name\": \"x\"",
                 "\"name\": 5.5",
-                "line 2, parts.a.name: is a number, expected a text",
+                "line 2, parts.a.name: is a number, expected a string",
             ),
             (
                 "\"name\": \"x\"",
                 "\"name\": [\"x\"]",
-                "line 2, parts.a.name: is a list, expected a text",
+                "line 2, parts.a.name: is a list, expected a string",
             ),
             (
                 "\"name\"",

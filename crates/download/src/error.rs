@@ -41,7 +41,7 @@ pub enum DownloadError {
         resumed: bool,
     },
     /// Another process, or another task of this one, downloads the same file.
-    #[error("another download writes to {0}; wait until it has ended")]
+    #[error("another download is writing to {0}; wait for it to finish, then try again")]
     Busy(PathBuf),
     /// The local disk failed.
     #[error("cannot {action} {path}")]

@@ -49,7 +49,7 @@ fn open_locked(path: &Path) -> Result<File, DownloadError> {
             Err(TryLockError::Error(error)) => return Err(error).on("lock", path),
         }
         // Meanwhile, another download may have ended and given the file its name, or removed it.
-        let locked = file.metadata().on("look at", path)?;
+        let locked = file.metadata().on("inspect", path)?;
         if fs::symlink_metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == (locked.dev(), locked.ino())) {
             return Ok(file);
         }

@@ -4,13 +4,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Says of a permission that is missing on a path whose it is and what to do; other errors stay as they are.
+/// Explains a permission error: who owns the path and what to do. Returns other errors unchanged.
 #[must_use]
 pub fn explain_denied(path: &Path, error: io::Error) -> io::Error {
     explain(None, path, error)
 }
 
-/// The same of a path in a folder whose content is ours alone, and can therefore be given to another user.
+/// Like [`explain_denied`], for a path in a folder that holds only our files, so the advice may be to change its owner.
 #[must_use]
 pub fn explain_denied_in(folder: &Path, path: &Path, error: io::Error) -> io::Error {
     explain(Some(folder), path, error)
@@ -37,7 +37,7 @@ fn explain(ours: Option<&Path>, path: &Path, error: io::Error) -> io::Error {
 pub struct User(u32);
 
 impl User {
-    /// The one that this process runs as; none if the kernel does not tell.
+    /// The user this process runs as; `None` if `/proc` cannot be read.
     #[must_use]
     pub fn current() -> Option<Self> {
         Self::of(Path::new("/proc/self"))

@@ -65,7 +65,7 @@ pub enum QemuError {
         seconds: u64,
     },
     /// A process does not end.
-    #[error("process {0} does not exit")]
+    #[error("process {0} is still running after SIGKILL; wait, then run the same command again")]
     DoesNotEnd(i32),
     /// A process belongs to another user.
     #[error("process {pid} ({program}) belongs to {owner}: {}", .owner.advice())]

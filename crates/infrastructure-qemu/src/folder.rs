@@ -41,13 +41,13 @@ pub(crate) struct NodeRecord {
 }
 
 impl RunFolder {
-    /// Takes a path; nothing needs to be there.
+    /// Uses this folder, which need not exist yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self(path)
     }
 
-    /// The one in a workspace; nothing needs to be there.
+    /// The folder in a workspace, which need not exist yet.
     #[must_use]
     pub fn in_workspace(workspace: &Path) -> Self {
         Self(workspace.join(RUN_FOLDER))
@@ -261,7 +261,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, QemuError> {
 }
 
 fn remove(path: &Path) -> Result<(), QemuError> {
-    let metadata = fs::symlink_metadata(path).on("look at", path)?;
+    let metadata = fs::symlink_metadata(path).on("inspect", path)?;
     if metadata.is_dir() {
         remove_folder(path)
     } else {

@@ -11,7 +11,7 @@ use crate::folder::RunFolder;
 use crate::metadata::{MetadataError, serve};
 use crate::process::exec_recorded;
 
-/// Used by this program itself.
+/// Internal commands with which this program starts itself.
 #[derive(Debug, Parser)]
 #[command(name = "constellation internal")]
 pub enum HelperCommand {
@@ -36,7 +36,7 @@ pub enum HelperCommand {
 #[derive(Debug, thiserror::Error)]
 pub enum HelperError {
     /// The other program cannot be started.
-    #[error("cannot become {}", program.display())]
+    #[error("cannot execute {}", program.display())]
     Exec {
         /// The program as it was named.
         program: OsString,
@@ -50,15 +50,15 @@ pub enum HelperError {
 }
 
 impl HelperCommand {
-    /// What a process that was started with these arguments is to do, if it is a helper. Wrong usage ends the process, as
-    /// clap does it.
+    /// Parses the arguments of an internal command; `None` for an ordinary command line. Wrong usage ends the process, as clap
+    /// does it.
     pub fn of(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
         let _program = arguments.next();
         (arguments.next()? == "internal")
             .then(|| Self::parse_from(std::iter::once("constellation internal".into()).chain(arguments)))
     }
 
-    /// Does it. Returns only if that fails.
+    /// Runs the internal command. Returns only on failure.
     ///
     /// # Errors
     /// When the program cannot be started, or the metadata cannot be served.

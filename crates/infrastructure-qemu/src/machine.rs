@@ -142,7 +142,7 @@ fn status(folder: &NodeFolder) -> MachineStatus {
     let killed = qemu.clone().filter(|line| line.contains("terminating on signal"));
     let said = killed.or_else(|| reason(&path)).or(qemu);
     MachineStatus::Stopped {
-        reason: said.unwrap_or_else(|| "without a message".to_owned()),
+        reason: said.unwrap_or_else(|| "it printed no message".to_owned()),
         console: console(folder),
     }
 }

@@ -34,14 +34,14 @@ const CHUNK: usize = 256 * 1024;
 /// The endpoint cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
-    /// There is nothing to tell.
+    /// The run folder contains no cluster.
     #[error("{0} contains no cluster")]
     NoCluster(PathBuf),
-    /// What there is to tell cannot be read.
+    /// The record of the cluster cannot be read.
     #[error(transparent)]
     Record(#[from] QemuError),
     /// The port cannot be listened on.
-    #[error("cannot serve on port {port} of loopback")]
+    #[error("cannot listen on 127.0.0.1:{port}")]
     Serve {
         /// The port on loopback.
         port: u16,

@@ -184,8 +184,8 @@ fn check_memory(
         return Ok(());
     };
     let what = format!(
-        "the nodes need {needed} MiB of memory ({beside} MiB for each machine in addition to its own with {accelerator}), but only {} MiB \
-         are available",
+        "the nodes need {needed} MiB of memory (including {beside} MiB of overhead per machine with {accelerator}), but only {} MiB are \
+         available",
         available.mib
     );
     Err(match available.limited_by {

@@ -121,7 +121,7 @@ impl Helper {
 /// The program exited instead of doing its work.
 pub(crate) fn ended(program: &OsStr, log: &Path) -> QemuError {
     let text = fs::read(log).unwrap_or_default();
-    let said = crate::console::last_line(&text).unwrap_or_else(|| "without a message".to_owned());
+    let said = crate::console::last_line(&text).unwrap_or_else(|| "it printed no message".to_owned());
     QemuError::Ended {
         program: program.display().to_string(),
         said,
@@ -203,15 +203,15 @@ impl ProcessRecord {
         if boot_id().on("read", BOOT_ID)? != self.boot_id {
             return Ok(false);
         }
-        if let Some(time) = start_time(pid).on("look at", self.folder())? {
+        if let Some(time) = start_time(pid).on("inspect", self.folder())? {
             return Ok(time == self.start_time);
         }
         // It has ended, or `/proc` is mounted so that it hides processes of others (`hidepid`, proc(5)).
         match pidfd_open(pid, PidfdFlags::empty()) {
             Err(Errno::SRCH) => Ok(false),
             Ok(process) if ends_within(&process, Duration::ZERO) => Ok(false),
-            Ok(_) => Err(Errno::ACCESS).on("look at", self.folder()),
-            Err(error) => Err(error).on("look at", self.folder()),
+            Ok(_) => Err(Errno::ACCESS).on("inspect", self.folder()),
+            Err(error) => Err(error).on("inspect", self.folder()),
         }
     }
 
@@ -262,7 +262,11 @@ impl ProcessRecord {
                 program,
                 owner,
             },
-            None => QemuError::DoesNotEnd(self.pid),
+            None => QemuError::Io {
+                action: "end process",
+                path: folder,
+                source: Errno::PERM.into(),
+            },
         }
     }
 }

@@ -21,8 +21,9 @@ use crate::process::Helper;
 use crate::proof::ProofKey;
 use crate::vm::forwards;
 
-const ADVICE_ON_STOPPED: &str = "read the whole console in the workspace (constellation-qemu/nodes/*/console.log); run the \
-                                 same command again to replace the node";
+const ADVICE_ON_STOPPED: &str = "read the whole console in the workspace (constellation-qemu/nodes/*/console.log); a node \
+                                 that has not joined is replaced when you run the same command again; one that has \
+                                 joined cannot rejoin yet: terminate the cluster and create a new one";
 const START_METADATA: Change = Change::Other("start the metadata endpoint");
 const LOOPBACK: &str = "127.0.0.1";
 /// How often a node is started because somebody took one of its ports.
@@ -53,7 +54,7 @@ impl Default for QemuOptions {
 /// Whether KVM is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccelerationChoice {
-    /// If it works.
+    /// KVM if it works, otherwise software emulation.
     Auto,
     /// KVM, and an error where it does not work.
     Kvm,

@@ -17,11 +17,12 @@ pub enum MirrorSource {
 #[derive(Debug, thiserror::Error)]
 pub enum ParseMirrorSourceError {
     /// There is none.
-    #[error("is empty: expected a folder or an http address")]
+    #[error("is empty: expected a folder or an http(s) address")]
     Empty,
     /// It has the form of an address, but is none we can use.
     #[error(
-        "{0:?} is neither a folder nor an address of the form http://<host>[:<port>][/<path>]; a folder of this name is ./{0}"
+        "{0:?} is neither a folder nor an address of the form http(s)://<host>[:<port>][/<path>]; to use a folder with \
+         this name, write ./{0}"
     )]
     Address(String),
 }

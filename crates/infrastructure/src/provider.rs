@@ -67,7 +67,7 @@ pub enum Change {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Infrastructure {
-    /// Tells clusters of one name apart.
+    /// A random id that distinguishes clusters of the same name.
     pub uid: String,
     /// Where an administrator reaches the cluster.
     pub cluster_endpoint: String,
@@ -139,7 +139,7 @@ pub enum MachineStatus {
         /// Why, and what to do, as one line for the operator.
         reason: String,
     },
-    /// It does not, and this is the last it said about why.
+    /// The machine is not running.
     Stopped {
         /// Why, as one line for the operator.
         reason: String,

@@ -31,10 +31,10 @@ pub struct PendingCertificate {
 #[derive(Debug, thiserror::Error)]
 pub enum IssueCertificateError {
     /// The CA's key is unusable.
-    #[error("unusable key of the cluster CA")]
+    #[error("cannot use the cluster CA's key")]
     CaKey(#[source] rcgen::Error),
     /// The CA's certificate is unusable.
-    #[error("unusable certificate of the cluster CA")]
+    #[error("cannot use the cluster CA's certificate")]
     CaCertificate(#[source] rcgen::Error),
     /// The certificate cannot be signed with that key.
     #[error("cannot sign the kubelet's certificate")]

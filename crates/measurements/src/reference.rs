@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn mistakes_in_the_values_have_a_line() {
         let error = example().values::<Vec<String>>().unwrap_err();
-        assert_eq!(error.to_string(), "line 6, values[0]: is a number, expected a text");
+        assert_eq!(error.to_string(), "line 6, values[0]: is a number, expected a string");
     }
 
     #[test]

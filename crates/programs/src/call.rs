@@ -50,7 +50,7 @@ pub enum RunError {
         limit: Duration,
     },
     /// It ended with an error.
-    #[error("{program} failed with {}: {last_lines}", status(*.code))]
+    #[error("{program} {}: {last_lines}", ending(*.code))]
     Failed {
         /// The program's name.
         program: &'static str,
@@ -152,8 +152,11 @@ impl fmt::Debug for Call {
     }
 }
 
-fn status(code: Option<i32>) -> String {
-    code.map_or_else(|| "a signal".into(), |code| format!("exit code {code}"))
+fn ending(code: Option<i32>) -> String {
+    match code {
+        Some(code) => format!("failed with exit code {code}"),
+        None => "was killed by a signal".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -185,6 +188,16 @@ mod tests {
             check(&Call::new("ip"), "no such device", " \n"),
             "ip failed with exit code 3: no such device"
         );
+    }
+
+    #[test]
+    fn a_program_that_a_signal_killed_is_told_as_such() {
+        let output = Output {
+            stdout: "half way".into(),
+            stderr: String::new(),
+        };
+        let error = Call::new("kubeadm").failed(None, &output).to_string();
+        assert_eq!(error, "kubeadm was killed by a signal: half way");
     }
 
     #[test]

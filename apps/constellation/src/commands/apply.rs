@@ -187,12 +187,15 @@ impl Run<'_> {
         let (path, address) = (path.display(), kubeconfig::address(host, port));
         match replaced {
             Err(WorkspaceError::Foreign(_)) if before.is_some_and(|before| kubeconfig::leads_to(&written, before)) => {
-                let error =
-                    anyhow!("the API server has moved to {address}; {path} was changed by hand, and is not changed");
-                Err(error).advise("set the server in it to that address, then run the same command again")
+                let error = anyhow!(
+                    "the API server has moved to {address}; {path} was edited by hand, so it was left as it is"
+                );
+                Err(error).advise(format!(
+                    "change `server` in that file to {address}, then run the same command again"
+                ))
             }
             Err(WorkspaceError::Foreign(_)) => {
-                note(&format!("{path} was changed by hand; the API server is at {address}"));
+                note(&format!("{path} was edited by hand; the API server is at {address}"));
                 Ok(())
             }
             replaced => Ok(replaced?),
@@ -203,7 +206,7 @@ impl Run<'_> {
         block_in_place(|| {
             let before = self.api_server_port();
             let made = self.provider.create(spec, &|detail| step.detail(detail));
-            self.state.infrastructure = Some(made.advise("correct this, then run the same command again")?);
+            self.state.infrastructure = Some(made.advise("fix this, then run the same command again")?);
             self.workspace.save_state(&self.state)?;
             self.follow_api_server(before)
         })

@@ -41,8 +41,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The most of the log that is kept, in bytes.
 const MAX_LOG_LEN: usize = 64 << 20;
 
-const AFTER_FAILURE: &str = "correct the cause, then run the same command again: it starts with fresh machines and the \
-                             same master secret";
+const AFTER_FAILURE: &str = "fix the cause, then run the same command again; it will use new machines and the same \
+                             master secret";
 
 /// 1. The master secret is stored before it is used.
 /// 2. The user learns what the node's Evidence is worth, while nothing has been sent and the command can still be stopped.
@@ -68,7 +68,7 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
     progress
         .step("creating the cluster", async |step| {
             begin(run)?;
-            match request(run, &secret, channel, step).await? {
+            match request(run, &secret, &node, channel, step).await? {
                 Outcome::Success(success) => finish(run, &secret, &node, success),
                 Outcome::Failure(failure) => Err(failed(run, &failure)).advise(AFTER_FAILURE),
             }
@@ -93,7 +93,7 @@ async fn connect(run: &Run<'_>, node: &Machine, verifiers: Verifiers, step: &Ste
             Err(error) => Err(Failed::Stop(not_what_it_should_be(run, node, error))),
         }
     };
-    step.detail(&format!("{} boots", node.name));
+    step.detail(&format!("{} is booting", node.name));
     let show = |_: &Error, _| {
         if let Some(line) = last_words(run, node) {
             step.detail(&line);
@@ -102,7 +102,11 @@ async fn connect(run: &Run<'_>, node: &Machine, verifiers: Verifiers, step: &Ste
     let connected = Schedule::every(INTERVAL, BOOT_LIMIT).poll(attempt, show).await;
     connected.map_err(|error| {
         let error = given_up(error, &format!("{} did not answer", node.name));
-        advise(error, console(run, node), "run the same command again")
+        advise(
+            error,
+            console(run, node),
+            "read the node's console above, then run the same command again",
+        )
     })
 }
 
@@ -146,14 +150,24 @@ fn console(run: &Run<'_>, node: &Machine) -> Vec<String> {
 fn begin(run: &mut Run<'_>) -> Result<()> {
     run.workspace.remove_own(&run.state, names::ADMIN_CONF)?;
     if let Err(error) = run.workspace.remove_own(&run.state, names::CLUSTER_LOG) {
-        note(&format!("cannot keep the node's log: {}", Chain(&error)));
+        note(&format!(
+            "cannot remove {} of the previous attempt: {}",
+            names::CLUSTER_LOG,
+            Chain(&error)
+        ));
     }
     run.state.init = InitProgress::Started;
     run.state.made_of = Some(run.made_of.clone());
     Ok(run.workspace.save_state(&run.state)?)
 }
 
-async fn request(run: &Run<'_>, secret: &MasterSecret, channel: Channel, step: &Step<'_>) -> Result<Outcome> {
+async fn request(
+    run: &Run<'_>,
+    secret: &MasterSecret,
+    node: &Machine,
+    channel: Channel,
+    step: &Step<'_>,
+) -> Result<Outcome> {
     let conversation = async {
         let mut client = ApiClient::new(channel);
         let responses = client.init(init_request(run, secret)?).await;
@@ -171,7 +185,8 @@ async fn request(run: &Run<'_>, secret: &MasterSecret, channel: Channel, step: &
         }
         error = until_stopped(run) => Err(error),
         () = tokio::time::sleep(INIT_LIMIT) => {
-            Err(anyhow!("the node did not finish within {} s", INIT_LIMIT.as_secs())).advise(AFTER_FAILURE)
+            let limit = INIT_LIMIT.as_secs();
+            Err(anyhow!("{} did not finish creating the cluster within {limit} s", node.name)).advise(AFTER_FAILURE)
         }
     }
 }
@@ -288,7 +303,8 @@ fn finish(run: &mut Run<'_>, secret: &MasterSecret, node: &Machine, success: Ini
     let actual = ClusterId::try_from(cluster_id.as_slice()).context("the node sent an invalid cluster id")?;
     let expected = expected_id(&run.state, secret);
     if actual != expected {
-        bail!("the node reports cluster id {actual}; the master secret gives {expected}");
+        let error = anyhow!("the node reports cluster id {actual}, but the master secret yields {expected}");
+        return Err(error).advise("do not use this cluster; terminate it with `constellation terminate`");
     }
     let rewritten = kubeconfig::rewrite(&kubeconfig, &node.host, node.ports.kubernetes)?;
     run.workspace

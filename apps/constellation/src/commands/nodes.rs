@@ -70,7 +70,7 @@ pub(crate) async fn wait(run: &mut Run<'_>, step: &Step<'_>) -> Result<()> {
         advise(
             given_up(error, "not all nodes became ready"),
             console.unwrap_or_default(),
-            "run the same command again to go on waiting",
+            "run the same command again to keep waiting; a node that joined and then restarted cannot rejoin yet",
         )
     })
 }

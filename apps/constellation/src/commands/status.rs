@@ -85,7 +85,7 @@ fn headline(state: Option<&ClusterState>, unknown: Option<&UnknownCluster>) -> S
     match (state.init, state.cluster_id) {
         (InitProgress::Done, Some(id)) => format!("Cluster {id}"),
         (InitProgress::Started, _) => {
-            "Cluster: creation was interrupted; `constellation apply` starts again".to_owned()
+            "Cluster: creation did not finish; run `constellation apply` to start over".to_owned()
         }
         _ => "Cluster: not created yet; `constellation apply` continues".to_owned(),
     }

@@ -53,8 +53,8 @@ pub(crate) fn end(
         .destroy()
         .advise("correct this, then run the same command again")?;
     let state = state.advise(
-        "the machines are gone. What else belongs to the cluster is not known without this file: correct it, or remove it and \
-         what you do not need",
+        "the machines were removed, but without this file the cluster's other files cannot be identified; repair it and run the \
+         same command again, or delete it and the files you no longer need",
     )?;
     match &state {
         Some(state) => {

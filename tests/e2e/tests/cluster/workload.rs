@@ -43,7 +43,7 @@ pub(crate) fn the_control_plane_is_not_asked_every_second(cluster: &Cluster, _: 
 pub(crate) fn every_node_is_verified(cluster: &Cluster, _: &Image) -> Result<()> {
     let text = cluster.constellation(["verify"])?;
     let first = text.lines().next().unwrap_or_default();
-    ensure!(first.contains("software of the host"), "the first line is {first:?}");
+    ensure!(first.contains("emulated by the host"), "the first line is {first:?}");
     let report: Value = serde_json::from_str(&cluster.constellation(["verify", "--output", "json"])?)?;
     let nodes = report["nodes"].as_array().context("no nodes")?;
     ensure!(
