@@ -194,7 +194,7 @@ mod tests {
     fn a_program_that_a_signal_killed_is_told_as_such() {
         let output = Output {
             stdout: "half way".into(),
-            stderr: String::new(),
+            stderr: Vec::new(),
         };
         let error = Call::new("kubeadm").failed(None, &output).to_string();
         assert_eq!(error, "kubeadm was killed by a signal: half way");
