@@ -40,52 +40,21 @@ rules:
   - level: Metadata
 ";
 
-/// A static pod of a control plane.
-#[derive(Clone, Copy)]
-pub(crate) struct StaticPod {
-    pub(crate) component: &'static str,
-    /// Whether kubeadm gives it a readiness probe.
-    has_readiness_probe: bool,
-}
+/// The static pods whose readiness kubeadm would have probed every second, each time over a new connection. That costs an
+/// emulated machine a tenth of a processor, and no Service waits for the answer.
+pub(crate) const PATIENTLY_PROBED: [&str; 3] = ["etcd", "kube-apiserver", "kube-scheduler"];
 
-/// All of them. kubeadm would have their readiness probed every second and their liveness every ten, mostly over a new TLS connection
-/// each time. That costs an emulated machine a tenth of a processor, and no Service waits for the answer.
-pub(crate) const STATIC_PODS: [StaticPod; 4] = [
-    StaticPod::with_readiness_probe("etcd"),
-    StaticPod::with_readiness_probe("kube-apiserver"),
-    StaticPod {
-        component: "kube-controller-manager",
-        has_readiness_probe: false,
-    },
-    StaticPod::with_readiness_probe("kube-scheduler"),
-];
-
-impl StaticPod {
-    const fn with_readiness_probe(component: &'static str) -> Self {
-        Self {
-            component,
-            has_readiness_probe: true,
-        }
-    }
-
-    /// A strategic merge patch. A pod that hangs is restarted after 90 s; with kubeadm's eight attempts it would be 80 s.
-    pub(crate) fn probe_patch(self) -> String {
-        let Self { component, .. } = self;
-        let mut patch = format!(
-            "\
+/// A strategic merge patch for this component's static pod.
+pub(crate) fn probe_patch(component: &str) -> String {
+    format!(
+        "\
 spec:
   containers:
     - name: {component}
-      livenessProbe:
-        periodSeconds: 30
-        failureThreshold: 3
+      readinessProbe:
+        periodSeconds: 10
 "
-        );
-        if self.has_readiness_probe {
-            patch.push_str("      readinessProbe:\n        periodSeconds: 30\n");
-        }
-        patch
-    }
+    )
 }
 
 /// The configuration of `kubeadm init`, four documents.
@@ -176,9 +145,6 @@ fn node_registration(node: &NodeSettings) -> NodeRegistration {
         kubelet_extra_args: vec![
             argument("node-ip", node.address.to_string()),
             argument("provider-id", node.provider_id.clone()),
-            // cAdvisor reads a dozen files of every control group each time; with the default of ten seconds that is a quarter of what an
-            // idle kubelet uses. It keeps samples for two minutes and needs two of them. Evictions have their own, fresh figures.
-            argument("housekeeping-interval", "60s"),
         ],
         ignore_preflight_errors: IGNORED_PREFLIGHT.to_vec(),
     }
@@ -237,13 +203,7 @@ fn cluster_configuration(cluster: &ClusterSettings, node: &NodeSettings) -> Clus
         },
         etcd: Etcd {
             local: Component {
-                extra_args: vec![
-                    // The defaults, 100 ms and 1 s, are for quiet machines: a member that gets no processor for a second loses its
-                    // leadership. etcd recommends at least ten times as much for the election (its documentation, "Tuning").
-                    argument("election-timeout", "5000"),
-                    argument("heartbeat-interval", "500"),
-                    argument("tls-min-version", "TLS1.3"),
-                ],
+                extra_args: vec![argument("tls-min-version", "TLS1.3")],
             },
         },
     }
@@ -407,8 +367,7 @@ pub(crate) mod tests {
 
     #[test]
     fn probe_patches_are_as_kubeadm_takes_them() {
-        let patches: Vec<_> = STATIC_PODS.iter().map(|pod| pod.probe_patch()).collect();
-        insta::assert_snapshot!(patches.join("---\n"));
+        insta::assert_snapshot!(probe_patch("etcd"));
     }
 
     #[test]

@@ -143,9 +143,9 @@ impl Kubeadm {
         let write = |path: &Path, text: &str| replace_file(path, text.as_bytes(), 0o644);
         write(&self.folders.path(Folders::AUDIT_POLICY), render::AUDIT_POLICY)?;
         let patches = self.folders.path(Folders::PATCHES);
-        for pod in render::STATIC_PODS {
-            let patch = patches.join(format!("{}.yaml", pod.component));
-            write(&patch, &pod.probe_patch())?;
+        for component in render::PATIENTLY_PROBED {
+            let patch = patches.join(format!("{component}.yaml"));
+            write(&patch, &render::probe_patch(component))?;
         }
         Ok(())
     }
