@@ -153,7 +153,7 @@ fn explain(pause: &Pause, folder: &NodeFolder) -> String {
             "the disk that holds {} is full; free space there, then run `constellation apply`",
             folder.path().display()
         ),
-        Pause::Other(state) => format!("QEMU reports {state}; `constellation apply` lets the machine go on"),
+        Pause::Other(state) => format!("QEMU reports {state}; `constellation apply` tries to let the machine go on"),
     }
 }
 

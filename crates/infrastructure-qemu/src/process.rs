@@ -191,7 +191,7 @@ impl ProcessRecord {
                 original: workspace_of(&original),
             }),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(self.not_permitted()),
-            Err(error) => Err(error).on("look at", self.folder()),
+            Err(error) => Err(error).on("inspect", self.folder()),
         }
     }
 
