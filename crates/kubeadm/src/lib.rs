@@ -8,6 +8,7 @@
 mod config;
 mod folders;
 mod kubelet_certificate;
+mod kubelet_kubeconfig;
 mod names;
 mod render;
 mod run;

@@ -162,7 +162,8 @@ fn timeouts() -> Timeouts {
     Timeouts {
         control_plane_component_health_check: "10m0s",
         kubelet_health_check: "8m0s",
-        kubernetes_api_call: "3m0s",
+        // The first call waits until the API server has started.
+        kubernetes_api_call: "10m0s",
         etcd_api_call: "5m0s",
         tls_bootstrap: "8m0s",
         discovery: "5m0s",

@@ -9,6 +9,7 @@ use secret::secret_bytes;
 use tempfile::NamedTempFile;
 
 use crate::folders::replace_file;
+use crate::kubelet_kubeconfig::use_renewed_certificate;
 use crate::{
     BootstrapToken, ClusterSettings, Folders, IssueCertificateError, JoinSettings, KubeletKey, NodeSettings, render,
 };
@@ -17,6 +18,19 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// None of kubeadm's files is longer, in bytes.
 const MAX_FILE_LEN: u64 = 1 << 20;
+
+/// Starts the API server and fills the cluster through it. Its first request waits until the API server answers.
+///
+/// Controllers start afterwards: beside an API server that is starting, the controller manager takes the lead, exits because the
+/// API server is not healthy within ten seconds, and its successor waits for the lease to expire.
+///
+/// `kubelet-finalize` is left out because it restarts the kubelet, which would take stock of the node ten times a second once more.
+/// `show-join-command` would print a token.
+const START_API_SERVER: &str = "--skip-phases=certs,control-plane/controller-manager,control-plane/scheduler,wait-control-plane,\
+    kubelet-finalize,show-join-command";
+/// Starts the controllers and waits until the whole control plane is healthy. Everything else is done.
+const START_CONTROLLERS: &str = "--skip-phases=preflight,certs,kubeconfig,etcd,control-plane/apiserver,kubelet-start,upload-config,\
+    upload-certs,mark-control-plane,bootstrap-token,kubelet-finalize,addon,show-join-command";
 
 secret_bytes! {
     /// An administrator's access to the cluster, as YAML.
@@ -66,8 +80,10 @@ impl Kubeadm {
     /// 1. The audit policy and the patches for the static pods are written.
     /// 2. kubeadm generates the cluster's keys and certificates.
     /// 3. The node's kubelet gets a certificate from the new CA.
-    /// 4. kubeadm does everything else.
-    /// 5. The kubeconfig that no role can revoke (`system:masters`) is removed; the ordinary administrator's is returned.
+    /// 4. kubeadm starts the API server and writes the cluster's first objects.
+    /// 5. kubeadm starts the controllers.
+    /// 6. From its next start on, the kubelet authenticates with the certificate that it renews.
+    /// 7. The kubeconfig that no role can revoke (`system:masters`) is removed; the ordinary administrator's is returned.
     ///
     /// It cannot be run a second time after kubeadm has started the control plane.
     ///
@@ -89,9 +105,10 @@ impl Kubeadm {
         self.kubeadm(&["init", "phase", "certs", "all"], &config, &token, &[])
             .await?;
         self.certify_kubelet(node, now)?;
-        // kubeadm would print the join command with its token.
-        self.kubeadm(&["init"], &config, &token, &["--skip-phases=certs,show-join-command"])
-            .await?;
+        for phases in [START_API_SERVER, START_CONTROLLERS] {
+            self.kubeadm(&["init"], &config, &token, &[phases]).await?;
+        }
+        use_renewed_certificate(&self.folders)?;
         self.take_kubeconfig()
     }
 
@@ -245,6 +262,7 @@ mod tests {
             } else {
                 fs::write(kubernetes.join("admin.conf"), "kind: Config").unwrap();
                 fs::write(kubernetes.join("super-admin.conf"), "kind: Config").unwrap();
+                fs::write(kubernetes.join("kubelet.conf"), "users: [{user: {client-key-data: S0VZ}}]").unwrap();
             }
         }
     }
@@ -297,11 +315,16 @@ mod tests {
             *fake.calls.lock().unwrap(),
             [
                 "kubeadm init phase certs all --config",
-                "kubeadm init --config --skip-phases=certs,show-join-command"
+                "kubeadm init --config --skip-phases=certs,control-plane/controller-manager,control-plane/scheduler,\
+                 wait-control-plane,kubelet-finalize,show-join-command",
+                "kubeadm init --config --skip-phases=preflight,certs,kubeconfig,etcd,control-plane/apiserver,kubelet-start,\
+                 upload-config,upload-certs,mark-control-plane,bootstrap-token,kubelet-finalize,addon,show-join-command",
             ]
         );
         let file = |name: &str| fake.root.path().join(name);
         assert!(!file("etc/kubernetes/super-admin.conf").exists());
+        let kubelet = fs::read_to_string(file("etc/kubernetes/kubelet.conf")).unwrap();
+        assert!(kubelet.contains("kubelet-client-current.pem") && !kubelet.contains("S0VZ"));
         assert!(file("etc/kubernetes/audit-policy.yaml").exists());
         assert!(file("etc/kubernetes/patches/kube-apiserver.yaml").exists());
         let key = fs::metadata(file("run/state/kubelet/pki/kubelet-serving.key")).unwrap();
