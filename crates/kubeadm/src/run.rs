@@ -160,7 +160,7 @@ impl Kubeadm {
         let write = |path: &Path, text: &str| replace_file(path, text.as_bytes(), 0o644);
         write(&self.folders.path(Folders::AUDIT_POLICY), render::AUDIT_POLICY)?;
         let patches = self.folders.path(Folders::PATCHES);
-        for component in render::PATIENTLY_PROBED {
+        for component in render::STATIC_PODS {
             let patch = patches.join(format!("{component}.yaml"));
             write(&patch, &render::probe_patch(component))?;
         }
@@ -262,7 +262,11 @@ mod tests {
             } else {
                 fs::write(kubernetes.join("admin.conf"), "kind: Config").unwrap();
                 fs::write(kubernetes.join("super-admin.conf"), "kind: Config").unwrap();
-                fs::write(kubernetes.join("kubelet.conf"), "users: [{user: {client-key-data: S0VZ}}]").unwrap();
+                fs::write(
+                    kubernetes.join("kubelet.conf"),
+                    "users: [{user: {client-key-data: S0VZ}}]",
+                )
+                .unwrap();
             }
         }
     }
