@@ -54,14 +54,15 @@ pub(crate) async fn wait(run: &mut Run<'_>, step: &Step<'_>) -> Result<()> {
             return Ok(());
         }
         first_missing.set(missing.keys().next().cloned());
-        let shown: Vec<_> = missing.iter().map(|(name, why)| format!("{name} ({why})")).collect();
-        let what = format!("not ready yet: {}", shown.join(", "));
-        step.detail(&what);
         let error = match listed {
-            Ok(_) => anyhow!(what),
-            // Why nothing is known of the nodes, should that stay so.
-            Err(error) => anyhow!(kubeconfig::in_words(&error)).context(what),
+            Ok(_) => {
+                let shown: Vec<_> = missing.iter().map(|(name, why)| format!("{name} ({why})")).collect();
+                anyhow!("not ready yet: {}", shown.join(", "))
+            }
+            // Nothing is known of the nodes then.
+            Err(error) => anyhow!(kubeconfig::in_words(&error)),
         };
+        step.detail(&error.to_string());
         Err(machines::retry(&*run.provider, error))
     };
     let waited = Schedule::every(INTERVAL, LIMIT).poll(attempt, |_, _| {}).await;

@@ -27,8 +27,9 @@ use crate::trust::warning;
 
 /// The verdict on a node that did not answer.
 const UNREACHABLE: &str = "unreachable";
-/// How long it may take until the nodes of a new cluster can be verified.
-const REACH_LIMIT: Duration = Duration::from_secs(300);
+/// How long it may take until the nodes of a new cluster can be verified. Starting its pods keeps a slow node busy for minutes after
+/// it is ready.
+const REACH_LIMIT: Duration = Duration::from_secs(900);
 const INTERVAL: Duration = Duration::from_secs(2);
 /// How many nodes are verified at once.
 const CONCURRENT_SESSIONS: usize = 16;
