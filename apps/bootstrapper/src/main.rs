@@ -36,6 +36,7 @@ use attestation_variants::ReleaseVariants;
 use clap::Parser;
 use cloud_metadata::{BASE_ADDRESS_FILE, QemuMetadata};
 use error_report::Chain;
+use kubeadm::OwnApiServer;
 use programs::{Call, HostPrograms, Programs};
 use tokio::sync::OnceCell;
 use tracing::{error, info};
@@ -96,6 +97,7 @@ async fn start(arguments: &Arguments) -> Result<()> {
         disk: Arc::new(LuksStateDisk),
         files,
         programs,
+        api_server: Arc::new(OwnApiServer),
         own_images: OnceCell::new(),
         reach: Box::new(SocketAddr::V4),
     });

@@ -15,7 +15,7 @@ use cloud_metadata::{
 use cluster_types::NodeRole;
 use component_installer::{ComponentMirror, ImportError, InstallError, Installer, PrefetchError, import_images};
 use error_report::Chain;
-use kubeadm::{Folders, Kubeadm, NodeSettings, ProxyMode};
+use kubeadm::{ApiServer, Folders, Kubeadm, NodeSettings, ProxyMode};
 use kubernetes_components::{Component, ComponentList};
 use polling::poll_endlessly;
 use programs::{Call, Programs, RunError};
@@ -55,6 +55,7 @@ pub(crate) struct ThisNode {
     pub(crate) disk: Arc<dyn StateDisk>,
     pub(crate) files: NodeFiles,
     pub(crate) programs: Arc<dyn Programs>,
+    pub(crate) api_server: Arc<dyn ApiServer>,
     pub(crate) own_images: OnceCell<()>,
     /// Maps an address on the private network to one that can be dialled. On a node that is the address itself; only tests use
     /// another network.
@@ -137,7 +138,8 @@ impl ThisNode {
     }
 
     pub(crate) fn kubeadm(&self) -> Kubeadm {
-        Kubeadm::new(self.programs.clone(), Folders::below(self.files.root()))
+        let folders = Folders::below(self.files.root());
+        Kubeadm::new(self.programs.clone(), self.api_server.clone(), folders)
     }
 
     pub(crate) fn settings(&self) -> NodeSettings {

@@ -35,6 +35,11 @@ impl Folders {
         self.path("/etc/kubernetes/pki")
     }
 
+    /// The certificate of the cluster's CA, PEM.
+    pub(crate) fn ca_cert(&self) -> PathBuf {
+        self.pki().join("ca.crt")
+    }
+
     pub(crate) fn kubernetes(&self, name: &str) -> PathBuf {
         self.path("/etc/kubernetes").join(name)
     }

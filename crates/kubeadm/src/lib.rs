@@ -3,8 +3,9 @@
 //! kubeadm alone sets up Kubernetes; this crate decides the hardened settings and hands them over. Secrets reach kubeadm
 //! only in files in memory, of mode 0600, that are removed when it ends; they are never arguments.
 //!
-//! What this crate does not do: it installs no programs, fetches no images and talks to no API server.
+//! What this crate does not do: it installs no programs, fetches no images, and asks the API server for nothing but its health.
 
+mod api_server;
 mod config;
 mod folders;
 mod kubelet_certificate;
@@ -15,6 +16,7 @@ mod run;
 mod settings;
 mod token;
 
+pub use api_server::{ApiServer, Checking, NotHealthyError, OwnApiServer, UnhealthyError};
 pub use folders::Folders;
 pub use kubelet_certificate::{IssueCertificateError, KubeletKey, PendingCertificate};
 pub use names::{CertSan, ClusterName, ParseNameError};

@@ -14,7 +14,7 @@ use crate::config::{
 use crate::{BootstrapToken, ClusterSettings, Folders, JoinSettings, NodeSettings, ProxyMode};
 
 const KUBEADM: &str = "kubeadm.k8s.io/v1beta4";
-const API_PORT: u16 = 6443;
+pub(crate) const API_PORT: u16 = 6443;
 /// kubeadm and kubelet would create this folder below `/usr`, which is read-only.
 const VOLUME_PLUGINS: &str = "/opt/libexec/kubernetes/kubelet-plugins/volume/exec/";
 const AUDIT_LOG_FOLDER: &str = "/var/log/kubernetes/audit/";

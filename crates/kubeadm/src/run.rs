@@ -8,10 +8,12 @@ use programs::{Call, Programs, RunError};
 use secret::secret_bytes;
 use tempfile::NamedTempFile;
 
+use crate::api_server::wait_until_healthy;
 use crate::folders::replace_file;
 use crate::kubelet_kubeconfig::use_renewed_certificate;
 use crate::{
-    BootstrapToken, ClusterSettings, Folders, IssueCertificateError, JoinSettings, KubeletKey, NodeSettings, render,
+    ApiServer, BootstrapToken, ClusterSettings, Folders, IssueCertificateError, JoinSettings, KubeletKey, NodeSettings,
+    NotHealthyError, render,
 };
 
 /// Slow machines need minutes to create a cluster; a node that takes longer than this has failed.
@@ -19,10 +21,7 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// None of kubeadm's files is longer, in bytes.
 const MAX_FILE_LEN: u64 = 1 << 20;
 
-/// Starts the API server and fills the cluster through it. Its first request waits until the API server answers.
-///
-/// Controllers start afterwards: beside an API server that is starting, the controller manager takes the lead, exits because the
-/// API server is not healthy within ten seconds, and its successor waits for the lease to expire.
+/// Starts the API server and writes the cluster's first objects. The first request waits until the API server answers.
 ///
 /// `kubelet-finalize` is left out because it restarts the kubelet, which would take stock of the node ten times a second once more.
 /// `show-join-command` would print a token.
@@ -40,6 +39,7 @@ secret_bytes! {
 /// Runs kubeadm on this node.
 pub struct Kubeadm {
     programs: Arc<dyn Programs>,
+    api_server: Arc<dyn ApiServer>,
     folders: Folders,
 }
 
@@ -52,6 +52,9 @@ pub enum InitError {
     /// kubeadm could not be run, took too long or failed.
     #[error("cannot create the cluster")]
     Kubeadm(#[from] RunError),
+    /// kubeadm started an API server that does not work.
+    #[error(transparent)]
+    ApiServer(#[from] NotHealthyError),
     /// The node's kubelet got no certificate.
     #[error("cannot issue a certificate for the node's kubelet")]
     Certificate(#[from] IssueCertificateError),
@@ -69,10 +72,14 @@ pub enum JoinError {
 }
 
 impl Kubeadm {
-    /// Uses the node's own kubeadm.
+    /// Uses the node's own kubeadm, which starts this API server.
     #[must_use]
-    pub fn new(programs: Arc<dyn Programs>, folders: Folders) -> Self {
-        Self { programs, folders }
+    pub fn new(programs: Arc<dyn Programs>, api_server: Arc<dyn ApiServer>, folders: Folders) -> Self {
+        Self {
+            programs,
+            api_server,
+            folders,
+        }
     }
 
     /// Makes this node the first of a cluster.
@@ -81,7 +88,8 @@ impl Kubeadm {
     /// 2. kubeadm generates the cluster's keys and certificates.
     /// 3. The node's kubelet gets a certificate from the new CA.
     /// 4. kubeadm starts the API server and writes the cluster's first objects.
-    /// 5. kubeadm starts the controllers.
+    /// 5. Once the API server is healthy, kubeadm starts the controllers. Beside one that is starting, the controller manager would
+    ///    take the lead and exit after ten seconds, and its successor would wait until the lease expires.
     /// 6. From its next start on, the kubelet authenticates with the certificate that it renews.
     /// 7. The kubeconfig that no role can revoke (`system:masters`) is removed; the ordinary administrator's is returned.
     ///
@@ -105,9 +113,10 @@ impl Kubeadm {
         self.kubeadm(&["init", "phase", "certs", "all"], &config, &token, &[])
             .await?;
         self.certify_kubelet(node, now)?;
-        for phases in [START_API_SERVER, START_CONTROLLERS] {
-            self.kubeadm(&["init"], &config, &token, &[phases]).await?;
-        }
+        self.kubeadm(&["init"], &config, &token, &[START_API_SERVER]).await?;
+        let ca_cert = fs::read_to_string(self.folders.ca_cert())?;
+        wait_until_healthy(&*self.api_server, node.address, &ca_cert).await?;
+        self.kubeadm(&["init"], &config, &token, &[START_CONTROLLERS]).await?;
         use_renewed_certificate(&self.folders)?;
         self.take_kubeconfig()
     }
@@ -137,7 +146,7 @@ impl Kubeadm {
     }
 
     fn certify_kubelet(&self, node: &NodeSettings, now: SystemTime) -> Result<(), InitError> {
-        let ca_cert = fs::read_to_string(self.folders.pki().join("ca.crt"))?;
+        let ca_cert = fs::read_to_string(self.folders.ca_cert())?;
         let ca_key = zeroize::Zeroizing::new(fs::read_to_string(self.folders.pki().join("ca.key"))?);
         let key = KubeletKey::generate();
         let certificate = key.issue(node, &ca_cert, &ca_key, now)?;
@@ -221,6 +230,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Mutex;
 
@@ -230,6 +240,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::Checking;
     use crate::render::tests::{cluster, join_settings, node};
 
     /// Does to the files what kubeadm would do, and remembers how it was called.
@@ -297,8 +308,17 @@ mod tests {
         }
     }
 
+    /// Healthy, and remembers when it was asked.
+    impl ApiServer for FakeKubeadm {
+        fn check<'a>(&'a self, address: Ipv4Addr, ca_cert_pem: &'a str) -> Checking<'a> {
+            assert!(ca_cert_pem.starts_with("-----BEGIN CERTIFICATE-----"));
+            self.calls.lock().unwrap().push(format!("{address} is healthy"));
+            Box::pin(async { Ok(()) })
+        }
+    }
+
     fn kubeadm(fake: &Arc<FakeKubeadm>) -> Kubeadm {
-        Kubeadm::new(fake.clone(), Folders::below(fake.root.path()))
+        Kubeadm::new(fake.clone(), fake.clone(), Folders::below(fake.root.path()))
     }
 
     fn assert_no_config_left(fake: &FakeKubeadm) {
@@ -321,6 +341,7 @@ mod tests {
                 "kubeadm init phase certs all --config",
                 "kubeadm init --config --skip-phases=certs,control-plane/controller-manager,control-plane/scheduler,\
                  wait-control-plane,kubelet-finalize,show-join-command",
+                "10.42.1.100 is healthy",
                 "kubeadm init --config --skip-phases=preflight,certs,kubeconfig,etcd,control-plane/apiserver,kubelet-start,\
                  upload-config,upload-certs,mark-control-plane,bootstrap-token,kubelet-finalize,addon,show-join-command",
             ]

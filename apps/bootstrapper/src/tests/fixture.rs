@@ -13,6 +13,7 @@ use cloud_metadata::{Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instanc
 use cluster_types::{DiskUuid, NodeRole};
 use digest::Digest;
 use grpc_api::components::Component;
+use kubeadm::{ApiServer, Checking};
 use programs::{Call, Output, Programs, Running};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use secret::StateDiskKey;
@@ -84,6 +85,7 @@ impl TestNode {
             disk: disk.clone(),
             files: NodeFiles::new(folder.path(), fs::metadata(folder.path()).unwrap().uid()),
             programs: programs.clone(),
+            api_server: programs.clone(),
             own_images: OnceCell::new(),
             reach: Box::new(move |_| join_service.get().copied().unwrap_or(nowhere)),
         };
@@ -248,7 +250,10 @@ impl FakePrograms {
                 fs::write(kubernetes.join("pki/ca.crt"), ca.self_signed(&key).unwrap().pem()).unwrap();
                 fs::write(kubernetes.join("pki/ca.key"), key.serialize_pem()).unwrap();
             }
-            ("kubeadm", ["init", ..]) => fs::write(kubernetes.join("admin.conf"), KUBECONFIG).unwrap(),
+            ("kubeadm", ["init", ..]) => {
+                fs::write(kubernetes.join("admin.conf"), KUBECONFIG).unwrap();
+                fs::write(kubernetes.join("kubelet.conf"), "users: [{}]").unwrap();
+            }
             ("journalctl", _) => return JOURNAL.into(),
             _ => {}
         }
@@ -271,6 +276,13 @@ impl Programs for FakePrograms {
             })
         };
         Box::pin(async { result })
+    }
+}
+
+/// Healthy at once.
+impl ApiServer for FakePrograms {
+    fn check<'a>(&'a self, _: Ipv4Addr, _: &'a str) -> Checking<'a> {
+        Box::pin(async { Ok(()) })
     }
 }
 
