@@ -1,6 +1,5 @@
 //! The machines a cluster should have, and whether they run.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
@@ -25,7 +24,6 @@ pub(crate) fn spec(config: &ClusterConfig, state: &ClusterState) -> ClusterSpec 
         mirror: config.mirror.clone(),
         nodes: config.nodes(),
         members: state.members.clone(),
-        later: BTreeSet::new(),
     }
 }
 

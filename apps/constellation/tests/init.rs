@@ -233,18 +233,13 @@ fn a_good_node_becomes_a_cluster(technology: &'static dyn Technology) {
     assert_eq!(node.asked.lock().unwrap().len(), 1);
 }
 
-fn killed_while_a_worker_is_made(technology: &'static dyn Technology) -> (Host, ScriptedNode) {
+fn a_run_that_is_killed_while_a_worker_is_made_goes_on(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
+    host.until(&["mini", "up"], "create worker-0\n").kill();
     let mut running = host.until(&["mini", "up"], BOOTS);
     node.serve_init(&host, Answer::Success(derived_id(&host)));
-    running.until("create worker-0\n");
+    running.until("applying the services\n");
     running.kill();
-    (host, node)
-}
-
-fn a_run_that_is_killed_while_a_worker_is_made_goes_on(technology: &'static dyn Technology) {
-    let (host, node) = killed_while_a_worker_is_made(technology);
-    host.until(&["mini", "up"], "applying the services\n").kill();
     let machines = host.machines();
     assert_eq!(
         [machines.starts("control-plane-0"), machines.starts("worker-0")],
@@ -256,38 +251,10 @@ fn a_run_that_is_killed_while_a_worker_is_made_goes_on(technology: &'static dyn 
 }
 
 #[test]
-fn a_worker_that_is_not_made_yet_is_known_and_its_ports_need_not_stay_free() {
-    let (host, node) = (released(), ScriptedNode::new(SOFTWARE_TPM));
-    let mut running = host.until(&["mini", "up"], BOOTS);
-    let status = stdout(&host.run(&["status"]));
-    let worker = status.lines().find(|line| line.starts_with("worker-0")).unwrap();
-    assert!(worker.contains("absent"), "{status}");
-
-    let recorded = workspace(&host).state().unwrap().unwrap().infrastructure.unwrap();
-    let is_worker = |node: &&infrastructure::Machine| node.name.as_str() == "worker-0";
-    let taken = recorded.nodes.iter().find(is_worker).unwrap().ports.verify;
-    let _holder = std::net::TcpListener::bind(("127.0.0.1", taken)).unwrap();
-    node.serve_init(&host, Answer::Success(derived_id(&host)));
-    running.until("applying the services\n");
-    running.kill();
-}
-
-#[test]
-fn down_after_a_kill_while_a_worker_is_made_leaves_nothing() {
-    let (host, node) = (released(), ScriptedNode::new(SOFTWARE_TPM));
-    let mut running = host.until(&["mini", "up"], BOOTS);
-    node.serve_init(&host, Answer::Success(derived_id(&host)));
-    running.until("create worker-0\n");
-    running.kill();
-    assert!(host.run(&["mini", "down", "--yes"]).status.success());
-    assert_eq!(host.processes(), Vec::<i32>::new());
-}
-
-#[test]
 fn a_machine_that_stops_is_told_with_its_console_and_made_anew() {
     let host = configured(SOFTWARE_TPM);
     host.machines().let_machines_stop(Some("the state disk burns"));
-    let (code, said) = host.until(&["mini", "up"], "creating the control plane machines").end();
+    let (code, said) = host.until(&["mini", "up"], "creating the machines").end();
     assert_eq!(code, Some(1), "{said}");
     for part in [
         "control-plane-0 stopped: the state disk burns",

@@ -16,7 +16,7 @@ fn a_cluster_lives_in_a_folder_of_any_name() {
     let host = Host::released_in("o'brien \"müller\"\\,\n$HOME # 🦀");
     host.configure();
     host.until(&["mini", "up"], "control-plane-0 is booting\n").kill();
-    assert_eq!(host.processes().len(), 3);
+    assert_eq!(host.processes().len(), 5);
     let arguments = fs::read_to_string(
         host.workspace()
             .join("constellation-qemu/nodes/control-plane-0/arguments"),

@@ -13,12 +13,12 @@ use std::process::Command;
 
 use support::{Host, stderr, stdout};
 
-/// What `mini up` says, in order, until it waits for a node that never answers. Workers are made when there is a cluster:
-/// `init.rs` kills it there.
-const POINTS: [&str; 4] = [
-    "creating the control plane machines\n",
+/// What `mini up` says, in order, until it waits for a node that never answers.
+const POINTS: [&str; 5] = [
+    "creating the machines\n",
     "start the metadata endpoint\n",
     "create control-plane-0\n",
+    "create worker-0\n",
     "control-plane-0 is booting\n",
 ];
 const LAST: &str = POINTS[POINTS.len() - 1];
@@ -51,8 +51,8 @@ fn up_after_a_kill_goes_on() {
     for point in POINTS {
         let host = killed_at(point);
         host.until(&["mini", "up"], LAST).kill();
-        // One metadata endpoint, and two programs for the node: nothing was started twice.
-        assert_eq!(host.processes().len(), 3, "{point}");
+        // One metadata endpoint, and two programs for each node: nothing was started twice.
+        assert_eq!(host.processes().len(), 5, "{point}");
         assert!(host.run(&["mini", "down", "--yes"]).status.success(), "{point}");
         assert_eq!(host.processes(), Vec::<i32>::new(), "{point}");
     }
@@ -87,7 +87,7 @@ fn a_configuration_of_our_own_is_taken_away_again() {
     ];
     // The scripts are no machines for a probe, and the real firmware may be missing: both outcomes leave files.
     host.run(&["version"]);
-    let mut running = host.until(&arguments, "creating the control plane machines");
+    let mut running = host.until(&arguments, "creating the machines");
     running.until("\n");
     running.kill();
     assert!(host.files().contains(&"constellation-conf.yaml".to_owned()));
@@ -99,7 +99,7 @@ fn a_configuration_of_our_own_is_taken_away_again() {
 fn a_node_that_dies_is_told_with_its_reason_and_made_anew() {
     let host = configured();
     fs::write(host.path("bin/die"), "").unwrap();
-    let (code, said) = host.until(&["mini", "up"], "creating the control plane machines").end();
+    let (code, said) = host.until(&["mini", "up"], "creating the machines").end();
     assert_eq!(code, Some(1), "{said}");
     for part in [
         "control-plane-0 stopped",
@@ -126,9 +126,9 @@ fn two_commands_do_not_meet() {
 #[test]
 fn two_clusters_live_side_by_side() {
     let (first, second) = (killed_at(LAST), killed_at(LAST));
-    assert_eq!((first.processes().len(), second.processes().len()), (3, 3));
+    assert_eq!((first.processes().len(), second.processes().len()), (5, 5));
     assert!(first.run(&["mini", "down", "--yes"]).status.success());
-    assert_eq!((first.processes().len(), second.processes().len()), (0, 3));
+    assert_eq!((first.processes().len(), second.processes().len()), (0, 5));
 }
 
 #[test]

@@ -258,7 +258,7 @@ impl QemuProvider {
                 .as_ref()
                 .is_some_and(|record| record.nodes.contains_key(&node.name))
         };
-        for node in spec.nodes.iter().filter(|node| !spec.later.contains(&node.name)) {
+        for node in &spec.nodes {
             let folder = self.folder.node(&node.name);
             if folder.is_running()? && known(node) {
                 changes.extend(pause(&folder).map(|_| Change::Resume(node.name.clone())));
@@ -405,7 +405,6 @@ mod tests {
             mirror: "http://127.0.0.1:81".parse().unwrap(),
             nodes: std::iter::once(first).chain(workers).collect(),
             members: std::collections::BTreeSet::new(),
-            later: std::collections::BTreeSet::new(),
         }
     }
 

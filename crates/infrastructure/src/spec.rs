@@ -21,8 +21,6 @@ pub struct ClusterSpec {
     pub nodes: Vec<NodeSpec>,
     /// The nodes that are part of the cluster. Their state disks are kept; any other node is replaced once it has stopped.
     pub members: BTreeSet<NodeName>,
-    /// Nodes that another call will make: they count in every check, and nothing is done about them.
-    pub later: BTreeSet<NodeName>,
 }
 
 /// One machine that should exist.

@@ -199,8 +199,7 @@ impl Provider for TestProvider {
 fn changes(records: &Records, spec: &ClusterSpec) -> Vec<Change> {
     let wanted = |name: &NodeName| spec.nodes.iter().any(|node| node.name == *name);
     let removed = records.keys().filter(|name| !wanted(name)).cloned().map(Change::Remove);
-    let now = spec.nodes.iter().filter(|node| !spec.later.contains(&node.name));
-    let started = now.filter_map(|node| match records.get(&node.name) {
+    let started = spec.nodes.iter().filter_map(|node| match records.get(&node.name) {
         None | Some(Record { starts: 0, .. }) => Some(Change::Create(node.name.clone())),
         Some(Record { stopped: None, .. }) => None,
         Some(_) if spec.members.contains(&node.name) => Some(Change::Restart(node.name.clone())),

@@ -1,11 +1,10 @@
 //! `apply`: creates the cluster that the configuration describes. Each phase first finds out what is already done.
 //!
-//! 1. The control plane machines are created.
+//! 1. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
 //! 2. The first node becomes a cluster, over an attested session.
-//! 3. The other machines are created.
-//! 4. Our services are applied.
-//! 5. All nodes become ready.
-//! 6. Every node is verified.
+//! 3. Our services are applied.
+//! 4. All nodes become ready.
+//! 5. Every node is verified.
 
 use std::fs;
 
@@ -13,9 +12,8 @@ use anyhow::{Context, Result, anyhow};
 use atomic_file::Access;
 use attestation::Variants;
 use cluster_config::{InitProgress, MadeOf, Workspace, WorkspaceError, names};
-use cluster_types::NodeRole;
 use error_report::{Chain, explain_denied_in};
-use infrastructure::{Change, ClusterSpec, MachineStatus, Plan};
+use infrastructure::{Change, MachineStatus, Plan};
 use terminal::{Progress, Step};
 use tokio::task::block_in_place;
 use zeroize::Zeroizing;
@@ -99,18 +97,12 @@ impl Run<'_> {
     }
 
     async fn phases(&mut self, progress: &Progress) -> Result<()> {
-        let first = "creating the control plane machines";
         progress
-            .step(first, async |step| self.make_first_machines(step))
+            .step("creating the machines", async |step| self.make_machines(step))
             .await?;
         if self.state.init != InitProgress::Done {
             init::run(self, progress).await?;
         }
-        progress
-            .step("creating the other machines", async |step| {
-                self.make_machines(&machines::spec(&self.config, &self.state), step)
-            })
-            .await?;
         progress
             .step("applying the services", async |step| deploy::run(self, step).await)
             .await?;
@@ -126,8 +118,7 @@ impl Run<'_> {
 
     /// A node that began to create a cluster and did not finish cannot begin again, and a machine made from something else than
     /// the configuration wants now is useless: all machines are replaced.
-    /// Workers have nothing to do until there is a cluster, and would only take processor time from its first node.
-    fn make_first_machines(&mut self, step: &Step<'_>) -> Result<()> {
+    fn make_machines(&mut self, step: &Step<'_>) -> Result<()> {
         block_in_place(|| {
             if let Some(reason) = self.why_fresh_machines() {
                 step.detail(&format!("{reason}; starting again with fresh machines"));
@@ -142,12 +133,14 @@ impl Run<'_> {
                 }
                 recorded => *recorded = Some(self.made_of.clone()),
             }
-            anyhow::Ok(self.workspace.save_state(&self.state)?)
-        })?;
-        let mut spec = machines::spec(&self.config, &self.state);
-        let workers = spec.nodes.iter().filter(|node| node.role == NodeRole::Worker);
-        spec.later = workers.map(|node| node.name.clone()).collect();
-        self.make_machines(&spec, step)
+            self.workspace.save_state(&self.state)?;
+            let before = self.api_server_port();
+            let spec = machines::spec(&self.config, &self.state);
+            let made = self.provider.create(&spec, &|detail| step.detail(detail));
+            self.state.infrastructure = Some(made.advise("fix this, then run the same command again")?);
+            self.workspace.save_state(&self.state)?;
+            self.follow_api_server(before)
+        })
     }
 
     fn why_fresh_machines(&self) -> Option<&'static str> {
@@ -200,16 +193,6 @@ impl Run<'_> {
             }
             replaced => Ok(replaced?),
         }
-    }
-
-    fn make_machines(&mut self, spec: &ClusterSpec, step: &Step<'_>) -> Result<()> {
-        block_in_place(|| {
-            let before = self.api_server_port();
-            let made = self.provider.create(spec, &|detail| step.detail(detail));
-            self.state.infrastructure = Some(made.advise("fix this, then run the same command again")?);
-            self.workspace.save_state(&self.state)?;
-            self.follow_api_server(before)
-        })
     }
 
     fn api_server_port(&self) -> Option<u16> {

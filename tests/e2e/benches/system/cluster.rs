@@ -24,7 +24,7 @@ const DONE: [&str; 2] = ["node is the first of a cluster", "node is a member"];
 const PARTS: [(&str, &[&str]); 3] = [
     (
         "boot to bootstrapper",
-        &["creating the control plane machines", "waiting for the first node"],
+        &["creating the machines", "waiting for the first node"],
     ),
     ("init", &["creating the cluster"]),
     ("join, until all nodes are Ready", &["waiting for all nodes"]),
