@@ -23,11 +23,11 @@ pub trait ApiServer: Send + Sync {
 }
 
 /// The future of [`ApiServer::check`].
-pub type Checking<'a> = Pin<Box<dyn Future<Output = Result<(), UnhealthyError>> + Send + 'a>>;
+pub type Checking<'a> = Pin<Box<dyn Future<Output = Result<(), HealthCheckError>> + Send + 'a>>;
 
 /// The API server is not healthy.
 #[derive(Debug, thiserror::Error)]
-pub enum UnhealthyError {
+pub enum HealthCheckError {
     /// It cannot be asked.
     #[error("cannot ask the API server for its health")]
     Unreachable(#[from] reqwest::Error),
@@ -39,7 +39,7 @@ pub enum UnhealthyError {
 /// The API server did not become healthy.
 #[derive(Debug, thiserror::Error)]
 #[error("the API server was not healthy within {} minutes", START_LIMIT.as_secs() / 60)]
-pub struct NotHealthyError(#[source] Option<UnhealthyError>);
+pub struct StartTimeoutError(#[source] Option<HealthCheckError>);
 
 /// The API server of this node.
 pub struct OwnApiServer;
@@ -55,16 +55,16 @@ pub(crate) async fn wait_until_healthy(
     server: &dyn ApiServer,
     address: Ipv4Addr,
     ca_cert_pem: &str,
-) -> Result<(), NotHealthyError> {
+) -> Result<(), StartTimeoutError> {
     let attempt = || async { server.check(address, ca_cert_pem).await.map_err(Failed::Retry) };
     let schedule = Schedule::every(INTERVAL, START_LIMIT);
     schedule.poll(attempt, |_, _| {}).await.map_err(|error| match error {
-        PollError::Stopped(error) | PollError::TooOften(error) => NotHealthyError(Some(error)),
-        PollError::TimedOut { last, .. } => NotHealthyError(last),
+        PollError::Stopped(error) | PollError::TooOften(error) => StartTimeoutError(Some(error)),
+        PollError::TimedOut { last, .. } => StartTimeoutError(last),
     })
 }
 
-async fn check(address: SocketAddr, ca_cert_pem: &str) -> Result<(), UnhealthyError> {
+async fn check(address: SocketAddr, ca_cert_pem: &str) -> Result<(), HealthCheckError> {
     let client = Client::builder()
         .tls_certs_only([Certificate::from_pem(ca_cert_pem.as_bytes())?])
         .no_proxy()
@@ -74,7 +74,7 @@ async fn check(address: SocketAddr, ca_cert_pem: &str) -> Result<(), UnhealthyEr
     // Kubernetes allows everyone to ask (ClusterRole system:public-info-viewer).
     match client.get(format!("https://{address}/healthz")).send().await?.status() {
         status if status.is_success() => Ok(()),
-        status => Err(UnhealthyError::Status(status.as_u16())),
+        status => Err(HealthCheckError::Status(status.as_u16())),
     }
 }
 
@@ -141,7 +141,10 @@ mod tests {
             ("302 Found\r\nlocation: /elsewhere", 302),
         ] {
             let error = check(serve(&ca, status).await, &ca.pem()).await.unwrap_err();
-            assert!(matches!(error, UnhealthyError::Status(seen) if seen == code), "{error}");
+            assert!(
+                matches!(error, HealthCheckError::Status(seen) if seen == code),
+                "{error}"
+            );
         }
     }
 
@@ -149,7 +152,7 @@ mod tests {
     async fn a_server_of_another_ca_is_not_asked() {
         let healthy = serve(&new_ca(), "200 OK").await;
         let error = check(healthy, &new_ca().pem()).await.unwrap_err();
-        assert!(matches!(error, UnhealthyError::Unreachable(_)), "{error}");
+        assert!(matches!(error, HealthCheckError::Unreachable(_)), "{error}");
     }
 
     /// Healthy at the third attempt, or never.
@@ -163,7 +166,7 @@ mod tests {
                 if healthy {
                     Ok(())
                 } else {
-                    Err(UnhealthyError::Status(403))
+                    Err(HealthCheckError::Status(403))
                 }
             })
         }
@@ -182,6 +185,6 @@ mod tests {
         let (waited, _) = wait(false).await;
         let error = waited.unwrap_err();
         assert_eq!(error.to_string(), "the API server was not healthy within 15 minutes");
-        assert!(matches!(error.0, Some(UnhealthyError::Status(403))));
+        assert!(matches!(error.0, Some(HealthCheckError::Status(403))));
     }
 }

@@ -13,7 +13,7 @@ use crate::folders::replace_file;
 use crate::kubelet_kubeconfig::use_renewed_certificate;
 use crate::{
     ApiServer, BootstrapToken, ClusterSettings, Folders, IssueCertificateError, JoinSettings, KubeletKey, NodeSettings,
-    NotHealthyError, render,
+    StartTimeoutError, render,
 };
 
 /// Slow machines need minutes to create a cluster; a node that takes longer than this has failed.
@@ -54,7 +54,7 @@ pub enum InitError {
     Kubeadm(#[from] RunError),
     /// kubeadm started an API server that does not work.
     #[error(transparent)]
-    ApiServer(#[from] NotHealthyError),
+    ApiServer(#[from] StartTimeoutError),
     /// The node's kubelet got no certificate.
     #[error("cannot issue a certificate for the node's kubelet")]
     Certificate(#[from] IssueCertificateError),
@@ -278,6 +278,10 @@ mod tests {
                     "users: [{user: {client-key-data: S0VZ}}]",
                 )
                 .unwrap();
+                // What the kubelet does that kubeadm starts.
+                let stored = self.root.path().join("var/lib/kubelet/pki");
+                fs::create_dir_all(&stored).unwrap();
+                fs::write(stored.join("kubelet-client-current.pem"), "").unwrap();
             }
         }
     }

@@ -91,22 +91,35 @@ impl Cluster {
     /// # Errors
     /// When the command fails; its last lines are in the error.
     pub fn up(&self) -> Result<()> {
+        let config = self.workspace().join(names::CONFIG);
+        if !config.exists() {
+            self.configure(&config)?;
+        }
+        self.constellation(["mini", "up"]).map(drop)
+    }
+
+    /// `mini up` of a control plane alone.
+    ///
+    /// # Errors
+    /// When the command fails; its last lines are in the error.
+    pub fn up_without_workers(&self) -> Result<()> {
+        let config = self.workspace().join(names::CONFIG);
+        self.configure(&config)?;
+        let [one, none] = ["initialCount: 1 # workers", "initialCount: 0 # workers"];
+        change(&config, one, none)?;
+        let result = self.up();
+        change(&config, none, one)?;
+        result
+    }
+
+    fn configure(&self, config: &Path) -> Result<()> {
         let (image, mirror) = (
             self.image.display().to_string(),
             self.mirror.folder().display().to_string(),
         );
-        let config = self.workspace().join(names::CONFIG);
-        if !config.exists() {
-            self.constellation(["config", "generate", "qemu", "--image", &image, "--mirror", &mirror])?;
-            // The state disks of a test need not survive a crash of this machine.
-            let text = fs::read_to_string(&config)?;
-            ensure!(
-                text.contains("flushes: true"),
-                "the example does not have the key: {text}"
-            );
-            fs::write(&config, text.replace("flushes: true", "flushes: false"))?;
-        }
-        self.constellation(["mini", "up"]).map(drop)
+        self.constellation(["config", "generate", "qemu", "--image", &image, "--mirror", &mirror])?;
+        // The state disks of a test need not survive a crash of this machine.
+        change(config, "flushes: true", "flushes: false")
     }
 
     /// Runs the CLI in the workspace and gives what it prints. How it went is kept in `cli.log` beside the workspace.
@@ -324,6 +337,12 @@ impl Drop for Cluster {
             self.say(&format!("{error:#}"));
         }
     }
+}
+
+fn change(config: &Path, from: &str, to: &str) -> Result<()> {
+    let text = fs::read_to_string(config)?;
+    ensure!(text.contains(from), "{from:?} is not in: {text}");
+    Ok(fs::write(config, text.replace(from, to))?)
 }
 
 fn variable(name: &str) -> Result<PathBuf> {

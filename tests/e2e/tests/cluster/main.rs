@@ -55,6 +55,7 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         attacks::the_key_service_gives_nothing_to_strangers,
         attacks::metadata_that_lies_lets_nobody_in,
         secrets::no_secret_is_in_a_log_or_an_object,
+        workload::a_kubelet_that_starts_again_authenticates,
         workload::with_the_tunnel_down_nothing_leaks,
     ];
     let mut failed = Vec::new();
@@ -71,10 +72,10 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// The node says which component is refused, installs nothing and ends; the next run starts afresh.
+/// The node says which component is refused, installs nothing and ends; the next run starts afresh, and makes a worker too.
 fn a_wrong_hash_stops_it(cluster: &Cluster) -> Result<()> {
     let kubelet = "bin/kubelet";
-    let refusal = cluster.mirror().with_a_flipped_bit(kubelet, || cluster.up())?;
+    let refusal = cluster.mirror().with_a_flipped_bit(kubelet, || cluster.up_without_workers())?;
     let refusal = refusal.err().context("a changed kubelet was installed")?.to_string();
     for part in [
         "cannot fetch component bin/kubelet",

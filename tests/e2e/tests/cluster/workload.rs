@@ -92,6 +92,28 @@ pub(crate) fn pod_traffic_between_nodes_is_encrypted(cluster: &Cluster, _: &Imag
     Ok(())
 }
 
+/// `kubeadm init` gives the first node's kubelet a certificate in its kubeconfig, which we replace by the kubelet's own file.
+pub(crate) fn a_kubelet_that_starts_again_authenticates(cluster: &Cluster, _: &Image) -> Result<()> {
+    let metrics = format!("/api/v1/nodes/{CONTROL_PLANE}/proxy/metrics");
+    let started = || {
+        let metrics = cluster.kubectl(["get", "--raw", &metrics])?;
+        let mut lines = metrics.lines();
+        let start = lines.find_map(|line| line.strip_prefix("process_start_time_seconds "));
+        start.map(str::to_owned).context("no time of the start")
+    };
+    let renewed = || {
+        let lease = get(cluster, &["lease", "--namespace", "kube-node-lease", CONTROL_PLANE])?;
+        let time = lease["spec"]["renewTime"].as_str();
+        time.map(str::to_owned).context("the lease was never renewed")
+    };
+    let before = started()?;
+    cluster.create(&killer())?;
+    cluster.wait_until("the kubelet to start again", || Ok(started()? != before))?;
+    let last = renewed()?;
+    cluster.wait_until("its next lease", || Ok(renewed()? != last))?;
+    cluster.kubectl(["delete", "pod", "killer"]).map(drop)
+}
+
 /// The tunnel's device of the worker is switched off by a pod that may do everything. Last, because what it breaks is mended
 /// only by starting flannel again.
 pub(crate) fn with_the_tunnel_down_nothing_leaks(cluster: &Cluster, _: &Image) -> Result<()> {
@@ -228,6 +250,17 @@ fn pod(name: &str, node: &str, arguments: &[&str]) -> Value {
 fn breaker() -> Value {
     let mut pod = pod("breaker", WORKER, &["serve", "--text", "breaker", "--port", "18080"]);
     pod["spec"]["hostNetwork"] = json!(true);
+    pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
+    pod
+}
+
+/// Kills the control plane's kubelet.
+fn killer() -> Value {
+    let kill = "/groups/system.slice/kubelet.service/cgroup.kill";
+    let mut pod = pod("killer", CONTROL_PLANE, &["write", kill, "1"]);
+    pod["spec"]["restartPolicy"] = json!("Never");
+    pod["spec"]["volumes"] = json!([{ "name": "groups", "hostPath": { "path": "/sys/fs/cgroup" } }]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "groups", "mountPath": "/groups" }]);
     pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
     pod
 }
