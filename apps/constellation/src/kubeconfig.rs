@@ -93,6 +93,8 @@ fn words(error: &kube::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use kube::core::Status;
+
     use super::*;
 
     const NODE: &str = "\
@@ -141,6 +143,22 @@ users:
         ] {
             assert_eq!(leads_to(text.as_bytes(), port), expected, "{port}: {text}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_api_server_that_cannot_be_reached_is_told_from_one_that_refuses() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let closed = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let client = Client::try_from(Config::new(closed.parse().unwrap())).unwrap();
+        let error = client.apiserver_version().await.unwrap_err();
+        let words = in_words(&error);
+        assert!(words.starts_with("cannot reach the API server: Connection refused"), "{words}");
+
+        let forbidden = Status::failure("nodes is forbidden\u{1b}[2J", "Forbidden").with_code(403);
+        let words = in_words(&kube::Error::Api(Box::new(forbidden)));
+        assert!(words.starts_with("the API server refused the request: nodes is forbidden"), "{words}");
+        assert!(!words.contains('\u{1b}'), "{words}");
     }
 
     #[test]

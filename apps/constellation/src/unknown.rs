@@ -5,7 +5,7 @@ use std::fmt;
 
 use anyhow::{Error, Result, anyhow};
 use cluster_config::{ClusterState, InitProgress, Workspace, WorkspaceError, names};
-use infrastructure::{Machine, MachineStatus};
+use infrastructure::Machine;
 
 use crate::advice::advise;
 use crate::providers::Providers;
@@ -72,16 +72,9 @@ pub(crate) fn find(
 }
 
 fn list(machines: &[Machine]) -> String {
-    let described = machines.iter().map(|machine| {
-        let status = match machine.status {
-            MachineStatus::NotMade => "absent",
-            MachineStatus::Running => "running",
-            MachineStatus::Stopped { .. } => "stopped",
-            MachineStatus::Paused { .. } => "paused",
-            MachineStatus::Unknown => "unknown",
-        };
-        format!("{} ({status})", machine.name)
-    });
+    let described = machines
+        .iter()
+        .map(|machine| format!("{} ({})", machine.name, machine.status.word()));
     described.collect::<Vec<_>>().join(", ")
 }
 

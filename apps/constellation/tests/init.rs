@@ -315,6 +315,19 @@ fn status_tells_a_run_that_goes_on_from_one_that_was_interrupted() {
     assert!(status().contains("creation did not finish"), "{}", status());
 }
 
+#[test]
+fn status_and_apply_know_a_worker_that_was_planned_and_not_made() {
+    let host = configured(SOFTWARE_TPM);
+    host.until(&["mini", "up"], BOOTS).kill();
+    host.machines().unmake("worker-0");
+    let shown = stdout(&host.run(&["status"]));
+    let absent = shown.lines().find(|line| line.starts_with("worker-0")).unwrap();
+    assert!(absent.contains(" absent "), "{shown}");
+    host.until(&["mini", "up"], BOOTS).kill();
+    let starts = ["control-plane-0", "worker-0"].map(|node| host.machines().starts(node));
+    assert_eq!(starts, [1, 1]);
+}
+
 fn a_run_that_is_killed_while_the_node_works_starts_with_fresh_machines(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     let mut running = host.until(&["mini", "up"], BOOTS);

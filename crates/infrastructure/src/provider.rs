@@ -148,6 +148,20 @@ pub enum MachineStatus {
     },
 }
 
+impl MachineStatus {
+    /// In one word, for the operator.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::NotMade => "absent",
+            Self::Running => "running",
+            Self::Paused { .. } => "paused",
+            Self::Stopped { .. } => "stopped",
+        }
+    }
+}
+
 impl Plan {
     /// Whether everything is as wanted.
     #[must_use]

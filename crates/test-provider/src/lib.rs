@@ -86,9 +86,21 @@ impl TestProvider {
     /// # Panics
     /// When there is no such machine.
     pub fn stop(&self, node: &str, reason: &str) {
+        self.change(node, |machine| machine.stopped = Some(reason.to_owned()));
+    }
+
+    /// Makes a machine one that was planned and never started.
+    ///
+    /// # Panics
+    /// When there is no such machine.
+    pub fn unmake(&self, node: &str) {
+        self.change(node, |machine| machine.starts = 0);
+    }
+
+    fn change(&self, node: &str, change: impl FnOnce(&mut Record)) {
         let mut records = self.load().expect("a test's record can be read");
         let machine = records.iter_mut().find(|(name, _)| name.as_str() == node);
-        machine.expect("a test names its machines").1.stopped = Some(reason.to_owned());
+        change(machine.expect("a test names its machines").1);
         self.save(&records).expect("a test's record can be written");
     }
 

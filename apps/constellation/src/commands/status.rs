@@ -51,14 +51,12 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
         "NODE", "ROLE", "ADDRESS", "MACHINE", "KUBERNETES"
     ))?;
     for (machine, silent) in made.iter().zip(silent) {
-        let (status, reason) = match &machine.status {
-            MachineStatus::NotMade => ("absent", None),
-            MachineStatus::Running if silent => ("running", Some(&does_not_answer)),
-            MachineStatus::Running => ("running", None),
-            MachineStatus::Paused { reason } => ("paused", Some(reason)),
-            MachineStatus::Stopped { reason, .. } => ("stopped", Some(reason)),
-            MachineStatus::Unknown => ("unknown", None),
+        let reason = match &machine.status {
+            MachineStatus::Running if silent => Some(&does_not_answer),
+            MachineStatus::Paused { reason } | MachineStatus::Stopped { reason, .. } => Some(reason),
+            MachineStatus::Running | MachineStatus::NotMade | MachineStatus::Unknown => None,
         };
+        let status = machine.status.word();
         let (name, role, address) = (
             machine.name.to_string(),
             machine.role.to_string(),
