@@ -9,7 +9,7 @@ use key_derivation::{Label, MasterSecret};
 use kubernetes_components::ComponentList;
 use libfuzzer_sys::fuzz_target;
 use measurements::{PcrReferences, ReferenceValues};
-use role_grant::OperatorKey;
+use role_grant::{OperatorKey, RoleGrant};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(values) = ReferenceValues::parse(bytes) {
@@ -25,8 +25,7 @@ fuzz_target!(|bytes: &[u8]| {
     let operator = OperatorKey::from_seed(&[1; 32]).public();
     let machine = AttestedIdentity::new(Digest::new([2; 32]));
     assert!(
-        operator
-            .check(bytes, ClusterId::new([3; 32]), machine, NodeRole::ControlPlane, 0)
+        RoleGrant::check(bytes, &operator, ClusterId::new([3; 32]), machine, NodeRole::ControlPlane, 0)
             .is_err()
     );
     if let Ok(text) = std::str::from_utf8(bytes) {

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use attestation::{
-    Endorsements, Evidence, Expectations, ExpectedMembership, Nonce, ReportBinding, TrustBasis, UnixTime, Verifier,
+    Endorsements, Evidence, Expectations, ExpectedMembership, ExpectedStatements, Nonce, ReportBinding, TrustBasis, UnixTime, Verifier,
 };
 use attestation_tpm::{PcrPolicy, TpmVerifier};
-use cluster_types::Variant;
+use cluster_types::{OperatorPublicKey, Variant};
 use libfuzzer_sys::fuzz_target;
 use measurements::{PcrIndex, PcrReferences, PcrValue, ReferenceValues};
 
@@ -18,7 +18,10 @@ fuzz_target!(|bytes: &[u8]| {
     let values = PcrReferences::new(BTreeMap::from([(PcrIndex::new(4), PcrValue::ZERO)]));
     let expectations = Expectations {
         image: ReferenceValues::new(VARIANT, "image", &values),
-        membership: ExpectedMembership::New,
+        statements: ExpectedStatements {
+            operator: OperatorPublicKey::new([2; 32]),
+            membership: ExpectedMembership::New,
+        },
     };
     let policy = PcrPolicy::new(&expectations).expect("the image is usable");
     let verifier = TpmVerifier::new(VARIANT, TrustBasis::HostSoftware, policy);

@@ -22,6 +22,7 @@ fuzz_target!(|answer: &[u8]| {
     let _ = instance::parse_peers(answer);
     let _ = instance::parse_endpoint(answer);
     let _ = instance::parse_init_secret_hash(answer);
+    let _ = instance::parse_operator_key(answer);
     let _ = network::parse_network(answer);
     if let Ok(text) = std::str::from_utf8(answer) {
         let _ = QemuMetadata::at(text);

@@ -11,7 +11,7 @@ mod request;
 #[path = "../../apps/bootstrapper/src/join/ticket.rs"]
 mod ticket;
 
-use attestation::{MeasuredMembership, Membership};
+use attestation::{Measured, Membership};
 use cluster_types::{MeasurementSalt, NodeRole};
 use digest::Digest;
 use grpc_api::join::IssueJoinTicketResponse;
@@ -29,8 +29,9 @@ fuzz_target!(|bytes: &[u8]| {
     message.measurement_secret = secret.to_vec();
     message.measurement_salt = salt.to_vec();
     let cluster = cluster_id(&MeasurementSecret::from_bytes(secret), &MeasurementSalt::new(salt));
-    let shown = |membership: &Membership| Digest::of(membership.cluster.as_bytes());
-    let service = MeasuredMembership::new("register", shown(&cluster.into()), Digest::new([0; 32]), shown);
+    let shown = |membership: &Membership| Digest::of(&[membership.cluster.as_bytes(), membership.role.event()].concat());
+    let member = Membership::new(cluster, NodeRole::ControlPlane);
+    let service = Measured::new("register", shown(&member), Digest::new([0; 32]), shown);
     for role in [NodeRole::ControlPlane, NodeRole::Worker] {
         let _ = Ticket::parse(message.clone(), &service, role);
     }

@@ -30,6 +30,6 @@ impl Transport for Script {
 fuzz_target!(|bytes: &[u8]| {
     let mut tpm = Tpm::new(Script(bytes.to_vec()));
     let _ = tpm.read_pcrs(&[PcrIndex::new(4), PcrIndex::new(11)]);
-    let _ = tpm.extend_with_event(PcrIndex::CLUSTER_ID, &[1; 32]);
+    let _ = tpm.extend_with_event(PcrIndex::MEMBERSHIP, &[1; 32]);
     let _ = TpmAttester::new(Variant::QemuVtpm, tpm);
 });

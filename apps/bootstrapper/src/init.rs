@@ -5,6 +5,7 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use attestation::Membership;
 use cluster_types::NodeRole;
 use kubeadm::{ClusterSettings, InitError, Kubeconfig};
 
@@ -39,7 +40,7 @@ pub(crate) enum InitialiseError {
 
 /// Makes this node the first of a cluster and reports to the callers.
 ///
-/// 1. The cluster id is measured: from here on this node belongs to this cluster or to none.
+/// 1. Cluster id and role are measured: from here on this node is a control plane of this cluster or part of none.
 /// 2. The state disk gets the key that only this cluster derives.
 /// 3. The node's state and the master secret are written to it.
 /// 4. Kubernetes is installed, and images are imported.
@@ -77,8 +78,10 @@ async fn run(
         tracing::info!(step = name, "initialising");
         events.add(Event::Step(name));
     };
-    step("measuring the cluster id");
-    let locked = reservation.measure(request.cluster.into()).await?;
+    step("measuring cluster id and role");
+    let locked = reservation
+        .measure(Membership::new(request.cluster, NodeRole::ControlPlane))
+        .await?;
     step("re-keying the state disk");
     rekey_disk(node, &locked, &request).await?;
     step("writing the node's state");

@@ -18,6 +18,7 @@ use grpc_api::init::{
     InitFailureResponse, InitRequest as InitMessage, InitResponse, InitSuccessResponse, LogResponseType,
     ProgressResponse,
 };
+use role_grant::OperatorKey;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -94,8 +95,9 @@ impl Api for InitServer {
 
     /// 1. The caller presents the init secret.
     /// 2. The request is parsed.
-    /// 3. An initialisation is started, or the running one is found.
-    /// 4. Its events are sent from the first one on, followed by the journal after a failure.
+    /// 3. The master secret must be that of the operator whom this node obeys.
+    /// 4. An initialisation is started, or the running one is found.
+    /// 5. Its events are sent from the first one on, followed by the journal after a failure.
     ///
     /// # Cancel safety
     /// A lost connection does not stop the initialisation.
@@ -107,6 +109,11 @@ impl Api for InitServer {
             return Err(Status::permission_denied("init refused"));
         }
         let request = InitRequest::parse(message).map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
+        if OperatorKey::of(&request.master_secret).public() != self.node.hints.operator {
+            warn!(?address, "init refused: the master secret is another operator's");
+            let refusal = "kms_uri: this node obeys another operator than the one whose master secret this is";
+            return Err(Status::failed_precondition(refusal));
+        }
         let current = self.start_or_attach(request)?;
         info!(?address, cluster = %current.cluster, "init accepted");
 

@@ -10,7 +10,7 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation::{ExpectedMembership, Purpose};
+use attestation::{ExpectedMembership, Membership, Purpose};
 use attested_tls::{AttestedNode, Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use cloud_metadata::{Instance, MetadataError};
 use cluster_types::{DiskUuid, NodeRole};
@@ -199,7 +199,7 @@ async fn ask(
         .map_err(|_| AskError::TimedOut)?
         .map_err(AskError::Refused)?
         .into_inner();
-    let ticket = Ticket::parse(response, service.result().membership(), this_node.role)?;
+    let ticket = Ticket::parse(response, &service.result().statements().membership, this_node.role)?;
     info!(%address, cluster = %ticket.cluster, service = %service.identity(), "ticket received");
     Ok(Admission {
         ticket,
@@ -215,7 +215,7 @@ fn role_grant(this_node: &Instance) -> Vec<u8> {
     }
 }
 
-/// 1. The cluster id is measured: from here on this node belongs to this cluster or to none.
+/// 1. Cluster id and role are measured: from here on this node has this role in this cluster or is part of none.
 /// 2. The state disk gets its key.
 /// 3. The node's state and, on a control plane, the cluster's keys are written to it.
 /// 4. Kubernetes is installed, and images are imported.
@@ -234,8 +234,10 @@ async fn become_member(
         kubelet_key,
     } = admission;
     let step = |name| info!(step = name, "joining");
-    step("measuring the cluster id");
-    let locked = reservation.measure(ticket.cluster.into()).await?;
+    step("measuring cluster id and role");
+    let locked = reservation
+        .measure(Membership::new(ticket.cluster, ticket.settings.role))
+        .await?;
     step("re-keying the state disk");
     rekey(&locked, &node.disk, ticket.take_state_disk_key()).await?;
     step("writing the node's state");

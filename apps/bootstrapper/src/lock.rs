@@ -27,7 +27,7 @@ pub(crate) struct Reservation {
     attester: Arc<dyn MeasuringAttester>,
 }
 
-/// Proof that this node has measured which cluster it becomes part of.
+/// Proof that this node has measured which cluster it becomes part of, and its role there.
 #[derive(Debug)]
 pub(crate) struct Locked(());
 
@@ -89,7 +89,7 @@ impl Reservation {
 
 #[cfg(test)]
 mod tests {
-    use cluster_types::ClusterId;
+    use cluster_types::{ClusterId, NodeRole};
     use test_machines::{Machine, Technology, for_each_technology};
 
     use super::*;
@@ -106,7 +106,7 @@ mod tests {
     }
 
     fn member(id: u8) -> Membership {
-        ClusterId::new([id; 32]).into()
+        Membership::new(ClusterId::new([id; 32]), NodeRole::Worker)
     }
 
     async fn one_side_takes_it_and_the_cluster_is_measured(technology: &'static dyn Technology) {

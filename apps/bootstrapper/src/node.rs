@@ -6,20 +6,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attestation::{
-    DeviceError, Expectations, ExpectedMembership, MeasuringAttester, SetUpVerifierError, Variants, Verifiers,
+    DeviceError, Expectations, ExpectedMembership, ExpectedStatements, MeasuringAttester, SetUpVerifierError, Variants,
+    Verifiers,
 };
 use attested_tls::{Endpoint, Limits, PeerPolicy};
 use cloud_metadata::{
     ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError, NodeNetwork, OutsideNodeNetwork,
 };
-use cluster_types::NodeRole;
+use cluster_types::{NodeRole, OperatorPublicKey};
 use component_installer::{ComponentMirror, ImportError, InstallError, Installer, PrefetchError, import_images};
+use digest::Digest;
 use error_report::Chain;
 use kubeadm::{ApiServer, Folders, Kubeadm, NodeSettings, ProxyMode};
 use kubernetes_components::{Component, ComponentList};
 use polling::poll_endlessly;
 use programs::{Call, Programs, RunError};
 use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::disk::StateDisk;
@@ -69,6 +72,17 @@ pub(crate) struct Hints {
     pub(crate) network: NodeNetwork,
     pub(crate) api_endpoint: ApiEndpoint,
     pub(crate) init_secret_hash: InitSecretHash,
+    /// Whom this node obeys. The platform chooses it, and the node measures it: another operator gives this node nothing.
+    pub(crate) operator: OperatorPublicKey,
+}
+
+/// This node cannot obey an operator.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OperatorError {
+    #[error("cannot measure the operator")]
+    Device(#[from] DeviceError),
+    #[error("this node obeys another operator: it measured {shown}, expected {expected}")]
+    Another { shown: Digest, expected: Digest },
 }
 
 /// This node's own image cannot be turned into a verifier.
@@ -116,6 +130,7 @@ impl Hints {
             network: metadata.network().await?,
             api_endpoint: metadata.api_endpoint().await?,
             init_secret_hash: metadata.init_secret_hash().await?,
+            operator: metadata.operator_key().await?,
         };
         hints.network.check(hints.this_node.address)?;
         hints.network.check(hints.api_endpoint.host)?;
@@ -129,10 +144,37 @@ impl ThisNode {
         Endpoint::new(Some(self.attester.clone()), peer).with_limits(limits)
     }
 
-    /// Accepts nodes that run this image. An honest peer does, because the operator chose it for both.
+    /// Measures whom this node obeys, before its first attested session. A bootstrapper that starts again finds it measured.
+    ///
+    /// # Cancel safety
+    /// What was measured stays measured.
+    pub(crate) async fn obey_operator(&self) -> Result<(), OperatorError> {
+        let (attester, operator) = (self.attester.clone(), self.hints.operator);
+        let measure = move || {
+            if attester.statements()?.operator.is_nothing() {
+                attester.measure_operator(&operator)?;
+            }
+            let measured = attester.statements()?.operator;
+            if measured.is(&operator) {
+                return Ok(());
+            }
+            Err(OperatorError::Another {
+                shown: measured.shown(),
+                expected: measured.shown_by(&operator),
+            })
+        };
+        spawn_blocking(measure).await.expect("devices do not panic")
+    }
+
+    /// Accepts nodes that run this image and obey this node's operator. An honest peer does, because the operator chose the image
+    /// for both.
     pub(crate) fn own_image(&self, membership: ExpectedMembership) -> Result<Verifiers, OwnImageError> {
+        let statements = ExpectedStatements {
+            operator: self.hints.operator,
+            membership,
+        };
         let image = self.attester.own_image()?;
-        let expectations = Expectations { image, membership };
+        let expectations = Expectations { image, statements };
         let verifier = self.variants.verifier(self.attester.variant(), &expectations)?;
         Ok(Verifiers::one(verifier))
     }
@@ -248,7 +290,7 @@ mod tests {
         ];
         let component = |path: &str| Component {
             url: "x".parse().unwrap(),
-            hash: digest::Digest::new([0; 32]),
+            hash: Digest::new([0; 32]),
             install_path: path.parse().unwrap(),
             extract: false,
         };
@@ -295,6 +337,10 @@ mod tests {
 
         fn init_secret_hash(&self) -> Answer<'_, InitSecretHash> {
             Box::pin(async { Ok(InitSecretHash::new([0; 32])) })
+        }
+
+        fn operator_key(&self) -> Answer<'_, OperatorPublicKey> {
+            Box::pin(async { Ok(OperatorPublicKey::new([0; 32])) })
         }
 
         fn mirror(&self) -> String {

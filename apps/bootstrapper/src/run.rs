@@ -21,7 +21,7 @@ use crate::init::{InitialiseError, initialise};
 use crate::init_server::InitServer;
 use crate::join::{BecomeMemberError, Joined, join};
 use crate::network::{NetworkError, set_up_network};
-use crate::node::{ThisNode, start_kubelet};
+use crate::node::{OperatorError, ThisNode, start_kubelet};
 
 /// How long a caller that lost its connection can still fetch the result of a finished initialisation.
 const RESULT_KEPT: Duration = Duration::from_secs(60 * 60);
@@ -35,6 +35,8 @@ const LAST_BYTES: Duration = Duration::from_secs(2);
 pub(crate) enum NodeError {
     #[error("cannot read which cluster this node belongs to")]
     Device(#[from] DeviceError),
+    #[error(transparent)]
+    Operator(#[from] OperatorError),
     #[error("the node was interrupted while joining a cluster: replace it")]
     Interrupted,
     #[error(transparent)]
@@ -87,6 +89,7 @@ pub(crate) async fn resume(files: &NodeFiles, programs: &dyn Programs) -> Result
 /// # Errors
 /// When the node cannot be used any more and must power off.
 pub(crate) async fn bootstrap(node: Arc<ThisNode>, listener: TcpListener) -> Result<(), NodeError> {
+    node.obey_operator().await?;
     let address = node.hints.this_node.address.ip();
     set_up_network(&node.files, &*node.programs, address, &node.hints.network).await?;
     let (server, mut jobs) = InitServer::new(node.clone());

@@ -6,18 +6,20 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 
-use attestation::{ExpectedMembership, Purpose};
+use attestation::{ExpectedMembership, Membership, Purpose};
 use attested_tls::{Endpoint, channel};
-use cluster_types::{ClusterId, NodeRole};
+use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 use grpc_api::init::api_client::ApiClient;
 use grpc_api::init::init_response::Kind;
 use grpc_api::init::{InitRequest as InitMessage, InitResponse};
+use role_grant::OperatorKey;
 use test_machines::{Technology, for_each_technology};
 use tonic::{Code, Status, Streaming};
 
 use self::fixture::{DISK, INIT_SECRET, JOURNAL, KUBECONFIG, Logs, TestNode, components};
 use crate::files::Stage;
 use crate::lock::Owner;
+use crate::node::OperatorError;
 use crate::request::InitRequest;
 use crate::run::{Boot, NodeError, boot, resume};
 
@@ -28,6 +30,8 @@ for_each_technology!(async:
     a_wrong_component_fails_before_kubeadm_runs,
     the_same_request_finds_what_it_started_and_another_is_refused,
     a_node_that_is_joining_refuses_init,
+    a_node_that_obeys_an_operator_takes_no_other_ones_secret,
+    a_bootstrapper_that_starts_again_goes_on_and_obeys_nobody_else,
     an_invalid_request_is_explained_to_who_has_the_secret,
     a_member_that_boots_again_gets_its_address_and_its_kubelet,
 );
@@ -42,6 +46,15 @@ fn message() -> InitMessage {
 
 pub(crate) fn cluster() -> ClusterId {
     InitRequest::parse(message()).unwrap().cluster
+}
+
+pub(crate) fn first_of_cluster() -> Membership {
+    Membership::new(cluster(), NodeRole::ControlPlane)
+}
+
+/// Whose master secret the requests of tests hold.
+pub(crate) fn operator() -> OperatorPublicKey {
+    OperatorKey::of(&InitRequest::parse(message()).unwrap().master_secret).public()
 }
 
 fn control_plane(technology: &'static dyn Technology) -> TestNode {
@@ -99,7 +112,7 @@ async fn a_node_becomes_the_first_of_a_cluster(technology: &'static dyn Technolo
     assert_eq!(success.cluster_id, cluster().as_bytes());
     assert_eq!(events.len(), 6, "five steps and the success: {events:?}");
 
-    assert!(node.node.attester.membership().unwrap().is(&cluster().into()));
+    assert!(node.node.attester.membership().unwrap().is(&first_of_cluster()));
     let request = InitRequest::parse(message()).unwrap();
     let disk_key = *request
         .master_secret
@@ -192,7 +205,7 @@ async fn the_same_request_finds_what_it_started_and_another_is_refused(technolog
         // By now the node may have measured the cluster id.
         match boot(&*node.node.attester).unwrap() {
             Boot::New => ExpectedMembership::New,
-            Boot::Member => ExpectedMembership::Of(cluster().into()),
+            Boot::Member => ExpectedMembership::Of(first_of_cluster()),
         }
     };
     while boot(&*node.node.attester).is_ok_and(|boot| matches!(boot, Boot::New)) {
@@ -221,6 +234,46 @@ async fn a_node_that_is_joining_refuses_init(technology: &'static dyn Technology
     assert_eq!(refusal.code(), Code::FailedPrecondition);
     assert!(node.disk.keys().is_empty());
     running.abort();
+}
+
+async fn a_node_that_obeys_an_operator_takes_no_other_ones_secret(technology: &'static dyn Technology) {
+    let node = control_plane(technology);
+    let (address, running) = node.start().await;
+    let own = message().kms_uri;
+    let other = InitMessage {
+        kms_uri: own.replace("key=Q0ND", "key=Q0NE"),
+        ..message()
+    };
+    assert_ne!(other.kms_uri, own);
+    let refusal = call(&node, address, other).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::FailedPrecondition);
+    assert!(
+        refusal
+            .message()
+            .starts_with("kms_uri: this node obeys another operator"),
+        "{refusal}"
+    );
+    assert!(node.disk.keys().is_empty());
+    assert!(node.node.attester.membership().unwrap().is_new());
+    running.abort();
+}
+
+async fn a_bootstrapper_that_starts_again_goes_on_and_obeys_nobody_else(technology: &'static dyn Technology) {
+    let node = control_plane(technology);
+    assert!(node.node.attester.statements().unwrap().operator.is_nothing());
+    for _ in 0..2 {
+        node.node.obey_operator().await.unwrap();
+        assert!(node.node.attester.statements().unwrap().operator.is(&operator()));
+    }
+    let other = TestNode::new(technology, NodeRole::Worker);
+    let attester = &other.node.attester;
+    attester.measure_operator(&OperatorPublicKey::new([1; 32])).unwrap();
+    let (_, running) = other.start().await;
+    let error = running.await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, NodeError::Operator(OperatorError::Another { .. })),
+        "{error}"
+    );
 }
 
 async fn an_invalid_request_is_explained_to_who_has_the_secret(technology: &'static dyn Technology) {

@@ -153,11 +153,17 @@ users:
         let client = Client::try_from(Config::new(closed.parse().unwrap())).unwrap();
         let error = client.apiserver_version().await.unwrap_err();
         let words = in_words(&error);
-        assert!(words.starts_with("cannot reach the API server: Connection refused"), "{words}");
+        assert!(
+            words.starts_with("cannot reach the API server: Connection refused"),
+            "{words}"
+        );
 
         let forbidden = Status::failure("nodes is forbidden\u{1b}[2J", "Forbidden").with_code(403);
         let words = in_words(&kube::Error::Api(Box::new(forbidden)));
-        assert!(words.starts_with("the API server refused the request: nodes is forbidden"), "{words}");
+        assert!(
+            words.starts_with("the API server refused the request: nodes is forbidden"),
+            "{words}"
+        );
         assert!(!words.contains('\u{1b}'), "{words}");
     }
 

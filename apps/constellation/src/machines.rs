@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use cluster_config::{ClusterConfig, ClusterState};
-use cluster_types::NodeRole;
+use cluster_types::{NodeRole, OperatorPublicKey};
 use infrastructure::{ClusterSpec, Infrastructure, Machine, MachineStatus, Provider};
 use polling::Failed;
 use reqwest::redirect::Policy;
@@ -16,11 +16,12 @@ use crate::output::shown;
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// The machines that a configuration describes.
-pub(crate) fn spec(config: &ClusterConfig, state: &ClusterState) -> ClusterSpec {
+pub(crate) fn spec(config: &ClusterConfig, state: &ClusterState, operator: Option<OperatorPublicKey>) -> ClusterSpec {
     ClusterSpec {
         name: config.name.clone(),
         image: config.image.clone(),
         init_secret_hash: state.init_secret.hash(),
+        operator,
         mirror: config.mirror.clone(),
         nodes: config.nodes(),
         members: state.members.clone(),

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
-use attestation::{Expectations, ExpectedMembership, Variants, Verifiers};
+use attestation::{Expectations, ExpectedMembership, ExpectedStatements, Variants, Verifiers};
 use cluster_config::{ClusterConfig, ClusterState, InitProgress, MadeOf, Workspace, names};
-use cluster_types::{ClusterId, NodeName};
+use cluster_types::{ClusterId, NodeName, OperatorPublicKey};
 use error_report::explain_denied;
 use infrastructure::{Infrastructure, Machine, MachineStatus, Provider};
-use key_derivation::{Label, MasterSecret, cluster_id};
+use key_derivation::{MasterSecret, cluster_id};
 use kubernetes_components::ComponentList;
 use measurements::ReferenceValues;
 use role_grant::OperatorKey;
@@ -96,7 +96,12 @@ pub(crate) fn reference_values(
 fn parse_reference_values(document: &str, config: &ClusterConfig, variants: &dyn Variants) -> Result<ReferenceValues> {
     let values = ReferenceValues::parse_for(config.variant, document.as_bytes()).map_err(anyhow::Error::from);
     let usable = values.and_then(|values| {
-        accepted(variants, &values, ExpectedMembership::New)?;
+        // Any operator will do: only the values are checked.
+        let statements = ExpectedStatements {
+            operator: OperatorPublicKey::new([0; 32]),
+            membership: ExpectedMembership::New,
+        };
+        accepted(variants, &values, statements)?;
         Ok(values)
     });
     usable
@@ -108,19 +113,18 @@ fn parse_reference_values(document: &str, config: &ClusterConfig, variants: &dyn
 pub(crate) fn accepted(
     variants: &dyn Variants,
     image: &ReferenceValues,
-    membership: ExpectedMembership,
+    statements: ExpectedStatements,
 ) -> Result<Verifiers> {
     let expectations = Expectations {
         image: image.clone(),
-        membership,
+        statements,
     };
     Ok(Verifiers::one(variants.verifier(image.variant(), &expectations)?))
 }
 
-/// The operator's public key, by which a master secret is known again.
-pub(crate) fn fingerprint(secret: &MasterSecret) -> String {
-    let key = OperatorKey::from_seed(&secret.kek().derive_array(Label::OperatorIdentity));
-    hex::encode(key.public().as_bytes())
+/// The operator's public key, by which a master secret is known again and which every node measures.
+pub(crate) fn operator_of(secret: &MasterSecret) -> OperatorPublicKey {
+    OperatorKey::of(secret).public()
 }
 
 /// Does what a run that was interrupted after the node's success had left to do. The kubeconfig tells of the success.
@@ -220,7 +224,7 @@ fn made_of(
         components,
         service_cidr: config.service_cidr.to_string(),
         reference_values: reference_document.to_owned(),
-        operator_key: secret.as_ref().map(fingerprint),
+        operator_key: secret.as_ref().map(operator_of),
         nodes: nodes.map(|node| (node.name.clone(), node)).collect(),
     })
 }

@@ -12,11 +12,11 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use attestation::Purpose;
+use attestation::{Membership, Purpose};
 use attested_tls::{Endpoint, PeerPolicy, incoming};
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, Workspace};
-use cluster_types::ClusterId;
+use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 use digest::Digest;
 use grpc_api::init::api_server::{Api, ApiServer};
 use grpc_api::init::init_response::Kind;
@@ -25,6 +25,7 @@ use grpc_api::init::{
 };
 use infrastructure::NodePorts;
 use key_derivation::{MasterSecret, cluster_id};
+use role_grant::OperatorKey;
 use support::{Host, stderr, stdout};
 use test_machines::{Machine, SOFTWARE_TPM, Technology, for_each_technology};
 use tokio::net::{TcpListener, TcpStream};
@@ -38,9 +39,12 @@ for_each_technology!(sync:
     a_run_that_is_killed_while_the_node_works_starts_with_fresh_machines,
     what_the_evidence_is_worth_is_said_before_the_secret_is_sent,
     another_image_is_given_nothing,
+    another_operators_node_is_given_nothing,
     another_cluster_id_is_refused,
     verify_tells_a_node_that_is_no_member,
     verify_affirms_a_member,
+    verify_tells_a_worker_that_poses_as_a_control_plane,
+    verify_tells_a_node_of_another_operator,
     verify_does_not_let_one_node_answer_for_another,
 );
 
@@ -120,16 +124,21 @@ impl ScriptedNode {
     fn new(technology: &dyn Technology) -> Self {
         Self {
             runtime: Runtime::new().unwrap(),
-            machine: technology.boot().unwrap(),
+            machine: technology.power_on().unwrap(),
             asked: Arc::default(),
         }
     }
 
-    /// Listens on a port that belongs to a machine which is only a script.
-    fn serve(&self, port: u16, purpose: &'static [Purpose], answer: Answer, member_of: Option<ClusterId>) {
+    /// Listens on a port that belongs to a machine which is only a script. It obeys the workspace's operator, unless it obeys
+    /// another one.
+    fn serve(&self, host: &Host, port: u16, purpose: &'static [Purpose], answer: Answer, member: Option<Membership>) {
         let attester = self.machine.attester().unwrap();
-        if let Some(cluster) = member_of {
-            attester.measure_membership(&cluster.into()).unwrap();
+        if attester.statements().unwrap().operator.is_nothing() {
+            let operator = OperatorKey::of(&workspace(host).master_secret().unwrap()).public();
+            attester.measure_operator(&operator).unwrap();
+        }
+        if let Some(membership) = member {
+            attester.measure_membership(&membership).unwrap();
         }
         let peer = PeerPolicy::Unattested { reason: "a test" };
         let endpoint = Arc::new(Endpoint::new(Some(attester), peer));
@@ -163,8 +172,12 @@ impl ScriptedNode {
     }
 
     fn serve_init(&self, host: &Host, answer: Answer) {
-        self.serve(ports(host).bootstrapper, &[Purpose::Init], answer, None);
+        self.serve(host, ports(host).bootstrapper, &[Purpose::Init], answer, None);
     }
+}
+
+fn control_plane(cluster: ClusterId) -> Membership {
+    Membership::new(cluster, NodeRole::ControlPlane)
 }
 
 fn workspace(host: &Host) -> Workspace {
@@ -372,6 +385,29 @@ fn another_image_is_given_nothing(technology: &'static dyn Technology) {
     assert!(node.asked.lock().unwrap().is_empty());
 }
 
+fn another_operators_node_is_given_nothing(technology: &'static dyn Technology) {
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
+    let running = host.until(&["mini", "up"], BOOTS);
+    let other = OperatorPublicKey::new([1; 32]);
+    node.machine.attester().unwrap().measure_operator(&other).unwrap();
+    node.serve_init(&host, Answer::Success(derived_id(&host)));
+    let (code, said) = running.end();
+    assert_ne!(code, Some(0), "{said}");
+    assert!(said.contains("control-plane-0 is not the expected node"), "{said}");
+    assert!(node.asked.lock().unwrap().is_empty());
+}
+
+/// The platform is told it before there is a machine, which asks for it when it boots.
+#[test]
+fn machines_are_made_for_the_operator_of_the_master_secret() {
+    let host = configured(SOFTWARE_TPM);
+    host.until(&["mini", "up"], BOOTS).kill();
+    let operator = OperatorKey::of(&workspace(&host).master_secret().unwrap()).public();
+    for node in ["control-plane-0", "worker-0"] {
+        assert_eq!(host.machines().operator(node), Some(operator));
+    }
+}
+
 fn another_cluster_id_is_refused(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     let running = host.until(&["mini", "up"], BOOTS);
@@ -396,7 +432,7 @@ fn matches(node: &serde_json::Value) -> impl Iterator<Item = bool> {
 fn verify_tells_a_node_that_is_no_member(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     host.until(&["mini", "up"], BOOTS).kill();
-    node.serve(ports(&host).verify, &[Purpose::Verify], Answer::Never, None);
+    node.serve(&host, ports(&host).verify, &[Purpose::Verify], Answer::Never, None);
     let id = "ab".repeat(32);
     let text = host.run(&["verify", "--cluster-id", &id]);
     assert_eq!(text.status.code(), Some(1));
@@ -423,8 +459,8 @@ fn verify_affirms_a_member(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     host.until(&["mini", "up"], BOOTS).kill();
     let id = "ab".repeat(32);
-    let member_of = Some(ClusterId::new([0xab; 32]));
-    node.serve(ports(&host).verify, &[Purpose::Verify], Answer::Never, member_of);
+    let member = Some(control_plane(ClusterId::new([0xab; 32])));
+    node.serve(&host, ports(&host).verify, &[Purpose::Verify], Answer::Never, member);
     let output = host.run(&["verify", "--cluster-id", &id, "-o", "json"]);
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["nodes"][0]["verdict"], "affirming");
@@ -434,13 +470,44 @@ fn verify_affirms_a_member(technology: &'static dyn Technology) {
     assert_eq!(output.status.code(), Some(1));
 }
 
+/// Nodes do not change their roles, whatever they are called.
+fn verify_tells_a_worker_that_poses_as_a_control_plane(technology: &'static dyn Technology) {
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
+    host.until(&["mini", "up"], BOOTS).kill();
+    let worker = Membership::new(ClusterId::new([0xab; 32]), NodeRole::Worker);
+    node.serve(
+        &host,
+        ports(&host).verify,
+        &[Purpose::Verify],
+        Answer::Never,
+        Some(worker),
+    );
+    let output = host.run(&["verify", "--cluster-id", &"ab".repeat(32), "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["nodes"][0]["verdict"], "contraindicated");
+    assert_eq!(matches(&report["nodes"][0]).filter(|matches| !matches).count(), 1);
+}
+
+fn verify_tells_a_node_of_another_operator(technology: &'static dyn Technology) {
+    let (host, node) = (configured(technology), ScriptedNode::new(technology));
+    host.until(&["mini", "up"], BOOTS).kill();
+    let other = OperatorPublicKey::new([1; 32]);
+    node.machine.attester().unwrap().measure_operator(&other).unwrap();
+    let member = Some(control_plane(ClusterId::new([0xab; 32])));
+    node.serve(&host, ports(&host).verify, &[Purpose::Verify], Answer::Never, member);
+    let output = host.run(&["verify", "--cluster-id", &"ab".repeat(32), "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report["nodes"][0]["verdict"], "contraindicated");
+    assert_eq!(matches(&report["nodes"][0]).filter(|matches| !matches).count(), 1);
+}
+
 fn verify_does_not_let_one_node_answer_for_another(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     host.until(&["mini", "up"], BOOTS).kill();
     let made = workspace(&host).state().unwrap().unwrap().infrastructure.unwrap();
-    let member_of = Some(ClusterId::new([0xab; 32]));
+    let member = Some(control_plane(ClusterId::new([0xab; 32])));
     let ports: Vec<u16> = made.nodes.iter().map(|node| node.ports.verify).collect();
-    node.serve(ports[0], &[Purpose::Verify], Answer::Never, member_of);
+    node.serve(&host, ports[0], &[Purpose::Verify], Answer::Never, member);
     node.forward(ports[1], ports[0]);
     let output = host.run(&["verify", "--cluster-id", &"ab".repeat(32), "-o", "json"]);
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
@@ -878,8 +945,8 @@ fn until_there_is_a_cluster_a_change_gets_fresh_machines() {
 #[test]
 fn verify_expects_what_the_cluster_was_made_from() {
     let (host, node) = made();
-    let id = derived_id(&host);
-    node.serve(ports(&host).verify, &[Purpose::Verify], Answer::Never, Some(id));
+    let member = Some(control_plane(derived_id(&host)));
+    node.serve(&host, ports(&host).verify, &[Purpose::Verify], Answer::Never, member);
     let document = host.path("image/reference-values.json");
     let other = another_image(&fs::read_to_string(&document).unwrap());
     fs::write(document, other).unwrap();

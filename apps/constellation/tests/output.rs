@@ -4,11 +4,14 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::PipeWriter;
 use std::process::{Command, Output, Stdio};
 
+use cluster_config::{ClusterState, MadeOf, Workspace};
 use support::{Host, stderr};
+use test_machines::{SOFTWARE_TPM, operator};
 
 /// Commands whose result is what they print.
 const PRINTING: &[&[&str]] = &[
@@ -47,8 +50,21 @@ fn into(command: &mut Command, stdout: impl Into<Stdio>) -> Output {
 fn host() -> Host {
     let host = Host::released();
     host.configure();
-    let workspace = cluster_config::Workspace::open(&host.workspace()).unwrap();
-    workspace.save_state(&cluster_config::ClusterState::new()).unwrap();
+    let workspace = Workspace::open(&host.workspace()).unwrap();
+    let config = workspace.config().unwrap();
+    let mut state = ClusterState::new();
+    state.made_of = Some(MadeOf {
+        provider: "qemu".to_owned(),
+        name: config.name,
+        kubernetes_version: config.kubernetes_version,
+        components: String::new(),
+        service_cidr: config.service_cidr.to_string(),
+        attestation_variant: config.variant,
+        reference_values: SOFTWARE_TPM.image().to_json(),
+        operator_key: Some(operator()),
+        nodes: BTreeMap::new(),
+    });
+    workspace.save_state(&state).unwrap();
     host
 }
 

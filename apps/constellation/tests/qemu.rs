@@ -252,7 +252,7 @@ fn list(folder: &str) -> Vec<String> {
     paths
 }
 
-/// No file can be written: neither the state nor, after that, the times of the steps.
+/// No file can be written: neither the master secret nor, after that, the times of the steps.
 #[test]
 fn the_first_error_on_a_full_disk_is_the_one_that_is_told() {
     let host = configured();
@@ -272,7 +272,7 @@ fn the_first_error_on_a_full_disk_is_the_one_that_is_told() {
     let told: Vec<_> = error.lines().filter(|line| line.starts_with("Error: ")).collect();
     let [told] = told.as_slice() else { panic!("{error}") };
     assert!(
-        told.contains("cannot write") && told.contains("constellation-state.yaml"),
+        told.contains("cannot write") && told.contains("constellation-mastersecret.json"),
         "{error}"
     );
     assert!(error.contains("cannot keep the timings of the steps"), "{error}");

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use attestation::{Expectations, ExpectedMembership, SetUpVerifierError, Variants};
+use attestation::{Expectations, ExpectedMembership, ExpectedStatements, SetUpVerifierError, Variants};
 use attestation_variants::ReleaseVariants;
 use build_cache::Key;
 use clap::Args;
-use cluster_types::Variant;
+use cluster_types::{OperatorPublicKey, Variant};
 use measurements::ReferenceValues;
 use terminal::Progress;
 
@@ -158,10 +158,12 @@ pub(crate) fn measure(uki: &Path, variant: Variant, image: &str) -> Result<()> {
 /// The document, which is checked by the variant that will use it.
 fn reference_values(variant: Variant, image: &str, uki: &[u8]) -> Result<ReferenceValues> {
     let image = ReferenceValues::new(variant, image, &prediction::reference_values(uki)?);
-    let expectations = Expectations {
-        image,
+    // Any operator will do: only the values are checked.
+    let statements = ExpectedStatements {
+        operator: OperatorPublicKey::new([0; 32]),
         membership: ExpectedMembership::New,
     };
+    let expectations = Expectations { image, statements };
     ReleaseVariants.verifier(variant, &expectations).context("--variant")?;
     Ok(expectations.image)
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use attestation::{
-    AppraisalError, AttestationResult, Endorsements, Evidence, Expectations, ExpectedMembership, ReportBinding,
-    SetUpVerifierError, TrustBasis, UnixTime, Variants, Verifier,
+    AppraisalError, AttestationResult, Endorsements, Evidence, Expectations, ExpectedMembership, ExpectedStatements,
+    Measured, ReportBinding, SetUpVerifierError, TrustBasis, UnixTime, Variants, Verifier,
 };
 use cluster_objects::{JoinConfig, LoadJoinConfigError};
-use cluster_types::Variant;
+use cluster_types::{OperatorPublicKey, Variant};
+use digest::Digest;
 use error_report::Chain;
 use tracing::{error, info};
 
@@ -22,7 +23,16 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Config {
     folder: PathBuf,
     variants: &'static dyn Variants,
+    /// What this node has measured. No configuration says otherwise.
+    operator: Measured<OperatorPublicKey>,
     in_force: Arc<RwLock<Arc<InForce>>>,
+}
+
+/// A configuration that can be used, by whomever it is.
+pub(crate) struct ReadConfig {
+    folder: PathBuf,
+    variants: &'static dyn Variants,
+    read: InForce,
 }
 
 /// A configuration, and the verifier that its reference values make.
@@ -38,19 +48,39 @@ enum LoadError {
     Config(#[from] LoadJoinConfigError),
     #[error("referenceValues of the join configuration is invalid")]
     Verifier(#[from] SetUpVerifierError),
+    #[error(
+        "operatorPublicKey of the join configuration is {configured}, but this node obeys another operator: it measured {shown}, \
+         expected {expected}"
+    )]
+    AnotherOperator {
+        configured: OperatorPublicKey,
+        shown: Digest,
+        expected: Digest,
+    },
 }
 
-impl Config {
-    pub(crate) fn load(folder: PathBuf, variants: &'static dyn Variants) -> Result<Self> {
-        let in_force = InForce::load(&folder, variants);
+impl ReadConfig {
+    pub(crate) fn from(folder: PathBuf, variants: &'static dyn Variants) -> Result<Self> {
+        let read = InForce::read(&folder, variants);
+        let read = read.with_context(|| format!("--config: cannot use {}", folder.display()))?;
+        Ok(Self { folder, variants, read })
+    }
+
+    /// Takes it if it names the operator whom this node has measured.
+    pub(crate) fn of_operator(self, operator: Measured<OperatorPublicKey>) -> Result<Config> {
+        let Self { folder, variants, read } = self;
+        let in_force = read.of_operator(&operator);
         let in_force = in_force.with_context(|| format!("--config: cannot use {}", folder.display()))?;
-        Ok(Self {
+        Ok(Config {
             folder,
             variants,
+            operator,
             in_force: Arc::new(RwLock::new(Arc::new(in_force))),
         })
     }
+}
 
+impl Config {
     pub(crate) fn current(&self) -> Arc<JoinConfig> {
         self.in_force().config.clone()
     }
@@ -66,7 +96,8 @@ impl Config {
     pub(crate) async fn reload_on_change(self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            match InForce::load(&self.folder, self.variants) {
+            let read = InForce::read(&self.folder, self.variants);
+            match read.and_then(|read| read.of_operator(&self.operator)) {
                 Ok(new) if new.config == self.current() => {}
                 Ok(new) => {
                     let values = &new.config.reference_values;
@@ -81,15 +112,30 @@ impl Config {
 
 impl InForce {
     /// A node that joins or rejoins has not measured a cluster id yet; it does so with the contents of its ticket.
-    fn load(folder: &Path, variants: &dyn Variants) -> Result<Self, LoadError> {
+    fn read(folder: &Path, variants: &dyn Variants) -> Result<Self, LoadError> {
         let config = JoinConfig::load(folder)?;
         let expectations = Expectations {
             image: config.reference_values.clone(),
-            membership: ExpectedMembership::New,
+            statements: ExpectedStatements {
+                operator: config.operator_key,
+                membership: ExpectedMembership::New,
+            },
         };
         Ok(Self {
             verifier: variants.verifier(config.variant(), &expectations)?,
             config: Arc::new(config),
+        })
+    }
+
+    fn of_operator(self, measured: &Measured<OperatorPublicKey>) -> Result<Self, LoadError> {
+        let configured = self.config.operator_key;
+        if measured.is(&configured) {
+            return Ok(self);
+        }
+        Err(LoadError::AnotherOperator {
+            configured,
+            shown: measured.shown(),
+            expected: measured.shown_by(&configured),
         })
     }
 }

@@ -28,7 +28,7 @@ use service_runtime::{AttesterArgs, RuntimeArgs, listen, start, start_logging};
 use tonic::transport::Server;
 use tracing::info;
 
-use crate::config::{Config, ConfiguredVerifier};
+use crate::config::{ConfiguredVerifier, ReadConfig};
 use crate::pki::Pki;
 use crate::service::JoinService;
 use crate::ticket::TicketIssuer;
@@ -78,7 +78,9 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
     start_logging();
     let args = Args::parse();
     let mut metrics = Registry::default();
-    let config = Config::load(args.config, variants)?;
+    let config = ReadConfig::from(args.config, variants)?;
+    let attester = args.attester.set_up(variants)?;
+    let config = config.of_operator(attester.statements()?.operator)?;
     let keys = KeyServiceClient::new(
         args.key_service.as_str(),
         config.current().key_service_key,
@@ -89,7 +91,6 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
     let issuer = TicketIssuer::new(Cluster::connect().await?, keys, pki, config.clone());
     let service = JoinService::new(issuer, &mut metrics);
     let peer = PeerPolicy::Attested(Arc::new(Verifiers::one(ConfiguredVerifier::new(config.clone()))));
-    let attester = args.attester.set_up(variants)?;
     let endpoint = Arc::new(Endpoint::new(Some(attester), peer));
 
     let runtime = start(args.runtime, metrics).await?;

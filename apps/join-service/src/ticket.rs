@@ -12,7 +12,7 @@ use grpc_api::join::{
 use jiff::Timestamp;
 use key_derivation::cluster_id;
 use key_service_client::{KeyServiceClient, KeyServiceError};
-use role_grant::RoleGrantError;
+use role_grant::{RoleGrant, RoleGrantError};
 use secret::MeasurementSecret;
 use tonic::Status;
 
@@ -206,7 +206,6 @@ fn check_grant(
     grant: &[u8],
 ) -> Result<(), RoleGrantError> {
     let now = u64::try_from(Timestamp::now().as_second()).unwrap_or(u64::MAX);
-    config
-        .operator_key
-        .check(grant, cluster, node.identity(), NodeRole::ControlPlane, now)
+    let (machine, role) = (node.identity(), NodeRole::ControlPlane);
+    RoleGrant::check(grant, &config.operator_key, cluster, machine, role, now)
 }

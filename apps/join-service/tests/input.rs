@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use cluster_objects::JoinConfig;
-use cluster_types::MeasurementSalt;
 use cluster_types::key_service::KeyServicePublicKey;
+use cluster_types::{MeasurementSalt, OperatorPublicKey};
 use measurements::{PcrReferences, ReferenceValues};
 use role_grant::OperatorKey;
 use tempfile::TempDir;
@@ -54,9 +54,40 @@ fn bad_input_to_each_flag_gives_one_error_that_names_it() {
 
 #[test]
 fn a_pki_that_cannot_be_used_is_named() {
-    let config = config();
-    let arguments = ["--config", config.path().to_str().unwrap(), "--pki", "/nonexistent"];
-    must_say_one_error(&run(&arguments), &["--pki", "cannot read ca.crt of the cluster's PKI"]);
+    let output = run_for(&operator(), "/nonexistent");
+    must_say_one_error(&output, &["--pki", "cannot read ca.crt of the cluster's PKI"]);
+}
+
+/// Whoever may write the configuration does not choose whom the service obeys.
+#[test]
+fn a_configuration_of_another_operator_is_refused() {
+    let output = run_for(&OperatorPublicKey::new([1; 32]), "/nonexistent");
+    must_say_one_error(
+        &output,
+        &[
+            "--config",
+            "operatorPublicKey of the join configuration is",
+            "this node obeys another operator",
+        ],
+    );
+}
+
+fn operator() -> OperatorPublicKey {
+    OperatorKey::from_seed(&[6; 32]).public()
+}
+
+/// Runs the service on a machine that obeys this operator, with a good configuration.
+fn run_for(operator: &OperatorPublicKey, pki: &str) -> Output {
+    let (config, machine) = (config(), SOFTWARE_TPM.boot_for(operator).unwrap());
+    let (config, emulator) = (config.path().to_str().unwrap(), machine.emulator());
+    run(&[
+        "--config",
+        config,
+        "--emulator",
+        emulator.to_str().unwrap(),
+        "--pki",
+        pki,
+    ])
 }
 
 #[test]
@@ -131,7 +162,7 @@ fn config() -> TempDir {
     let config = JoinConfig {
         reference_values: SOFTWARE_TPM.image(),
         measurement_salt: MeasurementSalt::new([5; 32]),
-        operator_key: OperatorKey::from_seed(&[6; 32]).public(),
+        operator_key: operator(),
         key_service_key: KeyServicePublicKey::new([7; 32]),
         api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
         kubernetes_version: "v1.35.4".parse().unwrap(),

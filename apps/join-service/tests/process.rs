@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
-use attestation::Purpose;
+use attestation::{Membership, Purpose};
 use attested_tls::HandshakeError;
-use cluster_types::ClusterId;
+use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 use grpc_api::join::{IssueJoinTicketRequest, IssueRejoinTicketRequest};
 use test_machines::{Technology, for_each_technology};
 use test_services::{ControlPlane, JoiningNode, join_request};
@@ -18,6 +18,7 @@ const OTHER_DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3302";
 for_each_technology!(async:
     nodes_get_what_is_theirs_and_nothing_else,
     bad_input_to_each_field_gives_one_error_that_names_it,
+    another_operators_nodes_get_no_session,
     nodes_that_are_not_what_they_should_be_get_no_session,
 );
 
@@ -61,8 +62,8 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
 
     // The node sees that the service belongs to an initialised node of its own image.
     let (mut client, peer) = control_plane.session(&worker, Purpose::Join).await.unwrap();
-    let expected = control_plane.cluster_id().into();
-    assert!(peer.unwrap().result().membership().is(&expected));
+    let expected = Membership::new(control_plane.cluster_id(), NodeRole::ControlPlane);
+    assert!(peer.unwrap().result().statements().membership.is(&expected));
     let ticket = client.issue_join_ticket(request("worker-0", DISK)).await;
     let ticket = ticket
         .unwrap_or_else(|error| panic!("{error}\n{}", control_plane.logs()))
@@ -219,6 +220,15 @@ async fn bad_input_to_each_field_gives_one_error_that_names_it(technology: &'sta
     }
 }
 
+/// They run our image, and would be new nodes of their own cluster.
+async fn another_operators_nodes_get_no_session(technology: &'static dyn Technology) {
+    let control_plane = start(technology).await;
+    let other = JoiningNode::boot_for(technology, &OperatorPublicKey::new([1; 32])).unwrap();
+    let result = control_plane.session(&other, Purpose::Join).await;
+    assert!(matches!(result, Err(HandshakeError::RefusedByPeer(_))));
+    assert!(control_plane.logs().contains("contraindicated"));
+}
+
 async fn nodes_that_are_not_what_they_should_be_get_no_session(technology: &'static dyn Technology) {
     let control_plane = start(technology).await;
     let (changed, member) = (
@@ -226,7 +236,7 @@ async fn nodes_that_are_not_what_they_should_be_get_no_session(technology: &'sta
         JoiningNode::boot(technology).unwrap(),
     );
     changed.machine().change_image().unwrap();
-    let foreign = ClusterId::new([1; 32]).into();
+    let foreign = Membership::new(ClusterId::new([1; 32]), NodeRole::Worker);
     member.attester().measure_membership(&foreign).unwrap();
     for node in [changed, member] {
         let result = control_plane.session(&node, Purpose::Join).await;

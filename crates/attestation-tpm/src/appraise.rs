@@ -1,7 +1,8 @@
 use std::collections::BTreeSet;
 
 use attestation::{
-    AppraisalError, AttestationResult, Endorsements, Evidence, ReportBinding, TrustBasis, UnixTime, Verifier,
+    AppraisalError, AttestationResult, Endorsements, Evidence, MeasuredStatements, ReportBinding, TrustBasis, UnixTime,
+    Verifier,
 };
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use cluster_types::Variant;
@@ -10,7 +11,7 @@ use measurements::{PcrIndex, PcrValue, PcrValues};
 use tpm2_protocol::TpmUnmarshal;
 use tpm2_protocol::data::{TpmAlgId, TpmSt, TpmsAttest, TpmsQuoteInfo, TpmuAttest};
 
-use crate::policy::measured_membership;
+use crate::policy::{measured_membership, measured_operator};
 use crate::{AttestationKey, KeyNotAccepted, MalformedEvidence, PcrPolicy, TpmEvidence};
 
 /// Appraises TPM quotes.
@@ -96,8 +97,8 @@ impl TpmVerifier {
             self.variant,
             self.trust,
             key.identity(),
-            self.policy.membership(),
-            measured_membership(register(&evidence.pcrs, PcrIndex::CLUSTER_ID)?),
+            self.policy.statements(),
+            measured_statements(&evidence.pcrs)?,
             self.policy.image_claims(&evidence.pcrs),
         ))
     }
@@ -203,6 +204,13 @@ fn check_coverage(policy: &PcrPolicy, pcrs: &PcrValues) -> Result<(), NotAuthent
     }
 }
 
+fn measured_statements(pcrs: &PcrValues) -> Result<MeasuredStatements, NotAuthentic> {
+    Ok(MeasuredStatements {
+        operator: measured_operator(register(pcrs, PcrIndex::OPERATOR)?),
+        membership: measured_membership(register(pcrs, PcrIndex::MEMBERSHIP)?),
+    })
+}
+
 fn register(pcrs: &PcrValues, index: PcrIndex) -> Result<PcrValue, NotAuthentic> {
     pcrs.get(&index).copied().ok_or(NotAuthentic::NotQuoted(index))
 }
@@ -215,9 +223,10 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
-    use attestation::{Expectations, ExpectedMembership, Nonce, Outcome};
+    use attestation::{Expectations, ExpectedMembership, ExpectedStatements, Membership, Nonce, Outcome};
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+    use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
     use measurements::{PcrReferences, ReferenceValues};
     use tpm2_protocol::data::{
         Tpm2bData, Tpm2bDigest, Tpm2bName, TpmlPcrSelection, TpmsClockInfo, TpmsEccPoint, TpmsPcrSelect,
@@ -229,6 +238,11 @@ mod tests {
     use crate::key;
 
     const VARIANT: Variant = Variant::QemuVtpm;
+    const OPERATOR: OperatorPublicKey = OperatorPublicKey::new([2; 32]);
+
+    const OPERATOR_VECTOR: &str = "ddd6f028bff59b22992b2adb2d7ad896ebb5996e014795ec8b6c05fec38f8d4f";
+    const CONTROL_PLANE_VECTOR: &str = "bc338a3ea8a2662870bdcafa7cddae64a57ba93a2b5db4f0a65f02330695023e";
+    const WORKER_VECTOR: &str = "793ebdfe8aa5c0ad5d4af4dfe4995a4c9650288ee416e65321fa6bfe8a725a2f";
 
     /// A TPM whose answers can all be changed before they are signed, as a lying host can do in local mode.
     /// Each test changes one thing, so that only one check can refuse.
@@ -250,7 +264,10 @@ mod tests {
         let image = image.with_warning(pcr(1), PcrValue::new([1; 32]));
         let expectations = Expectations {
             image: ReferenceValues::new(VARIANT, "image", &image),
-            membership: ExpectedMembership::New,
+            statements: ExpectedStatements {
+                operator: OPERATOR,
+                membership: ExpectedMembership::New,
+            },
         };
         TpmVerifier::new(
             VARIANT,
@@ -264,6 +281,7 @@ mod tests {
             let pcrs = BTreeMap::from([
                 (pcr(1), PcrValue::new([1; 32])),
                 (pcr(4), PcrValue::new([4; 32])),
+                (pcr(14), PcrValue::ZERO.event(&OPERATOR.event())),
                 (pcr(15), PcrValue::ZERO),
             ]);
             let attest = TpmsAttest {
@@ -395,6 +413,47 @@ mod tests {
     }
 
     #[test]
+    fn contraindicates_a_node_of_another_operator_and_of_none() {
+        let other = OperatorPublicKey::new([3; 32]);
+        let twice = PcrValue::ZERO.event(&other.event()).event(&OPERATOR.event());
+        for value in [PcrValue::ZERO, PcrValue::ZERO.event(&other.event()), twice] {
+            let change = |pcrs: &mut PcrValues| {
+                pcrs.insert(pcr(14), value);
+            };
+            assert_eq!(outcome(change), Outcome::Contraindicated);
+        }
+    }
+
+    /// `SHA-256(0 ‖ SHA-256("constellation operator v1" ‖ key))`, computed with Python's hashlib.
+    #[test]
+    fn the_operators_register_matches_the_vector() {
+        let shown = measured_operator(PcrValue::ZERO).shown_by(&OPERATOR);
+        assert_eq!(shown.to_string(), OPERATOR_VECTOR);
+    }
+
+    /// The same for cluster id, then role.
+    #[test]
+    fn the_registers_of_members_match_the_vectors() {
+        let shown = |role| {
+            let membership = Membership::new(ClusterId::new([1; 32]), role);
+            measured_membership(PcrValue::ZERO).shown_by(&membership).to_string()
+        };
+        assert_eq!(shown(NodeRole::ControlPlane), CONTROL_PLANE_VECTOR);
+        assert_eq!(shown(NodeRole::Worker), WORKER_VECTOR);
+    }
+
+    #[test]
+    fn rejects_a_quote_without_the_registers_of_statements() {
+        for index in [14, 15].map(pcr) {
+            let change = |forgery: &mut Forgery| {
+                forgery.pcrs.remove(&index);
+                *forgery.quote() = quote_of(&forgery.pcrs, TpmAlgId::Sha256);
+            };
+            assert!(matches!(check(change, |_| {}), Err(NotAuthentic::NotQuoted(missing)) if missing == index));
+        }
+    }
+
+    #[test]
     fn warns_of_other_firmware() {
         let change = |pcrs: &mut PcrValues| {
             pcrs.insert(pcr(1), PcrValue::new([9; 32]));
@@ -513,6 +572,12 @@ mod tests {
                 },
             ),
             ("PCR 9", &NotCompared),
+            (
+                "PCR 14",
+                &AsExpected {
+                    severity: Contraindicates,
+                },
+            ),
             (
                 "PCR 15",
                 &AsExpected {

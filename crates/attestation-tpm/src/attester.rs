@@ -1,13 +1,13 @@
 use std::sync::{Mutex, PoisonError};
 
 use attestation::{
-    AttestError, AttestedIdentity, Attester, DeviceError, Evidence, MeasuredMembership, MeasuringAttester, Membership,
+    AttestError, AttestedIdentity, Attester, DeviceError, Evidence, MeasuredStatements, MeasuringAttester, Membership,
     ReportBinding,
 };
-use cluster_types::Variant;
+use cluster_types::{OperatorPublicKey, Variant};
 use measurements::{PcrIndex, PcrReferences, ReferenceValues};
 
-use crate::policy::{events, measured_membership};
+use crate::policy::{STATEMENTS, events, measured_membership, measured_operator};
 use crate::{AttestationKey, KeyNotAccepted, Tpm, TpmError, TpmEvidence};
 
 /// What we quote: every register that cannot be reset by software (16 and 23 can; 17 to 22 belong to DRTM).
@@ -124,20 +124,27 @@ impl MeasuringAttester for TpmAttester {
         Ok(ReferenceValues::new(self.variant, "the image of this node", &image))
     }
 
-    fn membership(&self) -> Result<MeasuredMembership, DeviceError> {
-        let register = |tpm: &mut Tpm| {
-            let registers = tpm.read_pcrs(&[PcrIndex::CLUSTER_ID])?;
-            let register = registers.get(&PcrIndex::CLUSTER_ID).copied();
-            register.ok_or(TpmError::NoSuchPcr(PcrIndex::CLUSTER_ID))
+    fn statements(&self) -> Result<MeasuredStatements, DeviceError> {
+        let read = |tpm: &mut Tpm| {
+            let registers = tpm.read_pcrs(&STATEMENTS)?;
+            let register = |index| registers.get(&index).copied().ok_or(TpmError::NoSuchPcr(index));
+            Ok(MeasuredStatements {
+                operator: measured_operator(register(PcrIndex::OPERATOR)?),
+                membership: measured_membership(register(PcrIndex::MEMBERSHIP)?),
+            })
         };
-        let register = self.with_tpm(register).map_err(self.failed())?;
-        Ok(measured_membership(register))
+        self.with_tpm(read).map_err(self.failed())
+    }
+
+    fn measure_operator(&self, operator: &OperatorPublicKey) -> Result<(), DeviceError> {
+        let measure = |tpm: &mut Tpm| tpm.extend_with_event(PcrIndex::OPERATOR, &operator.event());
+        self.with_tpm(measure).map_err(self.failed())
     }
 
     fn measure_membership(&self, membership: &Membership) -> Result<(), DeviceError> {
         let measure = |tpm: &mut Tpm| {
             let mut events = events(membership).into_iter();
-            events.try_for_each(|event| tpm.extend_with_event(PcrIndex::CLUSTER_ID, event))
+            events.try_for_each(|event| tpm.extend_with_event(PcrIndex::MEMBERSHIP, event))
         };
         self.with_tpm(measure).map_err(self.failed())
     }

@@ -194,9 +194,11 @@ impl Tpm {
     ///
     /// # Errors
     /// When the TPM fails.
-    pub fn extend_with_event(&mut self, index: PcrIndex, data: &[u8; 32]) -> Result<(), TpmError> {
-        let event_data =
-            Tpm2bEvent::try_from(data.as_slice()).expect("an event of 32 bytes fits (part 2, TPM2B_EVENT)");
+    ///
+    /// # Panics
+    /// When the data is longer than 1024 bytes.
+    pub fn extend_with_event(&mut self, index: PcrIndex, data: &[u8]) -> Result<(), TpmError> {
+        let event_data = Tpm2bEvent::try_from(data).expect("an event has at most 1024 bytes (part 2, TPM2B_EVENT)");
         let command = TpmPcrEventCommand {
             handles: [TpmHandle::new(u32::from(index.get()))],
             event_data,

@@ -1,13 +1,17 @@
-use attestation::{Claim, Comparison, Expectations, ExpectedMembership, MeasuredMembership, Membership, Severity};
+use attestation::{Claim, Comparison, Expectations, ExpectedStatements, Measured, Membership, Severity};
+use cluster_types::OperatorPublicKey;
 use digest::Digest;
 use document::DocumentError;
 use measurements::{Enforcement, PcrIndex, PcrReferences, PcrValue, PcrValues, ReferenceValue};
+
+/// The registers that hold what a node says about itself.
+pub(crate) const STATEMENTS: [PcrIndex; 2] = [PcrIndex::OPERATOR, PcrIndex::MEMBERSHIP];
 
 /// Which nodes are acceptable: those that booted this image and have said this about themselves.
 #[derive(Clone, Debug)]
 pub struct PcrPolicy {
     image: PcrReferences,
-    membership: ExpectedMembership,
+    statements: ExpectedStatements,
 }
 
 impl PcrPolicy {
@@ -18,7 +22,7 @@ impl PcrPolicy {
     pub fn new(expectations: &Expectations) -> Result<Self, DocumentError> {
         Ok(Self {
             image: expectations.image.values()?,
-            membership: expectations.membership,
+            statements: expectations.statements,
         })
     }
 
@@ -27,19 +31,20 @@ impl PcrPolicy {
         self.image.pcrs().keys().copied()
     }
 
-    /// What the node must have measured into PCR 15.
-    pub(crate) fn membership(&self) -> &ExpectedMembership {
-        &self.membership
+    /// What the node must have measured into PCR 14 and PCR 15.
+    pub(crate) fn statements(&self) -> &ExpectedStatements {
+        &self.statements
     }
 
-    /// Says of each register how it compares with the image's values. PCR 15 is left to the membership, whatever they say.
+    /// Says of each register how it compares with the image's values. PCR 14 and PCR 15 are left to the statements, whatever they
+    /// say.
     pub(crate) fn image_claims(&self, pcrs: &PcrValues) -> Vec<Claim> {
         let claim = |(index, value): (&PcrIndex, &PcrValue)| Claim {
             name: format!("PCR {index}"),
             actual: value.digest().into(),
             comparison: self.compare(*index, *value),
         };
-        let of_image = pcrs.iter().filter(|(index, _)| **index != PcrIndex::CLUSTER_ID);
+        let of_image = pcrs.iter().filter(|(index, _)| !STATEMENTS.contains(*index));
         of_image.map(claim).collect()
     }
 
@@ -57,20 +62,26 @@ impl PcrPolicy {
     }
 }
 
-/// What PCR 15 says: zero on a new node, extended with the cluster id on a member.
-pub(crate) fn measured_membership(register: PcrValue) -> MeasuredMembership {
-    MeasuredMembership::new("PCR 15", register.digest(), PcrValue::ZERO.digest(), register_of)
+/// What PCR 15 says: zero on a new node; on a member extended with the cluster id, then with the role.
+pub(crate) fn measured_membership(register: PcrValue) -> Measured<Membership> {
+    Measured::new("PCR 15", register.digest(), PcrValue::ZERO.digest(), register_of)
+}
+
+/// What PCR 14 says: zero after power-on, then extended with the operator's key.
+pub(crate) fn measured_operator(register: PcrValue) -> Measured<OperatorPublicKey> {
+    let shown = |operator: &OperatorPublicKey| PcrValue::ZERO.event(&operator.event()).digest();
+    Measured::new("PCR 14", register.digest(), PcrValue::ZERO.digest(), shown)
 }
 
 fn register_of(membership: &Membership) -> Digest {
     events(membership)
         .iter()
-        .fold(PcrValue::ZERO, |register, event| register.event(*event))
+        .fold(PcrValue::ZERO, |register, event| register.event(event))
         .digest()
 }
 
 /// What is measured into PCR 15, in this order.
-pub(crate) fn events(membership: &Membership) -> [&[u8; 32]; 1] {
-    let Membership { cluster } = membership;
-    [cluster.as_bytes()]
+pub(crate) fn events(membership: &Membership) -> [&[u8]; 2] {
+    let Membership { cluster, role } = membership;
+    [cluster.as_bytes(), role.event()]
 }

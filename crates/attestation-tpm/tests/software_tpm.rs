@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 
 use attestation::{
     AppraisalError, AttestationResult, Attester, Endorsements, Evidence, Expectations, ExpectedMembership,
-    MeasuringAttester, Membership, Nonce, Outcome, ReportBinding, TrustBasis, UnixTime, Verifier,
+    ExpectedStatements, MeasuringAttester, Membership, Nonce, Outcome, ReportBinding, TrustBasis, UnixTime, Verifier,
 };
 use attestation_tpm::{PcrPolicy, SocketTransport, Tpm, TpmAttester, TpmVerifier};
-use cluster_types::{ClusterId, Variant};
+use cluster_types::{ClusterId, NodeRole, OperatorPublicKey, Variant};
 use measurements::{PcrIndex, PcrReferences, PcrValue, ReferenceValues};
 use test_tpm::SoftwareTpm;
 
 const KERNEL: PcrIndex = PcrIndex::new(11);
+const OPERATOR: OperatorPublicKey = OperatorPublicKey::new([2; 32]);
 
 fn attester(tpm: &SoftwareTpm) -> TpmAttester {
     let transport = SocketTransport::connect(&tpm.socket()).unwrap();
@@ -39,7 +40,11 @@ fn appraise(
 fn check(node: &TpmAttester, image: ReferenceValues, membership: ExpectedMembership) -> AttestationResult {
     let binding = binding();
     let evidence = node.attest(&binding).unwrap();
-    appraise(&Expectations { image, membership }, &evidence, &binding).unwrap()
+    let statements = ExpectedStatements {
+        operator: OPERATOR,
+        membership,
+    };
+    appraise(&Expectations { image, statements }, &evidence, &binding).unwrap()
 }
 
 fn binding() -> ReportBinding {
@@ -50,15 +55,17 @@ fn boot(attester: &TpmAttester) {
     attester
         .with_tpm(|tpm| tpm.extend_with_event(KERNEL, &[11; 32]))
         .unwrap();
+    attester.measure_operator(&OPERATOR).unwrap();
 }
 
 #[test]
-fn a_node_is_new_until_it_measures_its_cluster_id() {
+fn a_node_is_new_until_it_measures_its_cluster_and_its_role() {
     use ExpectedMembership::{Any, New, Of};
     let tpm = SoftwareTpm::start().unwrap();
     let node = attester(&tpm);
     boot(&node);
-    let member = |id| Membership::from(ClusterId::new([id; 32]));
+    let member = |id| Membership::new(ClusterId::new([id; 32]), NodeRole::Worker);
+    let control_plane = Membership::new(ClusterId::new([42; 32]), NodeRole::ControlPlane);
     let outcome = |membership| check(&node, image(), membership).outcome();
 
     assert!(node.membership().unwrap().is_new());
@@ -72,12 +79,14 @@ fn a_node_is_new_until_it_measures_its_cluster_id() {
     assert_eq!(outcome(Of(member(42))), Outcome::Affirming);
     assert_eq!(outcome(Any), Outcome::Affirming);
     assert_eq!(outcome(Of(member(43))), Outcome::Contraindicated);
+    assert_eq!(outcome(Of(control_plane)), Outcome::Contraindicated);
 }
 
 #[test]
 fn another_kernel_is_contraindicated() {
     let tpm = SoftwareTpm::start().unwrap();
     let node = attester(&tpm);
+    node.measure_operator(&OPERATOR).unwrap();
     let result = check(&node, image(), ExpectedMembership::New);
     assert_eq!(result.outcome(), Outcome::Contraindicated);
     let findings: Vec<_> = result.findings().map(|finding| finding.subject).collect();
@@ -91,6 +100,7 @@ fn a_node_expects_its_own_image_and_no_other() {
     for register in [4, 9, 11, 12, 13] {
         let tpm = SoftwareTpm::start().unwrap();
         let node = attester(&tpm);
+        node.measure_operator(&OPERATOR).unwrap();
         let before = check(&node, own_image.clone(), ExpectedMembership::New);
         assert_eq!(before.outcome(), Outcome::Affirming);
         node.with_tpm(|tpm| tpm.extend_with_event(PcrIndex::new(register), &[1; 32]))
@@ -107,7 +117,10 @@ fn evidence_does_not_serve_twice() {
     let evidence = node.attest(&binding()).unwrap();
     let expectations = Expectations {
         image: image(),
-        membership: ExpectedMembership::New,
+        statements: ExpectedStatements {
+            operator: OPERATOR,
+            membership: ExpectedMembership::New,
+        },
     };
     assert!(appraise(&expectations, &evidence, &binding()).is_err());
 }

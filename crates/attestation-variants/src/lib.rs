@@ -38,7 +38,8 @@ impl Variants for ReleaseVariants {
 mod tests {
     use std::collections::BTreeSet;
 
-    use attestation::ExpectedMembership;
+    use attestation::{ExpectedMembership, ExpectedStatements};
+    use cluster_types::OperatorPublicKey;
     use measurements::ReferenceValues;
 
     use super::*;
@@ -47,7 +48,10 @@ mod tests {
     fn has_verifier(variant: Variant) -> bool {
         let expectations = Expectations {
             image: ReferenceValues::new(variant, "image", &()),
-            membership: ExpectedMembership::New,
+            statements: ExpectedStatements {
+                operator: OperatorPublicKey::new([0; 32]),
+                membership: ExpectedMembership::New,
+            },
         };
         match ReleaseVariants.verifier(variant, &expectations).err() {
             Some(SetUpVerifierError::ReferenceValues { .. }) => true,

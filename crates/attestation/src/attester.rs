@@ -1,7 +1,7 @@
-use cluster_types::Variant;
+use cluster_types::{OperatorPublicKey, Variant};
 use measurements::ReferenceValues;
 
-use crate::{AttestedIdentity, Evidence, MeasuredMembership, Membership, ReportBinding};
+use crate::{AttestedIdentity, Evidence, Measured, MeasuredStatements, Membership, ReportBinding};
 
 /// Produces Evidence about the machine it runs on (RFC 9334 section 4.1).
 pub trait Attester: Send + Sync {
@@ -41,7 +41,21 @@ pub trait MeasuringAttester: Attester {
     ///
     /// # Errors
     /// When the device fails.
-    fn membership(&self) -> Result<MeasuredMembership, DeviceError>;
+    fn statements(&self) -> Result<MeasuredStatements, DeviceError>;
+
+    /// What this machine has measured that it is part of.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn membership(&self) -> Result<Measured<Membership>, DeviceError> {
+        Ok(self.statements()?.membership)
+    }
+
+    /// Measures whom this machine obeys. It cannot be taken back before the next power-on.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn measure_operator(&self, operator: &OperatorPublicKey) -> Result<(), DeviceError>;
 
     /// Measures that this machine becomes a member. It cannot be taken back before the next power-on.
     ///

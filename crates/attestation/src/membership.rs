@@ -1,17 +1,14 @@
-use std::fmt;
+use cluster_types::{ClusterId, NodeRole};
 
-use cluster_types::ClusterId;
-use digest::Digest;
+use crate::{Claim, ClaimValue, Measured};
 
-use crate::{Claim, ClaimValue, Comparison, Severity};
-
-/// What a node says about itself by measuring it, before it runs anything unmeasured.
-///
-/// Everything that a node measures about itself belongs here, so that every technology has to express it.
+/// What a node is part of. It measures that before it runs anything unmeasured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Membership {
     /// The cluster it is part of.
     pub cluster: ClusterId,
+    /// What it is there. No node changes its role.
+    pub role: NodeRole,
 }
 
 /// What a node must have said about itself.
@@ -19,40 +16,17 @@ pub struct Membership {
 pub enum ExpectedMembership {
     /// Nothing: it belongs to no cluster yet.
     New,
-    /// It is a member of some cluster; the caller compares which one as soon as it can know.
+    /// It is a member of some cluster, in some role; the caller compares which as soon as it can know.
     Any,
     /// Exactly this membership was measured.
     Of(Membership),
 }
 
-/// What a node has said about itself, as its technology shows it: a digest that tells one membership from another and from
-/// none.
-#[derive(Clone, Copy)]
-pub struct MeasuredMembership {
-    name: &'static str,
-    shown: Digest,
-    new: Digest,
-    of: fn(&Membership) -> Digest,
-}
-
-impl MeasuredMembership {
-    /// Made by the technology: where it measures, what it shows there, what a new node shows, and what a member shows. A
-    /// technology whose registers are longer gives their digests.
-    #[must_use]
-    pub const fn new(name: &'static str, shown: Digest, new: Digest, of: fn(&Membership) -> Digest) -> Self {
-        Self { name, shown, new, of }
-    }
-
+impl Measured<Membership> {
     /// Whether the node belongs to no cluster yet.
     #[must_use]
     pub fn is_new(&self) -> bool {
-        self.shown == self.new
-    }
-
-    /// Whether the node has measured exactly this.
-    #[must_use]
-    pub fn is(&self, membership: &Membership) -> bool {
-        self.shown == self.shown_by(membership)
+        self.is_nothing()
     }
 
     /// Whether the node has measured what it must.
@@ -66,75 +40,61 @@ impl MeasuredMembership {
     }
 
     /// Compares it with what is expected.
-    pub(crate) fn claim(&self, expected: &ExpectedMembership) -> Claim {
-        let severity = Severity::Contraindicates;
-        let comparison = if self.meets(expected) {
-            Comparison::AsExpected { severity }
-        } else {
-            Comparison::Differs {
-                expected: match expected {
-                    ExpectedMembership::New => self.new.into(),
-                    ExpectedMembership::Any => ClaimValue::from("the id of a cluster, measured"),
-                    ExpectedMembership::Of(membership) => self.shown_by(membership).into(),
-                },
-                severity,
-            }
-        };
-        Claim {
-            name: self.name.to_owned(),
-            actual: self.shown.into(),
-            comparison,
-        }
-    }
-
-    /// The digest that a node with this membership shows.
-    #[must_use]
-    pub fn shown_by(&self, membership: &Membership) -> Digest {
-        (self.of)(membership)
-    }
-
-    /// The digest that this node shows.
-    #[must_use]
-    pub fn shown(&self) -> Digest {
-        self.shown
+    pub(crate) fn membership_claim(&self, expected: &ExpectedMembership) -> Claim {
+        self.claim(self.meets(expected), || match expected {
+            ExpectedMembership::New => self.shown_by_nothing().into(),
+            ExpectedMembership::Any => ClaimValue::from("the id of a cluster and a role, measured"),
+            ExpectedMembership::Of(membership) => self.shown_by(membership).into(),
+        })
     }
 }
 
-impl From<ClusterId> for Membership {
-    fn from(cluster: ClusterId) -> Self {
-        Self { cluster }
-    }
-}
-
-impl fmt::Debug for MeasuredMembership {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MeasuredMembership({})", self.shown)
+impl Membership {
+    /// This role in this cluster.
+    #[must_use]
+    pub const fn new(cluster: ClusterId, role: NodeRole) -> Self {
+        Self { cluster, role }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use digest::Digest;
+
     use super::*;
 
     const NEW: Digest = Digest::new([0; 32]);
 
     fn of(membership: &Membership) -> Digest {
-        Digest::of(membership.cluster.as_bytes())
+        let Membership { cluster, role } = membership;
+        Digest::of(&[cluster.as_bytes(), role.event()].concat())
     }
 
-    fn check(shown: Digest) -> [bool; 4] {
-        let measured = MeasuredMembership::new("register", shown, NEW, of);
-        let cluster = |byte| ExpectedMembership::Of(ClusterId::new([byte; 32]).into());
-        let expected = [ExpectedMembership::New, ExpectedMembership::Any, cluster(1), cluster(2)];
+    fn member(cluster: u8, role: NodeRole) -> Membership {
+        Membership::new(ClusterId::new([cluster; 32]), role)
+    }
+
+    fn check(shown: Digest) -> [bool; 5] {
+        let measured = Measured::new("register", shown, NEW, of);
+        let of = |cluster, role| ExpectedMembership::Of(member(cluster, role));
+        let expected = [
+            ExpectedMembership::New,
+            ExpectedMembership::Any,
+            of(1, NodeRole::Worker),
+            of(1, NodeRole::ControlPlane),
+            of(2, NodeRole::Worker),
+        ];
         expected.map(|expected| measured.meets(&expected))
     }
 
     #[test]
-    fn a_node_is_new_or_a_member_of_one_cluster() {
-        assert_eq!(check(NEW), [true, false, false, false]);
-        let member = of(&ClusterId::new([1; 32]).into());
-        assert_eq!(check(member), [false, true, true, false]);
-        let foreign = of(&ClusterId::new([3; 32]).into());
-        assert_eq!(check(foreign), [false, true, false, false]);
+    fn a_node_is_new_or_has_one_role_in_one_cluster() {
+        assert_eq!(check(NEW), [true, false, false, false, false]);
+        let worker = of(&member(1, NodeRole::Worker));
+        assert_eq!(check(worker), [false, true, true, false, false]);
+        let control_plane = of(&member(1, NodeRole::ControlPlane));
+        assert_eq!(check(control_plane), [false, true, false, true, false]);
+        let foreign = of(&member(3, NodeRole::Worker));
+        assert_eq!(check(foreign), [false, true, false, false, false]);
     }
 }

@@ -3,7 +3,7 @@ use std::fmt;
 use cluster_types::Variant;
 use digest::Digest;
 
-use crate::{Claim, ClaimValue, Comparison, ExpectedMembership, Finding, MeasuredMembership, Severity};
+use crate::{Claim, ClaimValue, Comparison, ExpectedStatements, Finding, MeasuredStatements, Severity};
 
 /// What an appraisal found (RFC 9334 section 8.4), in the three tiers of the EAT attestation result.
 ///
@@ -15,7 +15,7 @@ pub struct AttestationResult {
     variant: Variant,
     trust: TrustBasis,
     identity: AttestedIdentity,
-    membership: MeasuredMembership,
+    statements: MeasuredStatements,
     claims: Vec<Claim>,
 }
 
@@ -120,7 +120,7 @@ impl AttestationResult {
     /// Made by a verifier from authenticated Evidence. `image` is what the machine says about what it booted, each compared
     /// with the reference values.
     ///
-    /// The membership is compared here, so that no technology can forget to. An image is
+    /// The statements are compared here, so that no technology can forget to. An image is
     /// contraindicated if no claim of it is required, because such an appraisal would accept every image. A claim that only
     /// warns, such as the name of a host, says nothing about the image, even if it is as expected.
     #[must_use]
@@ -128,8 +128,8 @@ impl AttestationResult {
         variant: Variant,
         trust: TrustBasis,
         identity: AttestedIdentity,
-        expected: &ExpectedMembership,
-        membership: MeasuredMembership,
+        expected: &ExpectedStatements,
+        statements: MeasuredStatements,
         image: Vec<Claim>,
     ) -> Self {
         let is_appraised = image.iter().any(|claim| claim.comparison.is_required());
@@ -137,12 +137,12 @@ impl AttestationResult {
         if !is_appraised {
             claims.push(nothing_required());
         }
-        claims.push(membership.claim(expected));
+        claims.extend(statements.claims(expected));
         Self {
             variant,
             trust,
             identity,
-            membership,
+            statements,
             claims,
         }
     }
@@ -167,11 +167,11 @@ impl AttestationResult {
 
     /// What it has said about itself by measuring it.
     #[must_use]
-    pub fn membership(&self) -> &MeasuredMembership {
-        &self.membership
+    pub fn statements(&self) -> &MeasuredStatements {
+        &self.statements
     }
 
-    /// Everything it says, each compared with what is expected: its image, then its membership.
+    /// Everything it says, each compared with what is expected: its image, then its statements.
     #[must_use]
     pub fn claims(&self) -> &[Claim] {
         &self.claims
@@ -236,19 +236,33 @@ fn findings(result: &AttestationResult) -> String {
 
 #[cfg(test)]
 mod tests {
-    use cluster_types::ClusterId;
+    use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 
     use super::*;
+    use crate::{ExpectedMembership, Measured, Membership};
 
-    /// A new machine that says this about its image.
-    fn result(expected: ExpectedMembership, image: Vec<Claim>) -> AttestationResult {
+    const OPERATOR: OperatorPublicKey = OperatorPublicKey::new([2; 32]);
+
+    /// A new machine of our operator that says this about its image.
+    fn result(membership: ExpectedMembership, image: Vec<Claim>) -> AttestationResult {
+        of_operator(OPERATOR, membership, image)
+    }
+
+    fn of_operator(obeyed: OperatorPublicKey, membership: ExpectedMembership, image: Vec<Claim>) -> AttestationResult {
         let zero = Digest::new([0; 32]);
+        let shown = |operator: &OperatorPublicKey| Digest::new(*operator.as_bytes());
         AttestationResult::new(
             Variant::ALL[0],
             TrustBasis::HostSoftware,
             AttestedIdentity::new(zero),
-            &expected,
-            MeasuredMembership::new("register", zero, zero, |_| Digest::new([1; 32])),
+            &ExpectedStatements {
+                operator: OPERATOR,
+                membership,
+            },
+            MeasuredStatements {
+                operator: Measured::new("operator", shown(&obeyed), zero, shown),
+                membership: Measured::new("register", zero, zero, |_| Digest::new([1; 32])),
+            },
             image,
         )
     }
@@ -307,11 +321,11 @@ mod tests {
         assert_eq!(
             refusal(ExpectedMembership::Any, good()),
             format!(
-                "attestation is contraindicated: register is {}, expected the id of a cluster, measured",
+                "attestation is contraindicated: register is {}, expected the id of a cluster and a role, measured",
                 "00".repeat(32)
             )
         );
-        let member = ExpectedMembership::Of(ClusterId::new([1; 32]).into());
+        let member = ExpectedMembership::Of(Membership::new(ClusterId::new([1; 32]), NodeRole::Worker));
         assert_eq!(
             refusal(member, good()),
             format!(
@@ -320,6 +334,22 @@ mod tests {
                 "01".repeat(32)
             )
         );
+    }
+
+    #[test]
+    fn another_operators_node_is_contraindicated_whatever_else_it_says() {
+        let good = || vec![equals(Severity::Contraindicates)];
+        for other in [[3; 32], [0; 32]] {
+            let result = of_operator(OperatorPublicKey::new(other), ExpectedMembership::New, good());
+            assert_eq!(
+                result.into_affirmed().unwrap_err().to_string(),
+                format!(
+                    "attestation is contraindicated: operator is {}, expected {}",
+                    hex::encode(other),
+                    "02".repeat(32)
+                )
+            );
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use cluster_types::Variant;
 use measurements::{AnotherVariant, ReferenceValues};
 
-use crate::{ExpectedMembership, MeasuringAttester, Verifier};
+use crate::{ExpectedStatements, MeasuringAttester, Verifier};
 
 /// The variants that a program can attest and appraise.
 ///
@@ -42,7 +42,7 @@ pub struct Expectations {
     /// The image it booted.
     pub image: ReferenceValues,
     /// What it has said about itself by measuring it.
-    pub membership: ExpectedMembership,
+    pub statements: ExpectedStatements,
 }
 
 /// The machine cannot attest.

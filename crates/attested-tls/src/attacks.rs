@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attestation::{
-    AppraisalError, AttestError, Attester, Evidence, ExpectedMembership, MeasuringAttester, Nonce, Outcome, Purpose,
-    ReportBinding,
+    AppraisalError, AttestError, Attester, Evidence, ExpectedMembership, MeasuringAttester, Membership, Nonce, Outcome,
+    Purpose, ReportBinding,
 };
-use cluster_types::{ClusterId, Variant};
+use cluster_types::{ClusterId, NodeRole, OperatorPublicKey, Variant};
 use test_machines::{Machine, SOFTWARE_KEY, SOFTWARE_TPM, Technology, for_each_technology, verifiers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy_bidirectional, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
@@ -33,7 +33,7 @@ fn node(technology: &dyn Technology) -> Peer {
 fn member(technology: &dyn Technology) -> Peer {
     let node = node(technology);
     node.attester
-        .measure_membership(&ClusterId::new([1; 32]).into())
+        .measure_membership(&Membership::new(ClusterId::new([1; 32]), NodeRole::ControlPlane))
         .unwrap();
     node
 }
@@ -80,6 +80,7 @@ for_each_technology!(async:
     only_one_side_attests_where_the_policy_says_so,
     a_changed_image_is_refused_and_told_only_the_category,
     a_warning_opens_no_session,
+    another_operators_node_is_refused,
     a_join_service_of_no_cluster_is_refused,
     a_join_service_of_another_cluster_is_refused,
     a_program_that_cannot_attest_is_not_let_in,
@@ -144,6 +145,18 @@ async fn a_warning_opens_no_session(technology: &dyn Technology) {
     assert_eq!(refusal.outcome(), Outcome::Warning);
 }
 
+async fn another_operators_node_is_refused(technology: &dyn Technology) {
+    let machine = technology.boot_for(&OperatorPublicKey::new([1; 32])).unwrap();
+    let client = Endpoint::new(Some(machine.attester().unwrap()), anyone());
+    let server = Endpoint::new(node(technology).attester(), new_node(technology));
+    let (near, far) = check(&client, &server, Purpose::Join).await;
+    let Err(HandshakeError::NotAffirmed(refusal)) = far else {
+        panic!("{far:?}")
+    };
+    assert_eq!(refusal.result.findings().count(), 1, "{refusal}");
+    assert!(matches!(near, Err(HandshakeError::RefusedByPeer(_))));
+}
+
 async fn a_join_service_of_no_cluster_is_refused(technology: &dyn Technology) {
     let (joining, impostor) = (node(technology), node(technology));
     let client = Endpoint::new(joining.attester(), any_member(technology));
@@ -156,7 +169,10 @@ async fn a_join_service_of_another_cluster_is_refused(technology: &dyn Technolog
     let (joining, foreign) = (node(technology), member(technology));
     let client = Endpoint::new(
         joining.attester(),
-        attested(technology, ExpectedMembership::Of(ClusterId::new([9; 32]).into())),
+        attested(
+            technology,
+            ExpectedMembership::Of(Membership::new(ClusterId::new([9; 32]), NodeRole::ControlPlane)),
+        ),
     );
     let server = Endpoint::new(foreign.attester(), new_node(technology));
     let (near, _) = check(&client, &server, Purpose::Join).await;

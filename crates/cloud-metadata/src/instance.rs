@@ -2,7 +2,8 @@ use std::net::Ipv4Addr;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use cluster_types::{
-    NodeName, NodeRole, ParseCidrError, ParseNodeInterfaceError, ParseNodeNameError, ParseNodeRoleError,
+    NodeName, NodeRole, OperatorPublicKey, ParseCidrError, ParseNodeInterfaceError, ParseNodeNameError,
+    ParseNodeRoleError,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -107,6 +108,9 @@ pub enum ParseMetadataError {
     /// The hash of the init secret is not a digest.
     #[error("the hash of the init secret is not 64 hex digits")]
     InitSecretHash,
+    /// The operator's key is not 64 hex digits.
+    #[error("operatorkey is not an Ed25519 public key: expected 64 hex digits")]
+    OperatorKey,
 }
 
 /// Unknown keys are allowed: other platforms' services add keys of their own, and nothing here relies on their absence.
@@ -200,9 +204,19 @@ pub(crate) fn parse_endpoint(json: &[u8]) -> Result<ApiEndpoint, ParseMetadataEr
 }
 
 pub(crate) fn parse_init_secret_hash(text: &[u8]) -> Result<InitSecretHash, ParseMetadataError> {
-    let mut digest = [0; 32];
-    hex::decode_to_slice(text.trim_ascii(), &mut digest).map_err(|_| ParseMetadataError::InitSecretHash)?;
+    let digest = parse_hex(text).ok_or(ParseMetadataError::InitSecretHash)?;
     Ok(InitSecretHash(digest))
+}
+
+pub(crate) fn parse_operator_key(text: &[u8]) -> Result<OperatorPublicKey, ParseMetadataError> {
+    let key = parse_hex(text).ok_or(ParseMetadataError::OperatorKey)?;
+    Ok(OperatorPublicKey::new(key))
+}
+
+fn parse_hex(text: &[u8]) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(text.trim_ascii(), &mut bytes).ok()?;
+    Some(bytes)
 }
 
 #[cfg(test)]

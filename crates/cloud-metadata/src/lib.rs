@@ -13,6 +13,8 @@ mod qemu;
 
 use std::pin::Pin;
 
+use cluster_types::OperatorPublicKey;
+
 pub use address::{ApiEndpoint, NotPrivate, PrivateAddress};
 pub use fetch::MetadataError;
 pub use instance::{InitSecretHash, Instance, ParseMetadataError};
@@ -38,6 +40,9 @@ pub trait CloudMetadata: Send + Sync {
 
     /// The SHA-256 of this node's init secret.
     fn init_secret_hash(&self) -> Answer<'_, InitSecretHash>;
+
+    /// The operator who created this node.
+    fn operator_key(&self) -> Answer<'_, OperatorPublicKey>;
 
     /// Base address of the mirror that the platform offers to nodes. What it serves is pinned by hashes.
     fn mirror(&self) -> String;

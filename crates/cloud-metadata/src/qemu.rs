@@ -2,10 +2,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use cluster_types::OperatorPublicKey;
 use reqwest::{Client, Url};
 
 use crate::fetch::{client, fetch};
-use crate::instance::{parse_endpoint, parse_init_secret_hash, parse_instance, parse_peers};
+use crate::instance::{parse_endpoint, parse_init_secret_hash, parse_instance, parse_operator_key, parse_peers};
 use crate::network::parse_network;
 use crate::{
     Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError, NodeNetwork, ParseMetadataError,
@@ -101,6 +102,10 @@ impl CloudMetadata for QemuMetadata {
         Box::pin(self.ask("initsecrethash", parse_init_secret_hash))
     }
 
+    fn operator_key(&self) -> Answer<'_, OperatorPublicKey> {
+        Box::pin(self.ask("operatorkey", parse_operator_key))
+    }
+
     fn mirror(&self) -> String {
         let mirror = self.base.join("/mirror").expect("a plain path can be joined");
         mirror.into()
@@ -181,6 +186,9 @@ mod tests {
         let (metadata, server) = service(http("200 OK", &"ab".repeat(32))).await;
         assert_eq!(metadata.init_secret_hash().await.unwrap().as_bytes(), &[0xab; 32]);
         assert!(server.await.unwrap().contains("/initsecrethash "));
+        let (metadata, server) = service(http("200 OK", &"cd".repeat(32))).await;
+        assert_eq!(metadata.operator_key().await.unwrap().as_bytes(), &[0xcd; 32]);
+        assert!(server.await.unwrap().contains("/operatorkey "));
         assert!(metadata.mirror().ends_with("/mirror"));
         assert!(!metadata.mirror().contains("/nodes/"));
     }

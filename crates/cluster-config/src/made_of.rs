@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use cluster_types::{KubernetesVersion, NodeName, Variant};
+use cluster_types::{KubernetesVersion, NodeName, OperatorPublicKey, Variant};
 use digest::Digest;
 use infrastructure::NodeSpec;
 use serde::{Deserialize, Serialize};
@@ -28,9 +28,9 @@ pub struct MadeOf {
     pub attestation_variant: Variant,
     /// The document beside the node image: what every node must prove.
     pub reference_values: String,
-    /// The operator's public key in hex, which only one master secret gives; none before there is one.
+    /// The operator's public key, which only one master secret gives; none before there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub operator_key: Option<String>,
+    pub operator_key: Option<OperatorPublicKey>,
     /// The machines, as they were made.
     pub nodes: BTreeMap<NodeName, NodeSpec>,
 }
@@ -113,7 +113,7 @@ fn measured(reference_values: &Value) -> String {
     format!("the image with the reference values {digest}")
 }
 
-fn secret(operator_key: &str) -> String {
+fn secret(operator_key: &OperatorPublicKey) -> String {
     format!("the secret of the operator's key {operator_key}")
 }
 
@@ -201,7 +201,7 @@ mod tests {
             service_cidr: "10.96.0.0/12".to_owned(),
             attestation_variant: Variant::QemuVtpm,
             reference_values: "{}".to_owned(),
-            operator_key: Some("cd".to_owned()),
+            operator_key: Some(OperatorPublicKey::new([0xcd; 32])),
             nodes: nodes.into_iter().map(|node| (node.name.clone(), node)).collect(),
         }
     }
@@ -230,7 +230,7 @@ mod tests {
         check("serviceCIDR", |wanted| wanted.service_cidr = "10.100.0.0/16".to_owned());
         check("image", |wanted| wanted.reference_values = r#"{"a":1}"#.to_owned());
         check("constellation-mastersecret.json", |wanted| {
-            wanted.operator_key = Some("ef".to_owned())
+            wanted.operator_key = Some(OperatorPublicKey::new([0xef; 32]))
         });
         check("nodeGroups.g.vcpus of worker-0", |wanted| worker(wanted).vcpus = 4);
         check("nodeGroups.g.memoryMiB of worker-0", |wanted| {

@@ -2,12 +2,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cluster_types::key_service::KeyServicePublicKey;
-use cluster_types::{HostPort, KubernetesVersion, MeasurementSalt, Service, Variant};
+use cluster_types::{HostPort, KubernetesVersion, MeasurementSalt, OperatorPublicKey, Service, Variant};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ObjectMeta;
 use measurements::ReferenceValues;
-use role_grant::OperatorPublicKey;
 
 /// Name of the ConfigMap.
 pub const JOIN_CONFIG: &str = "join-config";
@@ -74,7 +73,7 @@ impl JoinConfig {
         let data = [
             (VARIANT, self.variant().to_string()),
             (REFERENCE_VALUES, self.reference_values.to_json()),
-            (OPERATOR_KEY, hex::encode(self.operator_key.as_bytes())),
+            (OPERATOR_KEY, self.operator_key.to_string()),
             (KEY_SERVICE_KEY, self.key_service_key.to_string()),
             (API_SERVER_ENDPOINT, self.api_server_endpoint.to_string()),
             (KUBERNETES_VERSION, self.kubernetes_version.to_string()),

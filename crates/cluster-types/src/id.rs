@@ -68,6 +68,20 @@ public_array! {
     MeasurementSalt
 }
 
+public_array! {
+    /// The operator's Ed25519 public key, which only one master secret gives. A node measures it into PCR 14 before its first
+    /// attested session, so that whoever talks to the node knows whom it obeys.
+    OperatorPublicKey
+}
+
+impl OperatorPublicKey {
+    /// What a node measures that obeys this operator: `constellation operator v1`, then the key.
+    #[must_use]
+    pub fn event(&self) -> Vec<u8> {
+        [&b"constellation operator v1"[..], &self.0].concat()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,7 +20,7 @@ pub use boot::{BootId, ParseBootIdError};
 pub use cidr::{Cidr, ParseCidrError};
 pub use disk::{DiskUuid, ParseDiskUuidError};
 pub use host_port::{HostPort, ParseHostPortError};
-pub use id::{ClusterId, MeasurementSalt, WrongLength};
+pub use id::{ClusterId, MeasurementSalt, OperatorPublicKey, WrongLength};
 pub use interface::{NodeInterface, ParseNodeInterfaceError};
 pub use loopback::is_loopback_host;
 pub use name::{NodeName, ParseNodeNameError};

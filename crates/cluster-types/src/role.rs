@@ -19,6 +19,17 @@ pub enum NodeRole {
 #[error("{0:?} is not a node role: use control-plane or worker")]
 pub struct ParseNodeRoleError(String);
 
+impl NodeRole {
+    /// What a node measures when it takes this role: `constellation role v1`, then the role's name.
+    #[must_use]
+    pub const fn event(self) -> &'static [u8] {
+        match self {
+            Self::ControlPlane => b"constellation role v1control-plane",
+            Self::Worker => b"constellation role v1worker",
+        }
+    }
+}
+
 impl FromStr for NodeRole {
     type Err = ParseNodeRoleError;
 

@@ -116,7 +116,7 @@ fn example() -> JoinConfig {
     JoinConfig {
         reference_values: ReferenceValues::new(cluster_types::Variant::ALL[0], "image", &[4]),
         measurement_salt: cluster_types::MeasurementSalt::new([1; 32]),
-        operator_key: role_grant::OperatorPublicKey::new([2; 32]),
+        operator_key: cluster_types::OperatorPublicKey::new([2; 32]),
         key_service_key: KeyServicePublicKey::new([3; 32]),
         api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
         kubernetes_version: "v1.35.4".parse().unwrap(),

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use atomic_file::Access;
-use cluster_types::NodeName;
+use cluster_types::{NodeName, OperatorPublicKey};
 use infrastructure::{NodePorts, NodeSpec};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,7 @@ pub(crate) struct ClusterRecord {
     pub(crate) private_network_port: u16,
     pub(crate) metadata_port: u16,
     pub(crate) init_secret_hash: String,
+    pub(crate) operator: Option<OperatorPublicKey>,
     /// The folder that the metadata endpoint serves.
     pub(crate) mirror: Option<PathBuf>,
     pub(crate) nodes: BTreeMap<NodeName, NodeRecord>,
@@ -286,6 +287,7 @@ mod tests {
             private_network_port: 0,
             metadata_port: 0,
             init_secret_hash: String::new(),
+            operator: None,
             mirror: None,
             nodes: BTreeMap::new(),
         }

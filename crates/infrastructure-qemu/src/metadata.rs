@@ -79,6 +79,7 @@ fn router(folder: RunFolder, key: ProofKey, port: u16) -> Router {
         .route("/nodes/{name}/endpoint", get(endpoint))
         .route("/nodes/{name}/network", get(network))
         .route("/nodes/{name}/initsecrethash", get(init_secret_hash))
+        .route("/nodes/{name}/operatorkey", get(operator_key))
         .route("/mirror/{*path}", get(mirror))
         .with_state(folder)
 }
@@ -158,6 +159,11 @@ async fn init_secret_hash(State(folder): State<RunFolder>, Path(name): Path<Stri
     Ok(known(&folder, &name)?.0.init_secret_hash)
 }
 
+async fn operator_key(State(folder): State<RunFolder>, Path(name): Path<String>) -> Result<String, Refusal> {
+    let operator = known(&folder, &name)?.0.operator.ok_or(Refusal::NotFound)?;
+    Ok(operator.to_string())
+}
+
 async fn mirror(State(folder): State<RunFolder>, Path(path): Path<String>) -> Result<Response, Refusal> {
     let root = load(&folder)?.mirror.ok_or(Refusal::NotFound)?;
     let public = spawn_blocking(move || open_public(&root, &path)).await;
@@ -202,6 +208,7 @@ impl IntoResponse for Refusal {
 
 #[cfg(test)]
 mod tests {
+    use cluster_types::OperatorPublicKey;
     use std::collections::BTreeMap;
     use std::io::{Read, Write};
     use std::net::TcpStream;
@@ -248,6 +255,7 @@ mod tests {
             private_network_port: 1,
             metadata_port: 1,
             init_secret_hash: "ab".repeat(32),
+            operator: Some(OperatorPublicKey::new([0xcd; 32])),
             mirror: Some(mirror),
             nodes: BTreeMap::from([
                 node(NodeRole::ControlPlane, Ipv4Addr::new(10, 42, 1, 100)),
@@ -320,6 +328,7 @@ mod tests {
                 r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#.to_owned(),
             ),
             ("/nodes/worker-0/initsecrethash", "ab".repeat(32)),
+            ("/nodes/worker-0/operatorkey", "cd".repeat(32)),
         ] {
             assert_eq!(server.get(path).await, (200, answer), "{path}");
         }

@@ -117,6 +117,7 @@ impl QemuProvider {
             private_network_port: 0,
             metadata_port,
             init_secret_hash: spec.init_secret_hash.clone(),
+            operator: spec.operator,
             mirror: served_folder(&spec.mirror),
             nodes: BTreeMap::new(),
         })
@@ -131,6 +132,7 @@ impl QemuProvider {
             self.folder.save(record)?;
         }
         record.init_secret_hash.clone_from(&spec.init_secret_hash);
+        record.operator = spec.operator;
         record.mirror = served_folder(&spec.mirror);
         let private_network = self.hold_private_network(record)?;
         // Held until the choice is stored.
@@ -402,6 +404,7 @@ mod tests {
             name: "mini".to_owned(),
             image: PathBuf::new(),
             init_secret_hash: String::new(),
+            operator: None,
             mirror: "http://127.0.0.1:81".parse().unwrap(),
             nodes: std::iter::once(first).chain(workers).collect(),
             members: std::collections::BTreeSet::new(),

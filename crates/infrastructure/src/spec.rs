@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use cluster_types::{NodeName, NodeRole};
+use cluster_types::{NodeName, NodeRole, OperatorPublicKey};
 use serde::{Deserialize, Serialize};
 
 use crate::MirrorSource;
@@ -15,6 +15,8 @@ pub struct ClusterSpec {
     pub image: PathBuf,
     /// SHA-256 of the init secret in hex: how a node recognises who created it.
     pub init_secret_hash: String,
+    /// Whom the nodes obey. None until there is a master secret, before which no machine is made.
+    pub operator: Option<OperatorPublicKey>,
     /// Where nodes fetch Kubernetes from, as this machine sees it.
     pub mirror: MirrorSource,
     /// The nodes, control planes first.

@@ -16,7 +16,7 @@ mod run;
 mod settings;
 mod token;
 
-pub use api_server::{ApiServer, Checking, StartTimeoutError, OwnApiServer, HealthCheckError};
+pub use api_server::{ApiServer, Checking, HealthCheckError, OwnApiServer, StartTimeoutError};
 pub use folders::Folders;
 pub use kubelet_certificate::{IssueCertificateError, KubeletKey, PendingCertificate};
 pub use names::{CertSan, ClusterName, ParseNameError};

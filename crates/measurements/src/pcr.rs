@@ -15,8 +15,10 @@ pub struct PcrIndex(u8);
 pub struct PcrIndexOutOfRange(u8);
 
 impl PcrIndex {
-    /// The register that only we use: zero until the node is part of a cluster, then extended with the cluster's id.
-    pub const CLUSTER_ID: Self = Self(15);
+    /// Extended with the operator's key before the first attested session. Nothing else uses it.
+    pub const OPERATOR: Self = Self(14);
+    /// Zero until the node is part of a cluster, then extended with the cluster's id and the node's role. Nothing else uses it.
+    pub const MEMBERSHIP: Self = Self(15);
 
     /// Makes an index of a constant.
     ///

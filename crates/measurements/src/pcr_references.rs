@@ -38,8 +38,8 @@ pub enum Enforcement {
 enum InvalidReferences {
     #[error("no register is required: such a document would accept every node")]
     NothingRequired,
-    #[error("PCR 15 must be required and zero: it is reserved for the cluster id")]
-    ClusterIdRegister,
+    #[error("PCR 15 must be required and zero: it is reserved for the membership")]
+    MembershipRegister,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ impl PcrReferences {
             .into_iter()
             .map(|(index, value)| (index, ReferenceValue::required(value)))
             .collect();
-        pcrs.insert(PcrIndex::CLUSTER_ID, ReferenceValue::required(PcrValue::ZERO));
+        pcrs.insert(PcrIndex::MEMBERSHIP, ReferenceValue::required(PcrValue::ZERO));
         Self { pcrs }
     }
 
@@ -102,13 +102,13 @@ impl TryFrom<Unchecked> for PcrReferences {
 
 fn check(pcrs: &BTreeMap<PcrIndex, ReferenceValue>) -> Result<(), InvalidReferences> {
     let required = |(index, value): (&PcrIndex, &ReferenceValue)| {
-        *index != PcrIndex::CLUSTER_ID && value.enforcement == Enforcement::Required
+        *index != PcrIndex::MEMBERSHIP && value.enforcement == Enforcement::Required
     };
     if !pcrs.iter().any(required) {
         return Err(InvalidReferences::NothingRequired);
     }
-    if pcrs.get(&PcrIndex::CLUSTER_ID) != Some(&ReferenceValue::required(PcrValue::ZERO)) {
-        return Err(InvalidReferences::ClusterIdRegister);
+    if pcrs.get(&PcrIndex::MEMBERSHIP) != Some(&ReferenceValue::required(PcrValue::ZERO)) {
+        return Err(InvalidReferences::MembershipRegister);
     }
     Ok(())
 }

@@ -6,7 +6,8 @@
 
 use attestation::AttestedIdentity;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
-use cluster_types::{ClusterId, NodeRole};
+use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
+use key_derivation::{Label, MasterSecret};
 use prost::Message;
 
 /// Keeps these signatures from being valid for anything else.
@@ -16,10 +17,6 @@ const MAX_LEN: usize = 1024;
 
 /// The key pair with which the operator grants roles. Its seed is derived from the master secret.
 pub struct OperatorKey(Ed25519KeyPair);
-
-/// The public half, which the join service knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OperatorPublicKey([u8; 32]);
 
 /// What a grant says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +87,12 @@ struct GrantMessage {
 }
 
 impl OperatorKey {
+    /// Derives the key pair from the master secret.
+    #[must_use]
+    pub fn of(secret: &MasterSecret) -> Self {
+        Self::from_seed(&secret.kek().derive_array(Label::OperatorIdentity))
+    }
+
     /// Derives the key pair from its seed.
     #[must_use]
     pub fn from_seed(seed: &[u8; 32]) -> Self {
@@ -99,7 +102,7 @@ impl OperatorKey {
     /// The public key.
     #[must_use]
     pub fn public(&self) -> OperatorPublicKey {
-        OperatorPublicKey(
+        OperatorPublicKey::new(
             self.0
                 .public_key()
                 .as_ref()
@@ -123,26 +126,14 @@ impl OperatorKey {
     }
 }
 
-impl OperatorPublicKey {
-    /// Takes the 32 bytes of a public key.
-    #[must_use]
-    pub const fn new(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// The key's 32 bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-
+impl RoleGrant {
     /// Checks that a grant was signed by the operator and allows exactly this.
     ///
     /// # Errors
     /// When there is no grant, or the operator did not sign it, or it is for something else.
     pub fn check(
-        &self,
         grant: &[u8],
+        operator: &OperatorPublicKey,
         cluster: ClusterId,
         machine: AttestedIdentity,
         role: NodeRole,
@@ -151,7 +142,7 @@ impl OperatorPublicKey {
         if grant.is_empty() {
             return Err(RoleGrantError::Missing(role));
         }
-        let grant = self.verify(grant)?;
+        let grant = Self::verify(grant, operator)?;
         if grant.cluster != cluster {
             return Err(RoleGrantError::Cluster {
                 granted: grant.cluster,
@@ -176,20 +167,18 @@ impl OperatorPublicKey {
         Ok(())
     }
 
-    fn verify(&self, bytes: &[u8]) -> Result<RoleGrant, RoleGrantError> {
+    fn verify(bytes: &[u8], operator: &OperatorPublicKey) -> Result<Self, RoleGrantError> {
         if bytes.len() > MAX_LEN {
             return Err(RoleGrantError::Malformed);
         }
         let message = GrantMessage::decode(bytes).map_err(|_| RoleGrantError::Malformed)?;
         let (grant, signature) = parse(message).ok_or(RoleGrantError::Malformed)?;
-        UnparsedPublicKey::new(&ED25519, &self.0)
+        UnparsedPublicKey::new(&ED25519, operator.as_bytes())
             .verify(&grant.signed_bytes(), &signature)
             .map_err(|_| RoleGrantError::Signature)?;
         Ok(grant)
     }
-}
 
-impl RoleGrant {
     /// Every part has a fixed length, except the role, which comes last.
     fn signed_bytes(&self) -> Vec<u8> {
         let role = self.role.to_string();
@@ -253,9 +242,8 @@ mod tests {
 
     fn present(bytes: &[u8]) -> Result<(), RoleGrantError> {
         let good = grant();
-        operator()
-            .public()
-            .check(bytes, good.cluster, good.machine, good.role, 1000)
+        let operator = operator().public();
+        RoleGrant::check(bytes, &operator, good.cluster, good.machine, good.role, 1000)
     }
 
     #[test]

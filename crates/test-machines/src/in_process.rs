@@ -2,31 +2,34 @@ use attestation::{AttestError, Attester, Evidence, ReportBinding};
 use attestation_tpm::TpmEvidence;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
-use cluster_types::Variant;
+use cluster_types::{OperatorPublicKey, Variant};
 use digest::Digest;
 use measurements::{PcrIndex, PcrValue, PcrValues};
 
-/// Answers like a TPM, as a lying host can, with a key in this process. Each one is another machine. One that claims nothing
-/// is accepted as a new machine of [`SOFTWARE_TPM`](crate::SOFTWARE_TPM).
+use crate::operator;
+
+/// Answers like a TPM, as a lying host can, with a key in this process. Each one is another machine. A generated one is accepted
+/// as a new machine of [`SOFTWARE_TPM`](crate::SOFTWARE_TPM).
 pub struct InProcessAttester {
     key: EcdsaKeyPair,
     pcrs: PcrValues,
 }
 
 impl InProcessAttester {
-    /// A machine that booted nothing.
+    /// A machine of the operator of tests that booted nothing.
     #[must_use]
     pub fn generate() -> Self {
-        Self::claiming(&PcrValues::new())
+        Self::claiming(&PcrValues::new(), &operator())
     }
 
-    /// A machine that claims to have measured this; its other registers are zero.
+    /// A machine that claims to have measured this, and to obey this operator; its other registers are zero.
     ///
     /// # Panics
     /// Never: the curve is supported.
     #[must_use]
-    pub fn claiming(measured: &PcrValues) -> Self {
+    pub fn claiming(measured: &PcrValues, operator: &OperatorPublicKey) -> Self {
         let mut pcrs: PcrValues = (0..16).map(|index| (PcrIndex::new(index), PcrValue::ZERO)).collect();
+        pcrs.insert(PcrIndex::OPERATOR, PcrValue::ZERO.event(&operator.event()));
         pcrs.extend(measured);
         Self {
             key: EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("P-256 is supported"),

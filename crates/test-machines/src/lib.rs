@@ -15,7 +15,11 @@ mod technology;
 use std::path::Path;
 use std::process::Command;
 
-use attestation::{Expectations, ExpectedMembership, Verifiers};
+use attestation::{Expectations, ExpectedMembership, ExpectedStatements, Verifiers};
+use cluster_types::OperatorPublicKey;
+use key_derivation::MasterSecret;
+use role_grant::OperatorKey;
+use zeroize::Zeroizing;
 
 pub use in_process::InProcessAttester;
 pub use software_key::SOFTWARE_KEY;
@@ -28,14 +32,33 @@ pub const TECHNOLOGIES: &[&dyn Technology] = crate::for_each_technology!(@list s
 /// By which a program in another process is told its technology.
 const CHOICE: &str = "CONSTELLATION_TEST_VARIANT";
 
-/// Accepts machines of this technology's image.
+/// From which the keys of the operator of tests are derived.
+///
+/// # Panics
+/// Never: it is long enough.
+#[must_use]
+pub fn master_secret() -> MasterSecret {
+    MasterSecret::new(Zeroizing::new(vec![7; 32]), vec![8; 32]).expect("a master secret has 32 bytes and a salt of 32")
+}
+
+/// The operator of tests, whom machines obey unless a test says otherwise.
+#[must_use]
+pub fn operator() -> OperatorPublicKey {
+    OperatorKey::of(&master_secret()).public()
+}
+
+/// Accepts machines of this technology's image that obey the operator of tests.
 ///
 /// # Panics
 /// Never: its own reference values are usable.
 #[must_use]
 pub fn verifiers(technology: &dyn Technology, membership: ExpectedMembership) -> Verifiers {
+    let statements = ExpectedStatements {
+        operator: operator(),
+        membership,
+    };
     let image = technology.image();
-    let expectations = Expectations { image, membership };
+    let expectations = Expectations { image, statements };
     let verifier = technology.variants().verifier(technology.variant(), &expectations);
     Verifiers::one(verifier.expect("the image of all machines has usable reference values"))
 }

@@ -41,7 +41,7 @@ impl Technology for KeyTechnology {
         ReferenceValues::new(VARIANT, "image", &KeyReferences::new(IMAGE, HOST))
     }
 
-    fn boot(&self) -> Result<Box<dyn Machine>> {
+    fn power_on(&self) -> Result<Box<dyn Machine>> {
         let folder = TempDir::with_prefix("key-")?;
         let file = KeyFile::create(&path(&folder), IMAGE, HOST)?;
         Ok(Box::new(KeyMachine { file, folder }))

@@ -46,7 +46,7 @@ impl Technology for TpmTechnology {
         ReferenceValues::new(VARIANT, "image", &image.with_warning(FIRMWARE, PcrValue::ZERO))
     }
 
-    fn boot(&self) -> Result<Box<dyn Machine>> {
+    fn power_on(&self) -> Result<Box<dyn Machine>> {
         Ok(Box::new(TpmMachine {
             tpm: SoftwareTpm::start()?,
             attester: Mutex::default(),

@@ -3,8 +3,10 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use attestation::{AppraisalError, MeasuringAttester, Variants};
-use cluster_types::Variant;
+use cluster_types::{OperatorPublicKey, Variant};
 use measurements::ReferenceValues;
+
+use crate::operator;
 
 /// How tests make machines of one variant. All machines of a technology run the same image until one is changed.
 pub trait Technology: Send + Sync {
@@ -20,11 +22,29 @@ pub trait Technology: Send + Sync {
     /// What the image of all machines shows.
     fn image(&self) -> ReferenceValues;
 
-    /// A new machine, which is in no cluster.
+    /// A new machine, which has said nothing about itself.
     ///
     /// # Errors
     /// When its device does not come up.
-    fn boot(&self) -> Result<Box<dyn Machine>>;
+    fn power_on(&self) -> Result<Box<dyn Machine>>;
+
+    /// A new machine of this operator, which is in no cluster.
+    ///
+    /// # Errors
+    /// When its device does not come up.
+    fn boot_for(&self, operator: &OperatorPublicKey) -> Result<Box<dyn Machine>> {
+        let machine = self.power_on()?;
+        machine.attester()?.measure_operator(operator)?;
+        Ok(machine)
+    }
+
+    /// A new machine of the operator of tests, which is in no cluster.
+    ///
+    /// # Errors
+    /// When its device does not come up.
+    fn boot(&self) -> Result<Box<dyn Machine>> {
+        self.boot_for(&operator())
+    }
 
     /// Whether Evidence was refused because it is bound to something else, and for no other reason.
     fn is_bound_to_something_else(&self, error: &AppraisalError) -> bool;

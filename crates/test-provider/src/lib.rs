@@ -10,7 +10,7 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
-use cluster_types::{NodeName, NodeRole};
+use cluster_types::{NodeName, NodeRole, OperatorPublicKey};
 use infrastructure::{
     Change, ClusterSpec, Infrastructure, Machine, MachineStatus, MirrorSource, NodePorts, NodeSpec, Plan, Provider,
     ProviderError,
@@ -48,6 +48,8 @@ struct Record {
     ports: NodePorts,
     /// How often it was started; 0 for one that was only planned.
     starts: u32,
+    /// Whom it was told to obey when it was last started.
+    operator: Option<OperatorPublicKey>,
     /// Why it does not run any more.
     stopped: Option<String>,
 }
@@ -70,6 +72,15 @@ impl TestProvider {
     #[must_use]
     pub fn starts(&self, node: &str) -> u32 {
         self.machine(node).starts
+    }
+
+    /// Whom a machine was told to obey.
+    ///
+    /// # Panics
+    /// When there is no such machine.
+    #[must_use]
+    pub fn operator(&self, node: &str) -> Option<OperatorPublicKey> {
+        self.machine(node).operator
     }
 
     /// What a machine was made with.
@@ -140,8 +151,9 @@ impl TestProvider {
         Ok(fs::rename(new, self.folder.join(RECORD))?)
     }
 
-    fn start(&self, record: &mut Record) {
+    fn start(&self, record: &mut Record, spec: &ClusterSpec) {
         record.starts += 1;
+        record.operator = spec.operator;
         record.stopped = fs::read_to_string(self.folder.join(STOPS)).ok();
     }
 
@@ -157,13 +169,13 @@ impl TestProvider {
             progress(&change.to_string());
             match change {
                 Change::Create(name) | Change::Restart(name) => {
-                    self.start(records.get_mut(name).expect("every node was planned"));
+                    self.start(records.get_mut(name).expect("every node was planned"), spec);
                 }
                 Change::Replace(name) => {
                     let record = records.get_mut(name).expect("every node was planned");
                     let wanted = spec.nodes.iter().find(|node| node.name == *name);
                     record.spec = wanted.expect("only nodes that are wanted are replaced").clone();
-                    self.start(record);
+                    self.start(record, spec);
                 }
                 Change::Remove(name) => drop(records.remove(name)),
                 // Machines of tests are never paused.
@@ -227,6 +239,7 @@ fn planned(node: &NodeSpec, records: &Records) -> Result<Record, TestProviderErr
         address: Ipv4Addr::new(192, 168, 77, 10 + number),
         ports: free_ports()?,
         starts: 0,
+        operator: None,
         stopped: None,
     })
 }

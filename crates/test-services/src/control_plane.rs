@@ -3,7 +3,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use attestation::Purpose;
+use attestation::{Membership, Purpose};
 use attested_tls::{AttestedNode, HandshakeError, channel};
 use cluster_objects::{JoinConfig, components_config_map};
 use cluster_types::key_service::AUDIENCE;
@@ -12,12 +12,12 @@ use deployment::Object;
 use grpc_api::join::IssueJoinTicketRequest;
 use grpc_api::join::IssueJoinTicketResponse;
 use grpc_api::join::api_client::ApiClient;
-use key_derivation::{Label, MasterSecret, cluster_id};
+use key_derivation::{MasterSecret, cluster_id};
 use kubernetes_components::ComponentList;
 use role_grant::{OperatorKey, RoleGrant};
 use tempfile::TempDir;
 use test_cluster::free_address;
-use test_machines::{Machine, Technology, program};
+use test_machines::{Machine, Technology, master_secret, program};
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -40,11 +40,13 @@ impl ControlPlane {
     /// # Errors
     /// When a part does not come up.
     pub async fn start(programs: &Path, technology: &dyn Technology) -> Result<Self> {
-        let key_service = KeyService::start(programs, MasterSecret::generate()).await?;
+        let key_service = KeyService::start(programs, master_secret()).await?;
         let (machine, folder) = (technology.boot()?, TempDir::with_prefix("join-service-")?);
         // What the bootstrapper does on the first node.
         let cluster = cluster_id_of(key_service.master_secret());
-        machine.attester()?.measure_membership(&cluster.into())?;
+        machine
+            .attester()?
+            .measure_membership(&Membership::new(cluster, NodeRole::ControlPlane))?;
         write_config(&folder.path().join("config"), &join_config(&key_service, technology)?)?;
         write_pki(&folder.path().join("pki"), &key_service)?;
         apply(&key_service).await?;
@@ -119,7 +121,7 @@ impl ControlPlane {
     /// The operator's word that this machine may be a control plane.
     #[must_use]
     pub fn grant(&self, node: &JoiningNode) -> Vec<u8> {
-        operator(self.master_secret()).sign(&RoleGrant {
+        OperatorKey::of(self.master_secret()).sign(&RoleGrant {
             cluster: self.cluster_id(),
             machine: node.attester().identity(),
             role: NodeRole::ControlPlane,
@@ -138,10 +140,6 @@ fn cluster_id_of(master_secret: &MasterSecret) -> ClusterId {
     cluster_id(&master_secret.kek().measurement_secret(), &SALT)
 }
 
-fn operator(master_secret: &MasterSecret) -> OperatorKey {
-    OperatorKey::from_seed(&master_secret.kek().derive_array(Label::OperatorIdentity))
-}
-
 fn components() -> Result<ComponentList> {
     Ok(ComponentList::new("v1.35.4".parse()?, Vec::new())?)
 }
@@ -150,7 +148,7 @@ fn join_config(key_service: &KeyService, technology: &dyn Technology) -> Result<
     Ok(JoinConfig {
         reference_values: technology.image(),
         measurement_salt: SALT,
-        operator_key: operator(key_service.master_secret()).public(),
+        operator_key: OperatorKey::of(key_service.master_secret()).public(),
         key_service_key: key_service.public_key(),
         api_server_endpoint: "10.42.1.100:6443".parse()?,
         kubernetes_version: "v1.35.4".parse()?,

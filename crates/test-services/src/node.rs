@@ -3,9 +3,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use attestation::{Attester, ExpectedMembership, MeasuringAttester};
 use attested_tls::{Endpoint, PeerPolicy};
+use cluster_types::OperatorPublicKey;
 use grpc_api::join::IssueJoinTicketRequest;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
-use test_machines::{Machine, Technology, verifiers};
+use test_machines::{Machine, Technology, operator, verifiers};
 
 /// A machine that is in no cluster.
 pub struct JoiningNode {
@@ -16,12 +17,20 @@ pub struct JoiningNode {
 }
 
 impl JoiningNode {
-    /// A new machine.
+    /// A new machine of the operator of tests.
     ///
     /// # Errors
     /// When its device does not come up.
     pub fn boot(technology: &'static dyn Technology) -> Result<Self> {
-        let machine = technology.boot()?;
+        Self::boot_for(technology, &operator())
+    }
+
+    /// A new machine of this operator.
+    ///
+    /// # Errors
+    /// When its device does not come up.
+    pub fn boot_for(technology: &'static dyn Technology, operator: &OperatorPublicKey) -> Result<Self> {
+        let machine = technology.boot_for(operator)?;
         Ok(Self {
             technology,
             attester: machine.attester()?,
@@ -41,7 +50,7 @@ impl JoiningNode {
         &*self.machine
     }
 
-    /// What a node accepts of a join service: its own image, and membership of some cluster.
+    /// What a node accepts of a join service: its own image, the operator of tests, and membership of some cluster.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
         let attester: Arc<dyn Attester> = self.attester.clone();

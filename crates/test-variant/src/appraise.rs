@@ -1,6 +1,6 @@
 use attestation::{
     AppraisalError, AttestationResult, AttestedIdentity, Claim, ClaimValue, Comparison, Endorsements, Evidence,
-    Expectations, ExpectedMembership, ReportBinding, Severity, TrustBasis, UnixTime, Verifier,
+    Expectations, ExpectedStatements, ReportBinding, Severity, TrustBasis, UnixTime, Verifier,
 };
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use cluster_types::Variant;
@@ -8,7 +8,7 @@ use digest::Digest;
 use document::DocumentError;
 use serde::{Deserialize, Serialize};
 
-use crate::report::{Report, SignedReport, measured_membership};
+use crate::report::{Report, SignedReport, measured};
 use crate::variant::VARIANT;
 
 /// The end of 2099, by which no test runs.
@@ -29,7 +29,7 @@ pub struct KeyReferences {
 /// Appraises reports of key files.
 pub struct KeyVerifier {
     references: KeyReferences,
-    membership: ExpectedMembership,
+    statements: ExpectedStatements,
 }
 
 /// Which check the Evidence failed.
@@ -79,7 +79,7 @@ impl KeyVerifier {
     pub fn new(expectations: &Expectations) -> Result<Self, DocumentError> {
         Ok(Self {
             references: expectations.image.values()?,
-            membership: expectations.membership,
+            statements: expectations.statements,
         })
     }
 
@@ -94,8 +94,8 @@ impl KeyVerifier {
             VARIANT,
             TrustBasis::HostSoftware,
             AttestedIdentity::new(Digest::of(&key)),
-            &self.membership,
-            measured_membership(&report.statements),
+            &self.statements,
+            measured(&report.statements),
             self.image_claims(report),
         ))
     }
@@ -171,14 +171,15 @@ fn check_binding(report: &Report, binding: &ReportBinding) -> Result<(), NotAuth
 
 #[cfg(test)]
 mod tests {
-    use attestation::{Attester, MeasuringAttester, Membership, Nonce, Outcome};
-    use cluster_types::ClusterId;
+    use attestation::{Attester, ExpectedMembership, MeasuringAttester, Membership, Nonce, Outcome};
+    use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
     use measurements::ReferenceValues;
 
     use super::*;
     use crate::{KeyAttester, KeyFile};
 
     const IMAGE: Digest = Digest::new([1; 32]);
+    const OPERATOR: OperatorPublicKey = OperatorPublicKey::new([2; 32]);
     const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
 
     struct Fixture {
@@ -190,8 +191,10 @@ mod tests {
     fn machine() -> Fixture {
         let folder = tempfile::tempdir().unwrap();
         let file = KeyFile::create(&folder.path().join("key"), IMAGE, "here").unwrap();
+        let attester = KeyAttester::new(file.clone()).unwrap();
+        attester.measure_operator(&OPERATOR).unwrap();
         Fixture {
-            attester: KeyAttester::new(file.clone()).unwrap(),
+            attester,
             file,
             _folder: folder,
         }
@@ -203,7 +206,11 @@ mod tests {
 
     fn verifier(membership: ExpectedMembership) -> KeyVerifier {
         let image = ReferenceValues::new(VARIANT, "image", &KeyReferences::new(IMAGE, "here"));
-        KeyVerifier::new(&Expectations { image, membership }).unwrap()
+        let statements = ExpectedStatements {
+            operator: OPERATOR,
+            membership,
+        };
+        KeyVerifier::new(&Expectations { image, statements }).unwrap()
     }
 
     fn outcome(machine: &Fixture, membership: ExpectedMembership) -> Outcome {
@@ -226,16 +233,28 @@ mod tests {
     fn a_machine_is_new_until_it_says_what_it_is_part_of() {
         use ExpectedMembership::{Any, New, Of};
         let machine = machine();
-        let member = |id| Membership::from(ClusterId::new([id; 32]));
+        let member = |id| Membership::new(ClusterId::new([id; 32]), NodeRole::Worker);
         assert_eq!(outcome(&machine, New), Outcome::Affirming);
         assert_eq!(outcome(&machine, Any), Outcome::Contraindicated);
         machine.attester.measure_membership(&member(1)).unwrap();
         assert_eq!(outcome(&machine, Of(member(1))), Outcome::Affirming);
+        let other_role = Membership::new(ClusterId::new([1; 32]), NodeRole::ControlPlane);
+        assert_eq!(outcome(&machine, Of(other_role)), Outcome::Contraindicated);
         assert_eq!(outcome(&machine, Any), Outcome::Affirming);
         assert_eq!(outcome(&machine, New), Outcome::Contraindicated);
         machine.attester.measure_membership(&member(2)).unwrap();
         assert_eq!(outcome(&machine, Of(member(1))), Outcome::Contraindicated);
         assert_eq!(outcome(&machine, Of(member(2))), Outcome::Contraindicated);
+    }
+
+    #[test]
+    fn a_machine_obeys_one_operator() {
+        let machine = machine();
+        machine
+            .attester
+            .measure_operator(&OperatorPublicKey::new([3; 32]))
+            .unwrap();
+        assert_eq!(outcome(&machine, ExpectedMembership::New), Outcome::Contraindicated);
     }
 
     #[test]

@@ -1,13 +1,13 @@
 use attestation::{
-    AttestError, AttestedIdentity, Attester, DeviceError, Evidence, MeasuredMembership, MeasuringAttester, Membership,
+    AttestError, AttestedIdentity, Attester, DeviceError, Evidence, MeasuredStatements, MeasuringAttester, Membership,
     ReportBinding,
 };
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-use cluster_types::Variant;
+use cluster_types::{OperatorPublicKey, Variant};
 use digest::Digest;
 use measurements::ReferenceValues;
 
-use crate::report::{Report, SignedReport, measured_membership, statement};
+use crate::report::{Report, SignedReport, measured, statement, statement_of_operator};
 use crate::variant::VARIANT;
 use crate::{KeyFile, KeyFileError, KeyReferences};
 
@@ -70,12 +70,20 @@ impl MeasuringAttester for KeyAttester {
         Ok(ReferenceValues::new(VARIANT, "the image of this node", &values))
     }
 
-    fn membership(&self) -> Result<MeasuredMembership, DeviceError> {
-        Ok(measured_membership(&self.file.read().map_err(failed)?.statements))
+    fn statements(&self) -> Result<MeasuredStatements, DeviceError> {
+        Ok(measured(&self.file.read().map_err(failed)?.statements))
+    }
+
+    fn measure_operator(&self, operator: &OperatorPublicKey) -> Result<(), DeviceError> {
+        let statement = statement_of_operator(operator);
+        let stated = self.file.state(|statements| statements.operators.push(statement));
+        stated.map_err(failed)
     }
 
     fn measure_membership(&self, membership: &Membership) -> Result<(), DeviceError> {
-        self.file.state_that(statement(membership)).map_err(failed)
+        let statement = statement(membership);
+        let stated = self.file.state(|statements| statements.memberships.push(statement));
+        stated.map_err(failed)
     }
 }
 

@@ -7,6 +7,8 @@ use aws_lc_rs::rand;
 use digest::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::report::Statements;
+
 /// A machine: its key, and what it would measure.
 #[derive(Clone, Debug)]
 pub struct KeyFile(PathBuf);
@@ -33,7 +35,7 @@ pub(crate) struct State {
     pub(crate) seed: [u8; 32],
     pub(crate) image: Digest,
     pub(crate) host: String,
-    pub(crate) statements: Vec<String>,
+    pub(crate) statements: Statements,
 }
 
 impl KeyFile {
@@ -49,7 +51,7 @@ impl KeyFile {
             seed,
             image,
             host: host.to_owned(),
-            statements: Vec::new(),
+            statements: Statements::default(),
         })?;
         Ok(file)
     }
@@ -76,9 +78,9 @@ impl KeyFile {
         self.change(|state| host.clone_into(&mut state.host))
     }
 
-    /// Adds a statement, which cannot be taken back.
-    pub(crate) fn state_that(&self, statement: String) -> Result<(), KeyFileError> {
-        self.change(|state| state.statements.push(statement))
+    /// Adds to the statements, which cannot be taken back.
+    pub(crate) fn state(&self, add: impl FnOnce(&mut Statements)) -> Result<(), KeyFileError> {
+        self.change(|state| add(&mut state.statements))
     }
 
     pub(crate) fn read(&self) -> Result<State, KeyFileError> {

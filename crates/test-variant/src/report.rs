@@ -1,4 +1,5 @@
-use attestation::{MeasuredMembership, Membership};
+use attestation::{Measured, MeasuredStatements, Membership};
+use cluster_types::OperatorPublicKey;
 use digest::Digest;
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +11,15 @@ pub(crate) struct Report {
     pub(crate) binding: String,
     pub(crate) image: Digest,
     pub(crate) host: String,
-    pub(crate) statements: Vec<String>,
+    pub(crate) statements: Statements,
+}
+
+/// What the machine has said about itself, in this order.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Statements {
+    pub(crate) operators: Vec<String>,
+    pub(crate) memberships: Vec<String>,
 }
 
 /// The body of an Evidence.
@@ -29,15 +38,26 @@ pub(crate) struct SignedReport {
 
 /// What a machine says when it becomes a member.
 pub(crate) fn statement(membership: &Membership) -> String {
-    let Membership { cluster } = membership;
-    format!("member of cluster {cluster}")
+    let Membership { cluster, role } = membership;
+    format!("{role} of cluster {cluster}")
+}
+
+/// What a machine says about whom it obeys.
+pub(crate) fn statement_of_operator(operator: &OperatorPublicKey) -> String {
+    format!("obeys {operator}")
 }
 
 /// Statements are shown as the digest of all of them, in their order.
-pub(crate) fn measured_membership(statements: &[String]) -> MeasuredMembership {
-    MeasuredMembership::new("statements", shown(statements), shown(&[]), |membership| {
-        shown(&[statement(membership)])
-    })
+pub(crate) fn measured(statements: &Statements) -> MeasuredStatements {
+    let Statements { operators, memberships } = statements;
+    MeasuredStatements {
+        operator: Measured::new("operators", shown(operators), shown(&[]), |operator| {
+            shown(&[statement_of_operator(operator)])
+        }),
+        membership: Measured::new("memberships", shown(memberships), shown(&[]), |membership| {
+            shown(&[statement(membership)])
+        }),
+    }
 }
 
 fn shown(statements: &[String]) -> Digest {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use attestation::{
-    Claim, ClaimValue, Expectations, ExpectedMembership, Finding, NotAffirmed, Purpose, Severity, Variants, Verifiers,
+    Claim, ClaimValue, Expectations, ExpectedMembership, ExpectedStatements, Finding, NotAffirmed, Purpose, Severity,
+    Variants, Verifiers,
 };
 use attestation_variants::ReleaseVariants;
 use attested_tls::{AttestedNode, Endpoint, HandshakeError, PeerPolicy, channel};
@@ -19,7 +20,7 @@ use tokio::time::sleep;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::Vm;
+use crate::{Vm, metadata};
 
 /// Part of every secret that a test plants. It must appear on no console.
 pub const CANARY: &str = "canary-6b1f0d9e";
@@ -135,7 +136,10 @@ async fn open(vm: &mut Vm, image: &ReferenceValues) -> Result<Result<Opened, Not
     vm.wait_for_bootstrapper()?;
     let expectations = Expectations {
         image: image.clone(),
-        membership: ExpectedMembership::New,
+        statements: ExpectedStatements {
+            operator: metadata::operator(),
+            membership: ExpectedMembership::New,
+        },
     };
     let verifier = ReleaseVariants.verifier(image.variant(), &expectations)?;
     let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(Verifiers::one(verifier))));

@@ -30,6 +30,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use cloud_metadata::{ApiEndpoint, InitSecretHash, NodeNetwork};
+    use cluster_types::OperatorPublicKey;
 
     use super::*;
 
@@ -57,6 +58,7 @@ mod tests {
                 port: 6443,
             },
             init_secret_hash: InitSecretHash::new([0; 32]),
+            operator: OperatorPublicKey::new([0; 32]),
         };
         let peers = [
             instance(NodeRole::ControlPlane, 100),

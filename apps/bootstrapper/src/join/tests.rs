@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
-use attestation::{ExpectedMembership, Purpose};
+use attestation::{ExpectedMembership, Membership, Purpose};
 use attested_tls::{Endpoint, incoming};
-use cluster_types::{ClusterId, MeasurementSalt};
+use cluster_types::{ClusterId, MeasurementSalt, NodeRole, OperatorPublicKey};
 use grpc_api::join::api_server::{Api, ApiServer};
 use grpc_api::join::{
     IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest, IssueRejoinTicketResponse,
@@ -31,7 +31,9 @@ for_each_technology!(async:
     init_and_join_at_once_take_the_node_once,
     a_join_service_that_belongs_to_no_cluster_is_refused,
     a_join_service_of_another_image_is_refused,
+    another_operators_join_service_is_refused,
     a_ticket_for_another_cluster_is_refused,
+    a_worker_that_poses_as_join_service_is_refused,
     a_join_client_that_comes_second_lets_the_init_server_be,
     what_a_mirror_made_a_worker_fetch_is_gone_before_its_state_is_written,
     a_failed_worker_tries_kubeadm_again_and_then_gives_up,
@@ -93,15 +95,29 @@ struct Service {
 }
 
 fn machine(joining: &TestNode) -> Box<dyn Machine> {
-    joining.technology.boot().unwrap()
+    joining.technology.boot_for(&joining.node.hints.operator).unwrap()
 }
 
-/// A machine of our cluster.
+/// A control plane of our cluster.
 fn member(joining: &TestNode) -> Box<dyn Machine> {
     let machine = machine(joining);
     let attester = machine.attester().unwrap();
-    attester.measure_membership(&cluster().into()).unwrap();
+    attester
+        .measure_membership(&membership(NodeRole::ControlPlane))
+        .unwrap();
     machine
+}
+
+/// A machine of our cluster that must not answer for a control plane.
+fn worker(joining: &TestNode) -> Box<dyn Machine> {
+    let machine = machine(joining);
+    let attester = machine.attester().unwrap();
+    attester.measure_membership(&membership(NodeRole::Worker)).unwrap();
+    machine
+}
+
+fn membership(role: NodeRole) -> Membership {
+    Membership::new(cluster(), role)
 }
 
 /// A join service on this machine.
@@ -129,6 +145,7 @@ async fn check(
     let joining = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
     let service = service(&joining, machine(&joining), ticket).await;
     join_service.set(service.address).unwrap();
+    joining.node.obey_operator().await.unwrap();
     let endpoint = endpoint_for_members(&joining.node).unwrap();
     let somewhere = SocketAddrV4::new([10, 42, 1, 100].into(), 30090);
     let asked = ask(&joining.node, &endpoint, DISK.parse().unwrap(), somewhere).await;
@@ -146,7 +163,14 @@ async fn a_worker_joins_the_cluster_that_its_join_service_proves(technology: &'s
     join_service.set(service.address).unwrap();
     running.await.unwrap().unwrap();
 
-    assert!(joining.node.attester.membership().unwrap().is(&cluster().into()));
+    assert!(
+        joining
+            .node
+            .attester
+            .membership()
+            .unwrap()
+            .is(&membership(NodeRole::Worker))
+    );
     assert_eq!(joining.disk.keys(), [STATE_DISK_KEY]);
     assert_eq!(joining.node.files.load_state().unwrap().stage, Stage::Member);
     assert!(!joining.file("run/state/constellation/master-secret.json").exists());
@@ -169,11 +193,11 @@ async fn init_and_join_at_once_take_the_node_once(technology: &'static dyn Techn
     }
     let measured = node.node.attester.membership().unwrap();
     let owner = if initialised {
-        crate::tests::cluster()
+        crate::tests::first_of_cluster()
     } else {
-        cluster()
+        membership(NodeRole::Worker)
     };
-    assert!(measured.is(&owner.into()));
+    assert!(measured.is(&owner));
     assert_eq!(node.disk.keys().len(), 1);
 }
 
@@ -198,6 +222,22 @@ async fn a_join_service_of_another_image_is_refused(technology: &'static dyn Tec
     );
 }
 
+async fn another_operators_join_service_is_refused(technology: &'static dyn Technology) {
+    let other = |joining: &TestNode| {
+        let machine = joining.technology.boot_for(&OperatorPublicKey::new([1; 32])).unwrap();
+        let attester = machine.attester().unwrap();
+        attester
+            .measure_membership(&membership(NodeRole::ControlPlane))
+            .unwrap();
+        machine
+    };
+    let error = check(technology, other, ticket()).await.err().unwrap();
+    assert!(
+        matches!(error, AskError::Handshake(HandshakeError::NotAffirmed(_))),
+        "{error}"
+    );
+}
+
 async fn a_ticket_for_another_cluster_is_refused(technology: &'static dyn Technology) {
     let foreign = IssueJoinTicketResponse {
         measurement_secret: vec![7; 32],
@@ -205,7 +245,15 @@ async fn a_ticket_for_another_cluster_is_refused(technology: &'static dyn Techno
     };
     let error = check(technology, member, foreign).await.err().unwrap();
     assert!(
-        matches!(error, AskError::Ticket(InvalidTicket::AnotherCluster { .. })),
+        matches!(error, AskError::Ticket(InvalidTicket::NoControlPlane { .. })),
+        "{error}"
+    );
+}
+
+async fn a_worker_that_poses_as_join_service_is_refused(technology: &'static dyn Technology) {
+    let error = check(technology, worker, ticket()).await.err().unwrap();
+    assert!(
+        matches!(error, AskError::Ticket(InvalidTicket::NoControlPlane { .. })),
         "{error}"
     );
 }
@@ -216,6 +264,7 @@ async fn a_join_client_that_comes_second_lets_the_init_server_be(technology: &'s
     let service = service(&joining, member(&joining), ticket()).await;
     join_service.set(service.address).unwrap();
     let _reservation = joining.node.lock.reserve(Owner::Init).unwrap();
+    joining.node.obey_operator().await.unwrap();
     assert_eq!(join(&joining.node).await.unwrap(), Joined::InitTookOver);
     assert!(joining.disk.keys().is_empty());
     assert!(matches!(boot(&*joining.node.attester).unwrap(), Boot::New));
@@ -227,6 +276,7 @@ async fn what_a_mirror_made_a_worker_fetch_is_gone_before_its_state_is_written(t
     let joining = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
     let service = service(&joining, member(&joining), ticket()).await;
     join_service.set(service.address).unwrap();
+    joining.node.obey_operator().await.unwrap();
     let fetched = joining.file("run/state/components/unwanted");
     std::fs::create_dir_all(fetched.parent().unwrap()).unwrap();
     std::fs::write(&fetched, "").unwrap();
@@ -241,7 +291,9 @@ async fn a_failed_worker_tries_kubeadm_again_and_then_gives_up(technology: &'sta
     tokio::time::pause();
     let joining = TestNode::failing(technology, NodeRole::Worker, Some("kubeadm"));
     let attester = joining.node.attester.clone();
-    attester.measure_membership(&cluster().into()).unwrap();
+    attester
+        .measure_membership(&membership(NodeRole::ControlPlane))
+        .unwrap();
     let ticket = Ticket::parse(ticket(), &attester.membership().unwrap(), NodeRole::Worker).unwrap();
     assert!(join_cluster(&joining.node, &ticket).await.is_err());
     assert_eq!(joining.programs.calls(), ["kubeadm join"; 3]);

@@ -1,6 +1,6 @@
 //! A ticket from a join service, checked against what the service attested.
 
-use attestation::{MeasuredMembership, Membership};
+use attestation::{Measured, Membership};
 use cluster_types::{ClusterId, MeasurementSalt, NodeRole, ParseHostPortError, WrongLength};
 use component_installer::{ComponentMirror, ParseMirrorAddressError};
 use digest::{Digest, oci};
@@ -25,7 +25,7 @@ const SHARED_FILES: [&str; 8] = [
     "sa.pub",
 ];
 
-/// Everything a node needs to join. It names the cluster, and the join service that issued it is a member of that cluster.
+/// Everything a node needs to join. It names the cluster, and the join service that issued it is a control plane of that cluster.
 pub(super) struct Ticket {
     pub(super) cluster: ClusterId,
     pub(super) measurement_salt: MeasurementSalt,
@@ -59,9 +59,9 @@ pub(super) enum InvalidTicket {
     #[error(transparent)]
     MeasurementSalt(#[from] WrongLength),
     #[error(
-        "the ticket is for cluster {cluster}, whose members measure {expected}; the join service measured {actual}"
+        "the ticket is for cluster {cluster}, whose control planes measure {expected}; the join service measured {actual}"
     )]
-    AnotherCluster {
+    NoControlPlane {
         cluster: ClusterId,
         expected: Digest,
         actual: Digest,
@@ -92,11 +92,11 @@ impl Ticket {
     /// Parses a ticket and checks that it is for the cluster of the join service that issued it.
     ///
     /// # Security
-    /// Success proves that the service is a member of the cluster this node is about to measure: a service cannot be
-    /// made to hand out another cluster's secrets, and a node cannot be lured into a cluster that did not attest.
+    /// Success proves that the service is a control plane of the cluster this node is about to measure: a service cannot be
+    /// made to hand out another cluster's secrets, and neither a cluster that did not attest nor a worker can lure a node.
     pub(super) fn parse(
         message: IssueJoinTicketResponse,
-        service: &MeasuredMembership,
+        service: &Measured<Membership>,
         role: NodeRole,
     ) -> Result<Self, InvalidTicket> {
         let IssueJoinTicketResponse {
@@ -123,7 +123,7 @@ impl Ticket {
             .ok_or(InvalidTicket::MeasurementSecret(measurement_secret.len()))?;
         let measurement_salt = MeasurementSalt::try_from(measurement_salt.as_slice())?;
         let cluster = cluster_id(&measurement_secret, &measurement_salt);
-        check_cluster(cluster, service)?;
+        check_service(cluster, service)?;
         let state_disk_key =
             StateDiskKey::from_slice(&state_disk_key).ok_or(InvalidTicket::StateDiskKey(state_disk_key.len()))?;
         let control_plane = match role {
@@ -186,12 +186,13 @@ impl ControlPlaneMessage {
     }
 }
 
-fn check_cluster(cluster: ClusterId, service: &MeasuredMembership) -> Result<(), InvalidTicket> {
-    let membership = Membership { cluster };
+/// A worker knows its cluster's secrets too; it must not answer for a control plane.
+fn check_service(cluster: ClusterId, service: &Measured<Membership>) -> Result<(), InvalidTicket> {
+    let membership = Membership::new(cluster, NodeRole::ControlPlane);
     if service.is(&membership) {
         Ok(())
     } else {
-        Err(InvalidTicket::AnotherCluster {
+        Err(InvalidTicket::NoControlPlane {
             cluster,
             expected: service.shown_by(&membership),
             actual: service.shown(),
@@ -279,12 +280,17 @@ pub(crate) mod tests {
     const NEW: Digest = Digest::new([0; 32]);
 
     fn shown(membership: &Membership) -> Digest {
-        Digest::of(membership.cluster.as_bytes())
+        let Membership { cluster, role } = membership;
+        Digest::of(&[cluster.as_bytes(), role.event()].concat())
     }
 
     /// What a join service of our cluster shows.
-    fn member() -> MeasuredMembership {
-        MeasuredMembership::new("register", shown(&cluster().into()), NEW, shown)
+    fn member() -> Measured<Membership> {
+        with_role(NodeRole::ControlPlane)
+    }
+
+    fn with_role(role: NodeRole) -> Measured<Membership> {
+        Measured::new("register", shown(&Membership::new(cluster(), role)), NEW, shown)
     }
 
     fn check(change: impl FnOnce(&mut IssueJoinTicketResponse)) -> Result<Ticket, InvalidTicket> {
@@ -292,7 +298,7 @@ pub(crate) mod tests {
     }
 
     fn check_from(
-        service: &MeasuredMembership,
+        service: &Measured<Membership>,
         change: impl FnOnce(&mut IssueJoinTicketResponse),
     ) -> Result<Ticket, InvalidTicket> {
         let mut message = message();
@@ -316,11 +322,17 @@ pub(crate) mod tests {
     #[test]
     fn another_clusters_ticket_is_refused() {
         let other = check(|ticket| ticket.measurement_secret = vec![7; 32]);
-        assert!(matches!(other, Err(InvalidTicket::AnotherCluster { .. })));
+        assert!(matches!(other, Err(InvalidTicket::NoControlPlane { .. })));
         let other = check(|ticket| ticket.measurement_salt = vec![7; 32]);
-        assert!(matches!(other, Err(InvalidTicket::AnotherCluster { .. })));
-        let silent = check_from(&MeasuredMembership::new("register", NEW, NEW, shown), |_| {});
-        assert!(matches!(silent, Err(InvalidTicket::AnotherCluster { .. })));
+        assert!(matches!(other, Err(InvalidTicket::NoControlPlane { .. })));
+        let silent = check_from(&Measured::new("register", NEW, NEW, shown), |_| {});
+        assert!(matches!(silent, Err(InvalidTicket::NoControlPlane { .. })));
+    }
+
+    #[test]
+    fn a_worker_of_the_same_cluster_issues_no_tickets() {
+        let refused = check_from(&with_role(NodeRole::Worker), |_| {});
+        assert!(matches!(refused, Err(InvalidTicket::NoControlPlane { .. })));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use attestation::ExpectedMembership;
 use attested_tls::PeerPolicy;
 use cloud_metadata::{Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance, NodeNetwork};
-use cluster_types::{DiskUuid, NodeRole};
+use cluster_types::{DiskUuid, NodeRole, OperatorPublicKey};
 use digest::Digest;
 use grpc_api::components::Component;
 use kubeadm::{ApiServer, Checking};
@@ -29,6 +29,7 @@ use crate::files::NodeFiles;
 use crate::lock::NodeLock;
 use crate::node::{Hints, ThisNode};
 use crate::run::{NodeError, bootstrap};
+use crate::tests::operator;
 
 pub(crate) const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
 pub(crate) const INIT_SECRET: &[u8] = b"canary init secret";
@@ -65,7 +66,7 @@ impl TestNode {
     ) -> Self {
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         let folder = TempDir::new().unwrap();
-        let machine = technology.boot().unwrap();
+        let machine = technology.power_on().unwrap();
         let attester = machine.attester().unwrap();
         let programs = Arc::new(FakePrograms {
             root: folder.path().to_owned(),
@@ -142,6 +143,7 @@ fn hints(role: NodeRole) -> Hints {
             port: 6443,
         },
         init_secret_hash: InitSecretHash::new(*Digest::of(INIT_SECRET).as_bytes()),
+        operator: operator(),
     }
 }
 
@@ -199,6 +201,10 @@ impl CloudMetadata for FakeMetadata {
         unreachable!("hints are fetched before")
     }
 
+    fn operator_key(&self) -> Answer<'_, OperatorPublicKey> {
+        unreachable!("hints are fetched before")
+    }
+
     fn mirror(&self) -> String {
         self.mirror.clone()
     }
@@ -252,7 +258,11 @@ impl FakePrograms {
             }
             ("kubeadm", ["init", ..]) => {
                 fs::write(kubernetes.join("admin.conf"), KUBECONFIG).unwrap();
-                fs::write(kubernetes.join("kubelet.conf"), "users: [{}]").unwrap();
+                fs::write(kubernetes.join("kubelet.conf"), "users: [{user: {}}]").unwrap();
+                // The kubelet, which kubeadm starts, stores its certificate.
+                let stored = self.root.join("var/lib/kubelet/pki");
+                fs::create_dir_all(&stored).unwrap();
+                fs::write(stored.join("kubelet-client-current.pem"), "").unwrap();
             }
             ("journalctl", _) => return JOURNAL.into(),
             _ => {}

@@ -1,10 +1,11 @@
 //! `apply`: creates the cluster that the configuration describes. Each phase first finds out what is already done.
 //!
-//! 1. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
-//! 2. The first node becomes a cluster, over an attested session.
-//! 3. Our services are applied.
-//! 4. All nodes become ready.
-//! 5. Every node is verified.
+//! 1. The master secret is made, unless there is one: machines measure the operator whose it is.
+//! 2. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
+//! 3. The first node becomes a cluster, over an attested session.
+//! 4. Our services are applied.
+//! 5. All nodes become ready.
+//! 6. Every node is verified.
 
 use std::fs;
 
@@ -22,7 +23,7 @@ use crate::advice::Advise;
 use crate::commands::{deploy, init, nodes, verify};
 use crate::output::{confirm, note, print, say};
 use crate::providers::Providers;
-use crate::run::{Run, load_components, load_config, refuse_configured_changes};
+use crate::run::{Run, load_components, load_config, operator_of, refuse_configured_changes};
 use crate::{kubeconfig, machines, trust};
 
 /// Creates the cluster and reports how long it took.
@@ -84,7 +85,7 @@ impl Run<'_> {
 
     /// What the machines' phases would change. Fresh machines take the place of all that are there, running or not.
     fn plan(&self) -> Result<Plan> {
-        let spec = machines::spec(&self.config, &self.state);
+        let spec = machines::spec(&self.config, &self.state, self.made_of.operator_key);
         if self.why_fresh_machines().is_none() {
             return Ok(self.provider.plan(&spec)?);
         }
@@ -97,6 +98,7 @@ impl Run<'_> {
     }
 
     async fn phases(&mut self, progress: &Progress) -> Result<()> {
+        self.provide_master_secret(progress)?;
         progress
             .step("creating the machines", async |step| self.make_machines(step))
             .await?;
@@ -113,6 +115,20 @@ impl Run<'_> {
             .step("verifying every node", async |step| verify::all(self, step).await)
             .await?;
         trust::show(warning, progress);
+        Ok(())
+    }
+
+    /// It is made before the machines, which measure the operator's key that it gives, and stored before it is used.
+    fn provide_master_secret(&mut self, progress: &Progress) -> Result<()> {
+        if self.made_of.operator_key.is_some() {
+            return Ok(());
+        }
+        let (secret, new) = self.workspace.master_secret_or_new()?;
+        if new {
+            let path = self.workspace.path(names::MASTER_SECRET);
+            progress.line(&format!("master secret written to {}: keep it safe", path.display()));
+        }
+        self.made_of.operator_key = Some(operator_of(&secret));
         Ok(())
     }
 
@@ -135,7 +151,7 @@ impl Run<'_> {
             }
             self.workspace.save_state(&self.state)?;
             let before = self.api_server_port();
-            let spec = machines::spec(&self.config, &self.state);
+            let spec = machines::spec(&self.config, &self.state, self.made_of.operator_key);
             let made = self.provider.create(&spec, &|detail| step.detail(detail));
             self.state.infrastructure = Some(made.advise("fix this, then run the same command again")?);
             self.workspace.save_state(&self.state)?;

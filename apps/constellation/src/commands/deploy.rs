@@ -11,12 +11,11 @@ use key_derivation::{Label, MasterSecret};
 use key_service_client::public_key;
 use kube::Client;
 use polling::{Failed, Schedule};
-use role_grant::OperatorKey;
 use terminal::Step;
 
 use crate::advice::{Advise, advise, given_up};
 use crate::output::shown;
-use crate::run::Run;
+use crate::run::{Run, operator_of};
 use crate::{kubeconfig, machines};
 
 /// The API server of a new cluster restarts from time to time.
@@ -51,7 +50,7 @@ fn join_config(run: &Run<'_>, secret: &MasterSecret) -> Result<JoinConfig> {
     Ok(JoinConfig {
         reference_values: run.reference_values.clone(),
         measurement_salt: run.state.measurement_salt,
-        operator_key: OperatorKey::from_seed(&kek.derive_array(Label::OperatorIdentity)).public(),
+        operator_key: operator_of(secret),
         key_service_key: public_key(&kek.derive_array(Label::KeyServiceIdentity)),
         api_server_endpoint: api_server(run)?.into(),
         kubernetes_version: run.config.kubernetes_version.clone(),

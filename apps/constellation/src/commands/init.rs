@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use atomic_file::Access;
-use attestation::{ExpectedMembership, Purpose, Verifiers};
+use attestation::{ExpectedMembership, ExpectedStatements, Purpose, Verifiers};
 use attested_tls::{Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use base64::prelude::{BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, names};
@@ -27,7 +27,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::advice::{Advise, advise, given_up};
 use crate::output::{note, shown};
-use crate::run::{Run, accepted, expected_id, fingerprint, is_a_cluster};
+use crate::run::{Run, accepted, expected_id, is_a_cluster, operator_of};
 use crate::{kubeconfig, machines, trust};
 
 /// Time limit from power-on to a bootstrapper that answers. Software emulation needs about half a minute.
@@ -44,20 +44,18 @@ const MAX_LOG_LEN: usize = 64 << 20;
 const AFTER_FAILURE: &str = "fix the cause, then run the same command again; it will use new machines and the same \
                              master secret";
 
-/// 1. The master secret is stored before it is used.
-/// 2. The user learns what the node's Evidence is worth, while nothing has been sent and the command can still be stopped.
-/// 3. The first node boots, and proves what it runs and that it belongs to no cluster.
-/// 4. It is stored that init has begun, before it begins.
-/// 5. The node reports until it has a cluster or has failed.
-/// 6. The cluster must have the id that our secret gives. Then the id is stored.
+/// 1. The user learns what the node's Evidence is worth, while nothing has been sent and the command can still be stopped.
+/// 2. The first node boots, and proves what it runs, that it obeys us and that it belongs to no cluster.
+/// 3. It is stored that init has begun, before it begins.
+/// 4. The node reports until it has a cluster or has failed.
+/// 5. The cluster must have the id that our secret gives. Then the id is stored.
 pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
-    let (secret, new) = run.workspace.master_secret_or_new()?;
-    if new {
-        let path = run.workspace.path(names::MASTER_SECRET);
-        progress.line(&format!("master secret written to {}: keep it safe", path.display()));
-    }
-    run.made_of.operator_key = Some(fingerprint(&secret));
-    let verifiers = accepted(run.variants, &run.reference_values, ExpectedMembership::New)?;
+    let secret = run.workspace.master_secret()?;
+    let statements = ExpectedStatements {
+        operator: operator_of(&secret),
+        membership: ExpectedMembership::New,
+    };
+    let verifiers = accepted(run.variants, &run.reference_values, statements)?;
     trust::show(trust::warning(verifiers.trust()), progress);
     let node = machines::first_node(run.infrastructure()?)?;
     let channel = progress
@@ -120,7 +118,7 @@ fn not_what_it_should_be(run: &Run<'_>, node: &Machine, error: HandshakeError) -
         error,
         Vec::new(),
         "compare the image's reference-values.json with the image; if they belong together, someone has changed what the \
-         node runs",
+         node runs or whom it obeys",
     )
 }
 

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use attestation::{AttestationResult, Claim, Comparison, ExpectedMembership, Outcome, Purpose, Variants};
+use attestation::{
+    AttestationResult, Claim, Comparison, ExpectedMembership, ExpectedStatements, Membership, Outcome, Purpose,
+    Variants,
+};
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
 use cluster_config::Workspace;
-use cluster_types::ClusterId;
+use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 use error_report::Chain;
 use futures_util::{StreamExt, stream};
 use infrastructure::Machine;
@@ -94,9 +97,13 @@ pub(crate) async fn run(
         .or(state.cluster_id)
         .context("the cluster has no id yet")
         .advise("finish creating it with `constellation apply`, or pass --cluster-id")?;
+    let operator = state.made_of.as_ref().and_then(|made_of| made_of.operator_key);
+    let operator = operator
+        .context("constellation-state.yaml does not say which operator the nodes obey")
+        .advise("finish creating the cluster with `constellation apply`")?;
     let reference_values = reference_values(&config, &state, variants)?;
     let nodes = state.infrastructure.map(|made| made.nodes).unwrap_or_default();
-    let report = report(&nodes, variants, &reference_values, cluster).await?;
+    let report = report(&nodes, variants, &reference_values, Members { cluster, operator }).await?;
     match arguments.output {
         Format::Text => print(&text(&report))?,
         Format::Json => print(&serde_json::to_string_pretty(&report)?)?,
@@ -111,11 +118,14 @@ pub(crate) async fn run(
 /// The last phase of `apply`. A node is ready before its verification service listens, so a node that cannot be reached is
 /// asked again for a while. A node with a wrong answer is not. Returns the warning that goes with the verdicts.
 pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<Option<&'static str>> {
-    let cluster = run.state.cluster_id.context("the cluster has no id")?;
+    let members = Members {
+        cluster: run.state.cluster_id.context("the cluster has no id")?,
+        operator: run.made_of.operator_key.context("the cluster has no operator")?,
+    };
     let nodes = &run.infrastructure()?.nodes;
     // A report without a node that did not answer is final. Any other is the best there is when time is up.
     let attempt = || async {
-        let report = report(nodes, run.variants, &run.reference_values, cluster).await;
+        let report = report(nodes, run.variants, &run.reference_values, members).await;
         let report = report.map_err(|error| Failed::Stop(Err(error)))?;
         if report.nodes.iter().all(|node| node.verdict != UNREACHABLE) {
             return Ok(report);
@@ -146,24 +156,47 @@ pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<Option<&'stati
     ))
 }
 
+/// What all nodes must have said about themselves, apart from their roles.
+#[derive(Clone, Copy)]
+struct Members {
+    cluster: ClusterId,
+    operator: OperatorPublicKey,
+}
+
+impl Members {
+    fn with_role(self, role: NodeRole) -> ExpectedStatements {
+        let Self { cluster, operator } = self;
+        ExpectedStatements {
+            operator,
+            membership: ExpectedMembership::Of(Membership::new(cluster, role)),
+        }
+    }
+}
+
 async fn report(
     nodes: &[Machine],
     variants: &dyn Variants,
     image: &ReferenceValues,
-    cluster: ClusterId,
+    members: Members,
 ) -> Result<Report> {
-    let accepted = accepted(variants, image, ExpectedMembership::Of(cluster.into()))?;
-    let trust = accepted.trust();
-    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(accepted)));
+    let with_role = |role| accepted(variants, image, members.with_role(role));
+    let (control_planes, workers) = (with_role(NodeRole::ControlPlane)?, with_role(NodeRole::Worker)?);
+    let trust = control_planes.trust();
+    let endpoint = |accepted| Endpoint::new(None, PeerPolicy::Attested(Arc::new(accepted)));
+    let (control_planes, workers) = (endpoint(control_planes), endpoint(workers));
+    let endpoint_for = |node: &Machine| match node.role {
+        NodeRole::ControlPlane => &control_planes,
+        NodeRole::Worker => &workers,
+    };
     // Side by side, because most of the time is spent waiting for the nodes' TPMs.
-    let verdicts = nodes.iter().map(|node| verify(&endpoint, node));
+    let verdicts = nodes.iter().map(|node| verify(endpoint_for(node), node));
     let mut verdicts: Vec<Verdict> = stream::iter(verdicts).buffered(CONCURRENT_SESSIONS).collect().await;
     refuse_doubles(&mut verdicts);
     let affirming = !verdicts.is_empty() && verdicts.iter().all(|node| node.reason.is_none());
     Ok(Report {
         warning: warning(trust),
         protects_from_host: trust.protects_from_host(),
-        cluster_id: cluster,
+        cluster_id: members.cluster,
         verdict: if affirming { "affirming" } else { "not affirming" },
         nodes: verdicts,
     })

@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::{Context, Result, bail, ensure};
 use attestation::Purpose;
 use attested_tls::{HandshakeError, channel};
+use cluster_types::OperatorPublicKey;
 use cluster_types::key_service::AUDIENCE;
 use e2e::{Answer, Cluster, Image, Machine, NETWORK, RUN_FOLDER, private_network_port};
 use grpc_api::join::IssueJoinTicketRequest;
@@ -16,6 +17,7 @@ use test_services::join_request;
 use tokio::runtime::Runtime;
 use tonic::{Code, Status};
 
+use crate::rogue::Ours;
 use crate::{relay, rogue};
 
 const WORKER: &str = "worker-0";
@@ -25,7 +27,7 @@ const NEW_DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
 
 pub(crate) fn replayed_evidence_is_refused(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
-    let recorder = rogue::Recorder::of(rogue::forged(image.values()));
+    let recorder = rogue::Recorder::of(rogue::forged(&Ours::new(cluster, image)?));
     in_the_log(
         cluster,
         "join-service",
@@ -43,7 +45,8 @@ pub(crate) fn replayed_evidence_is_refused(cluster: &Cluster, image: &Image) -> 
 /// get that far.
 pub(crate) fn a_relayed_session_is_refused(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
-    let node = rogue::forged(image.values());
+    let ours = Ours::new(cluster, image)?;
+    let node = rogue::forged(&ours);
     in_the_log(
         cluster,
         "join-service",
@@ -55,8 +58,7 @@ pub(crate) fn a_relayed_session_is_refused(cluster: &Cluster, image: &Image) -> 
     )?;
     blocking(async {
         let relayed = relay::start(service).await?;
-        let Err(HandshakeError::Appraisal(error)) =
-            channel(&rogue::honest(node, image.values()), Purpose::Join, &relayed).await
+        let Err(HandshakeError::Appraisal(error)) = channel(&rogue::honest(node, &ours), Purpose::Join, &relayed).await
         else {
             bail!("the node did not refuse the relayed join service")
         };
@@ -66,12 +68,12 @@ pub(crate) fn a_relayed_session_is_refused(cluster: &Cluster, image: &Image) -> 
 }
 
 pub(crate) fn reflected_evidence_is_refused(cluster: &Cluster, image: &Image) -> Result<()> {
-    let service = join_service(cluster)?;
+    let (service, ours) = (join_service(cluster)?, Ours::new(cluster, image)?);
     in_the_log(
         cluster,
         "join-service",
         &["handshake failed", "bound to something else"],
-        async { rogue::must_be_refused(&rogue::reflecting(image.values()), &service).await },
+        async { rogue::must_be_refused(&rogue::reflecting(&ours), &service).await },
     )
 }
 
@@ -86,14 +88,31 @@ pub(crate) fn a_node_with_another_image_is_refused(cluster: &Cluster, image: &Im
         "PCR 9 is",
         "PCR 11 is",
     ];
+    let other = Ours {
+        image: other.values(),
+        ..Ours::new(cluster, image)?
+    };
     in_the_log(cluster, "join-service", &named, async {
-        rogue::must_be_refused(&rogue::careless(rogue::forged(other.values())), &service).await
+        rogue::must_be_refused(&rogue::careless(rogue::forged(&other)), &service).await
+    })
+}
+
+/// Our image in somebody else's cluster: everything is as it should be, but the node obeys another operator.
+pub(crate) fn a_node_of_another_operator_is_refused(cluster: &Cluster, image: &Image) -> Result<()> {
+    let service = join_service(cluster)?;
+    let other = Ours {
+        operator: OperatorPublicKey::new([1; 32]),
+        ..Ours::new(cluster, image)?
+    };
+    let named = ["handshake failed", "contraindicated: PCR 14 is"];
+    in_the_log(cluster, "join-service", &named, async {
+        rogue::must_be_refused(&rogue::careless(rogue::forged(&other)), &service).await
     })
 }
 
 pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
-    let node = rogue::careless(rogue::forged(image.values()));
+    let node = rogue::careless(rogue::forged(&Ours::new(cluster, image)?));
     in_the_log(
         cluster,
         "join-service",
@@ -113,7 +132,7 @@ pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Clus
 pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
     let disk = disk_of_the_worker(cluster)?;
-    let node = rogue::careless(rogue::forged(image.values()));
+    let node = rogue::careless(rogue::forged(&Ours::new(cluster, image)?));
     let (not_its_disk, not_its_name) = (
         "disk_uuid is not a disk of this machine",
         "certificate_request is not for a node name of this machine",
@@ -175,8 +194,9 @@ pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &
 /// The node goes on asking, says why, and is never let in.
 pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image) -> Result<()> {
     let private_network = private_network_port(&cluster.workspace().join(RUN_FOLDER))?;
+    let operator = Ours::new(cluster, image)?.operator;
     Machine::new("lying metadata", image.disk())
-        .with_metadata(lie)
+        .with_metadata(move |request, before| lie(request, before, operator))
         .on_private_network(private_network)
         .run(|vm| {
             for reason in [
@@ -189,6 +209,7 @@ pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image
                 " is not a network card of a node",
                 "127.0.0.1 cannot be a name server",
                 "10.42.1.150 is not the address of a machine in 10.43.0.0/16",
+                "operatorkey is not an Ed25519 public key",
                 "the join service refused: role_grant is refused",
             ] {
                 vm.wait_until(reason, |vm| Ok(vm.console()?.contains(reason)))?;
@@ -199,7 +220,7 @@ pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image
         })
 }
 
-fn lie(request: &str, before: usize) -> Answer {
+fn lie(request: &str, before: usize, operator: OperatorPublicKey) -> Answer {
     let instance = |role: &str, address: &str| {
         format!(r#"{{"Name":"{LIAR}","ProviderID":"qemu:///{LIAR}","Role":"{role}","VPCIP":"{address}"}}"#)
     };
@@ -220,6 +241,9 @@ fn lie(request: &str, before: usize) -> Answer {
         // Nothing listens there.
         ("endpoint", _) => r#"{"host":"10.42.1.151","port":6443}"#.to_owned(),
         ("initsecrethash", _) => "5a".repeat(32),
+        ("operatorkey", 0) => "0b".repeat(31),
+        // Under another one, the node would refuse the join service.
+        ("operatorkey", _) => operator.to_string(),
         _ => return Answer::NotFound,
     })
 }

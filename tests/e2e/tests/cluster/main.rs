@@ -50,6 +50,7 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         attacks::a_relayed_session_is_refused,
         attacks::reflected_evidence_is_refused,
         attacks::a_node_with_another_image_is_refused,
+        attacks::a_node_of_another_operator_is_refused,
         attacks::a_worker_gets_no_control_plane_role_without_a_grant,
         attacks::a_node_gets_no_disk_key_of_another,
         attacks::the_key_service_gives_nothing_to_strangers,
@@ -75,7 +76,9 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
 /// The node says which component is refused, installs nothing and ends; the next run starts afresh, and makes a worker too.
 fn a_wrong_hash_stops_it(cluster: &Cluster) -> Result<()> {
     let kubelet = "bin/kubelet";
-    let refusal = cluster.mirror().with_a_flipped_bit(kubelet, || cluster.up_without_workers())?;
+    let refusal = cluster
+        .mirror()
+        .with_a_flipped_bit(kubelet, || cluster.up_without_workers())?;
     let refusal = refusal.err().context("a changed kubelet was installed")?.to_string();
     for part in [
         "cannot fetch component bin/kubelet",

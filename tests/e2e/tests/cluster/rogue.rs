@@ -5,22 +5,39 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use attestation::{
     AppraisalError, AttestError, AttestationResult, Attester, Endorsements, Evidence, Expectations, ExpectedMembership,
-    Purpose, ReportBinding, TrustBasis, UnixTime, Variants, Verifier, Verifiers,
+    ExpectedStatements, Purpose, ReportBinding, TrustBasis, UnixTime, Variants, Verifier, Verifiers,
 };
 use attestation_variants::ReleaseVariants;
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
-use cluster_types::Variant;
+use cluster_types::{OperatorPublicKey, Variant};
+use e2e::{Cluster, Image};
 use grpc_api::join::api_client::ApiClient;
 use grpc_api::join::{IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest};
 use measurements::{PcrReferences, ReferenceValues};
+use role_grant::OperatorKey;
 use test_machines::InProcessAttester;
 use tonic::Status;
 
-/// A machine whose TPM says what a node of this image would say.
-pub(crate) fn forged(image: &ReferenceValues) -> Arc<InProcessAttester> {
-    let image: PcrReferences = image.values().expect("the node image is for machines with a TPM");
+/// What the cluster's nodes run, and whom they obey.
+pub(crate) struct Ours<'a> {
+    pub(crate) image: &'a ReferenceValues,
+    pub(crate) operator: OperatorPublicKey,
+}
+
+impl<'a> Ours<'a> {
+    pub(crate) fn new(cluster: &Cluster, image: &'a Image) -> Result<Self> {
+        Ok(Self {
+            image: image.values(),
+            operator: OperatorKey::of(&cluster.master_secret()?).public(),
+        })
+    }
+}
+
+/// A machine whose TPM says what a node of this cluster would say.
+pub(crate) fn forged(ours: &Ours<'_>) -> Arc<InProcessAttester> {
+    let image: PcrReferences = ours.image.values().expect("the node image is for machines with a TPM");
     let expected = image.pcrs().iter().map(|(index, value)| (*index, value.expected));
-    Arc::new(InProcessAttester::claiming(&expected.collect()))
+    Arc::new(InProcessAttester::claiming(&expected.collect(), &ours.operator))
 }
 
 /// The session of somebody who does not care who is at the other end.
@@ -30,8 +47,8 @@ pub(crate) fn careless(attester: Arc<dyn Attester>) -> Endpoint {
 }
 
 /// The session of a node, which accepts members of clusters of its own image only.
-pub(crate) fn honest(attester: Arc<dyn Attester>, image: &ReferenceValues) -> Endpoint {
-    Endpoint::new(Some(attester), members(any_member(image)))
+pub(crate) fn honest(attester: Arc<dyn Attester>, ours: &Ours<'_>) -> Endpoint {
+    Endpoint::new(Some(attester), members(any_member(ours)))
 }
 
 /// Answers every question with the same old Evidence.
@@ -127,22 +144,25 @@ impl Verifier for Taking {
 }
 
 /// The session of somebody without a TPM, who sends the other side's Evidence back.
-pub(crate) fn reflecting(image: &ReferenceValues) -> Endpoint {
+pub(crate) fn reflecting(ours: &Ours<'_>) -> Endpoint {
     let taken = Arc::new(Mutex::default());
     let verifier = Taking {
         taken: taken.clone(),
-        verifier: any_member(image),
+        verifier: any_member(ours),
     };
-    let variant = image.variant();
+    let variant = ours.image.variant();
     Endpoint::new(Some(Arc::new(Reflector { variant, taken })), members(verifier))
 }
 
-fn any_member(image: &ReferenceValues) -> Box<dyn Verifier> {
+fn any_member(ours: &Ours<'_>) -> Box<dyn Verifier> {
     let expectations = Expectations {
-        image: image.clone(),
-        membership: ExpectedMembership::Any,
+        image: ours.image.clone(),
+        statements: ExpectedStatements {
+            operator: ours.operator,
+            membership: ExpectedMembership::Any,
+        },
     };
-    let verifier = ReleaseVariants.verifier(image.variant(), &expectations);
+    let verifier = ReleaseVariants.verifier(ours.image.variant(), &expectations);
     verifier.expect("the node image is for machines of a release")
 }
 
