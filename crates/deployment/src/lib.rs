@@ -1,7 +1,8 @@
-//! What we deploy into a cluster: our services, their rights and the pod network, as typed objects.
+//! What we deploy into a cluster: rules of admission, our services, their rights and the pod network, as typed objects.
 //!
 //! There is no templating: functions build the objects, and two objects that must agree share a constant.
 
+mod admission;
 mod apply;
 mod pod_network;
 mod pods;
@@ -14,6 +15,7 @@ use cluster_types::Service;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::ObjectMeta;
 
+pub use admission::admission;
 pub use apply::{ApplyError, Object};
 pub use pod_network::{PodNetwork, pod_network};
 

@@ -19,7 +19,7 @@ use crate::volumes::host_path;
 
 /// Name of the image in the mirror.
 const IMAGE: &str = "ghcr.io/flannel-io/flannel:v0.28.10";
-const NAME: &str = "flannel";
+pub(crate) const NAME: &str = "flannel";
 const CONFIG: &str = "flannel-config";
 const CLUSTER_ROLE: &str = "constellation:flannel";
 

@@ -15,6 +15,7 @@ impl Folders {
     pub(crate) const KUBELET_CERT: &str = "/run/state/kubelet/pki/kubelet-serving.crt";
     pub(crate) const KUBELET_KEY: &str = "/run/state/kubelet/pki/kubelet-serving.key";
     pub(crate) const AUDIT_POLICY: &str = "/etc/kubernetes/audit-policy.yaml";
+    pub(crate) const ADMISSION: &str = "/etc/kubernetes/admission.yaml";
     pub(crate) const PATCHES: &str = "/etc/kubernetes/patches";
 
     /// Files below this folder; on a node it is `/`.

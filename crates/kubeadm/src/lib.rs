@@ -20,6 +20,7 @@ pub use api_server::{ApiServer, Checking, HealthCheckError, OwnApiServer, StartT
 pub use folders::Folders;
 pub use kubelet_certificate::{IssueCertificateError, KubeletKey, PendingCertificate};
 pub use names::{CertSan, ClusterName, ParseNameError};
+pub use render::{ADMISSION, ADMISSION_PLUGINS};
 pub use run::{InitError, JoinError, Kubeadm, Kubeconfig};
 pub use settings::{ClusterSettings, JoinSettings, NodeSettings, ProxyMode};
 pub use token::{BootstrapToken, ParseTokenError};

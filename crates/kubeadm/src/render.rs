@@ -40,6 +40,32 @@ rules:
   - level: Metadata
 ";
 
+/// What the API server lets into a cluster besides what RBAC allows (`docs/hardening.md`): Pod Security `baseline` everywhere, except
+/// in Kubernetes' own namespace, and a warning for what is not `restricted`. A namespace can ask for another level by its labels.
+pub const ADMISSION: &str = "\
+apiVersion: apiserver.config.k8s.io/v1
+kind: AdmissionConfiguration
+plugins:
+  - name: PodSecurity
+    configuration:
+      apiVersion: pod-security.admission.config.k8s.io/v1
+      kind: PodSecurityConfiguration
+      defaults:
+        enforce: baseline
+        enforce-version: latest
+        audit: restricted
+        audit-version: latest
+        warn: restricted
+        warn-version: latest
+      exemptions:
+        namespaces:
+          - kube-system
+";
+
+/// Admission plugins that are not on by default. `NodeRestriction` is kubeadm's choice too. A Service with external addresses could
+/// take the address of the API server on every node.
+pub const ADMISSION_PLUGINS: &str = "NodeRestriction,DenyServiceExternalIPs";
+
 /// The static pods of a control plane.
 pub(crate) const STATIC_PODS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 
@@ -251,16 +277,25 @@ fn api_server(cluster: &ClusterSettings, node: &NodeSettings) -> ApiServer {
     ApiServer {
         cert_sans,
         extra_args: vec![
+            argument("admission-control-config-file", Folders::ADMISSION),
             argument("audit-log-maxage", "30"),
             argument("audit-log-maxbackup", "10"),
             argument("audit-log-maxsize", "100"),
             argument("audit-log-path", "/var/log/kubernetes/audit/audit.log"),
             argument("audit-policy-file", Folders::AUDIT_POLICY),
+            argument("enable-admission-plugins", ADMISSION_PLUGINS),
             argument("kubelet-certificate-authority", "/etc/kubernetes/pki/ca.crt"),
             argument("profiling", "false"),
             argument("tls-min-version", "VersionTLS13"),
         ],
         extra_volumes: vec![
+            HostPathMount {
+                name: "admission",
+                host_path: Folders::ADMISSION,
+                mount_path: Folders::ADMISSION,
+                read_only: true,
+                path_type: "File",
+            },
             HostPathMount {
                 name: "audit-log",
                 host_path: AUDIT_LOG_FOLDER,

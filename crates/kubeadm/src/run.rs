@@ -168,6 +168,7 @@ impl Kubeadm {
     fn write_settings(&self) -> io::Result<()> {
         let write = |path: &Path, text: &str| replace_file(path, text.as_bytes(), 0o644);
         write(&self.folders.path(Folders::AUDIT_POLICY), render::AUDIT_POLICY)?;
+        write(&self.folders.path(Folders::ADMISSION), render::ADMISSION)?;
         let patches = self.folders.path(Folders::PATCHES);
         for component in render::STATIC_PODS {
             let patch = patches.join(format!("{component}.yaml"));
@@ -355,6 +356,7 @@ mod tests {
         let kubelet = fs::read_to_string(file("etc/kubernetes/kubelet.conf")).unwrap();
         assert!(kubelet.contains("kubelet-client-current.pem") && !kubelet.contains("S0VZ"));
         assert!(file("etc/kubernetes/audit-policy.yaml").exists());
+        assert!(file("etc/kubernetes/admission.yaml").exists());
         assert!(file("etc/kubernetes/patches/kube-apiserver.yaml").exists());
         let key = fs::metadata(file("run/state/kubelet/pki/kubelet-serving.key")).unwrap();
         assert_eq!(key.permissions().mode() & 0o777, 0o600);

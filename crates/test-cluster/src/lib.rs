@@ -16,6 +16,7 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client, Config};
+use kubeadm::{ADMISSION, ADMISSION_PLUGINS};
 use tempfile::TempDir;
 
 pub use pki::Pki;
@@ -41,6 +42,7 @@ impl TestCluster {
         let binaries = binaries()?;
         let folder = TempDir::with_prefix("test-cluster-")?;
         let pki = Pki::generate(folder.path())?;
+        std::fs::write(folder.path().join("admission.yaml"), ADMISSION)?;
         let (etcd_port, peer_port, port) = (free_port()?, free_port()?, free_port()?);
         let etcd = start_etcd(&binaries, folder.path(), etcd_port, peer_port)?;
         let apiserver = start_apiserver(&binaries, folder.path(), etcd_port, port)?;
@@ -78,15 +80,22 @@ impl TestCluster {
         Ok(Client::try_from(config)?)
     }
 
+    /// A client that presents this token.
+    ///
+    /// # Errors
+    /// When the client cannot be built.
+    pub fn bearer(&self, token: String) -> Result<Client> {
+        let mut config = self.config()?;
+        config.auth_info.token = Some(token.into());
+        Ok(Client::try_from(config)?)
+    }
+
     /// A client that is one service account of `kube-system`, with only the rights that it was given.
     ///
     /// # Errors
     /// When the API refuses the token.
     pub async fn service_account(&self, name: &str) -> Result<Client> {
-        let token = self.token(name, None).await?;
-        let mut config = self.config()?;
-        config.auth_info.token = Some(token.into());
-        Ok(Client::try_from(config)?)
+        self.bearer(self.token(name, None).await?)
     }
 
     /// A token of a service account of `kube-system`, made on demand, for one audience or for the API itself.
@@ -254,6 +263,8 @@ fn start_apiserver(binaries: &Path, folder: &Path, etcd_port: u16, port: u16) ->
         .arg(format!("--service-account-key-file={}", file("sa.pub")))
         .arg(format!("--service-account-signing-key-file={}", file("sa.key")))
         .arg("--authorization-mode=RBAC")
+        .arg(format!("--enable-admission-plugins={ADMISSION_PLUGINS}"))
+        .arg(format!("--admission-control-config-file={}", file("admission.yaml")))
         // As kubeadm sets it: the services that use the TPM are privileged.
         .arg("--allow-privileged=true")
         .arg(format!("--cert-dir={}", folder.display()));

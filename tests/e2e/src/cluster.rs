@@ -153,6 +153,23 @@ impl Cluster {
         command
     }
 
+    /// kubectl that knows the server and presents nothing.
+    ///
+    /// # Errors
+    /// When the administrator's kubeconfig cannot be read, or another one cannot be written beside it.
+    pub fn kubectl_without_credentials(&self) -> Result<Command> {
+        let read = ["config", "view", "--raw", "--output", "json"];
+        let mut config: Value = serde_json::from_str(&self.kubectl(read)?)?;
+        for user in config["users"].as_array_mut().context("no users")? {
+            user["user"] = Value::Object(serde_json::Map::new());
+        }
+        let path = self.folder.join("without-credentials.conf");
+        fs::write(&path, config.to_string())?;
+        let mut command = Command::new(self.mirror.folder().join("bin/kubectl"));
+        command.arg("--kubeconfig").arg(path).stdin(Stdio::null());
+        Ok(command)
+    }
+
     /// What kubectl prints.
     ///
     /// # Errors
@@ -200,7 +217,16 @@ impl Cluster {
     /// # Errors
     /// When the probe fails.
     pub fn probe(&self, pod: &str, arguments: &[&str]) -> Result<String> {
-        self.kubectl(["exec", pod, "--", "/probe"].iter().chain(arguments))
+        self.probe_in("default", pod, arguments)
+    }
+
+    /// Runs the probe in a pod of this namespace and gives what it prints.
+    ///
+    /// # Errors
+    /// When the probe fails.
+    pub fn probe_in(&self, namespace: &str, pod: &str, arguments: &[&str]) -> Result<String> {
+        let command = ["exec", "--namespace", namespace, pod, "--", "/probe"];
+        self.kubectl(command.iter().chain(arguments))
     }
 
     /// A server of the key service that is reached from here, until it is dropped.

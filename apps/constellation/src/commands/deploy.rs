@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use cluster_objects::{JoinConfig, components_config_map};
-use deployment::{Object, PodNetwork, objects, pod_network};
+use deployment::{Object, PodNetwork, admission, objects, pod_network};
 use error_report::Chain;
 use key_derivation::{Label, MasterSecret};
 use key_service_client::public_key;
@@ -34,7 +34,8 @@ pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
         node_interface: format!("^{}$", run.infrastructure()?.node_interface),
         api_server: api_server(run)?,
     };
-    let mut wanted = vec![Object::new(components_config_map(&run.components))];
+    let mut wanted = admission();
+    wanted.push(Object::new(components_config_map(&run.components)));
     wanted.extend(pod_network(&network));
     wanted.extend(objects(&config));
     let client = kubeconfig::client(run.workspace).await?;

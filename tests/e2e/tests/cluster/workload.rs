@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 const MARKER: &str = "plaintext-of-a-pod-0d5f1c";
 const WORKER: &str = "worker-0";
 const CONTROL_PLANE: &str = "control-plane-0";
+/// Whose pods may do everything on their node.
+const PRIVILEGED: &str = "privileged";
 /// Addresses of pods.
 const PODS: [u8; 2] = [10, 244];
 
@@ -36,6 +38,22 @@ pub(crate) fn the_control_plane_is_not_asked_every_second(cluster: &Cluster, _: 
     ensure!(
         probes.len() == 3 && probes.iter().all(|probe| probe["periodSeconds"] == 10),
         "{probes:?}"
+    );
+    Ok(())
+}
+
+/// It would read the master secret from the control plane's disk.
+pub(crate) fn a_pod_that_reaches_the_host_is_refused(cluster: &Cluster, _: &Image) -> Result<()> {
+    let mut reader = pod("reader", CONTROL_PLANE, &["serve", "--text", "reader"]);
+    reader["spec"]["volumes"] = json!([{ "name": "state", "hostPath": { "path": "/run/state" } }]);
+    let refusal = cluster
+        .create(&reader)
+        .err()
+        .context("the pod was created")?
+        .to_string();
+    ensure!(
+        refusal.contains("violates PodSecurity \"baseline:latest\""),
+        "{refusal}"
     );
     Ok(())
 }
@@ -107,11 +125,14 @@ pub(crate) fn a_kubelet_that_starts_again_authenticates(cluster: &Cluster, _: &I
         time.map(str::to_owned).context("the lease was never renewed")
     };
     let before = started()?;
+    cluster.create(&privileged_namespace())?;
     cluster.create(&killer())?;
     cluster.wait_until("the kubelet to start again", || Ok(started()? != before))?;
     let last = renewed()?;
     cluster.wait_until("its next lease", || Ok(renewed()? != last))?;
-    cluster.kubectl(["delete", "pod", "killer"]).map(drop)
+    cluster
+        .kubectl(["delete", "pod", "--namespace", PRIVILEGED, "killer"])
+        .map(drop)
 }
 
 /// The tunnel's device of the worker is switched off by a pod that may do everything. Last, because what it breaks is mended
@@ -119,7 +140,9 @@ pub(crate) fn a_kubelet_that_starts_again_authenticates(cluster: &Cluster, _: &I
 pub(crate) fn with_the_tunnel_down_nothing_leaks(cluster: &Cluster, _: &Image) -> Result<()> {
     let url = load_of_the_other_node(cluster)?;
     cluster.create(&breaker())?;
-    cluster.wait_until("the breaker", || Ok(is_ready(&get(cluster, &["pod", "breaker"])?)))?;
+    cluster.wait_until("the breaker", || {
+        Ok(is_ready(&get(cluster, &["pod", "--namespace", PRIVILEGED, "breaker"])?))
+    })?;
     set_tunnel(cluster, "0x90")?;
     let capture = cluster.capture()?;
     let transfer = cluster.probe("client", &["fetch", &url]);
@@ -147,7 +170,11 @@ pub(crate) fn with_the_tunnel_down_nothing_leaks(cluster: &Cluster, _: &Image) -
 
 fn set_tunnel(cluster: &Cluster, flags: &str) -> Result<()> {
     cluster
-        .probe("breaker", &["write", "/sys/class/net/flannel-wg/flags", flags])
+        .probe_in(
+            PRIVILEGED,
+            "breaker",
+            &["write", "/sys/class/net/flannel-wg/flags", flags],
+        )
         .map(drop)
 }
 
@@ -246,9 +273,16 @@ fn pod(name: &str, node: &str, arguments: &[&str]) -> Value {
     })
 }
 
+/// As `docs/hardening.md` says how.
+fn privileged_namespace() -> Value {
+    let labels = json!({ "pod-security.kubernetes.io/enforce": "privileged" });
+    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": PRIVILEGED, "labels": labels } })
+}
+
 /// May do everything on the worker, in its own network.
 fn breaker() -> Value {
     let mut pod = pod("breaker", WORKER, &["serve", "--text", "breaker", "--port", "18080"]);
+    pod["metadata"]["namespace"] = json!(PRIVILEGED);
     pod["spec"]["hostNetwork"] = json!(true);
     pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
     pod
@@ -258,6 +292,7 @@ fn breaker() -> Value {
 fn killer() -> Value {
     let kill = "/groups/system.slice/kubelet.service/cgroup.kill";
     let mut pod = pod("killer", CONTROL_PLANE, &["write", kill, "1"]);
+    pod["metadata"]["namespace"] = json!(PRIVILEGED);
     pod["spec"]["restartPolicy"] = json!("Never");
     pod["spec"]["volumes"] = json!([{ "name": "groups", "hostPath": { "path": "/sys/fs/cgroup" } }]);
     pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "groups", "mountPath": "/groups" }]);

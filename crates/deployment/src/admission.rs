@@ -1,0 +1,180 @@
+//! Rules of admission that Kubernetes does not have by itself: who may change what of a Node.
+//!
+//! RBAC allows a field of an object to everyone who may write the object. flannel may write the status of every Node, and a status
+//! update takes labels and annotations with it: flannel's token, which every node has, could make any Node a control plane and lead
+//! any pod's traffic elsewhere.
+
+use std::collections::BTreeMap;
+
+use cluster_types::Service;
+use k8s_openapi::api::admissionregistration::v1::{
+    MatchCondition, MatchResources, NamedRuleWithOperations, ValidatingAdmissionPolicy,
+    ValidatingAdmissionPolicyBinding, ValidatingAdmissionPolicyBindingSpec, ValidatingAdmissionPolicySpec, Validation,
+    Variable,
+};
+use kube::api::ObjectMeta;
+
+use crate::{Object, pod_network};
+
+/// Where Kubernetes' own objects say what they are for.
+const DESCRIPTION: &str = "kubernetes.io/description";
+
+/// One rule for Nodes.
+struct Rule {
+    name: &'static str,
+    /// Why it exists.
+    reason: &'static str,
+    operations: &'static [&'static str],
+    /// Of whom it is asked, as a CEL expression.
+    applies_to: (&'static str, String),
+    /// Names for CEL expressions, which the checks use.
+    variables: Vec<(&'static str, &'static str)>,
+    /// What must hold, as CEL expressions, each with the message if it does not.
+    checks: Vec<(String, &'static str)>,
+}
+
+/// Every rule, in the order in which it is applied. They are in force before there is anyone whom they bind.
+#[must_use]
+pub fn admission() -> Vec<Object> {
+    [roles_of_nodes(), network_of_nodes()]
+        .into_iter()
+        .flat_map(Rule::into_objects)
+        .collect()
+}
+
+/// The fields of the new and the old Node that the checks compare. There is no old one while a Node is created.
+const LABELS: [(&str, &str); 2] = [
+    ("labels", "object.metadata.?labels.orValue({})"),
+    (
+        "oldLabels",
+        "oldObject == null ? {} : oldObject.metadata.?labels.orValue({})",
+    ),
+];
+const ANNOTATIONS: [(&str, &str); 2] = [
+    ("annotations", "object.metadata.?annotations.orValue({})"),
+    ("oldAnnotations", "oldObject.metadata.?annotations.orValue({})"),
+];
+
+fn roles_of_nodes() -> Rule {
+    let unchanged = "variables.labels.all(name, !name.startsWith('node-role.kubernetes.io/') || \
+         variables.oldLabels[?name] == variables.labels[?name])";
+    let kept =
+        "variables.oldLabels.all(name, !name.startsWith('node-role.kubernetes.io/') || name in variables.labels)";
+    Rule {
+        name: "constellation-node-roles",
+        reason: "A pod that holds keys runs where a Node has the role of a control plane. Only the operator's administrators and kubeadm, \
+                 which has their rights, say which Node that is.",
+        operations: &["CREATE", "UPDATE"],
+        applies_to: (
+            "not-an-administrator",
+            "!request.userInfo.groups.exists(group, group in ['system:masters', 'kubeadm:cluster-admins'])".to_owned(),
+        ),
+        variables: LABELS.to_vec(),
+        checks: vec![(
+            format!("{unchanged} && {kept}"),
+            "only the operator's administrators change the role of a Node",
+        )],
+    }
+}
+
+fn network_of_nodes() -> Rule {
+    let owner =
+        "request.userInfo.extra[?'authentication.kubernetes.io/node-name'] == optional.of([object.metadata.name])";
+    let unchanged = "variables.annotations.all(name, name.startsWith('flannel.alpha.coreos.com/') || \
+         variables.oldAnnotations[?name] == variables.annotations[?name])";
+    let kept = "variables.oldAnnotations.all(name, name.startsWith('flannel.alpha.coreos.com/') || \
+         name in variables.annotations)";
+    let rest = ["finalizers", "ownerReferences"]
+        .map(|field| format!("object.metadata.?{field} == oldObject.metadata.?{field}"))
+        .join(" && ");
+    let variables = [LABELS, ANNOTATIONS].concat();
+    Rule {
+        name: "constellation-pod-network",
+        reason: "The pod network's token is on every node. It writes which key and address belong to the Node that it is bound to, and \
+                 nothing else: a node's packets must not be led to another machine.",
+        operations: &["UPDATE"],
+        applies_to: (
+            "the-pod-network",
+            format!(
+                "request.userInfo.username == 'system:serviceaccount:{}:{}'",
+                Service::NAMESPACE,
+                pod_network::NAME
+            ),
+        ),
+        variables,
+        checks: vec![
+            (
+                owner.to_owned(),
+                "the pod network changes only the Node that its token is bound to",
+            ),
+            (
+                "variables.labels == variables.oldLabels".to_owned(),
+                "the pod network changes no labels",
+            ),
+            (
+                format!("{unchanged} && {kept} && {rest}"),
+                "the pod network changes no annotations, finalizers or owners but its own annotations",
+            ),
+        ],
+    }
+}
+
+impl Rule {
+    fn into_objects(self) -> [Object; 2] {
+        let metadata = ObjectMeta {
+            name: Some(self.name.into()),
+            annotations: Some(BTreeMap::from([(DESCRIPTION.into(), self.reason.into())])),
+            ..ObjectMeta::default()
+        };
+        let binding = ValidatingAdmissionPolicyBinding {
+            metadata: metadata.clone(),
+            spec: Some(ValidatingAdmissionPolicyBindingSpec {
+                policy_name: Some(self.name.into()),
+                validation_actions: Some(vec!["Deny".into()]),
+                ..ValidatingAdmissionPolicyBindingSpec::default()
+            }),
+        };
+        let policy = ValidatingAdmissionPolicy {
+            metadata,
+            spec: Some(self.into_spec()),
+            ..ValidatingAdmissionPolicy::default()
+        };
+        [Object::new(policy), Object::new(binding)]
+    }
+
+    fn into_spec(self) -> ValidatingAdmissionPolicySpec {
+        let nodes = NamedRuleWithOperations {
+            api_groups: Some(vec![String::new()]),
+            api_versions: Some(vec!["v1".into()]),
+            operations: Some(self.operations.iter().map(|&operation| operation.into()).collect()),
+            resources: Some(vec!["nodes".into(), "nodes/status".into()]),
+            ..NamedRuleWithOperations::default()
+        };
+        let (name, expression) = self.applies_to;
+        let variables = self.variables.into_iter().map(|(name, expression)| Variable {
+            name: name.into(),
+            expression: expression.into(),
+        });
+        let checks = self.checks.into_iter().map(|(expression, message)| Validation {
+            expression,
+            message: Some(message.into()),
+            reason: Some("Forbidden".into()),
+            ..Validation::default()
+        });
+        ValidatingAdmissionPolicySpec {
+            // What cannot be checked is refused.
+            failure_policy: Some("Fail".into()),
+            match_constraints: Some(MatchResources {
+                resource_rules: Some(vec![nodes]),
+                ..MatchResources::default()
+            }),
+            match_conditions: Some(vec![MatchCondition {
+                name: name.into(),
+                expression,
+            }]),
+            variables: Some(variables.collect()),
+            validations: Some(checks.collect()),
+            ..ValidatingAdmissionPolicySpec::default()
+        }
+    }
+}

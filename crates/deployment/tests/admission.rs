@@ -1,0 +1,221 @@
+//! What a real API server with our settings and rules refuses, and why.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
+
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client, Error};
+use serde_json::{Value, json};
+use test_cluster::TestCluster;
+
+const OWN: &str = "worker-0";
+const OTHER: &str = "worker-1";
+
+fn from<T: serde::de::DeserializeOwned>(object: Value) -> T {
+    serde_json::from_value(object).unwrap()
+}
+
+/// A cluster with two Nodes, the pod network's account, and our rules.
+async fn cluster() -> TestCluster {
+    let cluster = TestCluster::start().await.unwrap();
+    let admin = cluster.admin().unwrap();
+    let network = deployment::PodNetwork {
+        pod_cidr: "10.244.0.0/16".into(),
+        node_interface: "^10\\.42\\.".into(),
+        api_server: "10.42.1.100:6443".parse().unwrap(),
+    };
+    for object in deployment::admission()
+        .into_iter()
+        .chain(deployment::pod_network(&network))
+    {
+        object.apply(&admin).await.unwrap();
+    }
+    let nodes: Api<Node> = Api::all(admin.clone());
+    for name in [OWN, OTHER] {
+        let node = from(json!({
+            "metadata": { "name": name, "annotations": { "other": "1" }, "labels": { "other": "1" } },
+        }));
+        nodes.create(&PostParams::default(), &node).await.unwrap();
+    }
+    cluster
+        .wait_until_allowed("flannel", "patch", "", "nodes/status")
+        .await
+        .unwrap();
+    until_in_force(&cluster).await;
+    cluster
+}
+
+/// The API server takes a moment until it knows a rule.
+async fn until_in_force(cluster: &TestCluster) {
+    let unbound = cluster.service_account("flannel").await.unwrap();
+    let touch = json!({ "metadata": { "annotations": { "flannel.alpha.coreos.com/probe": "1" } } });
+    while patch(&unbound, OWN, &touch).await.is_ok() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+/// The pod network as it runs on a node: its token is bound to its pod, which is bound to the Node.
+async fn flannel_on(cluster: &TestCluster, node: &str) -> Client {
+    let admin = cluster.admin().unwrap();
+    let pods: Api<Pod> = Api::namespaced(admin.clone(), "kube-system");
+    let pod = from(json!({
+        "metadata": { "name": format!("flannel-{node}") },
+        "spec": { "serviceAccountName": "flannel", "nodeName": node, "containers": [{ "name": "c", "image": "i" }] },
+    }));
+    let pod = pods.create(&PostParams::default(), &pod).await.unwrap();
+    let request = TokenRequest {
+        spec: TokenRequestSpec {
+            bound_object_ref: Some(BoundObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Pod".into()),
+                name: pod.metadata.name,
+                uid: pod.metadata.uid,
+            }),
+            ..TokenRequestSpec::default()
+        },
+        ..TokenRequest::default()
+    };
+    let accounts: Api<ServiceAccount> = Api::namespaced(admin, "kube-system");
+    let response = accounts
+        .create_token_request("flannel", &PostParams::default(), &request)
+        .await;
+    cluster.bearer(response.unwrap().status.unwrap().token).unwrap()
+}
+
+async fn patch(client: &Client, node: &str, change: &Value) -> Result<(), Error> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let patched = nodes
+        .patch_status(node, &PatchParams::default(), &Patch::Strategic(change))
+        .await;
+    patched.map(drop)
+}
+
+fn must_be_refused<T>(result: Result<T, Error>, reason: &str) {
+    let Err(Error::Api(status)) = result.map(drop) else {
+        panic!("not refused: {reason}")
+    };
+    assert_eq!(status.code, 403, "{status:?}");
+    assert!(status.message.contains(reason), "{}", status.message);
+}
+
+#[tokio::test]
+async fn the_pod_networks_token_changes_only_its_own_node_and_only_its_annotations() {
+    let cluster = cluster().await;
+    let flannel = flannel_on(&cluster, OWN).await;
+    let own = json!({
+        "metadata": { "annotations": { "flannel.alpha.coreos.com/public-ip": "10.42.2.100" } },
+        "status": { "conditions": [{ "type": "NetworkUnavailable", "status": "False", "reason": "FlannelIsUp" }] },
+    });
+    patch(&flannel, OWN, &own).await.unwrap();
+    let removed = json!({ "metadata": { "annotations": { "flannel.alpha.coreos.com/public-ip": null } } });
+    patch(&flannel, OWN, &removed).await.unwrap();
+
+    let one_node = "the pod network changes only the Node that its token is bound to";
+    must_be_refused(patch(&flannel, OTHER, &own).await, one_node);
+    let unbound = cluster.service_account("flannel").await.unwrap();
+    must_be_refused(patch(&unbound, OWN, &own).await, one_node);
+
+    for change in [json!({ "a": "1" }), json!({ "other": "2" }), json!({ "other": null })] {
+        let labels = json!({ "metadata": { "labels": change } });
+        must_be_refused(patch(&flannel, OWN, &labels).await, "the pod network changes no labels");
+        let annotations = json!({ "metadata": { "annotations": change } });
+        must_be_refused(
+            patch(&flannel, OWN, &annotations).await,
+            "the pod network changes no annotations, finalizers or owners",
+        );
+    }
+    let finalizers = json!({ "metadata": { "finalizers": ["example.com/never"] } });
+    must_be_refused(
+        patch(&flannel, OWN, &finalizers).await,
+        "the pod network changes no annotations, finalizers or owners",
+    );
+}
+
+/// Also to whoever may do everything, unless it is the operator's administrator.
+#[tokio::test]
+async fn roles_of_nodes_are_the_administrators_to_change() {
+    let cluster = cluster().await;
+    let admin = cluster.admin().unwrap();
+    let bindings: Api<ClusterRoleBinding> = Api::all(admin.clone());
+    let binding = from(json!({
+        "metadata": { "name": "everything" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin" },
+        "subjects": [{ "kind": "ServiceAccount", "name": "powerful", "namespace": "kube-system" }],
+    }));
+    bindings.create(&PostParams::default(), &binding).await.unwrap();
+    let powerful = cluster.service_account("powerful").await.unwrap();
+    cluster
+        .wait_until_allowed("powerful", "create", "", "nodes")
+        .await
+        .unwrap();
+
+    let role = json!({ "metadata": { "labels": { "node-role.kubernetes.io/control-plane": "" } } });
+    let refusal = "only the operator's administrators change the role of a Node";
+    let nodes: Api<Node> = Api::all(powerful.clone());
+    let params = PatchParams::default();
+    must_be_refused(patch(&powerful, OWN, &role).await, refusal);
+    must_be_refused(nodes.patch(OWN, &params, &Patch::Strategic(&role)).await, refusal);
+    let new = from(json!({
+        "metadata": { "name": "new", "labels": { "node-role.kubernetes.io/control-plane": "" } },
+    }));
+    must_be_refused(nodes.create(&PostParams::default(), &new).await, refusal);
+    let plain = from(json!({ "metadata": { "name": "new" } }));
+    nodes.create(&PostParams::default(), &plain).await.unwrap();
+    let harmless = json!({ "metadata": { "labels": { "zone": "1" } } });
+    nodes.patch(OWN, &params, &Patch::Strategic(&harmless)).await.unwrap();
+
+    let admins: Api<Node> = Api::all(admin);
+    admins.patch(OWN, &params, &Patch::Strategic(&role)).await.unwrap();
+    let removed = json!({ "metadata": { "labels": { "node-role.kubernetes.io/control-plane": null } } });
+    must_be_refused(nodes.patch(OWN, &params, &Patch::Strategic(&removed)).await, refusal);
+}
+
+#[tokio::test]
+async fn pods_that_reach_the_host_are_refused_outside_kubernetes_own_namespace() {
+    let cluster = TestCluster::start().await.unwrap();
+    let admin = cluster.admin().unwrap();
+    let account = from(json!({ "metadata": { "name": "default" } }));
+    let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), "default");
+    accounts.create(&PostParams::default(), &account).await.unwrap();
+    let pods: Api<Pod> = Api::namespaced(admin.clone(), "default");
+    let pod = |change: Value| {
+        let mut pod = json!({
+            "metadata": { "generateName": "pod-" },
+            "spec": { "containers": [{ "name": "c", "image": "i" }] },
+        });
+        json_patch(&mut pod, change);
+        from::<Pod>(pod)
+    };
+    for change in [
+        json!({ "hostNetwork": true }),
+        json!({ "hostPID": true }),
+        json!({ "volumes": [{ "name": "v", "hostPath": { "path": "/run/state" } }] }),
+        json!({ "containers": [{ "name": "c", "image": "i", "securityContext": { "privileged": true } }] }),
+        json!({ "containers": [{ "name": "c", "image": "i", "ports": [{ "containerPort": 1, "hostPort": 1 }] }] }),
+    ] {
+        let created = pods.create(&PostParams::default(), &pod(change)).await;
+        must_be_refused(created, "violates PodSecurity \"baseline:latest\"");
+    }
+    pods.create(&PostParams::default(), &pod(json!({}))).await.unwrap();
+}
+
+fn json_patch(pod: &mut Value, change: Value) {
+    for (field, value) in change.as_object().unwrap() {
+        pod["spec"][field] = value.clone();
+    }
+}
+
+/// It could take the address of the API server on every node.
+#[tokio::test]
+async fn a_service_with_external_addresses_is_refused() {
+    let cluster = TestCluster::start().await.unwrap();
+    let services: Api<Service> = Api::namespaced(cluster.admin().unwrap(), "default");
+    let service = from(json!({
+        "metadata": { "name": "taker" },
+        "spec": { "ports": [{ "port": 6443 }], "externalIPs": ["10.42.1.100"] },
+    }));
+    let created = services.create(&PostParams::default(), &service).await;
+    must_be_refused(created, "Use of external IPs is denied by admission control");
+}
