@@ -501,6 +501,24 @@ fn verify_tells_a_node_of_another_operator(technology: &'static dyn Technology) 
     assert_eq!(matches(&report["nodes"][0]).filter(|matches| !matches).count(), 1);
 }
 
+/// It is a member of our cluster, with the same role: only its identity tells.
+#[test]
+fn verify_tells_a_machine_that_took_a_nodes_place() {
+    let (host, _node) = made();
+    let other = ScriptedNode::new(SOFTWARE_TPM);
+    let member = Some(control_plane(derived_id(&host)));
+    other.serve(&host, ports(&host).verify, &[Purpose::Verify], Answer::Never, member);
+    let report = host.run(&["verify", "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout(&report)).unwrap();
+    let node = &report["nodes"][0];
+    assert_eq!(node["verdict"], "contraindicated", "{report}");
+    assert!(matches(node).all(|matches| matches), "{report}");
+    assert!(
+        node["reason"].as_str().unwrap().starts_with("another machine answers"),
+        "{report}"
+    );
+}
+
 fn verify_does_not_let_one_node_answer_for_another(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     host.until(&["mini", "up"], BOOTS).kill();
@@ -858,8 +876,17 @@ fn workers_come_and_go_and_the_cluster_stays_what_it_is() {
     host.change_config("initialCount: 1 # workers", "initialCount: 2 # workers");
     host.until(&["apply", "--yes"], "applying the services\n").kill();
     assert_eq!(host.machines().starts("worker-1"), 1);
+    // As if it had been verified.
+    let mut state = workspace(&host).state().unwrap().unwrap();
+    state
+        .identities
+        .insert("worker-1".parse().unwrap(), Digest::of(b"machine"));
+    workspace(&host).save_state(&state).unwrap();
     host.change_config("initialCount: 2 # workers", "initialCount: 0 # workers");
     host.until(&["apply", "--yes"], "applying the services\n").kill();
+    let state = workspace(&host).state().unwrap().unwrap();
+    let known: Vec<_> = state.identities.keys().map(ToString::to_string).collect();
+    assert_eq!(known, ["control-plane-0"]);
     assert_eq!(host.machines().starts("control-plane-0"), 1);
     assert_eq!(node.asked.lock().unwrap().len(), 1);
 }

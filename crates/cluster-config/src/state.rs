@@ -41,6 +41,9 @@ pub struct ClusterState {
     /// In which boot a node was last seen ready, and with which start of its machine.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub boots: BTreeMap<NodeName, Boot>,
+    /// The attested identity of each node's machine, from the session in which it was first affirmed. A node keeps its machine.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub identities: BTreeMap<NodeName, Digest>,
     /// What the machines were made from, recorded before the first of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_of: Option<MadeOf>,
@@ -105,6 +108,7 @@ impl ClusterState {
             members: BTreeSet::new(),
             files: BTreeMap::new(),
             boots: BTreeMap::new(),
+            identities: BTreeMap::new(),
             made_of: None,
             infrastructure: None,
         }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow};
 use atomic_file::Access;
 use attestation::Variants;
 use cluster_config::{InitProgress, MadeOf, Workspace, WorkspaceError, names};
+use cluster_types::NodeName;
 use error_report::{Chain, explain_denied_in};
 use infrastructure::{Change, MachineStatus, Plan};
 use terminal::{Progress, Step};
@@ -140,6 +141,7 @@ impl Run<'_> {
                 step.detail(&format!("{reason}; starting again with fresh machines"));
                 self.provider.destroy()?;
                 self.state.infrastructure = None;
+                self.state.identities.clear();
                 self.state.init = InitProgress::NotStarted;
             }
             // Stored before anything depends on it, or on the state's secret and salt. What a cluster was made from stays as it is.
@@ -154,6 +156,9 @@ impl Run<'_> {
             let spec = machines::spec(&self.config, &self.state, self.made_of.operator_key);
             let made = self.provider.create(&spec, &|detail| step.detail(detail));
             self.state.infrastructure = Some(made.advise("fix this, then run the same command again")?);
+            // A node that comes back under this name has another machine.
+            let wanted = |name: &NodeName| spec.nodes.iter().any(|node| node.name == *name);
+            self.state.identities.retain(|name, _| wanted(name));
             self.workspace.save_state(&self.state)?;
             self.follow_api_server(before)
         })

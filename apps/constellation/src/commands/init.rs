@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use atomic_file::Access;
-use attestation::{ExpectedMembership, ExpectedStatements, Purpose, Verifiers};
+use attestation::{AttestedIdentity, ExpectedMembership, ExpectedStatements, Purpose, Verifiers};
 use attested_tls::{Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use base64::prelude::{BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, names};
 use cluster_types::ClusterId;
+use digest::Digest;
 use error_report::Chain;
 use grpc_api::components::Component;
 use grpc_api::init::api_client::ApiClient;
@@ -58,14 +59,14 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
     let verifiers = accepted(run.variants, &run.reference_values, statements)?;
     trust::show(trust::warning(verifiers.trust()), progress);
     let node = machines::first_node(run.infrastructure()?)?;
-    let channel = progress
+    let (channel, identity) = progress
         .step("waiting for the first node", async |step| {
             connect(run, &node, verifiers, step).await
         })
         .await?;
     progress
         .step("creating the cluster", async |step| {
-            begin(run)?;
+            begin(run, &node, identity)?;
             match request(run, &secret, &node, channel, step).await? {
                 Outcome::Success(success) => finish(run, &secret, &node, success),
                 Outcome::Failure(failure) => Err(failed(run, &failure)).advise(AFTER_FAILURE),
@@ -75,7 +76,12 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
 }
 
 /// Tries until the node answers. A node that answers but is not the expected one is not tried again.
-async fn connect(run: &Run<'_>, node: &Machine, verifiers: Verifiers, step: &Step<'_>) -> Result<Channel> {
+async fn connect(
+    run: &Run<'_>,
+    node: &Machine,
+    verifiers: Verifiers,
+    step: &Step<'_>,
+) -> Result<(Channel, AttestedIdentity)> {
     let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
     let address = format!("{}:{}", node.host, node.ports.bootstrapper);
     let begun = Instant::now();
@@ -85,7 +91,7 @@ async fn connect(run: &Run<'_>, node: &Machine, verifiers: Verifiers, step: &Ste
             ..Limits::default()
         });
         match channel(&endpoint, Purpose::Init, &address).await {
-            Ok((channel, Some(_))) => Ok(channel),
+            Ok((channel, Some(proven))) => Ok((channel, proven.identity())),
             Ok((_, None)) => Err(Failed::Stop(anyhow!("{} did not attest", node.name))),
             Err(error) if is_booting(&error) => Err(machines::retry(&*run.provider, error)),
             Err(error) => Err(Failed::Stop(not_what_it_should_be(run, node, error))),
@@ -145,7 +151,7 @@ fn console(run: &Run<'_>, node: &Machine) -> Vec<String> {
 }
 
 /// From here on the node may have begun, so its disk cannot be used for another attempt.
-fn begin(run: &mut Run<'_>) -> Result<()> {
+fn begin(run: &mut Run<'_>, node: &Machine, identity: AttestedIdentity) -> Result<()> {
     run.workspace.remove_own(&run.state, names::ADMIN_CONF)?;
     if let Err(error) = run.workspace.remove_own(&run.state, names::CLUSTER_LOG) {
         note(&format!(
@@ -156,6 +162,8 @@ fn begin(run: &mut Run<'_>) -> Result<()> {
     }
     run.state.init = InitProgress::Started;
     run.state.made_of = Some(run.made_of.clone());
+    let identity = Digest::new(*identity.as_bytes());
+    run.state.identities.insert(node.name.clone(), identity);
     Ok(run.workspace.save_state(&run.state)?)
 }
 

@@ -8,11 +8,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use attestation::{
     AttestationResult, Claim, Comparison, ExpectedMembership, ExpectedStatements, Membership, Outcome, Purpose,
-    Variants,
+    Variants, Verifiers,
 };
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
-use cluster_config::Workspace;
-use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
+use cluster_config::{ClusterState, Workspace};
+use cluster_types::{ClusterId, NodeName, NodeRole, OperatorPublicKey};
+use digest::Digest;
 use error_report::Chain;
 use futures_util::{StreamExt, stream};
 use infrastructure::Machine;
@@ -52,12 +53,12 @@ struct Report {
 /// What one node proved.
 #[derive(Serialize)]
 struct Verdict {
-    name: String,
+    name: NodeName,
     role: String,
     endpoint: String,
     verdict: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    identity: Option<String>,
+    identity: Option<Digest>,
     #[serde(skip_serializing_if = "Option::is_none")]
     variant: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,8 +103,15 @@ pub(crate) async fn run(
         .context("constellation-state.yaml does not say which operator the nodes obey")
         .advise("finish creating the cluster with `constellation apply`")?;
     let reference_values = reference_values(&config, &state, variants)?;
-    let nodes = state.infrastructure.map(|made| made.nodes).unwrap_or_default();
-    let report = report(&nodes, variants, &reference_values, Members { cluster, operator }).await?;
+    let nodes = state.infrastructure.as_ref().map(|made| &made.nodes[..]);
+    let expected = Expected {
+        variants,
+        image: &reference_values,
+        cluster,
+        operator,
+        identities: &state.identities,
+    };
+    let report = report(nodes.unwrap_or_default(), expected).await?;
     match arguments.output {
         Format::Text => print(&text(&report))?,
         Format::Json => print(&serde_json::to_string_pretty(&report)?)?,
@@ -116,30 +124,13 @@ pub(crate) async fn run(
 }
 
 /// The last phase of `apply`. A node is ready before its verification service listens, so a node that cannot be reached is
-/// asked again for a while. A node with a wrong answer is not. Returns the warning that goes with the verdicts.
-pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<Option<&'static str>> {
-    let members = Members {
-        cluster: run.state.cluster_id.context("the cluster has no id")?,
-        operator: run.made_of.operator_key.context("the cluster has no operator")?,
-    };
-    let nodes = &run.infrastructure()?.nodes;
-    // A report without a node that did not answer is final. Any other is the best there is when time is up.
-    let attempt = || async {
-        let report = report(nodes, run.variants, &run.reference_values, members).await;
-        let report = report.map_err(|error| Failed::Stop(Err(error)))?;
-        if report.nodes.iter().all(|node| node.verdict != UNREACHABLE) {
-            return Ok(report);
-        }
-        machines::check_running(&*run.provider).map_err(|stopped| Failed::Stop(Err(stopped)))?;
-        Err(Failed::Retry(Ok(report)))
-    };
-    let polled = Schedule::every(INTERVAL, REACH_LIMIT).poll(attempt, |_, _| {}).await;
-    let report = match polled.map_err(PollError::into_last) {
-        Ok(report) => report,
-        Err(Some(last)) => last?,
-        Err(None) => bail!("no node answered within {} s", REACH_LIMIT.as_secs()),
-    };
+/// asked again for a while. A node with a wrong answer is not. The machines that were affirmed are stored: from now on a node has
+/// this machine. Returns the warning that goes with the verdicts.
+pub(crate) async fn all(run: &mut Run<'_>, step: &Step<'_>) -> Result<Option<&'static str>> {
+    let report = report_of_all(run).await?;
     if report.is_affirming() {
+        remember(&mut run.state, &report);
+        run.workspace.save_state(&run.state)?;
         step.detail(&format!("all {} nodes are affirming", report.nodes.len()));
         return Ok(report.warning);
     }
@@ -156,31 +147,66 @@ pub(crate) async fn all(run: &Run<'_>, step: &Step<'_>) -> Result<Option<&'stati
     ))
 }
 
-/// What all nodes must have said about themselves, apart from their roles.
-#[derive(Clone, Copy)]
-struct Members {
-    cluster: ClusterId,
-    operator: OperatorPublicKey,
-}
-
-impl Members {
-    fn with_role(self, role: NodeRole) -> ExpectedStatements {
-        let Self { cluster, operator } = self;
-        ExpectedStatements {
-            operator,
-            membership: ExpectedMembership::Of(Membership::new(cluster, role)),
+fn remember(state: &mut ClusterState, report: &Report) {
+    for node in &report.nodes {
+        if let Some(identity) = node.identity {
+            state.identities.insert(node.name.clone(), identity);
         }
     }
 }
 
-async fn report(
-    nodes: &[Machine],
-    variants: &dyn Variants,
-    image: &ReferenceValues,
-    members: Members,
-) -> Result<Report> {
-    let with_role = |role| accepted(variants, image, members.with_role(role));
-    let (control_planes, workers) = (with_role(NodeRole::ControlPlane)?, with_role(NodeRole::Worker)?);
+async fn report_of_all(run: &Run<'_>) -> Result<Report> {
+    let expected = Expected {
+        variants: run.variants,
+        image: &run.reference_values,
+        cluster: run.state.cluster_id.context("the cluster has no id")?,
+        operator: run.made_of.operator_key.context("the cluster has no operator")?,
+        identities: &run.state.identities,
+    };
+    let nodes = &run.infrastructure()?.nodes;
+    // A report without a node that did not answer is final. Any other is the best there is when time is up.
+    let attempt = || async {
+        let report = report(nodes, expected).await;
+        let report = report.map_err(|error| Failed::Stop(Err(error)))?;
+        if report.nodes.iter().all(|node| node.verdict != UNREACHABLE) {
+            return Ok(report);
+        }
+        machines::check_running(&*run.provider).map_err(|stopped| Failed::Stop(Err(stopped)))?;
+        Err(Failed::Retry(Ok(report)))
+    };
+    let polled = Schedule::every(INTERVAL, REACH_LIMIT).poll(attempt, |_, _| {}).await;
+    match polled.map_err(PollError::into_last) {
+        Ok(report) => Ok(report),
+        Err(Some(last)) => last,
+        Err(None) => bail!("no node answered within {} s", REACH_LIMIT.as_secs()),
+    }
+}
+
+/// What nodes must prove.
+#[derive(Clone, Copy)]
+struct Expected<'a> {
+    variants: &'a dyn Variants,
+    image: &'a ReferenceValues,
+    cluster: ClusterId,
+    operator: OperatorPublicKey,
+    identities: &'a BTreeMap<NodeName, Digest>,
+}
+
+impl Expected<'_> {
+    fn members(&self, role: NodeRole) -> Result<Verifiers> {
+        let statements = ExpectedStatements {
+            operator: self.operator,
+            membership: ExpectedMembership::Of(Membership::new(self.cluster, role)),
+        };
+        accepted(self.variants, self.image, statements)
+    }
+}
+
+async fn report(nodes: &[Machine], expected: Expected<'_>) -> Result<Report> {
+    let (control_planes, workers) = (
+        expected.members(NodeRole::ControlPlane)?,
+        expected.members(NodeRole::Worker)?,
+    );
     let trust = control_planes.trust();
     let endpoint = |accepted| Endpoint::new(None, PeerPolicy::Attested(Arc::new(accepted)));
     let (control_planes, workers) = (endpoint(control_planes), endpoint(workers));
@@ -189,14 +215,16 @@ async fn report(
         NodeRole::Worker => &workers,
     };
     // Side by side, because most of the time is spent waiting for the nodes' TPMs.
-    let verdicts = nodes.iter().map(|node| verify(endpoint_for(node), node));
+    let verdicts = nodes
+        .iter()
+        .map(|node| verify(endpoint_for(node), node, expected.identities.get(&node.name)));
     let mut verdicts: Vec<Verdict> = stream::iter(verdicts).buffered(CONCURRENT_SESSIONS).collect().await;
     refuse_doubles(&mut verdicts);
     let affirming = !verdicts.is_empty() && verdicts.iter().all(|node| node.reason.is_none());
     Ok(Report {
         warning: warning(trust),
         protects_from_host: trust.protects_from_host(),
-        cluster_id: members.cluster,
+        cluster_id: expected.cluster,
         verdict: if affirming { "affirming" } else { "not affirming" },
         nodes: verdicts,
     })
@@ -204,9 +232,9 @@ async fn report(
 
 /// Every node must be a separate machine; otherwise one good node could answer for a bad one.
 fn refuse_doubles(verdicts: &mut [Verdict]) {
-    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    let mut seen: BTreeMap<Digest, NodeName> = BTreeMap::new();
     for verdict in verdicts {
-        let Some(identity) = verdict.identity.clone() else {
+        let Some(identity) = verdict.identity else {
             continue;
         };
         if let Some(first) = seen.get(&identity) {
@@ -218,12 +246,12 @@ fn refuse_doubles(verdicts: &mut [Verdict]) {
     }
 }
 
-async fn verify(endpoint: &Endpoint, node: &Machine) -> Verdict {
+async fn verify(endpoint: &Endpoint, node: &Machine, known: Option<&Digest>) -> Verdict {
     let address = format!("{}:{}", node.host, node.ports.verify);
     let session = tokio::time::timeout(ANSWER_LIMIT, channel(endpoint, Purpose::Verify, &address));
     let outcome = session.await.unwrap_or(Err(HandshakeError::TimedOut(ANSWER_LIMIT)));
     let mut verdict = Verdict {
-        name: node.name.to_string(),
+        name: node.name.clone(),
         role: node.role.to_string(),
         endpoint: address,
         verdict: String::new(),
@@ -234,7 +262,10 @@ async fn verify(endpoint: &Endpoint, node: &Machine) -> Verdict {
         claims: Vec::new(),
     };
     match outcome {
-        Ok((_, Some(proven))) => verdict.fill(proven.result()),
+        Ok((_, Some(proven))) => {
+            verdict.fill(proven.result());
+            verdict.compare_identity(known);
+        }
         Ok((_, None)) => verdict.fail("unproven", "the node did not attest".to_owned()),
         Err(HandshakeError::NotAffirmed(refused)) => {
             verdict.fill(&refused.result);
@@ -251,13 +282,24 @@ async fn verify(endpoint: &Endpoint, node: &Machine) -> Verdict {
 impl Verdict {
     fn fill(&mut self, result: &AttestationResult) {
         self.verdict = result.outcome().to_string();
-        self.identity = Some(result.identity().to_string());
+        self.identity = Some(Digest::new(*result.identity().as_bytes()));
         self.variant = Some(result.variant().to_string());
         self.trust = Some(result.trust().to_string());
         self.claims = result.claims().iter().map(ShownClaim::from).collect();
         // A session exists only because the result is affirming. This keeps it so, should that ever change.
         if result.outcome() != Outcome::Affirming {
             self.reason = Some("the verdict is not affirming".to_owned());
+        }
+    }
+
+    /// An attestation key proves that this is a machine of the cluster; only its identity tells that it is the one with this name.
+    fn compare_identity(&mut self, known: Option<&Digest>) {
+        match (self.identity, known) {
+            (Some(actual), Some(known)) if actual != *known => {
+                let reason = format!("another machine answers: this node's has the attested identity {known}");
+                self.fail("contraindicated", reason);
+            }
+            _ => {}
         }
     }
 
