@@ -164,6 +164,23 @@ mod tests {
         }
     }
 
+    /// An escape from a container can write to the state disk, and that outlives a reboot.
+    #[test]
+    fn no_program_of_the_state_disk_takes_the_place_of_a_measured_one() {
+        let units = ours().overlay().join("usr/lib/systemd/system");
+        let mut paths = 0;
+        for unit in fs::read_dir(units).unwrap().map(|entry| entry.unwrap().path()) {
+            let text = fs::read_to_string(&unit).unwrap_or_default();
+            for folders in text.lines().filter_map(|line| line.strip_prefix("Environment=PATH=")) {
+                paths += 1;
+                let measured = |folder: &&str| folder.starts_with("/usr/");
+                let rest: Vec<_> = folders.split(':').skip_while(measured).collect();
+                assert!(!rest.iter().any(measured), "{}: {folders}", unit.display());
+            }
+        }
+        assert_eq!(paths, 2);
+    }
+
     #[test]
     fn modules_of_the_initramfs_are_not_those_of_shared_devices() {
         let ours = ours();
