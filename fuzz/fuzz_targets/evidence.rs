@@ -2,8 +2,6 @@
 
 #![no_main]
 
-use std::collections::BTreeMap;
-
 use attestation::{
     Endorsements, Evidence, Expectations, ExpectedMembership, ExpectedStatements, Nonce, ReportBinding, TrustBasis, UnixTime, Verifier,
 };
@@ -15,7 +13,7 @@ use measurements::{PcrIndex, PcrReferences, PcrValue, ReferenceValues};
 const VARIANT: Variant = Variant::QemuVtpm;
 
 fuzz_target!(|bytes: &[u8]| {
-    let values = PcrReferences::new(BTreeMap::from([(PcrIndex::new(4), PcrValue::ZERO)]));
+    let values = PcrReferences::new(PcrIndex::IMAGE.map(|index| (index, PcrValue::ZERO)).into());
     let expectations = Expectations {
         image: ReferenceValues::new(VARIANT, "image", &values),
         statements: ExpectedStatements {

@@ -138,7 +138,7 @@ fn values_that_every_node_has_are_refused() {
         &[
             "--config",
             "referenceValues of the join configuration is invalid",
-            "no register is required",
+            "PCR 4 must be required",
         ],
     );
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 use std::path::Path;
+use std::time::Duration;
 
 use attestation::{Membership, Purpose};
 use attested_tls::HandshakeError;
@@ -220,13 +221,24 @@ async fn bad_input_to_each_field_gives_one_error_that_names_it(technology: &'sta
     }
 }
 
+/// What a service has written is read a moment later.
+async fn until_logged(control_plane: &ControlPlane, text: &str) {
+    let logged = async {
+        while !control_plane.logs().contains(text) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let logged = tokio::time::timeout(Duration::from_secs(60), logged).await;
+    assert!(logged.is_ok(), "{text:?} is not in {}", control_plane.logs());
+}
+
 /// They run our image, and would be new nodes of their own cluster.
 async fn another_operators_nodes_get_no_session(technology: &'static dyn Technology) {
     let control_plane = start(technology).await;
     let other = JoiningNode::boot_for(technology, &OperatorPublicKey::new([1; 32])).unwrap();
     let result = control_plane.session(&other, Purpose::Join).await;
     assert!(matches!(result, Err(HandshakeError::RefusedByPeer(_))));
-    assert!(control_plane.logs().contains("contraindicated"));
+    until_logged(&control_plane, "contraindicated").await;
 }
 
 async fn nodes_that_are_not_what_they_should_be_get_no_session(technology: &'static dyn Technology) {
@@ -242,5 +254,5 @@ async fn nodes_that_are_not_what_they_should_be_get_no_session(technology: &'sta
         let result = control_plane.session(&node, Purpose::Join).await;
         assert!(matches!(result, Err(HandshakeError::RefusedByPeer(_))));
     }
-    assert!(control_plane.logs().contains("contraindicated"));
+    until_logged(&control_plane, "contraindicated").await;
 }

@@ -23,16 +23,6 @@ const QUOTED: [PcrIndex; 16] = {
     indices
 };
 
-/// The registers that tell which image runs: boot loader and UKI, kernel and initramfs, UKI sections, additions to the
-/// command line, system extensions (systemd-stub(7)).
-const IMAGE: [PcrIndex; 5] = [
-    PcrIndex::new(4),
-    PcrIndex::new(9),
-    PcrIndex::new(11),
-    PcrIndex::new(12),
-    PcrIndex::new(13),
-];
-
 /// Attests with a TPM. The key stays loaded, so that Evidence costs one quote.
 pub struct TpmAttester {
     variant: Variant,
@@ -119,7 +109,9 @@ impl MeasuringAttester for TpmAttester {
     }
 
     fn own_image(&self) -> Result<ReferenceValues, DeviceError> {
-        let registers = self.with_tpm(|tpm| tpm.read_pcrs(&IMAGE)).map_err(self.failed())?;
+        let registers = self
+            .with_tpm(|tpm| tpm.read_pcrs(&PcrIndex::IMAGE))
+            .map_err(self.failed())?;
         let image = PcrReferences::new(registers);
         Ok(ReferenceValues::new(self.variant, "the image of this node", &image))
     }

@@ -22,8 +22,8 @@ fn attester(tpm: &SoftwareTpm) -> TpmAttester {
 }
 
 fn image() -> ReferenceValues {
-    let kernel = PcrValue::ZERO.event(&[11; 32]);
-    let registers = BTreeMap::from([(KERNEL, kernel), (PcrIndex::new(12), PcrValue::ZERO)]);
+    let mut registers = BTreeMap::from(PcrIndex::IMAGE.map(|index| (index, PcrValue::ZERO)));
+    registers.insert(KERNEL, PcrValue::ZERO.event(&[11; 32]));
     ReferenceValues::new(Variant::QemuVtpm, "image", &PcrReferences::new(registers))
 }
 

@@ -15,6 +15,9 @@ pub struct PcrIndex(u8);
 pub struct PcrIndexOutOfRange(u8);
 
 impl PcrIndex {
+    /// The registers that tell which image runs: boot loader and UKI, kernel and initramfs, UKI sections, additions to the command
+    /// line, system extensions (systemd-stub(7)).
+    pub const IMAGE: [Self; 5] = [Self(4), Self(9), Self(11), Self(12), Self(13)];
     /// Extended with the operator's key before the first attested session. Nothing else uses it.
     pub const OPERATOR: Self = Self(14);
     /// Zero until the node is part of a cluster, then extended with the cluster's id and the node's role. Nothing else uses it.

@@ -6,7 +6,7 @@ use crate::{PcrIndex, PcrValue};
 
 /// The reference values of a TPM: what the registers hold before the node is part of a cluster.
 ///
-/// The set is never empty, and a register that is not in it is not compared: what must be zero is listed as zero.
+/// The registers of the image are always in it, and a register that is not in it is not compared: what must be zero is listed as zero.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked", into = "Unchecked")]
 pub struct PcrReferences {
@@ -36,8 +36,8 @@ pub enum Enforcement {
 /// Why well-formed values still are refused.
 #[derive(Debug, thiserror::Error)]
 enum InvalidReferences {
-    #[error("no register is required: such a document would accept every node")]
-    NothingRequired,
+    #[error("PCR {0} must be required: without it, another image could pass for this one")]
+    ImageRegister(PcrIndex),
     #[error("PCR 15 must be required and zero: it is reserved for the membership")]
     MembershipRegister,
 }
@@ -101,11 +101,9 @@ impl TryFrom<Unchecked> for PcrReferences {
 }
 
 fn check(pcrs: &BTreeMap<PcrIndex, ReferenceValue>) -> Result<(), InvalidReferences> {
-    let required = |(index, value): (&PcrIndex, &ReferenceValue)| {
-        *index != PcrIndex::MEMBERSHIP && value.enforcement == Enforcement::Required
-    };
-    if !pcrs.iter().any(required) {
-        return Err(InvalidReferences::NothingRequired);
+    let is_required = |index| matches!(pcrs.get(index), Some(value) if value.enforcement == Enforcement::Required);
+    if let Some(missing) = PcrIndex::IMAGE.iter().find(|index| !is_required(index)) {
+        return Err(InvalidReferences::ImageRegister(*missing));
     }
     if pcrs.get(&PcrIndex::MEMBERSHIP) != Some(&ReferenceValue::required(PcrValue::ZERO)) {
         return Err(InvalidReferences::MembershipRegister);
@@ -128,7 +126,7 @@ mod tests {
     use crate::ReferenceValues;
 
     fn example() -> PcrReferences {
-        PcrReferences::new(BTreeMap::from([(PcrIndex::new(4), PcrValue::new([4; 32]))]))
+        PcrReferences::new(PcrIndex::IMAGE.map(|index| (index, PcrValue::new([4; 32]))).into())
     }
 
     fn check_refused(change: impl FnOnce(&mut Value), reason: &str) {
@@ -152,15 +150,19 @@ mod tests {
     }
 
     #[test]
-    fn values_that_require_nothing_are_refused() {
-        check_refused(
-            |json| json["pcrs"]["4"]["enforcement"] = "warn".into(),
-            "no register is required",
-        );
+    fn values_that_leave_out_a_register_of_the_image_or_only_warn_of_it_are_refused() {
+        for index in ["4", "9", "11", "12", "13"] {
+            let reason = format!("PCR {index} must be required");
+            check_refused(|json| json["pcrs"][index]["enforcement"] = "warn".into(), &reason);
+            check_refused(
+                |json| drop(json["pcrs"].as_object_mut().unwrap().remove(index)),
+                &reason,
+            );
+        }
     }
 
     #[test]
-    fn values_without_the_cluster_id_register_are_refused() {
+    fn values_without_the_register_of_the_membership_are_refused() {
         check_refused(
             |json| drop(json["pcrs"].as_object_mut().unwrap().remove("15")),
             "PCR 15",
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_id_register_that_is_not_zero_or_only_warns_is_refused() {
+    fn a_register_of_the_membership_that_is_not_zero_or_only_warns_is_refused() {
         check_refused(|json| json["pcrs"]["15"]["expected"] = "01".repeat(32).into(), "PCR 15");
         check_refused(|json| json["pcrs"]["15"]["enforcement"] = "warn".into(), "PCR 15");
     }

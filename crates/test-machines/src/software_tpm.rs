@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -42,7 +41,7 @@ impl Technology for TpmTechnology {
     }
 
     fn image(&self) -> ReferenceValues {
-        let image = PcrReferences::new(BTreeMap::from([(IMAGE, PcrValue::ZERO)]));
+        let image = PcrReferences::new(PcrIndex::IMAGE.map(|index| (index, PcrValue::ZERO)).into());
         ReferenceValues::new(VARIANT, "image", &image.with_warning(FIRMWARE, PcrValue::ZERO))
     }
 
