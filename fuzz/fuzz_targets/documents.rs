@@ -25,8 +25,15 @@ fuzz_target!(|bytes: &[u8]| {
     let operator = OperatorKey::from_seed(&[1; 32]).public();
     let machine = AttestedIdentity::new(Digest::new([2; 32]));
     assert!(
-        RoleGrant::check(bytes, &operator, ClusterId::new([3; 32]), machine, NodeRole::ControlPlane, 0)
-            .is_err()
+        RoleGrant::check(
+            bytes,
+            &operator,
+            ClusterId::new([3; 32]),
+            machine,
+            NodeRole::ControlPlane,
+            0
+        )
+        .is_err()
     );
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = Label::from_key_id(text);

@@ -3,7 +3,8 @@
 #![no_main]
 
 use attestation::{
-    Endorsements, Evidence, Expectations, ExpectedMembership, ExpectedStatements, Nonce, ReportBinding, TrustBasis, UnixTime, Verifier,
+    Endorsements, Evidence, Expectations, ExpectedMembership, ExpectedStatements, Nonce, ReportBinding, TrustBasis,
+    UnixTime, Verifier,
 };
 use attestation_tpm::{PcrPolicy, TpmVerifier};
 use cluster_types::{OperatorPublicKey, Variant};

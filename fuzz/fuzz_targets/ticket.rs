@@ -29,7 +29,8 @@ fuzz_target!(|bytes: &[u8]| {
     message.measurement_secret = secret.to_vec();
     message.measurement_salt = salt.to_vec();
     let cluster = cluster_id(&MeasurementSecret::from_bytes(secret), &MeasurementSalt::new(salt));
-    let shown = |membership: &Membership| Digest::of(&[membership.cluster.as_bytes(), membership.role.event()].concat());
+    let shown =
+        |membership: &Membership| Digest::of(&[membership.cluster.as_bytes(), membership.role.event()].concat());
     let member = Membership::new(cluster, NodeRole::ControlPlane);
     let service = Measured::new("register", shown(&member), Digest::new([0; 32]), shown);
     for role in [NodeRole::ControlPlane, NodeRole::Worker] {
