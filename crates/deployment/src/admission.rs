@@ -33,10 +33,10 @@ struct Rule {
     checks: Vec<(String, &'static str)>,
 }
 
-/// Every rule, in the order in which it is applied. They are in force before there is anyone whom they bind.
+/// Every rule. They are applied before the account of the pod network exists; the API server enforces them a moment later.
 #[must_use]
 pub fn admission() -> Vec<Object> {
-    [roles_of_nodes(), network_of_nodes()]
+    [roles_of_nodes(), network_of_nodes(), addresses_of_nodes()]
         .into_iter()
         .flat_map(Rule::into_objects)
         .collect()
@@ -114,6 +114,32 @@ fn network_of_nodes() -> Rule {
             (
                 format!("{unchanged} && {kept} && {rest}"),
                 "the pod network changes no annotations, finalizers or owners but its own annotations",
+            ),
+        ],
+    }
+}
+
+/// Of the addresses of a Node's pods, `NodeRestriction` says nothing.
+fn addresses_of_nodes() -> Rule {
+    let kept = ["podCIDR", "podCIDRs"]
+        .map(|field| format!("object.spec.?{field} == oldObject.spec.?{field}"))
+        .join(" && ");
+    Rule {
+        name: "constellation-node-addresses",
+        reason: "A kubelet that says which addresses its pods have, or whose key belongs to them, leads the packets for another node's pods \
+                 to itself. The controller manager and the pod network say that.",
+        operations: &["CREATE", "UPDATE"],
+        applies_to: ("a-kubelet", "'system:nodes' in request.userInfo.groups".to_owned()),
+        variables: vec![ANNOTATIONS[0]],
+        checks: vec![
+            (
+                format!("oldObject == null ? !has(object.spec.podCIDR) && !has(object.spec.podCIDRs) : {kept}"),
+                "a kubelet does not choose the addresses of its pods",
+            ),
+            (
+                "oldObject != null || variables.annotations.all(name, !name.startsWith('flannel.alpha.coreos.com/'))"
+                    .to_owned(),
+                "a kubelet does not speak for the pod network",
             ),
         ],
     }

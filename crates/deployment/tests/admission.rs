@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
+use std::time::Duration;
+
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
@@ -51,9 +53,13 @@ async fn cluster() -> TestCluster {
 async fn until_in_force(cluster: &TestCluster) {
     let unbound = cluster.service_account("flannel").await.unwrap();
     let touch = json!({ "metadata": { "annotations": { "flannel.alpha.coreos.com/probe": "1" } } });
-    while patch(&unbound, OWN, &touch).await.is_ok() {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    let in_force = async {
+        while patch(&unbound, OWN, &touch).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), in_force).await.unwrap();
+    must_be_refused(patch(&unbound, OWN, &touch).await, "its token is bound to");
 }
 
 /// The pod network as it runs on a node: its token is bound to its pod, which is bound to the Node.
@@ -133,6 +139,56 @@ async fn the_pod_networks_token_changes_only_its_own_node_and_only_its_annotatio
     );
 }
 
+/// A former member whose certificate is still good registers anew, with the addresses of another node's pods.
+#[tokio::test]
+async fn a_kubelet_takes_no_other_nodes_addresses() {
+    let cluster = cluster().await;
+    let bindings: Api<ClusterRoleBinding> = Api::all(cluster.admin().unwrap());
+    let binding = from(json!({
+        "metadata": { "name": "kubelets" },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node" },
+        "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes" }],
+    }));
+    bindings.create(&PostParams::default(), &binding).await.unwrap();
+    let kubelet = cluster.impersonate("system:node:worker-9", &["system:nodes", "system:authenticated"]);
+    let kubelet = kubelet.unwrap();
+    let nodes: Api<Node> = Api::all(kubelet.clone());
+    let node = |annotations: Value, spec: Value| {
+        from::<Node>(json!({ "metadata": { "name": "worker-9", "annotations": annotations }, "spec": spec }))
+    };
+    let create = async |node: Node| nodes.create(&PostParams::default(), &node).await;
+    let addresses = json!({ "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"] });
+    // RBAC takes a moment.
+    let known = async {
+        while !matches!(create(node(json!({}), addresses.clone())).await,
+            Err(Error::Api(status)) if status.message.contains("denied request"))
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), known).await.unwrap();
+
+    let no_addresses = "a kubelet does not choose the addresses of its pods";
+    must_be_refused(create(node(json!({}), addresses.clone())).await, no_addresses);
+    let flannel = json!({ "flannel.alpha.coreos.com/backend-data": "{}" });
+    must_be_refused(
+        create(node(flannel, json!({}))).await,
+        "a kubelet does not speak for the pod network",
+    );
+    create(node(json!({}), json!({}))).await.unwrap();
+    let params = PatchParams::default();
+    let later = json!({ "spec": addresses });
+    must_be_refused(
+        nodes.patch("worker-9", &params, &Patch::Strategic(&later)).await,
+        no_addresses,
+    );
+    let harmless = json!({ "metadata": { "annotations": { "a": "1" } } });
+    nodes
+        .patch("worker-9", &params, &Patch::Strategic(&harmless))
+        .await
+        .unwrap();
+}
+
 /// Also to whoever may do everything, unless it is the operator's administrator.
 #[tokio::test]
 async fn roles_of_nodes_are_the_administrators_to_change() {
@@ -191,6 +247,7 @@ async fn pods_that_reach_the_host_are_refused_outside_kubernetes_own_namespace()
     for change in [
         json!({ "hostNetwork": true }),
         json!({ "hostPID": true }),
+        json!({ "hostIPC": true }),
         json!({ "volumes": [{ "name": "v", "hostPath": { "path": "/run/state" } }] }),
         json!({ "containers": [{ "name": "c", "image": "i", "securityContext": { "privileged": true } }] }),
         json!({ "containers": [{ "name": "c", "image": "i", "ports": [{ "containerPort": 1, "hostPort": 1 }] }] }),

@@ -74,9 +74,17 @@ impl TestCluster {
     /// # Errors
     /// When the client cannot be built.
     pub fn admin(&self) -> Result<Client> {
-        let mut config = self.config()?;
-        config.auth_info.client_certificate_data = Some(self.pki.admin_certificate_base64());
-        config.auth_info.client_key_data = Some(self.pki.admin_key_base64().into());
+        Ok(Client::try_from(self.admin_config()?)?)
+    }
+
+    /// A client that may do what somebody else may do.
+    ///
+    /// # Errors
+    /// When the client cannot be built.
+    pub fn impersonate(&self, user: &str, groups: &[&str]) -> Result<Client> {
+        let mut config = self.admin_config()?;
+        config.auth_info.impersonate = Some(user.to_owned());
+        config.auth_info.impersonate_groups = Some(groups.iter().map(|&group| group.to_owned()).collect());
         Ok(Client::try_from(config)?)
     }
 
@@ -180,6 +188,13 @@ impl TestCluster {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         bail!("{account} may not {verb} {resource} after {START_TIMEOUT:?}")
+    }
+
+    fn admin_config(&self) -> Result<Config> {
+        let mut config = self.config()?;
+        config.auth_info.client_certificate_data = Some(self.pki.admin_certificate_base64());
+        config.auth_info.client_key_data = Some(self.pki.admin_key_base64().into());
+        Ok(config)
     }
 
     fn config(&self) -> Result<Config> {
