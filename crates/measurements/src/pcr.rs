@@ -125,7 +125,7 @@ pub type PcrValues = BTreeMap<PcrIndex, PcrValue>;
 mod tests {
     use super::*;
 
-    /// PCR 15 after a node marked itself with the cluster id of the derivation vectors.
+    /// The event is the cluster id of the derivation vectors.
     #[test]
     fn cluster_id_event_matches_the_vector() {
         let cluster_id = hex::decode("128c164378fe8767f998fbdfe4b4d6463ec5ae1b664ea5999bc27417607ae9b6").unwrap();

@@ -6,7 +6,7 @@ use crate::{PcrIndex, PcrValue};
 
 /// The reference values of a TPM: what the registers hold before the node is part of a cluster.
 ///
-/// The registers of the image are always in it, and a register that is not in it is not compared: what must be zero is listed as zero.
+/// A document lists the registers of the image, which is checked when it is read. A register that is not in it is not compared: what must be zero is listed as zero.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked", into = "Unchecked")]
 pub struct PcrReferences {
@@ -37,9 +37,11 @@ pub enum Enforcement {
 #[derive(Debug, thiserror::Error)]
 enum InvalidReferences {
     #[error("PCR {0} must be required: without it, another image could pass for this one")]
-    ImageRegister(PcrIndex),
+    Image(PcrIndex),
     #[error("PCR 15 must be required and zero: it is reserved for the membership")]
-    MembershipRegister,
+    Membership,
+    #[error("PCR 14 must not be listed: it is reserved for the operator, whom no image knows")]
+    Operator,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -103,10 +105,13 @@ impl TryFrom<Unchecked> for PcrReferences {
 fn check(pcrs: &BTreeMap<PcrIndex, ReferenceValue>) -> Result<(), InvalidReferences> {
     let is_required = |index| matches!(pcrs.get(index), Some(value) if value.enforcement == Enforcement::Required);
     if let Some(missing) = PcrIndex::IMAGE.iter().find(|index| !is_required(index)) {
-        return Err(InvalidReferences::ImageRegister(*missing));
+        return Err(InvalidReferences::Image(*missing));
     }
     if pcrs.get(&PcrIndex::MEMBERSHIP) != Some(&ReferenceValue::required(PcrValue::ZERO)) {
-        return Err(InvalidReferences::MembershipRegister);
+        return Err(InvalidReferences::Membership);
+    }
+    if pcrs.contains_key(&PcrIndex::OPERATOR) {
+        return Err(InvalidReferences::Operator);
     }
     Ok(())
 }
@@ -173,6 +178,11 @@ mod tests {
     fn a_register_of_the_membership_that_is_not_zero_or_only_warns_is_refused() {
         check_refused(|json| json["pcrs"]["15"]["expected"] = "01".repeat(32).into(), "PCR 15");
         check_refused(|json| json["pcrs"]["15"]["enforcement"] = "warn".into(), "PCR 15");
+    }
+
+    #[test]
+    fn a_register_of_the_operator_is_refused() {
+        check_refused(|json| json["pcrs"]["14"] = json["pcrs"]["4"].clone(), "PCR 14");
     }
 
     #[test]
