@@ -28,11 +28,11 @@ pub(crate) struct Config {
     in_force: Arc<RwLock<Arc<InForce>>>,
 }
 
-/// A configuration that can be used, by whomever it is.
-pub(crate) struct ReadConfig {
+/// A usable configuration, not yet compared with the operator whom this node has measured.
+pub(crate) struct UncheckedConfig {
     folder: PathBuf,
     variants: &'static dyn Variants,
-    read: InForce,
+    candidate: InForce,
 }
 
 /// A configuration, and the verifier that its reference values make.
@@ -59,18 +59,24 @@ enum LoadError {
     },
 }
 
-impl ReadConfig {
-    pub(crate) fn from(folder: PathBuf, variants: &'static dyn Variants) -> Result<Self> {
-        let read = InForce::read(&folder, variants);
-        let read = read.with_context(|| format!("--config: cannot use {}", folder.display()))?;
-        Ok(Self { folder, variants, read })
+impl UncheckedConfig {
+    pub(crate) fn load(folder: PathBuf, variants: &'static dyn Variants) -> Result<Self> {
+        let candidate = InForce::read(&folder, variants).with_context(|| unusable(&folder))?;
+        Ok(Self {
+            folder,
+            variants,
+            candidate,
+        })
     }
 
     /// Takes it if it names the operator whom this node has measured.
     pub(crate) fn of_operator(self, operator: Measured<OperatorPublicKey>) -> Result<Config> {
-        let Self { folder, variants, read } = self;
-        let in_force = read.of_operator(&operator);
-        let in_force = in_force.with_context(|| format!("--config: cannot use {}", folder.display()))?;
+        let Self {
+            folder,
+            variants,
+            candidate,
+        } = self;
+        let in_force = candidate.of_operator(&operator).with_context(|| unusable(&folder))?;
         Ok(Config {
             folder,
             variants,
@@ -78,6 +84,10 @@ impl ReadConfig {
             in_force: Arc::new(RwLock::new(Arc::new(in_force))),
         })
     }
+}
+
+fn unusable(folder: &Path) -> String {
+    format!("--config: cannot use {}", folder.display())
 }
 
 impl Config {
@@ -96,22 +106,31 @@ impl Config {
     pub(crate) async fn reload_on_change(self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let read = InForce::read(&self.folder, self.variants);
-            match read.and_then(|read| read.of_operator(&self.operator)) {
-                Ok(new) if new.config == self.current() => {}
-                Ok(new) => {
-                    let values = &new.config.reference_values;
+            match self.reload() {
+                Ok(false) => {}
+                Ok(true) => {
+                    let config = self.current();
+                    let values = &config.reference_values;
                     info!(image = values.image(), variant = %values.variant(), "join configuration reloaded");
-                    *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
                 }
                 Err(error) => error!(error = %Chain(&error), "cannot reload the join configuration"),
             }
         }
     }
+
+    /// Whether another configuration is in force now.
+    fn reload(&self) -> Result<bool, LoadError> {
+        let new = InForce::read(&self.folder, self.variants)?.of_operator(&self.operator)?;
+        if new.config == self.current() {
+            return Ok(false);
+        }
+        *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+        Ok(true)
+    }
 }
 
 impl InForce {
-    /// A node that joins or rejoins has not measured a cluster id yet; it does so with the contents of its ticket.
+    /// A node that joins or rejoins has not measured its membership yet; it does so with the contents of its ticket.
     fn read(folder: &Path, variants: &dyn Variants) -> Result<Self, LoadError> {
         let config = JoinConfig::load(folder)?;
         let expectations = Expectations {
@@ -167,5 +186,51 @@ impl Verifier for ConfiguredVerifier {
     ) -> Result<AttestationResult, AppraisalError> {
         let in_force = self.0.in_force();
         in_force.verifier.appraise(evidence, endorsements, binding, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster_types::key_service::KeyServicePublicKey;
+    use cluster_types::{KubernetesVersion, MeasurementSalt};
+    use test_machines::SOFTWARE_TPM;
+    use test_services::mount;
+
+    use super::*;
+
+    const OWN: OperatorPublicKey = OperatorPublicKey::new([1; 32]);
+
+    fn config(operator: OperatorPublicKey, version: &str) -> JoinConfig {
+        JoinConfig {
+            reference_values: SOFTWARE_TPM.image(),
+            measurement_salt: MeasurementSalt::new([5; 32]),
+            operator_key: operator,
+            key_service_key: KeyServicePublicKey::new([7; 32]),
+            api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
+            kubernetes_version: version.parse::<KubernetesVersion>().unwrap(),
+            components: format!("k8s-components-sha256-{}", "ab".repeat(32)),
+            component_mirror: String::new(),
+        }
+    }
+
+    /// Whoever edits the ConfigMap while the service runs.
+    #[test]
+    fn a_reload_takes_no_other_operators_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        mount(&config(OWN, "v1.35.4"), folder.path()).unwrap();
+        let shown = |operator: &OperatorPublicKey| Digest::of(operator.as_bytes());
+        let measured = Measured::new("register", shown(&OWN), Digest::new([0; 32]), shown);
+        let unchecked = UncheckedConfig::load(folder.path().to_owned(), SOFTWARE_TPM.variants()).unwrap();
+        let in_force = unchecked.of_operator(measured).unwrap();
+        assert!(!in_force.reload().unwrap());
+
+        mount(&config(OperatorPublicKey::new([2; 32]), "v1.35.5"), folder.path()).unwrap();
+        let refused = in_force.reload();
+        assert!(matches!(refused, Err(LoadError::AnotherOperator { .. })));
+        assert_eq!(*in_force.current(), config(OWN, "v1.35.4"));
+
+        mount(&config(OWN, "v1.35.5"), folder.path()).unwrap();
+        assert!(in_force.reload().unwrap());
+        assert_eq!(*in_force.current(), config(OWN, "v1.35.5"));
     }
 }

@@ -28,7 +28,7 @@ use service_runtime::{AttesterArgs, RuntimeArgs, listen, start, start_logging};
 use tonic::transport::Server;
 use tracing::info;
 
-use crate::config::{ConfiguredVerifier, ReadConfig};
+use crate::config::{ConfiguredVerifier, UncheckedConfig};
 use crate::pki::Pki;
 use crate::service::JoinService;
 use crate::ticket::TicketIssuer;
@@ -78,7 +78,7 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
     start_logging();
     let args = Args::parse();
     let mut metrics = Registry::default();
-    let config = ReadConfig::from(args.config, variants)?;
+    let config = UncheckedConfig::load(args.config, variants)?;
     let attester = args.attester.set_up(variants)?;
     let config = config.of_operator(attester.statements()?.operator)?;
     let keys = KeyServiceClient::new(

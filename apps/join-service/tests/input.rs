@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::{Command, Output};
 
 use cluster_objects::JoinConfig;
@@ -13,7 +12,7 @@ use measurements::{PcrReferences, ReferenceValues};
 use role_grant::OperatorKey;
 use tempfile::TempDir;
 use test_machines::{SOFTWARE_KEY, SOFTWARE_TPM};
-use test_services::must_say_one_error;
+use test_services::{mount, must_say_one_error};
 
 const BAD: &[(&[&str], &[&str])] = &[
     (&["--address", "9090"], &["--address", "socket address"]),
@@ -170,15 +169,6 @@ fn config() -> TempDir {
         component_mirror: String::new(),
     };
     let folder = TempDir::new().unwrap();
-    let write = |key: &str, value: &[u8]| std::fs::write(Path::new(folder.path()).join(key), value).unwrap();
-    let map = config.to_config_map();
-    map.data
-        .iter()
-        .flatten()
-        .for_each(|(key, value)| write(key, value.as_bytes()));
-    map.binary_data
-        .iter()
-        .flatten()
-        .for_each(|(key, value)| write(key, &value.0));
+    mount(&config, folder.path()).unwrap();
     folder
 }

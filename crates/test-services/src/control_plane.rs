@@ -35,7 +35,7 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    /// Starts everything on a machine that has measured its cluster id.
+    /// Starts everything on a machine that has measured its membership.
     ///
     /// # Errors
     /// When a part does not come up.
@@ -47,7 +47,7 @@ impl ControlPlane {
         machine
             .attester()?
             .measure_membership(&Membership::new(cluster, NodeRole::ControlPlane))?;
-        write_config(&folder.path().join("config"), &join_config(&key_service, technology)?)?;
+        mount(&join_config(&key_service, technology)?, &folder.path().join("config"))?;
         write_pki(&folder.path().join("pki"), &key_service)?;
         apply(&key_service).await?;
         let address = free_address()?;
@@ -157,8 +157,11 @@ fn join_config(key_service: &KeyService, technology: &dyn Technology) -> Result<
     })
 }
 
-/// As the kubelet mounts it.
-fn write_config(folder: &Path, config: &JoinConfig) -> Result<()> {
+/// Writes the join configuration into a folder, as the kubelet mounts it.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn mount(config: &JoinConfig, folder: &Path) -> Result<()> {
     let object = config.to_config_map();
     for (key, value) in object.data.unwrap_or_default() {
         write(&folder.join(key), value.as_bytes())?;

@@ -10,7 +10,7 @@ mod node;
 mod process;
 mod verification_service;
 
-pub use control_plane::ControlPlane;
+pub use control_plane::{ControlPlane, mount};
 pub use key_service::KeyService;
 pub use node::{JoiningNode, join_request};
 pub use process::{ServiceProcess, must_say_one_error};
