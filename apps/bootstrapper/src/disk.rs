@@ -65,7 +65,7 @@ pub(crate) async fn disk_uuid(disk: &Arc<dyn StateDisk>) -> Result<DiskUuid, Sta
         .expect("disk operations do not panic")
 }
 
-/// Only a node that has measured its cluster id gets a disk that this cluster's keys open.
+/// Only a node that has measured its membership gets a disk that this cluster's keys open.
 pub(crate) async fn rekey(_: &Locked, disk: &Arc<dyn StateDisk>, key: StateDiskKey) -> Result<(), StateDiskError> {
     let disk = disk.clone();
     spawn_blocking(move || disk.rekey(&key))

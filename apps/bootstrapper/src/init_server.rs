@@ -111,7 +111,7 @@ impl Api for InitServer {
         let request = InitRequest::parse(message).map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
         if OperatorKey::of(&request.master_secret).public() != self.node.hints.operator {
             warn!(?address, "init refused: the master secret is another operator's");
-            let refusal = "kms_uri: this node obeys another operator than the one whose master secret this is";
+            let refusal = "kms_uri: this master secret belongs to another operator than the one this node obeys";
             return Err(Status::failed_precondition(refusal));
         }
         let current = self.start_or_attach(request)?;

@@ -85,7 +85,7 @@ async fn start(arguments: &Arguments) -> Result<()> {
     let variants: &dyn Variants = &ReleaseVariants;
     let attester = variants.attester(&AttesterSource::ThisMachine)?;
     if let Boot::Member = boot(&*attester)? {
-        return Ok(resume(&files, &*programs).await?);
+        return Ok(resume(&*attester, &files, &*programs).await?);
     }
     let metadata = Arc::new(QemuMetadata::find(&arguments.metadata).context("finding metadata")?);
     let node = Arc::new(ThisNode {

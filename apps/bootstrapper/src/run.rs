@@ -37,6 +37,8 @@ pub(crate) enum NodeError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Operator(#[from] OperatorError),
+    #[error("the node is part of a cluster, but has not measured whom it obeys")]
+    ObeysNobody,
     #[error("the node was interrupted while joining a cluster: replace it")]
     Interrupted,
     #[error(transparent)]
@@ -61,7 +63,7 @@ pub(crate) enum NodeError {
 pub(crate) enum Boot {
     /// Nothing was measured: no cluster yet.
     New,
-    /// The disk-mapper opened the disk with the cluster's key and measured the cluster id.
+    /// The disk-mapper opened the disk with the cluster's key and measured the membership.
     Member,
 }
 
@@ -73,8 +75,16 @@ pub(crate) fn boot(attester: &dyn MeasuringAttester) -> Result<Boot, DeviceError
     })
 }
 
-/// Starts the kubelet of a node that became a member in an earlier boot.
-pub(crate) async fn resume(files: &NodeFiles, programs: &dyn Programs) -> Result<(), NodeError> {
+/// Starts the kubelet of a node that became a member in an earlier boot. Whoever measured the membership measured the operator before:
+/// otherwise anyone with root here could still measure an operator of their choice.
+pub(crate) async fn resume(
+    attester: &dyn MeasuringAttester,
+    files: &NodeFiles,
+    programs: &dyn Programs,
+) -> Result<(), NodeError> {
+    if attester.statements()?.operator.is_nothing() {
+        return Err(NodeError::ObeysNobody);
+    }
     let state = match files.load_state() {
         Ok(state) if state.stage == Stage::Member => state,
         Ok(_) | Err(LoadNodeStateError::Missing) => return Err(NodeError::Interrupted),

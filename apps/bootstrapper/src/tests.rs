@@ -32,6 +32,7 @@ for_each_technology!(async:
     a_node_that_is_joining_refuses_init,
     a_node_that_obeys_an_operator_takes_no_other_ones_secret,
     a_bootstrapper_that_starts_again_goes_on_and_obeys_nobody_else,
+    a_member_that_has_not_measured_whom_it_obeys_ends,
     an_invalid_request_is_explained_to_who_has_the_secret,
     a_member_that_boots_again_gets_its_address_and_its_kubelet,
 );
@@ -180,7 +181,7 @@ async fn a_failure_is_told_with_the_journal_and_ends_the_node(technology: &'stat
     assert_eq!(log.log, JOURNAL.as_bytes());
     assert!(matches!(running.await.unwrap(), Err(NodeError::Init(_))));
     assert_eq!(node.node.files.load_state().unwrap().stage, Stage::Joining);
-    let restarted = resume(&node.node.files, &*node.programs).await;
+    let restarted = resume(&*node.node.attester, &node.node.files, &*node.programs).await;
     assert!(matches!(restarted, Err(NodeError::Interrupted)));
 }
 
@@ -202,7 +203,7 @@ async fn the_same_request_finds_what_it_started_and_another_is_refused(technolog
     // The connection is lost at once.
     drop(call(&node, address, message()).await.unwrap());
     let again = || async {
-        // By now the node may have measured the cluster id.
+        // By now the node may have measured its membership.
         match boot(&*node.node.attester).unwrap() {
             Boot::New => ExpectedMembership::New,
             Boot::Member => ExpectedMembership::Of(first_of_cluster()),
@@ -250,7 +251,7 @@ async fn a_node_that_obeys_an_operator_takes_no_other_ones_secret(technology: &'
     assert!(
         refusal
             .message()
-            .starts_with("kms_uri: this node obeys another operator"),
+            .starts_with("kms_uri: this master secret belongs to another operator"),
         "{refusal}"
     );
     assert!(node.disk.keys().is_empty());
@@ -274,6 +275,14 @@ async fn a_bootstrapper_that_starts_again_goes_on_and_obeys_nobody_else(technolo
         matches!(error, NodeError::Operator(OperatorError::Another { .. })),
         "{error}"
     );
+}
+
+async fn a_member_that_has_not_measured_whom_it_obeys_ends(technology: &'static dyn Technology) {
+    let node = control_plane(technology);
+    node.node.attester.measure_membership(&first_of_cluster()).unwrap();
+    let resumed = resume(&*node.node.attester, &node.node.files, &*node.programs).await;
+    assert!(matches!(resumed, Err(NodeError::ObeysNobody)));
+    assert!(node.programs.calls().is_empty());
 }
 
 async fn an_invalid_request_is_explained_to_who_has_the_secret(technology: &'static dyn Technology) {
@@ -303,7 +312,9 @@ async fn a_member_that_boots_again_gets_its_address_and_its_kubelet(technology: 
     let before = node.programs.calls().len();
     let resolver = node.file("run/constellation/resolv.conf");
     fs::remove_file(&resolver).unwrap();
-    resume(&node.node.files, &*node.programs).await.unwrap();
+    resume(&*node.node.attester, &node.node.files, &*node.programs)
+        .await
+        .unwrap();
     assert_eq!(
         node.programs.calls()[before..],
         ["ip address", "ip link", "systemctl start"]

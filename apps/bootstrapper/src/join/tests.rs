@@ -245,7 +245,7 @@ async fn a_ticket_for_another_cluster_is_refused(technology: &'static dyn Techno
     };
     let error = check(technology, member, foreign).await.err().unwrap();
     assert!(
-        matches!(error, AskError::Ticket(InvalidTicket::NoControlPlane { .. })),
+        matches!(error, AskError::Ticket(InvalidTicket::NotOurControlPlane { .. })),
         "{error}"
     );
 }
@@ -253,7 +253,7 @@ async fn a_ticket_for_another_cluster_is_refused(technology: &'static dyn Techno
 async fn a_worker_that_poses_as_join_service_is_refused(technology: &'static dyn Technology) {
     let error = check(technology, worker, ticket()).await.err().unwrap();
     assert!(
-        matches!(error, AskError::Ticket(InvalidTicket::NoControlPlane { .. })),
+        matches!(error, AskError::Ticket(InvalidTicket::NotOurControlPlane { .. })),
         "{error}"
     );
 }

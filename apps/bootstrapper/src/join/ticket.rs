@@ -61,7 +61,7 @@ pub(super) enum InvalidTicket {
     #[error(
         "the ticket is for cluster {cluster}, whose control planes measure {expected}; the join service measured {actual}"
     )]
-    NoControlPlane {
+    NotOurControlPlane {
         cluster: ClusterId,
         expected: Digest,
         actual: Digest,
@@ -192,7 +192,7 @@ fn check_service(cluster: ClusterId, service: &Measured<Membership>) -> Result<(
     if service.is(&membership) {
         Ok(())
     } else {
-        Err(InvalidTicket::NoControlPlane {
+        Err(InvalidTicket::NotOurControlPlane {
             cluster,
             expected: service.shown_by(&membership),
             actual: service.shown(),
@@ -322,17 +322,17 @@ pub(crate) mod tests {
     #[test]
     fn another_clusters_ticket_is_refused() {
         let other = check(|ticket| ticket.measurement_secret = vec![7; 32]);
-        assert!(matches!(other, Err(InvalidTicket::NoControlPlane { .. })));
+        assert!(matches!(other, Err(InvalidTicket::NotOurControlPlane { .. })));
         let other = check(|ticket| ticket.measurement_salt = vec![7; 32]);
-        assert!(matches!(other, Err(InvalidTicket::NoControlPlane { .. })));
+        assert!(matches!(other, Err(InvalidTicket::NotOurControlPlane { .. })));
         let silent = check_from(&Measured::new("register", NEW, NEW, shown), |_| {});
-        assert!(matches!(silent, Err(InvalidTicket::NoControlPlane { .. })));
+        assert!(matches!(silent, Err(InvalidTicket::NotOurControlPlane { .. })));
     }
 
     #[test]
     fn a_worker_of_the_same_cluster_issues_no_tickets() {
         let refused = check_from(&with_role(NodeRole::Worker), |_| {});
-        assert!(matches!(refused, Err(InvalidTicket::NoControlPlane { .. })));
+        assert!(matches!(refused, Err(InvalidTicket::NotOurControlPlane { .. })));
     }
 
     #[test]
