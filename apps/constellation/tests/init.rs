@@ -502,6 +502,40 @@ fn verify_tells_a_node_of_another_operator(technology: &'static dyn Technology) 
 }
 
 /// It is a member of our cluster, with the same role: only its identity tells.
+/// Whoever can edit the state does not choose the operator of the one who has the master secret.
+#[test]
+fn verify_believes_the_master_secret_more_than_the_state() {
+    let (host, node) = made();
+    let mut state = workspace(&host).state().unwrap().unwrap();
+    state.made_of.as_mut().unwrap().operator_key = Some(OperatorPublicKey::new([1; 32]));
+    workspace(&host).save_state(&state).unwrap();
+    let member = Some(control_plane(derived_id(&host)));
+    node.serve(&host, ports(&host).verify, &[Purpose::Verify], Answer::Never, member);
+    let report = host.run(&["verify", "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout(&report)).unwrap();
+    assert_eq!(report["nodes"][0]["verdict"], "affirming", "{report}");
+}
+
+/// Nothing was created with them, but they are running: whoever is asked must see it.
+#[test]
+fn machines_of_a_master_secret_that_is_gone_are_not_replaced_without_asking() {
+    let host = configured(SOFTWARE_TPM);
+    host.until(&["mini", "up"], BOOTS).kill();
+    fs::remove_file(host.workspace().join("constellation-mastersecret.json")).unwrap();
+    let asked = host.run(&["apply"]);
+    assert!(!asked.status.success());
+    let said = stdout(&asked);
+    for part in [
+        "the machines were made with another master secret",
+        "remove control-plane-0",
+        "create worker-0",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(host.machines().starts("control-plane-0"), 1);
+    assert!(!host.files().contains(&"constellation-mastersecret.json".to_owned()));
+}
+
 #[test]
 fn verify_tells_a_machine_that_took_a_nodes_place() {
     let (host, _node) = made();

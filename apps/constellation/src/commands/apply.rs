@@ -151,14 +151,14 @@ impl Run<'_> {
                 }
                 recorded => *recorded = Some(self.made_of.clone()),
             }
-            self.workspace.save_state(&self.state)?;
-            let before = self.api_server_port();
             let spec = machines::spec(&self.config, &self.state, self.made_of.operator_key);
-            let made = self.provider.create(&spec, &|detail| step.detail(detail));
-            self.state.infrastructure = Some(made.advise("fix this, then run the same command again")?);
-            // A node that comes back under this name has another machine.
+            // A node that comes back under the name of one that goes now has another machine.
             let wanted = |name: &NodeName| spec.nodes.iter().any(|node| node.name == *name);
             self.state.identities.retain(|name, _| wanted(name));
+            self.workspace.save_state(&self.state)?;
+            let before = self.api_server_port();
+            let made = self.provider.create(&spec, &|detail| step.detail(detail));
+            self.state.infrastructure = Some(made.advise("fix this, then run the same command again")?);
             self.workspace.save_state(&self.state)?;
             self.follow_api_server(before)
         })
@@ -166,8 +166,13 @@ impl Run<'_> {
 
     fn why_fresh_machines(&self) -> Option<&'static str> {
         let differs = |recorded: &MadeOf| !recorded.differences(&self.made_of).is_empty();
+        // Also while there is none, before a new one is made: the machines obey the old one's operator.
+        let is_foreign = |recorded: &MadeOf| recorded.operator_key != self.made_of.operator_key;
         match self.state.init {
             InitProgress::Started => Some("the last run was interrupted while it set up the first node"),
+            InitProgress::NotStarted if self.state.made_of.as_ref().is_some_and(is_foreign) => {
+                Some("the machines were made with another master secret")
+            }
             InitProgress::NotStarted if self.state.made_of.as_ref().is_some_and(differs) => {
                 Some("the configuration has changed since the last run")
             }

@@ -11,7 +11,7 @@ use attestation::{
     Variants, Verifiers,
 };
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
-use cluster_config::{ClusterState, Workspace};
+use cluster_config::{ClusterState, Workspace, names};
 use cluster_types::{ClusterId, NodeName, NodeRole, OperatorPublicKey};
 use digest::Digest;
 use error_report::Chain;
@@ -26,7 +26,7 @@ use crate::advice::{Advise, advise};
 use crate::arguments::{Format, VerifyArguments};
 use crate::machines::{self, ANSWER_LIMIT};
 use crate::output::{print, shown};
-use crate::run::{Run, accepted, reference_values};
+use crate::run::{Run, accepted, operator_of, reference_values};
 use crate::trust::warning;
 
 /// The verdict on a node that did not answer.
@@ -59,6 +59,8 @@ struct Verdict {
     verdict: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     identity: Option<Digest>,
+    /// Whether it was compared with the identity of the machine that the node has.
+    identity_compared: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     variant: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,10 +100,7 @@ pub(crate) async fn run(
         .or(state.cluster_id)
         .context("the cluster has no id yet")
         .advise("finish creating it with `constellation apply`, or pass --cluster-id")?;
-    let operator = state.made_of.as_ref().and_then(|made_of| made_of.operator_key);
-    let operator = operator
-        .context("constellation-state.yaml does not say which operator the nodes obey")
-        .advise("finish creating the cluster with `constellation apply`")?;
+    let operator = operator(workspace, &state)?;
     let reference_values = reference_values(&config, &state, variants)?;
     let nodes = state.infrastructure.as_ref().map(|made| &made.nodes[..]);
     let expected = Expected {
@@ -123,14 +122,25 @@ pub(crate) async fn run(
     })
 }
 
+/// Whom the nodes must obey: whose master secret is in the workspace. An operator's colleague who has none believes the state.
+fn operator(workspace: &Workspace, state: &ClusterState) -> Result<OperatorPublicKey> {
+    if workspace.has(names::MASTER_SECRET)? {
+        return Ok(operator_of(&workspace.master_secret()?));
+    }
+    let recorded = state.made_of.as_ref().and_then(|made_of| made_of.operator_key);
+    recorded
+        .context("neither a master secret nor constellation-state.yaml says which operator the nodes obey")
+        .advise("finish creating the cluster with `constellation apply`")
+}
+
 /// The last phase of `apply`. A node is ready before its verification service listens, so a node that cannot be reached is
 /// asked again for a while. A node with a wrong answer is not. The machines that were affirmed are stored: from now on a node has
 /// this machine. Returns the warning that goes with the verdicts.
 pub(crate) async fn all(run: &mut Run<'_>, step: &Step<'_>) -> Result<Option<&'static str>> {
     let report = report_of_all(run).await?;
+    remember(&mut run.state, &report);
+    run.workspace.save_state(&run.state)?;
     if report.is_affirming() {
-        remember(&mut run.state, &report);
-        run.workspace.save_state(&run.state)?;
         step.detail(&format!("all {} nodes are affirming", report.nodes.len()));
         return Ok(report.warning);
     }
@@ -147,9 +157,17 @@ pub(crate) async fn all(run: &mut Run<'_>, step: &Step<'_>) -> Result<Option<&'s
     ))
 }
 
+/// Of each node that was affirmed, whatever became of the others. A machine that answered for several nodes may be any of them.
 fn remember(state: &mut ClusterState, report: &Report) {
-    for node in &report.nodes {
-        if let Some(identity) = node.identity {
+    let answers = |identity| {
+        report
+            .nodes
+            .iter()
+            .filter(|node| node.identity == Some(identity))
+            .count()
+    };
+    for node in report.nodes.iter().filter(|node| node.reason.is_none()) {
+        if let Some(identity) = node.identity.filter(|identity| answers(*identity) == 1) {
             state.identities.insert(node.name.clone(), identity);
         }
     }
@@ -256,6 +274,7 @@ async fn verify(endpoint: &Endpoint, node: &Machine, known: Option<&Digest>) -> 
         endpoint: address,
         verdict: String::new(),
         identity: None,
+        identity_compared: known.is_some(),
         variant: None,
         trust: None,
         reason: None,
@@ -294,12 +313,11 @@ impl Verdict {
 
     /// An attestation key proves that this is a machine of the cluster; only its identity tells that it is the one with this name.
     fn compare_identity(&mut self, known: Option<&Digest>) {
-        match (self.identity, known) {
-            (Some(actual), Some(known)) if actual != *known => {
-                let reason = format!("another machine answers: this node's has the attested identity {known}");
-                self.fail("contraindicated", reason);
-            }
-            _ => {}
+        if let (Some(actual), Some(known)) = (self.identity, known)
+            && actual != *known
+        {
+            let reason = format!("another machine answers: the node's own has the attested identity {known}");
+            self.fail("contraindicated", reason);
         }
     }
 
@@ -349,7 +367,12 @@ fn text(report: &Report) -> String {
             lines.push(format!("  {reason}"));
         }
         if let (Some(identity), Some(variant)) = (&node.identity, &node.variant) {
-            lines.push(format!("  attested identity {identity} ({variant})"));
+            let compared = if node.identity_compared {
+                ""
+            } else {
+                ", not known before and not compared"
+            };
+            lines.push(format!("  attested identity {identity} ({variant}){compared}"));
         }
         for claim in &node.claims {
             lines.extend(match (&claim.expected, claim.matches) {
@@ -362,4 +385,45 @@ fn text(report: &Report) -> String {
     let good = report.nodes.iter().filter(|node| node.reason.is_none()).count();
     lines.push(format!("\n{good} of {} nodes are affirming", report.nodes.len()));
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(node: &str, identity: Option<u8>, reason: Option<&str>) -> Verdict {
+        Verdict {
+            name: node.parse().unwrap(),
+            role: String::new(),
+            endpoint: String::new(),
+            verdict: String::new(),
+            identity: identity.map(|byte| Digest::new([byte; 32])),
+            identity_compared: false,
+            variant: None,
+            trust: None,
+            reason: reason.map(str::to_owned),
+            claims: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_machines_that_were_affirmed_are_remembered_and_no_others() {
+        let mut state = ClusterState::new();
+        let report = Report {
+            warning: None,
+            protects_from_host: false,
+            cluster_id: ClusterId::new([0; 32]),
+            verdict: "not affirming",
+            nodes: vec![
+                verdict("control-plane-0", Some(1), None),
+                verdict("worker-0", Some(2), Some("it is another image")),
+                verdict("worker-1", None, Some("it does not answer")),
+                verdict("worker-2", Some(3), None),
+                verdict("worker-3", Some(3), Some("it answers for worker-2")),
+            ],
+        };
+        remember(&mut state, &report);
+        let known: Vec<_> = state.identities.into_iter().collect();
+        assert_eq!(known, [("control-plane-0".parse().unwrap(), Digest::new([1; 32]))]);
+    }
 }
