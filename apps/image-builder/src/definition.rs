@@ -171,7 +171,8 @@ mod tests {
         let mut paths = 0;
         for unit in fs::read_dir(units).unwrap().map(|entry| entry.unwrap().path()) {
             let text = fs::read_to_string(&unit).unwrap_or_default();
-            for folders in text.lines().filter_map(|line| line.strip_prefix("Environment=PATH=")) {
+            let variables = text.lines().filter_map(|line| line.strip_prefix("Environment="));
+            for folders in variables.filter_map(|variable| variable.trim_matches('"').strip_prefix("PATH=")) {
                 paths += 1;
                 let measured = |folder: &&str| folder.starts_with("/usr/");
                 let rest: Vec<_> = folders.split(':').skip_while(measured).collect();

@@ -58,7 +58,7 @@ macro_rules! public_array {
 }
 
 public_array! {
-    /// What a node extends into PCR 15 when it becomes part of a cluster. It is derived from the measurement secret and the
+    /// What a node measures when it becomes part of a cluster, before its role. It is derived from the measurement secret and the
     /// [`MeasurementSalt`], and is public.
     ClusterId
 }
@@ -69,8 +69,8 @@ public_array! {
 }
 
 public_array! {
-    /// The operator's Ed25519 public key, which only one master secret gives. A node measures it into PCR 14 before its first
-    /// attested session, so that whoever talks to the node knows whom it obeys.
+    /// The operator's Ed25519 public key, which only one master secret gives. A node measures it before its first attested
+    /// session, so that whoever talks to the node knows whom it obeys.
     OperatorPublicKey
 }
 

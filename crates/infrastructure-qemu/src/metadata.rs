@@ -208,12 +208,12 @@ impl IntoResponse for Refusal {
 
 #[cfg(test)]
 mod tests {
-    use cluster_types::OperatorPublicKey;
     use std::collections::BTreeMap;
     use std::io::{Read, Write};
     use std::net::TcpStream;
     use std::os::unix::fs::symlink;
 
+    use cluster_types::OperatorPublicKey;
     use infrastructure::{NodePorts, NodeSpec};
 
     use super::*;

@@ -58,7 +58,7 @@ fn with_renewed_certificate(kubeconfig: &str) -> Result<String, &'static str> {
 /// The key stays in the kubelet's memory, not in ours.
 fn wipe(credentials: Value) {
     if let Value::Object(fields) = credentials {
-        for field in fields.into_iter().map(|(_, value)| value) {
+        for (_, field) in fields {
             if let Value::String(text) = field {
                 drop(Zeroizing::new(text));
             }

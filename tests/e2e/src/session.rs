@@ -137,7 +137,7 @@ async fn open(vm: &mut Vm, image: &ReferenceValues) -> Result<Result<Opened, Not
     let expectations = Expectations {
         image: image.clone(),
         statements: ExpectedStatements {
-            operator: metadata::operator(),
+            operator: metadata::OPERATOR,
             membership: ExpectedMembership::New,
         },
     };

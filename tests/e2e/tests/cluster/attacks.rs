@@ -216,7 +216,6 @@ pub(crate) fn flannels_token_changes_no_role_and_no_other_node(cluster: &Cluster
     ];
     let token = cluster.kubectl(create.iter().chain(&in_system))?;
     let patch = |node: &str, change: &str| {
-        // As the client certificate of the kubeconfig is not to count, only its server is used.
         let token = format!("--token={}", token.trim());
         let mut kubectl = cluster.kubectl_without_credentials()?;
         let output = kubectl

@@ -61,6 +61,7 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         workload::a_kubelet_that_starts_again_authenticates,
         workload::with_the_tunnel_down_nothing_leaks,
     ];
+    cluster.create(&workload::privileged_namespace())?;
     let mut failed = Vec::new();
     for (name, check) in checks {
         match check(cluster, image) {

@@ -125,7 +125,6 @@ pub(crate) fn a_kubelet_that_starts_again_authenticates(cluster: &Cluster, _: &I
         time.map(str::to_owned).context("the lease was never renewed")
     };
     let before = started()?;
-    cluster.create(&privileged_namespace())?;
     cluster.create(&killer())?;
     cluster.wait_until("the kubelet to start again", || Ok(started()? != before))?;
     let last = renewed()?;
@@ -274,7 +273,7 @@ fn pod(name: &str, node: &str, arguments: &[&str]) -> Value {
 }
 
 /// As `docs/hardening.md` says how.
-fn privileged_namespace() -> Value {
+pub(crate) fn privileged_namespace() -> Value {
     let labels = json!({ "pod-security.kubernetes.io/enforce": "privileged" });
     json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": PRIVILEGED, "labels": labels } })
 }
