@@ -153,23 +153,6 @@ impl Cluster {
         command
     }
 
-    /// kubectl that knows the server and presents nothing.
-    ///
-    /// # Errors
-    /// When the administrator's kubeconfig cannot be read, or another one cannot be written beside it.
-    pub fn kubectl_without_credentials(&self) -> Result<Command> {
-        let read = ["config", "view", "--raw", "--output", "json"];
-        let mut config: Value = serde_json::from_str(&self.kubectl(read)?)?;
-        for user in config["users"].as_array_mut().context("no users")? {
-            user["user"] = Value::Object(serde_json::Map::new());
-        }
-        let path = self.folder.join("without-credentials.conf");
-        fs::write(&path, config.to_string())?;
-        let mut command = Command::new(self.mirror.folder().join("bin/kubectl"));
-        command.arg("--kubeconfig").arg(path).stdin(Stdio::null());
-        Ok(command)
-    }
-
     /// What kubectl prints.
     ///
     /// # Errors

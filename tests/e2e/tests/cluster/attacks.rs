@@ -190,64 +190,6 @@ pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &
     Ok(())
 }
 
-/// What root on a worker finds there: the token of the pod network, bound to that worker.
-pub(crate) fn flannels_token_changes_no_role_and_no_other_node(cluster: &Cluster, _: &Image) -> Result<()> {
-    let in_system = ["--namespace", "kube-system"];
-    let on_worker = format!("--field-selector=spec.nodeName={WORKER}");
-    let query = [
-        "get",
-        "pods",
-        "--selector",
-        "k8s-app=flannel",
-        "--output",
-        "name",
-        &on_worker,
-    ];
-    let pod = cluster.kubectl(query.iter().chain(&in_system))?;
-    let pod = pod.trim().trim_start_matches("pod/");
-    let create = [
-        "create",
-        "token",
-        "flannel",
-        "--bound-object-kind",
-        "Pod",
-        "--bound-object-name",
-        pod,
-    ];
-    let token = cluster.kubectl(create.iter().chain(&in_system))?;
-    let patch = |node: &str, change: &str| {
-        let token = format!("--token={}", token.trim());
-        let mut kubectl = cluster.kubectl_without_credentials()?;
-        let output = kubectl
-            .args([
-                &token,
-                "patch",
-                "node",
-                node,
-                "--subresource",
-                "status",
-                "--patch",
-                change,
-            ])
-            .output()?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        Ok::<_, anyhow::Error>((output.status.success(), said))
-    };
-    let refused = |node: &str, change: &str, reason: &str| {
-        let (changed, said) = patch(node, change)?;
-        ensure!(!changed && said.contains(reason), "{node}: {change}: {said}");
-        Ok(())
-    };
-    let annotation = r#"{"metadata":{"annotations":{"flannel.alpha.coreos.com/test":"1"}}}"#;
-    let (changed, said) = patch(WORKER, annotation)?;
-    ensure!(changed, "the token is good for nothing: {said}");
-    // Two rules forbid it, and either may answer first.
-    let role = r#"{"metadata":{"labels":{"node-role.kubernetes.io/control-plane":""}}}"#;
-    refused(WORKER, role, "ValidatingAdmissionPolicy 'constellation-")?;
-    let one_node = "the pod network changes only the Node that its token is bound to";
-    refused("control-plane-0", annotation, one_node)
-}
-
 /// A real node on the cluster's private network whose metadata lies in every way, and in the end says that it is a control plane.
 /// The node goes on asking, says why, and is never let in.
 pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image) -> Result<()> {
