@@ -241,7 +241,8 @@ fn lie(request: &str, before: usize, operator: OperatorPublicKey) -> Answer {
         // Nothing listens there.
         ("endpoint", _) => r#"{"host":"10.42.1.151","port":6443}"#.to_owned(),
         ("initsecrethash", _) => "5a".repeat(32),
-        ("operatorkey", 0) => "0b".repeat(31),
+        // The network that the first one comes with is refused.
+        ("operatorkey", 1) => "0b".repeat(31),
         // Under another one, the node would refuse the join service.
         ("operatorkey", _) => operator.to_string(),
         _ => return Answer::NotFound,
