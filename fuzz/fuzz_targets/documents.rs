@@ -3,13 +3,15 @@
 #![no_main]
 
 use attestation::AttestedIdentity;
+use cluster_policy::SignedPolicy;
 use cluster_types::{ClusterId, NodeRole};
 use digest::Digest;
 use key_derivation::{Label, MasterSecret};
 use kubernetes_components::ComponentList;
 use libfuzzer_sys::fuzz_target;
 use measurements::{PcrReferences, ReferenceValues};
-use role_grant::{OperatorKey, RoleGrant};
+use operator_key::OperatorKey;
+use role_grant::{RequestedRole, RoleGrant};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(values) = ReferenceValues::parse(bytes) {
@@ -23,18 +25,15 @@ fuzz_target!(|bytes: &[u8]| {
         );
     }
     let operator = OperatorKey::from_seed(&[1; 32]).public();
-    let machine = AttestedIdentity::new(Digest::new([2; 32]));
-    assert!(
-        RoleGrant::check(
-            bytes,
-            &operator,
-            ClusterId::new([3; 32]),
-            machine,
-            NodeRole::ControlPlane,
-            0
-        )
-        .is_err()
-    );
+    let requested = RequestedRole {
+        cluster: ClusterId::new([3; 32]),
+        machine: AttestedIdentity::new(Digest::new([2; 32])),
+        role: NodeRole::ControlPlane,
+    };
+    assert!(RoleGrant::check(bytes, &operator, &requested, 0, 0).is_err());
+    if let Ok(policy) = SignedPolicy::parse(bytes) {
+        assert!(policy.believe(|signer| *signer == operator).is_err());
+    }
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = Label::from_key_id(text);
         let _ = ComponentList::from_config_map(text, text, "v1.35.4");

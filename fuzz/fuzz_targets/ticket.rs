@@ -17,6 +17,7 @@ use digest::Digest;
 use grpc_api::join::IssueJoinTicketResponse;
 use key_derivation::cluster_id;
 use libfuzzer_sys::fuzz_target;
+use operator_key::OperatorKey;
 use prost::Message;
 use secret::MeasurementSecret;
 use ticket::Ticket;
@@ -33,7 +34,8 @@ fuzz_target!(|bytes: &[u8]| {
         |membership: &Membership| Digest::of(&[membership.cluster.as_bytes(), membership.role.event()].concat());
     let member = Membership::new(cluster, NodeRole::ControlPlane);
     let service = Measured::new("register", shown(&member), Digest::new([0; 32]), shown);
+    let operator = OperatorKey::from_seed(&[3; 32]).public();
     for role in [NodeRole::ControlPlane, NodeRole::Worker] {
-        let _ = Ticket::parse(message.clone(), &service, role);
+        let _ = Ticket::parse(message.clone(), &service, &operator, role);
     }
 });

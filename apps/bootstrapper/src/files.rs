@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use atomic_file::Access;
 use cloud_metadata::NodeNetwork;
+use cluster_policy::{BelievedPolicy, PolicyStore};
 use cluster_types::{MeasurementSalt, NodeRole};
 use key_derivation::MasterSecret;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,7 @@ use crate::lock::Locked;
 
 const NODE_STATE: &str = "run/state/constellation/node-state.json";
 const MASTER_SECRET: &str = "run/state/constellation/master-secret.json";
+const CLUSTER_POLICY: &str = "run/state/constellation/policy/cluster-policy";
 const PKI: &str = "etc/kubernetes/pki";
 /// A real document has about 300 bytes.
 const MAX_NODE_STATE_LEN: u64 = 4096;
@@ -158,6 +160,13 @@ impl NodeFiles {
         fs::set_permissions(folder, Permissions::from_mode(0o711))
     }
 
+    /// The first policy that this node has seen. The join service keeps the newest one there.
+    pub(crate) fn write_policy(&self, _: &Locked, policy: &BelievedPolicy) -> io::Result<()> {
+        let path = self.root.join(CLUSTER_POLICY);
+        create_folder_of(&path)?;
+        PolicyStore::new(path).write(policy)
+    }
+
     /// Writes one of the files that control planes share. `name` was checked and is below the folder with the cluster's keys.
     pub(crate) fn write_pki(&self, _: &Locked, name: &str, content: &[u8]) -> io::Result<()> {
         let mode = if name.ends_with(".key") { 0o600 } else { 0o644 };
@@ -167,8 +176,12 @@ impl NodeFiles {
 
 /// Replaces a file, and makes the folder it is in.
 fn replace_file(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
-    fs::create_dir_all(path.parent().expect("our files are in folders"))?;
+    create_folder_of(path)?;
     atomic_file::replace(path, content, access)
+}
+
+fn create_folder_of(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path.parent().expect("our files are in folders"))
 }
 
 #[cfg(test)]

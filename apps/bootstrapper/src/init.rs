@@ -42,7 +42,7 @@ pub(crate) enum InitialiseError {
 ///
 /// 1. Cluster id and role are measured: from here on this node is a control plane of this cluster or part of none.
 /// 2. The state disk gets the key that only this cluster derives.
-/// 3. The node's state and the master secret are written to it.
+/// 3. The node's state, the cluster policy and the master secret are written to it.
 /// 4. Kubernetes is installed, and images are imported.
 /// 5. kubeadm creates the cluster.
 /// 6. The node's state says that it is a member.
@@ -107,6 +107,7 @@ fn write_state(node: &ThisNode, locked: &Locked, request: &InitRequest) -> io::R
     let network = node.hints.network.clone();
     let state = NodeState::new(NodeRole::ControlPlane, request.measurement_salt, address, network);
     node.files.write_state(locked, &state)?;
+    node.files.write_policy(locked, &request.policy)?;
     node.files.write_master_secret(locked, &request.master_secret)?;
     Ok(state)
 }

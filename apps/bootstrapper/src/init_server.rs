@@ -18,7 +18,7 @@ use grpc_api::init::{
     InitFailureResponse, InitRequest as InitMessage, InitResponse, InitSuccessResponse, LogResponseType,
     ProgressResponse,
 };
-use role_grant::OperatorKey;
+use operator_key::OperatorKey;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};

@@ -199,7 +199,8 @@ async fn ask(
         .map_err(|_| AskError::TimedOut)?
         .map_err(AskError::Refused)?
         .into_inner();
-    let ticket = Ticket::parse(response, &service.result().statements().membership, this_node.role)?;
+    let service_membership = &service.result().statements().membership;
+    let ticket = Ticket::parse(response, service_membership, &node.hints.operator, this_node.role)?;
     info!(%address, cluster = %ticket.cluster, service = %service.identity(), "ticket received");
     Ok(Admission {
         ticket,
@@ -217,7 +218,7 @@ fn role_grant(this_node: &Instance) -> Vec<u8> {
 
 /// 1. Cluster id and role are measured: from here on this node has this role in this cluster or is part of none.
 /// 2. The state disk gets its key.
-/// 3. The node's state and, on a control plane, the cluster's keys are written to it.
+/// 3. The node's state, the cluster policy and, on a control plane, the cluster's keys are written to it.
 /// 4. Kubernetes is installed, and images are imported.
 /// 5. kubeadm joins the node.
 /// 6. The node's state says that it is a member.
@@ -260,6 +261,7 @@ fn write_state(node: &ThisNode, locked: &Locked, ticket: &Ticket) -> io::Result<
     let network = node.hints.network.clone();
     let state = NodeState::new(ticket.settings.role, ticket.measurement_salt, address, network);
     node.files.write_state(locked, &state)?;
+    node.files.write_policy(locked, &ticket.policy)?;
     if let Some(control_plane) = &ticket.control_plane {
         node.files.write_master_secret(locked, &control_plane.master_secret)?;
         for file in &control_plane.files {

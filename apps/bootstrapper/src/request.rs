@@ -1,13 +1,16 @@
 //! The CLI's init request, parsed.
 
 use base64::prelude::{BASE64_URL_SAFE, Engine};
+use cluster_policy::BelievedPolicy;
 use cluster_types::{Cidr, ClusterId, MeasurementSalt};
 use component_installer::ComponentMirror;
+use error_report::Chain;
 use grpc_api::components::Component as ComponentMessage;
 use grpc_api::init::InitRequest as InitMessage;
 use key_derivation::{MasterSecret, cluster_id};
 use kubeadm::{CertSan, ClusterName};
 use kubernetes_components::{Component, ComponentList};
+use operator_key::OperatorKey;
 use zeroize::{Zeroize, Zeroizing};
 
 const KMS_PREFIX: &str = "kms://cluster-kms?";
@@ -22,6 +25,8 @@ pub(crate) struct InitRequest {
     pub(crate) master_secret: MasterSecret,
     pub(crate) measurement_salt: MeasurementSalt,
     pub(crate) cluster: ClusterId,
+    /// Signed with the key that the master secret gives.
+    pub(crate) policy: BelievedPolicy,
     pub(crate) components: ComponentList,
     /// `None` stands for the platform's own mirror.
     pub(crate) mirror: Option<ComponentMirror>,
@@ -62,6 +67,7 @@ impl InitRequest {
             service_cidr,
             component_mirror,
             pod_cidr,
+            cluster_policy,
         } = message;
         let kms_uri = Zeroizing::new(kms_uri);
         // The caller was asked for it before.
@@ -85,12 +91,17 @@ impl InitRequest {
             optional(&service_cidr).map_or(Ok(Cidr::SERVICES), Cidr::for_services),
         );
         let request = || {
-            let (master_secret, measurement_salt) = (master_secret?, measurement_salt?);
+            let (master_secret, measurement_salt, components) = (master_secret?, measurement_salt?, components?);
+            let cluster = cluster_id(&master_secret.kek().measurement_secret(), &measurement_salt);
+            let operator = OperatorKey::of(&master_secret).public();
+            let policy = BelievedPolicy::for_new_member(&cluster_policy, &operator, cluster, &components);
+            let policy = policy.map_err(|refused| Chain(&refused).to_string());
             Some(Self {
-                cluster: cluster_id(&master_secret.kek().measurement_secret(), &measurement_salt),
+                cluster,
+                policy: problems.take("cluster_policy", policy)?,
                 master_secret,
                 measurement_salt,
-                components: components?,
+                components,
                 mirror: mirror?,
                 name: name?,
                 cert_sans: cert_sans?,
@@ -98,10 +109,10 @@ impl InitRequest {
                 services: services?,
             })
         };
-        match request() {
-            Some(request) if problems.0.is_empty() => Ok(request),
-            _ => Err(InvalidRequest(problems.0)),
-        }
+        let request = request();
+        request
+            .filter(|_| problems.0.is_empty())
+            .ok_or(InvalidRequest(problems.0))
     }
 }
 
@@ -183,25 +194,82 @@ fn parse_cert_sans(texts: &[String]) -> Result<Vec<CertSan>, String> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use cluster_policy::{ClusterPolicy, Release};
+    use cluster_types::Variant;
+    use measurements::ReferenceValues;
+
     use super::*;
 
-    /// Key and salt are 32 bytes of `C` and `S`, so that tests can look for them.
-    pub(crate) fn message() -> InitMessage {
-        let encode = |byte| BASE64_URL_SAFE.encode([byte; 32]);
-        InitMessage {
-            kms_uri: format!("kms://cluster-kms?key={}&salt={}", encode(b'C'), encode(b'S')),
-            storage_uri: NO_STORAGE.into(),
-            measurement_salt: vec![9; 32],
-            kubernetes_version: "v1.35.4".into(),
-            kubernetes_components: vec![ComponentMessage {
+    /// What messages of tests are made from.
+    pub(crate) struct Example {
+        /// Every byte of the master secret's key.
+        pub(crate) key: u8,
+        /// Every byte of the salt of the cluster id.
+        pub(crate) salt: u8,
+        pub(crate) components: Vec<ComponentMessage>,
+    }
+
+    /// Key and salt of the master secret are 32 bytes of `C` and `S`, so that tests can look for them.
+    impl Default for Example {
+        fn default() -> Self {
+            let kubelet = ComponentMessage {
                 url: "bin/kubelet".into(),
                 hash: format!("sha256:{}", "00".repeat(32)),
                 install_path: "/run/state/bin/kubelet".into(),
                 extract: false,
-            }],
-            init_secret: b"canary init secret".to_vec(),
-            ..InitMessage::default()
+            };
+            Self {
+                key: b'C',
+                salt: 9,
+                components: vec![kubelet],
+            }
         }
+    }
+
+    impl Example {
+        fn master_secret(&self) -> MasterSecret {
+            MasterSecret::new(Zeroizing::new(vec![self.key; 32]), vec![b'S'; 32]).unwrap()
+        }
+
+        pub(crate) fn message(&self) -> InitMessage {
+            let (secret, salt) = (self.master_secret(), MeasurementSalt::new([self.salt; 32]));
+            let cluster = cluster_id(&secret.kek().measurement_secret(), &salt);
+            let encode = |bytes: &[u8]| BASE64_URL_SAFE.encode(bytes);
+            let (key, master_salt) = (encode(secret.expose_key()), encode(secret.salt()));
+            InitMessage {
+                kms_uri: format!("kms://cluster-kms?key={key}&salt={master_salt}"),
+                storage_uri: NO_STORAGE.into(),
+                measurement_salt: salt.as_bytes().to_vec(),
+                kubernetes_version: "v1.35.4".into(),
+                kubernetes_components: self.components.clone(),
+                cluster_policy: policy(&OperatorKey::of(&secret), cluster, &self.components),
+                init_secret: b"canary init secret".to_vec(),
+                ..InitMessage::default()
+            }
+        }
+    }
+
+    /// Whose master secret the messages of tests hold.
+    pub(crate) fn operator_key() -> OperatorKey {
+        OperatorKey::of(&Example::default().master_secret())
+    }
+
+    /// This operator's policy, which lists these components alone.
+    pub(crate) fn policy(operator: &OperatorKey, cluster: ClusterId, components: &[ComponentMessage]) -> Vec<u8> {
+        let components = parse_component_list("v1.35.4", components.to_vec()).unwrap();
+        let policy = ClusterPolicy {
+            cluster,
+            serial: 1,
+            images: vec![ReferenceValues::new(Variant::ALL[0], "image", &[4])],
+            releases: vec![Release::of(&components)],
+            min_grant_serial: 0,
+        };
+        let signed = BelievedPolicy::sign(&policy, operator).unwrap();
+        signed.as_bytes().to_vec()
+    }
+
+    fn message() -> InitMessage {
+        Example::default().message()
     }
 
     fn check(change: impl FnOnce(&mut InitMessage)) -> String {
@@ -221,7 +289,7 @@ pub(crate) mod tests {
     #[test]
     fn bad_input_to_each_field_gives_one_error_that_names_it() {
         type Change = fn(&mut InitMessage);
-        let cases: [(Change, &str); 35] = [
+        let cases: [(Change, &str); 39] = [
             (|m| m.kms_uri.clear(), "kms_uri: expected kms://cluster-kms?key="),
             (
                 |m| m.kms_uri = "kms://aws?".into(),
@@ -302,6 +370,22 @@ pub(crate) mod tests {
             (
                 |m| m.component_mirror = "http://x/?y".into(),
                 "component_mirror: \"http://x/?y\" is not a mirror's address",
+            ),
+            (
+                |m| m.cluster_policy.clear(),
+                "cluster_policy: the cluster policy is malformed",
+            ),
+            (
+                |m| m.kubernetes_components[0].url = "bin/other".into(),
+                "cluster_policy: the cluster policy (serial 1) does not list Kubernetes v1.35.4 with components",
+            ),
+            (
+                |m| m.measurement_salt = vec![8; 32],
+                "cluster_policy: the cluster policy is for cluster",
+            ),
+            (
+                |m| m.kms_uri = m.kms_uri.replace("key=Q0ND", "key=Q0NE"),
+                "cluster_policy: the cluster policy is signed by operator",
             ),
             (|m| m.cluster_name = "a b".into(), "cluster_name: \"a b\" is not"),
             (|m| m.cluster_name = "A".into(), "cluster_name: \"A\" is not"),

@@ -12,7 +12,6 @@ use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 use grpc_api::init::api_client::ApiClient;
 use grpc_api::init::init_response::Kind;
 use grpc_api::init::{InitRequest as InitMessage, InitResponse};
-use role_grant::OperatorKey;
 use test_machines::{Technology, for_each_technology};
 use tonic::{Code, Status, Streaming};
 
@@ -21,6 +20,7 @@ use crate::files::Stage;
 use crate::lock::Owner;
 use crate::node::OperatorError;
 use crate::request::InitRequest;
+use crate::request::tests::{Example, operator_key};
 use crate::run::{Boot, NodeError, boot, resume};
 
 for_each_technology!(async:
@@ -37,12 +37,16 @@ for_each_technology!(async:
     a_member_that_boots_again_gets_its_address_and_its_kubelet,
 );
 
-fn message() -> InitMessage {
-    InitMessage {
-        kubernetes_components: components(),
-        init_secret: INIT_SECRET.to_vec(),
-        ..crate::request::tests::message()
+/// Of a cluster whose components the mirror of tests has.
+fn example() -> Example {
+    Example {
+        components: components(),
+        ..Example::default()
     }
+}
+
+fn message() -> InitMessage {
+    example().message()
 }
 
 pub(crate) fn cluster() -> ClusterId {
@@ -55,7 +59,7 @@ pub(crate) fn first_of_cluster() -> Membership {
 
 /// Whose master secret the requests of tests hold.
 pub(crate) fn operator() -> OperatorPublicKey {
-    OperatorKey::of(&InitRequest::parse(message()).unwrap().master_secret).public()
+    operator_key().public()
 }
 
 fn control_plane(technology: &'static dyn Technology) -> TestNode {
@@ -188,9 +192,9 @@ async fn a_failure_is_told_with_the_journal_and_ends_the_node(technology: &'stat
 async fn a_wrong_component_fails_before_kubeadm_runs(technology: &'static dyn Technology) {
     let node = control_plane(technology);
     let (address, running) = node.start().await;
-    let mut request = message();
-    request.kubernetes_components[0].hash = format!("sha256:{}", "00".repeat(32));
-    let events = collect(call(&node, address, request).await.unwrap()).await;
+    let mut example = example();
+    example.components[0].hash = format!("sha256:{}", "00".repeat(32));
+    let events = collect(call(&node, address, example.message()).await.unwrap()).await;
     assert!(matches!(events.as_slice(), [.., Kind::InitFailure(_), Kind::Log(_)]));
     assert!(running.await.unwrap().is_err());
     assert!(!node.file("run/state/bin/kubelet").exists());
@@ -212,11 +216,10 @@ async fn the_same_request_finds_what_it_started_and_another_is_refused(technolog
     while boot(&*node.node.attester).is_ok_and(|boot| matches!(boot, Boot::New)) {
         tokio::task::yield_now().await;
     }
-    let other = InitMessage {
-        measurement_salt: vec![1; 32],
-        ..message()
-    };
-    let refusal = call_as(&node, again().await, address, other).await.unwrap_err();
+    let other = Example { salt: 1, ..example() };
+    let refusal = call_as(&node, again().await, address, other.message())
+        .await
+        .unwrap_err();
     assert_eq!(refusal.code(), Code::FailedPrecondition);
 
     let stream = call_as(&node, again().await, address, message()).await.unwrap();
@@ -240,13 +243,8 @@ async fn a_node_that_is_joining_refuses_init(technology: &'static dyn Technology
 async fn a_node_that_obeys_an_operator_takes_no_other_ones_secret(technology: &'static dyn Technology) {
     let node = control_plane(technology);
     let (address, running) = node.start().await;
-    let own = message().kms_uri;
-    let other = InitMessage {
-        kms_uri: own.replace("key=Q0ND", "key=Q0NE"),
-        ..message()
-    };
-    assert_ne!(other.kms_uri, own);
-    let refusal = call(&node, address, other).await.unwrap_err();
+    let other = Example { key: b'D', ..example() };
+    let refusal = call(&node, address, other.message()).await.unwrap_err();
     assert_eq!(refusal.code(), Code::FailedPrecondition);
     assert!(
         refusal

@@ -32,6 +32,9 @@ pub(crate) enum Command {
     Status,
     /// Verify every node of the cluster.
     Verify(VerifyArguments),
+    /// Work with the policy that says which images nodes may run and what they install.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// Terminate the machines and destroy their disks. Configuration and master secret are kept.
     Terminate(Confirmation),
     /// Work with mirrors of Kubernetes.
@@ -115,6 +118,16 @@ pub(crate) enum MiniCommand {
     },
     /// Terminate the cluster and remove everything that `mini up` created, including keys.
     Down(Confirmation),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Show the policy that the cluster serves, and who signed it.
+    Show {
+        /// Output format.
+        #[arg(short, long, value_enum, default_value_t = Format::Text)]
+        output: Format,
+    },
 }
 
 #[derive(Debug, Args)]

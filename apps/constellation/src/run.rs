@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, bail};
 use attestation::{Expectations, ExpectedMembership, ExpectedStatements, Variants, Verifiers};
 use cluster_config::{ClusterConfig, ClusterState, InitProgress, MadeOf, Workspace, names};
+use cluster_policy::{BelievedPolicy, ClusterPolicy, Release};
 use cluster_types::{ClusterId, NodeName, OperatorPublicKey};
+use digest::oci;
 use error_report::explain_denied;
 use infrastructure::{Infrastructure, Machine, MachineStatus, Provider};
 use key_derivation::{MasterSecret, cluster_id};
 use kubernetes_components::ComponentList;
 use measurements::ReferenceValues;
-use role_grant::OperatorKey;
+use operator_key::OperatorKey;
 
 use crate::advice::{Advise, advise};
 use crate::providers::Providers;
@@ -46,7 +48,7 @@ impl<'a> Run<'a> {
         finish_interrupted(workspace, &mut state)?;
         let document = reference_document(&config)?;
         // A damaged master secret is found here too, before there are machines.
-        let made_of = made_of(workspace, &state, &config, &document, components.digest())?;
+        let made_of = made_of(workspace, &state, &config, &document, oci::format(&components.digest()))?;
         if let Some(cluster) = made(workspace, &state, providers)? {
             refuse_changes(&cluster, &made_of)?;
         }
@@ -70,6 +72,68 @@ impl<'a> Run<'a> {
             .as_ref()
             .context("the machines have not been created")
     }
+
+    /// Signs what nodes may run and install, unless the newest policy says the same. It is stored before it is used: two policies of
+    /// one serial would exclude each other.
+    pub(crate) fn sign_policy(&mut self) -> Result<()> {
+        let secret = self.workspace.master_secret()?;
+        let operator = OperatorKey::of(&secret);
+        let wanted = ClusterPolicy {
+            cluster: expected_id(&self.state, &secret),
+            serial: 1,
+            images: vec![self.reference_values.clone()],
+            releases: vec![Release::of(&self.components)],
+            min_grant_serial: 0,
+        };
+        let newest = self.state.policy.clone();
+        let newest = newest.and_then(|newest| newest.believe(|signer| *signer == operator.public()).ok());
+        let Some(policy) = wanted.after(newest.as_deref()) else {
+            return Ok(());
+        };
+        let signed = BelievedPolicy::sign(&policy, &operator).context("cannot sign the cluster policy")?;
+        self.state.policy = Some(signed.into_signed());
+        Ok(self.workspace.save_state(&self.state)?)
+    }
+
+    /// The newest policy.
+    pub(crate) fn policy(&self) -> Result<BelievedPolicy> {
+        let operator = self.made_of.operator_key.context("the cluster has no operator")?;
+        newest_policy(&self.state, &operator)
+    }
+}
+
+/// The state of a cluster that a command only looks at.
+pub(crate) fn existing_state(workspace: &Workspace) -> Result<ClusterState> {
+    workspace
+        .state()?
+        .context("there is no constellation-state.yaml in this workspace")
+        .advise(
+            "if there is a cluster, restore the file from a backup; otherwise create one with `constellation mini up` or \
+             `constellation apply`",
+        )
+}
+
+/// The newest policy that this operator signed.
+pub(crate) fn newest_policy(state: &ClusterState, operator: &OperatorPublicKey) -> Result<BelievedPolicy> {
+    let policy = state.policy.clone();
+    let policy = policy
+        .context("constellation-state.yaml has no cluster policy")
+        .advise("finish creating the cluster with `constellation apply`")?;
+    let believed = policy.believe(|signer| signer == operator);
+    believed
+        .context("constellation-state.yaml has another operator's cluster policy")
+        .advise("restore constellation-state.yaml or the master secret from a backup, so that they belong together")
+}
+
+/// Whom the nodes must obey: whose master secret is in the workspace. An operator's colleague who has none believes the state.
+pub(crate) fn operator(workspace: &Workspace, state: &ClusterState) -> Result<OperatorPublicKey> {
+    if workspace.has(names::MASTER_SECRET)? {
+        return Ok(operator_of(&workspace.master_secret()?));
+    }
+    let recorded = state.made_of.as_ref().and_then(|made_of| made_of.operator_key);
+    recorded
+        .context("neither a master secret nor constellation-state.yaml says which operator the nodes obey")
+        .advise("finish creating the cluster with `constellation apply`")
 }
 
 /// The configuration, which the user edits and no command changes.
@@ -77,19 +141,6 @@ pub(crate) fn load_config(workspace: &Workspace) -> Result<ClusterConfig> {
     workspace
         .config()
         .advise("correct the configuration, then run the same command again")
-}
-
-/// What every node must prove: what the cluster was made from, whatever the image folder holds by now.
-pub(crate) fn reference_values(
-    config: &ClusterConfig,
-    state: &ClusterState,
-    variants: &dyn Variants,
-) -> Result<ReferenceValues> {
-    match &state.made_of {
-        Some(made_of) => ReferenceValues::parse_for(made_of.attestation_variant, made_of.reference_values.as_bytes())
-            .context("cannot use the recorded reference values"),
-        None => parse_reference_values(&reference_document(config)?, config, variants),
-    }
 }
 
 /// What nodes must prove, from the file beside the image. The variant that will use it checks it.

@@ -4,13 +4,8 @@
 
 mod support;
 
-use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-
-use cluster_config::{InitProgress, Workspace};
-use cluster_types::ClusterId;
 use serde_json::{Value, json};
+use support::api_server::{api_server, made};
 use support::{Host, stderr, stdout};
 
 /// Sets a title, clears the screen, turns text around, and gives advice.
@@ -29,39 +24,6 @@ fn check_harmless(told: &str, what: &str) {
         !told.lines().any(|line| line.starts_with("Next: run this")),
         "{what}: {told}"
     );
-}
-
-/// An API server that says the same to every request, and nothing that is true.
-fn api_server(status: &'static str, answer: impl Fn(&str) -> String + Send + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            // A client that went away is no failure.
-            let _ = respond(stream.unwrap(), status, &answer);
-        }
-    });
-    port
-}
-
-fn respond(mut stream: TcpStream, status: &str, answer: impl Fn(&str) -> String) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let (mut request, mut length) = (String::new(), 0);
-    reader.read_line(&mut request)?;
-    let mut line = String::new();
-    while reader.read_line(&mut line)? > 2 {
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().unwrap();
-        }
-        line.clear();
-    }
-    reader.read_exact(&mut vec![0; length])?;
-    let body = answer(&request);
-    let head = format!(
-        "content-type: application/json\r\nconnection: close\r\ncontent-length: {}",
-        body.len()
-    );
-    write!(stream, "HTTP/1.1 {status}\r\n{head}\r\n\r\n{body}")
 }
 
 fn list(request: &str) -> String {
@@ -91,30 +53,6 @@ fn refusal() -> Value {
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
         "message": HOSTILE, "reason": HOSTILE, "code": 422,
     })
-}
-
-/// A cluster as far as the program knows. Its API server is at this port.
-fn made(port: u16) -> Host {
-    let host = Host::new();
-    host.configure();
-    host.until(&["mini", "up"], "control-plane-0 is booting\n").kill();
-    let workspace = Workspace::open(&host.workspace()).unwrap();
-    let mut state = workspace.state().unwrap().unwrap();
-    state.init = InitProgress::Done;
-    state.cluster_id = Some(ClusterId::new([7; 32]));
-    workspace.save_state(&state).unwrap();
-    let kubeconfig = json!({
-        "apiVersion": "v1", "kind": "Config", "current-context": "admin",
-        "clusters": [{"name": "kubernetes", "cluster": {"server": format!("http://127.0.0.1:{port}")}}],
-        "contexts": [{"name": "admin", "context": {"cluster": "kubernetes", "user": "admin"}}],
-        "users": [{"name": "admin", "user": {"token": "none"}}],
-    });
-    fs::write(
-        host.workspace().join("constellation-admin.conf"),
-        kubeconfig.to_string(),
-    )
-    .unwrap();
-    host
 }
 
 #[test]

@@ -16,6 +16,7 @@ use attestation::{Membership, Purpose};
 use attested_tls::{Endpoint, PeerPolicy, incoming};
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, Workspace};
+use cluster_policy::BelievedPolicy;
 use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 use digest::Digest;
 use grpc_api::init::api_server::{Api, ApiServer};
@@ -25,7 +26,8 @@ use grpc_api::init::{
 };
 use infrastructure::NodePorts;
 use key_derivation::{MasterSecret, cluster_id};
-use role_grant::OperatorKey;
+use kubernetes_components::ComponentList;
+use operator_key::OperatorKey;
 use support::{Host, stderr, stdout};
 use test_machines::{Machine, SOFTWARE_TPM, Technology, for_each_technology};
 use tokio::net::{TcpListener, TcpStream};
@@ -239,6 +241,13 @@ fn a_good_node_becomes_a_cluster(technology: &'static dyn Technology) {
     assert!(request.kms_uri.starts_with("kms://cluster-kms?key="));
     assert_eq!(request.component_mirror, test_provider::MIRROR);
     assert_eq!(request.apiserver_cert_sans, ["127.0.0.1", "192.168.77.10"]);
+    // What the node would accept: signed by the operator, for this cluster, with these components.
+    let operator = OperatorKey::of(&workspace(&host).master_secret().unwrap()).public();
+    let components = ComponentList::new("v1.35.4".parse().unwrap(), Vec::new()).unwrap();
+    let policy =
+        BelievedPolicy::for_new_member(&request.cluster_policy, &operator, derived_id(&host), &components).unwrap();
+    assert_eq!((policy.serial, &policy.images[..]), (1, &[technology.image()][..]));
+    assert_eq!(state.policy.unwrap().as_bytes(), request.cluster_policy);
     drop(asked);
 
     // The next run does not ask again.
@@ -1001,6 +1010,43 @@ fn until_there_is_a_cluster_a_change_gets_fresh_machines() {
     assert!(running.said.contains("fresh machines"), "{}", running.said);
     running.kill();
     assert_eq!(host.machines().spec("control-plane-0").vcpus, 4);
+}
+
+/// The node of the first run may have stored the first policy.
+#[test]
+fn a_policy_that_says_something_else_has_the_next_serial_and_the_same_has_none() {
+    let host = configured(SOFTWARE_TPM);
+    let newest = || workspace(&host).state().unwrap().unwrap().policy.unwrap();
+    host.until(&["mini", "up"], BOOTS).kill();
+    let first = newest();
+    host.until(&["mini", "up"], BOOTS).kill();
+    assert_eq!(newest(), first);
+    let document = host.path("image/reference-values.json");
+    let other = another_image(&fs::read_to_string(&document).unwrap());
+    fs::write(document, &other).unwrap();
+    host.until(&["mini", "up"], BOOTS).kill();
+    let operator = *first.signer();
+    let second = newest().believe(|signer| *signer == operator).unwrap();
+    assert_eq!((second.serial, second.images[0].to_json()), (2, other));
+}
+
+/// It would be the operator's own, but for what it was swapped with.
+#[test]
+fn verify_refuses_a_policy_that_is_not_the_operators() {
+    let (host, _node) = made();
+    let mut state = workspace(&host).state().unwrap().unwrap();
+    let operator = *state.policy.as_ref().unwrap().signer();
+    let policy = state.policy.unwrap().believe(|signer| *signer == operator).unwrap();
+    let other = OperatorKey::from_seed(&[9; 32]);
+    state.policy = Some(BelievedPolicy::sign(&policy, &other).unwrap().into_signed());
+    workspace(&host).save_state(&state).unwrap();
+    let output = host.run(&["verify"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = stderr(&output);
+    assert!(
+        error.contains("constellation-state.yaml has another operator's cluster policy"),
+        "{error}"
+    );
 }
 
 #[test]

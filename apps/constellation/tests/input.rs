@@ -213,7 +213,7 @@ fn a_file_that_cannot_be_used_is_named() {
         (
             "workspace/constellation-conf.yaml",
             "version: v4",
-            "verify",
+            "apply -y",
             &["constellation-conf.yaml", "version"],
         ),
         (

@@ -10,8 +10,12 @@ use std::io::PipeWriter;
 use std::process::{Command, Output, Stdio};
 
 use cluster_config::{ClusterState, MadeOf, Workspace};
+use cluster_policy::{BelievedPolicy, ClusterPolicy, Release};
+use cluster_types::ClusterId;
+use kubernetes_components::ComponentList;
+use operator_key::OperatorKey;
 use support::{Host, stderr};
-use test_machines::{SOFTWARE_TPM, operator};
+use test_machines::{SOFTWARE_TPM, master_secret, operator};
 
 /// Commands whose result is what they print.
 const PRINTING: &[&[&str]] = &[
@@ -64,6 +68,17 @@ fn host() -> Host {
         operator_key: Some(operator()),
         nodes: BTreeMap::new(),
     });
+    let policy = ClusterPolicy {
+        cluster: ClusterId::new([0xab; 32]),
+        serial: 1,
+        images: vec![SOFTWARE_TPM.image()],
+        releases: vec![Release::of(
+            &ComponentList::new("v1.35.4".parse().unwrap(), Vec::new()).unwrap(),
+        )],
+        min_grant_serial: 0,
+    };
+    let signed = BelievedPolicy::sign(&policy, &OperatorKey::of(&master_secret()));
+    state.policy = Some(signed.unwrap().into_signed());
     workspace.save_state(&state).unwrap();
     host
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use attestation::{
-    AppraisalError, AttestationResult, Endorsements, Evidence, Expectations, ExpectedMembership, ExpectedStatements,
-    Measured, ReportBinding, SetUpVerifierError, TrustBasis, UnixTime, Variants, Verifier,
+    AppraisalError, AttestationResult, Endorsements, Evidence, ExpectedMembership, ExpectedStatements,
+    MeasuredStatements, Membership, ReportBinding, SetUpVerifierError, TrustBasis, UnixTime, Variants, Verifier,
 };
 use cluster_objects::{JoinConfig, LoadJoinConfigError};
-use cluster_types::{OperatorPublicKey, Variant};
+use cluster_policy::{AnotherOperator, BelievedPolicy, PolicyStore, RaisePolicyError};
+use cluster_types::{ClusterId, NodeRole, Variant};
 use digest::Digest;
 use error_report::Chain;
 use tracing::{error, info};
@@ -23,21 +24,28 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Config {
     folder: PathBuf,
     variants: &'static dyn Variants,
-    /// What this node has measured. No configuration says otherwise.
-    operator: Measured<OperatorPublicKey>,
+    anchor: Arc<Anchor>,
     in_force: Arc<RwLock<Arc<InForce>>>,
 }
 
-/// A usable configuration, not yet compared with the operator whom this node has measured.
-pub(crate) struct UncheckedConfig {
-    folder: PathBuf,
-    variants: &'static dyn Variants,
-    candidate: InForce,
+/// What decides whether a policy is believed. No configuration says otherwise.
+pub(crate) struct Anchor {
+    /// What this node has measured about itself.
+    pub(crate) measured: MeasuredStatements,
+    /// The newest policy that it has seen.
+    pub(crate) store: PolicyStore,
 }
 
-/// A configuration, and the verifier that its reference values make.
-struct InForce {
-    config: Arc<JoinConfig>,
+/// A readable configuration whose policy may be anybody's.
+pub(crate) struct UncheckedConfig {
+    folder: PathBuf,
+    config: JoinConfig,
+}
+
+/// A configuration, with a policy that the operator signed and that is not an earlier one.
+pub(crate) struct InForce {
+    pub(crate) config: JoinConfig,
+    pub(crate) policy: BelievedPolicy,
     verifier: Box<dyn Verifier>,
 }
 
@@ -46,41 +54,37 @@ struct InForce {
 enum LoadError {
     #[error(transparent)]
     Config(#[from] LoadJoinConfigError),
-    #[error("referenceValues of the join configuration is invalid")]
-    Verifier(#[from] SetUpVerifierError),
+    #[error("clusterPolicy of the join configuration is refused")]
+    Operator(#[from] AnotherOperator),
     #[error(
-        "operatorPublicKey of the join configuration is {configured}, but this node obeys another operator: it measured {shown}, \
-         expected {expected}"
+        "clusterPolicy of the join configuration is for cluster {named}, whose control planes measure {expected}; this node measured \
+         {shown}"
     )]
-    AnotherOperator {
-        configured: OperatorPublicKey,
-        shown: Digest,
+    AnotherCluster {
+        named: ClusterId,
         expected: Digest,
+        shown: Digest,
     },
+    #[error("clusterPolicy of the join configuration has an image that cannot be appraised")]
+    Verifier(#[from] SetUpVerifierError),
+    #[error("clusterPolicy of the join configuration is refused")]
+    Raise(#[from] RaisePolicyError),
 }
 
 impl UncheckedConfig {
-    pub(crate) fn load(folder: PathBuf, variants: &'static dyn Variants) -> Result<Self> {
-        let candidate = InForce::read(&folder, variants).with_context(|| unusable(&folder))?;
-        Ok(Self {
-            folder,
-            variants,
-            candidate,
-        })
+    pub(crate) fn load(folder: PathBuf) -> Result<Self> {
+        let config = JoinConfig::load(&folder).with_context(|| unusable(&folder))?;
+        Ok(Self { folder, config })
     }
 
-    /// Takes it if it names the operator whom this node has measured.
-    pub(crate) fn of_operator(self, operator: Measured<OperatorPublicKey>) -> Result<Config> {
-        let Self {
-            folder,
-            variants,
-            candidate,
-        } = self;
-        let in_force = candidate.of_operator(&operator).with_context(|| unusable(&folder))?;
+    /// Puts it into force if the operator whom this node obeys has signed its policy.
+    pub(crate) fn check(self, anchor: Anchor, variants: &'static dyn Variants) -> Result<Config> {
+        let Self { folder, config } = self;
+        let in_force = InForce::check(config, &anchor, variants).with_context(|| unusable(&folder))?;
         Ok(Config {
             folder,
             variants,
-            operator,
+            anchor: Arc::new(anchor),
             in_force: Arc::new(RwLock::new(Arc::new(in_force))),
         })
     }
@@ -91,15 +95,11 @@ fn unusable(folder: &Path) -> String {
 }
 
 impl Config {
-    pub(crate) fn current(&self) -> Arc<JoinConfig> {
-        self.in_force().config.clone()
-    }
-
-    fn in_force(&self) -> Arc<InForce> {
+    pub(crate) fn in_force(&self) -> Arc<InForce> {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Never ends. If the configuration cannot be read, the old one remains in force.
+    /// Never ends. If the configuration cannot be used, the old one remains in force.
     ///
     /// # Cancel safety
     /// A reload happens completely or not at all.
@@ -109,57 +109,60 @@ impl Config {
             match self.reload() {
                 Ok(false) => {}
                 Ok(true) => {
-                    let config = self.current();
-                    let values = &config.reference_values;
-                    info!(image = values.image(), variant = %values.variant(), "join configuration reloaded");
+                    let in_force = self.in_force();
+                    let images: Vec<_> = in_force.policy.images.iter().map(|image| image.image()).collect();
+                    info!(serial = in_force.policy.serial, ?images, "join configuration reloaded");
                 }
-                Err(error) => error!(error = %Chain(&error), "cannot reload the join configuration"),
+                Err(error) => {
+                    error!(error = %Chain(&error), "cannot reload the join configuration; the old one stays in force")
+                }
             }
         }
     }
 
     /// Whether another configuration is in force now.
     fn reload(&self) -> Result<bool, LoadError> {
-        let new = InForce::read(&self.folder, self.variants)?.of_operator(&self.operator)?;
-        if new.config == self.current() {
+        let new = JoinConfig::load(&self.folder)?;
+        if new == self.in_force().config {
             return Ok(false);
         }
+        let new = InForce::check(new, &self.anchor, self.variants)?;
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         Ok(true)
     }
 }
 
 impl InForce {
-    /// A node that joins or rejoins has not measured its membership yet; it does so with the contents of its ticket.
-    fn read(folder: &Path, variants: &dyn Variants) -> Result<Self, LoadError> {
-        let config = JoinConfig::load(folder)?;
-        let expectations = Expectations {
-            image: config.reference_values.clone(),
-            statements: ExpectedStatements {
-                operator: config.operator_key,
-                membership: ExpectedMembership::New,
-            },
-        };
-        Ok(Self {
-            verifier: variants.verifier(config.variant(), &expectations)?,
-            config: Arc::new(config),
-        })
-    }
-
-    fn of_operator(self, measured: &Measured<OperatorPublicKey>) -> Result<Self, LoadError> {
-        let configured = self.config.operator_key;
-        if measured.is(&configured) {
-            return Ok(self);
+    /// 1. The operator whom this node obeys has signed the policy, for the cluster of which this node is a control plane.
+    /// 2. Its images can be appraised.
+    /// 3. It is not earlier than one that has been in force here. From now on, no earlier one will be.
+    fn check(config: JoinConfig, anchor: &Anchor, variants: &dyn Variants) -> Result<Self, LoadError> {
+        let MeasuredStatements { operator, membership } = &anchor.measured;
+        let policy = config.policy.clone().believe(|signer| operator.is(signer))?;
+        let control_plane = Membership::new(policy.cluster, NodeRole::ControlPlane);
+        if !membership.is(&control_plane) {
+            return Err(LoadError::AnotherCluster {
+                named: policy.cluster,
+                expected: membership.shown_by(&control_plane),
+                shown: membership.shown(),
+            });
         }
-        Err(LoadError::AnotherOperator {
-            configured,
-            shown: measured.shown(),
-            expected: measured.shown_by(&configured),
+        // A node that joins or rejoins has not measured its membership yet; it does so with the contents of its ticket.
+        let statements = ExpectedStatements {
+            operator: *policy.operator(),
+            membership: ExpectedMembership::New,
+        };
+        let verifier = policy.verifier(variants, &statements)?;
+        anchor.store.raise(&policy)?;
+        Ok(Self {
+            config,
+            policy,
+            verifier,
         })
     }
 }
 
-/// Appraises joining nodes by the reference values in force when they connect.
+/// Appraises joining nodes by the policy in force when they connect.
 pub(crate) struct ConfiguredVerifier(Config);
 
 impl ConfiguredVerifier {
@@ -191,46 +194,111 @@ impl Verifier for ConfiguredVerifier {
 
 #[cfg(test)]
 mod tests {
-    use cluster_types::key_service::KeyServicePublicKey;
-    use cluster_types::{KubernetesVersion, MeasurementSalt};
+    use attestation::Measured;
+    use cluster_policy::NotNewerError;
+    use cluster_types::OperatorPublicKey;
+    use tempfile::TempDir;
     use test_machines::SOFTWARE_TPM;
-    use test_services::mount;
+    use test_services::{JoinConfigExample, mount};
 
     use super::*;
 
-    const OWN: OperatorPublicKey = OperatorPublicKey::new([1; 32]);
-
-    fn config(operator: OperatorPublicKey, version: &str) -> JoinConfig {
-        JoinConfig {
-            reference_values: SOFTWARE_TPM.image(),
-            measurement_salt: MeasurementSalt::new([5; 32]),
-            operator_key: operator,
-            key_service_key: KeyServicePublicKey::new([7; 32]),
-            api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
-            kubernetes_version: version.parse::<KubernetesVersion>().unwrap(),
-            components: format!("k8s-components-sha256-{}", "ab".repeat(32)),
-            component_mirror: String::new(),
+    fn anchor(folder: &TempDir, example: &JoinConfigExample) -> Anchor {
+        let nothing = Digest::new([0; 32]);
+        let operator = |operator: &OperatorPublicKey| Digest::of(operator.as_bytes());
+        let membership = |member: &Membership| Digest::of(&[member.cluster.as_bytes(), member.role.event()].concat());
+        let member = Membership::new(example.cluster, NodeRole::ControlPlane);
+        let store = PolicyStore::new(folder.path().join("newest"));
+        store.write(&example.policy()).unwrap();
+        Anchor {
+            measured: MeasuredStatements {
+                operator: Measured::new("operator", operator(&example.operator().public()), nothing, operator),
+                membership: Measured::new("membership", membership(&member), nothing, membership),
+            },
+            store,
         }
     }
 
-    /// Whoever edits the ConfigMap while the service runs.
+    /// A service that runs with this configuration.
+    fn running(example: &JoinConfigExample) -> (TempDir, Config) {
+        let folder = TempDir::new().unwrap();
+        mount(&example.config(), &folder.path().join("config")).unwrap();
+        let unchecked = UncheckedConfig::load(folder.path().join("config")).unwrap();
+        let config = unchecked.check(anchor(&folder, example), SOFTWARE_TPM.variants());
+        (folder, config.unwrap())
+    }
+
+    /// What a reload makes of it. Whatever is refused, the old configuration stays in force.
+    fn reload(before: &JoinConfigExample, change: impl FnOnce(&mut JoinConfigExample)) -> Result<bool, LoadError> {
+        let (folder, running) = running(before);
+        let mut changed = before.clone();
+        change(&mut changed);
+        mount(&changed.config(), &folder.path().join("config")).unwrap();
+        let result = running.reload();
+        let expected = if result.is_ok() { &changed } else { before };
+        assert_eq!(running.in_force().config, expected.config());
+        result
+    }
+
+    fn example() -> JoinConfigExample {
+        JoinConfigExample::of(SOFTWARE_TPM)
+    }
+
     #[test]
-    fn a_reload_takes_no_other_operators_configuration() {
-        let folder = tempfile::tempdir().unwrap();
-        mount(&config(OWN, "v1.35.4"), folder.path()).unwrap();
-        let shown = |operator: &OperatorPublicKey| Digest::of(operator.as_bytes());
-        let measured = Measured::new("register", shown(&OWN), Digest::new([0; 32]), shown);
-        let unchecked = UncheckedConfig::load(folder.path().to_owned(), SOFTWARE_TPM.variants()).unwrap();
-        let in_force = unchecked.of_operator(measured).unwrap();
-        assert!(!in_force.reload().unwrap());
+    fn a_later_policy_is_taken_and_an_unchanged_one_is_no_news() {
+        assert!(!reload(&example(), |_| {}).unwrap());
+        assert!(reload(&example(), |later| later.serial += 1).unwrap());
+        assert!(
+            reload(&example(), |config| config.component_mirror =
+                "http://10.0.2.2:2/mirror")
+            .unwrap()
+        );
+    }
 
-        mount(&config(OperatorPublicKey::new([2; 32]), "v1.35.5"), folder.path()).unwrap();
-        let refused = in_force.reload();
-        assert!(matches!(refused, Err(LoadError::AnotherOperator { .. })));
-        assert_eq!(*in_force.current(), config(OWN, "v1.35.4"));
+    /// Whoever edits the ConfigMap: a cluster-admin, or whoever runs etcd.
+    #[test]
+    fn a_policy_that_another_operator_signed_is_refused() {
+        let refused = reload(&example(), |other| (other.operator_seed, other.serial) = ([8; 32], 9));
+        assert!(matches!(refused, Err(LoadError::Operator(_))));
+    }
 
-        mount(&config(OWN, "v1.35.5"), folder.path()).unwrap();
-        assert!(in_force.reload().unwrap());
-        assert_eq!(*in_force.current(), config(OWN, "v1.35.5"));
+    #[test]
+    fn a_policy_for_another_cluster_of_the_operator_is_refused() {
+        let refused = reload(&example(), |other| {
+            (other.cluster, other.serial) = (ClusterId::new([9; 32]), 9)
+        });
+        assert!(matches!(refused, Err(LoadError::AnotherCluster { .. })));
+    }
+
+    #[test]
+    fn an_earlier_policy_is_refused() {
+        let mut before = example();
+        before.serial = 2;
+        let refused = reload(&before, |earlier| earlier.serial = 1);
+        assert!(matches!(
+            refused,
+            Err(LoadError::Raise(RaisePolicyError::NotNewer(NotNewerError::Older {
+                seen: 2,
+                presented: 1
+            })))
+        ));
+    }
+
+    /// The store remembers what a service that starts again does not.
+    #[test]
+    fn a_policy_that_was_in_force_before_a_restart_is_not_taken_back() {
+        let (mut earlier, mut later) = (example(), example());
+        (earlier.serial, later.serial) = (1, 2);
+        let (folder, _running) = running(&later);
+        mount(&earlier.config(), &folder.path().join("config")).unwrap();
+        let unchecked = UncheckedConfig::load(folder.path().join("config")).unwrap();
+        let mut anchor = anchor(&folder, &earlier);
+        anchor.store = PolicyStore::new(folder.path().join("newest"));
+        anchor.store.write(&later.policy()).unwrap();
+        let error = unchecked.check(anchor, SOFTWARE_TPM.variants()).err().unwrap();
+        assert!(
+            format!("{error:#}").contains("serial 1, but serial 2 has been in force"),
+            "{error:#}"
+        );
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Both sides attest. A node gets its own disk key and no other, because a disk and a name belong to the attested machine
 //! that claimed them first. It becomes a control plane only with the operator's grant. Its kubelet certificate says what
-//! the ticket allows, not what the request says.
+//! the ticket allows, not what the request says. Which images are admitted and what nodes install is the operator's signed
+//! policy; an edited ConfigMap changes neither.
 
 mod certificate;
 mod config;
@@ -20,6 +21,7 @@ use attestation::{Purpose, Variants, Verifiers};
 use attested_tls::{Endpoint, PeerPolicy, incoming};
 use clap::Parser;
 use cluster_objects::Cluster;
+use cluster_policy::PolicyStore;
 use cluster_types::{HostPort, Service};
 use grpc_api::join::api_server::ApiServer;
 use key_service_client::KeyServiceClient;
@@ -28,7 +30,7 @@ use service_runtime::{AttesterArgs, RuntimeArgs, listen, start, start_logging};
 use tonic::transport::Server;
 use tracing::info;
 
-use crate::config::{ConfiguredVerifier, UncheckedConfig};
+use crate::config::{Anchor, ConfiguredVerifier, UncheckedConfig};
 use crate::pki::Pki;
 use crate::service::JoinService;
 use crate::ticket::TicketIssuer;
@@ -46,6 +48,9 @@ struct Args {
     /// Folder with the mounted ConfigMap join-config.
     #[arg(long, default_value = "/var/config")]
     config: PathBuf,
+    /// File with the newest cluster policy that this node has seen, on the encrypted state disk.
+    #[arg(long, default_value = "/run/constellation/policy/cluster-policy")]
+    policy_store: PathBuf,
     /// Folder with the cluster's certificate authorities.
     #[arg(long, default_value = "/etc/kubernetes/pki")]
     pki: PathBuf,
@@ -78,12 +83,16 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
     start_logging();
     let args = Args::parse();
     let mut metrics = Registry::default();
-    let config = UncheckedConfig::load(args.config, variants)?;
+    let config = UncheckedConfig::load(args.config)?;
     let attester = args.attester.set_up(variants)?;
-    let config = config.of_operator(attester.statements()?.operator)?;
+    let anchor = Anchor {
+        measured: attester.statements()?,
+        store: PolicyStore::new(args.policy_store),
+    };
+    let config = config.check(anchor, variants)?;
     let keys = KeyServiceClient::new(
         args.key_service.as_str(),
-        config.current().key_service_key,
+        config.in_force().config.key_service_key,
         args.key_service_token,
     )
     .context("--key-service")?;

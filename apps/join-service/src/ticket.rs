@@ -3,8 +3,9 @@
 use std::error::Error;
 
 use attested_tls::AttestedNode;
-use cluster_objects::{Cluster, CreateBootstrapTokenError, JoinConfig, NodeRecordError, ReadComponentsError};
-use cluster_types::{ClusterId, DiskUuid, NodeName, NodeRole, ParseDiskUuidError};
+use cluster_objects::{Cluster, CreateBootstrapTokenError, NodeRecordError, ReadComponentsError};
+use cluster_policy::{AnotherCluster, BelievedPolicy, UnlistedRelease};
+use cluster_types::{DiskUuid, NodeName, NodeRole, ParseDiskUuidError};
 use grpc_api::join::{
     ControlPlaneCertOrKey, IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest,
     IssueRejoinTicketResponse, MasterSecret,
@@ -12,12 +13,12 @@ use grpc_api::join::{
 use jiff::Timestamp;
 use key_derivation::cluster_id;
 use key_service_client::{KeyServiceClient, KeyServiceError};
-use role_grant::{RoleGrant, RoleGrantError};
+use role_grant::{RequestedRole, RoleGrant, RoleGrantError};
 use secret::MeasurementSecret;
 use tonic::Status;
 
 use crate::certificate::{CertificateRequestError, KubeletRequest, SignError};
-use crate::config::Config;
+use crate::config::{Config, InForce};
 use crate::pki::{Pki, ReadPkiError};
 
 /// Answers the requests of attested nodes with tickets.
@@ -49,6 +50,10 @@ pub(crate) enum IssueTicketError {
     Token(#[from] CreateBootstrapTokenError),
     #[error(transparent)]
     Components(#[from] ReadComponentsError),
+    #[error("the join configuration names components that nodes may not install")]
+    Unlisted(#[from] UnlistedRelease),
+    #[error("measurementSalt of the join configuration is refused")]
+    Salt(#[from] AnotherCluster),
     #[error(transparent)]
     Pki(#[from] ReadPkiError),
     #[error(transparent)]
@@ -66,7 +71,13 @@ impl IssueTicketError {
             Self::RoleGrant(_) | Self::NoRoleToGrant => Some(Status::permission_denied(self.with_reason())),
             Self::DiskRecord(NodeRecordError::Api { .. }) | Self::NameRecord(NodeRecordError::Api { .. }) => None,
             Self::DiskRecord(_) | Self::NameRecord(_) => Some(Status::permission_denied(self.to_string())),
-            Self::Key(_) | Self::Token(_) | Self::Components(_) | Self::Pki(_) | Self::Sign(_) => None,
+            Self::Key(_)
+            | Self::Token(_)
+            | Self::Components(_)
+            | Self::Unlisted(_)
+            | Self::Salt(_)
+            | Self::Pki(_)
+            | Self::Sign(_) => None,
         }
     }
 
@@ -92,7 +103,7 @@ impl TicketIssuer {
     /// Issues a ticket to a node that is new to the cluster.
     ///
     /// 1. Parse the request.
-    /// 2. Derive the cluster id.
+    /// 2. Derive the cluster id, which must be the policy's.
     /// 3. Check a control plane's grant, which the operator signed for this machine.
     /// 4. Bind disk and name to this machine, or refuse what belongs to another machine.
     /// 5. Fetch the disk's key.
@@ -112,22 +123,24 @@ impl TicketIssuer {
             is_control_plane,
             role_grant,
         } = request;
-        let config = self.config.current();
+        let in_force = self.config.in_force();
+        let InForce { config, policy, .. } = &*in_force;
         let disk: DiskUuid = disk_uuid.parse()?;
         let kubelet = KubeletRequest::parse(&certificate_request)?;
         if !is_control_plane && !role_grant.is_empty() {
             return Err(IssueTicketError::NoRoleToGrant);
         }
         let measurement_secret = self.measurement_secret().await?;
+        policy.must_be_for(cluster_id(&measurement_secret, &config.measurement_salt))?;
         if is_control_plane {
-            let cluster = cluster_id(&measurement_secret, &config.measurement_salt);
-            check_grant(&config, cluster, node, &role_grant)?;
+            check_grant(policy, node, &role_grant)?;
         }
         self.bind(disk, &kubelet.node, node).await?;
         let state_disk_key = self.keys.data_key(&disk.to_string()).await?;
         let ca_certificate = self.pki.ca_certificate()?;
         let kubelet_cert = kubelet.sign(&ca_certificate, &self.pki.ca_key()?)?;
         let components = self.cluster.components(&config.components).await?;
+        policy.must_list(&components)?;
         let token = self.cluster.create_bootstrap_token(Timestamp::now()).await?;
         let (control_plane_files, master_secret) = if is_control_plane {
             (self.control_plane_files()?, Some(self.master_secret(node).await?))
@@ -143,10 +156,11 @@ impl TicketIssuer {
             token: token.expose().to_owned(),
             discovery_token_ca_cert_hash: self.pki.ca_pin()?,
             control_plane_files,
-            kubernetes_version: config.kubernetes_version.to_string(),
+            kubernetes_version: components.kubernetes_version().to_string(),
             kubernetes_components: components.components().iter().map(Into::into).collect(),
             master_secret,
             component_mirror: config.component_mirror.clone(),
+            cluster_policy: policy.as_bytes().to_vec(),
         })
     }
 
@@ -199,13 +213,12 @@ impl TicketIssuer {
 }
 
 /// The host sets the clock. It can keep a grant alive for too long, but the grant is still for this machine alone.
-fn check_grant(
-    config: &JoinConfig,
-    cluster: ClusterId,
-    node: &AttestedNode,
-    grant: &[u8],
-) -> Result<(), RoleGrantError> {
+fn check_grant(policy: &BelievedPolicy, node: &AttestedNode, grant: &[u8]) -> Result<(), RoleGrantError> {
     let now = u64::try_from(Timestamp::now().as_second()).unwrap_or(u64::MAX);
-    let (machine, role) = (node.identity(), NodeRole::ControlPlane);
-    RoleGrant::check(grant, &config.operator_key, cluster, machine, role, now)
+    let requested = RequestedRole {
+        cluster: policy.cluster,
+        machine: node.identity(),
+        role: NodeRole::ControlPlane,
+    };
+    RoleGrant::check(grant, policy.operator(), &requested, policy.min_grant_serial, now)
 }

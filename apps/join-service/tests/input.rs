@@ -5,14 +5,12 @@
 use std::collections::BTreeMap;
 use std::process::{Command, Output};
 
-use cluster_objects::JoinConfig;
-use cluster_types::key_service::KeyServicePublicKey;
-use cluster_types::{MeasurementSalt, OperatorPublicKey};
+use attestation::Membership;
+use cluster_types::{ClusterId, NodeRole};
 use measurements::{PcrReferences, ReferenceValues};
-use role_grant::OperatorKey;
 use tempfile::TempDir;
 use test_machines::{SOFTWARE_KEY, SOFTWARE_TPM};
-use test_services::{mount, must_say_one_error};
+use test_services::{JoinConfigExample, mount, must_say_one_error};
 
 const BAD: &[(&[&str], &[&str])] = &[
     (&["--address", "9090"], &["--address", "socket address"]),
@@ -21,6 +19,7 @@ const BAD: &[(&[&str], &[&str])] = &[
     (&["--metrics-address", "x"], &["--metrics-address", "socket address"]),
     (&["--config", ""], &["--config", "value is required"]),
     (&["--pki", ""], &["--pki", "value is required"]),
+    (&["--policy-store", ""], &["--policy-store", "value is required"]),
     (&["--key-service", ""], &["--key-service", "<host>:<port>"]),
     (&["--key-service", "host"], &["--key-service", "<host>:<port>"]),
     (&["--key-service", "host:0"], &["--key-service", "<host>:<port>"]),
@@ -53,55 +52,73 @@ fn bad_input_to_each_flag_gives_one_error_that_names_it() {
 
 #[test]
 fn a_pki_that_cannot_be_used_is_named() {
-    let output = run_for(&operator(), "/nonexistent");
+    let output = run_on_member(&example(), &example(), &["--pki", "/nonexistent"]);
     must_say_one_error(&output, &["--pki", "cannot read ca.crt of the cluster's PKI"]);
 }
 
 /// Whoever may write the configuration does not choose whom the service obeys.
 #[test]
 fn a_configuration_of_another_operator_is_refused() {
-    let output = run_for(&OperatorPublicKey::new([1; 32]), "/nonexistent");
+    let other = JoinConfigExample {
+        operator_seed: [9; 32],
+        ..example()
+    };
+    let output = run_on_member(&example(), &other, &[]);
     must_say_one_error(
         &output,
         &[
             "--config",
-            "operatorPublicKey of the join configuration is",
-            "this node obeys another operator",
+            "clusterPolicy",
+            "is signed by operator",
+            "whom this machine does not obey",
         ],
     );
 }
 
-fn operator() -> OperatorPublicKey {
-    OperatorKey::from_seed(&[6; 32]).public()
+#[test]
+fn a_configuration_of_another_cluster_is_refused() {
+    let other = JoinConfigExample {
+        cluster: ClusterId::new([9; 32]),
+        ..example()
+    };
+    let output = run_on_member(&example(), &other, &[]);
+    must_say_one_error(&output, &["--config", "clusterPolicy", "is for cluster 0909"]);
 }
 
-/// Runs the service on a machine that obeys this operator, with a good configuration.
-fn run_for(operator: &OperatorPublicKey, pki: &str) -> Output {
-    let (config, machine) = (config(), SOFTWARE_TPM.boot_for(operator).unwrap());
-    let (config, emulator) = (config.path().to_str().unwrap(), machine.emulator());
-    run(&[
-        "--config",
-        config,
-        "--emulator",
-        emulator.to_str().unwrap(),
-        "--pki",
-        pki,
-    ])
+/// Nothing would say any more which policies are too old.
+#[test]
+fn a_node_that_has_seen_no_policy_admits_nobody() {
+    let output = run_on_member(&example(), &example(), &["--policy-store", "/nonexistent"]);
+    must_say_one_error(&output, &["--config", "clusterPolicy", "cannot read /nonexistent"]);
+}
+
+/// Runs the service on a control plane of the cluster in `node`, with the configuration `config`.
+fn run_on_member(node: &JoinConfigExample, config: &JoinConfigExample, arguments: &[&str]) -> Output {
+    let machine = SOFTWARE_TPM.boot_for(&node.operator().public()).unwrap();
+    let member = Membership::new(node.cluster, NodeRole::ControlPlane);
+    machine.attester().unwrap().measure_membership(&member).unwrap();
+    let (mounted, emulator) = (mounted(config), machine.emulator());
+    let store = mounted.path().join("newest-policy");
+    std::fs::write(&store, node.policy().as_bytes()).unwrap();
+    let mut command = vec!["--config", mounted.path().to_str().unwrap()];
+    command.extend(["--emulator", emulator.to_str().unwrap()]);
+    if !arguments.contains(&"--policy-store") {
+        command.extend(["--policy-store", store.to_str().unwrap()]);
+    }
+    command.extend(arguments);
+    run(&command)
 }
 
 #[test]
 fn bad_input_to_each_key_of_the_configuration_names_it() {
     let config = config();
     for (key, bad) in [
-        ("attestationVariant", ""),
-        ("attestationVariant", "dummy"),
-        ("referenceValues", "{}"),
+        ("clusterPolicy", ""),
+        ("clusterPolicy", "nonsense"),
         ("measurementSalt", "short"),
-        ("operatorPublicKey", "00"),
         ("keyServicePublicKey", "00"),
         ("apiServerEndpoint", "10.42.1.100"),
         ("apiServerEndpoint", "a b:1"),
-        ("kubernetesVersion", "1.35"),
         ("components", ""),
         ("components", "../secrets"),
         ("componentMirror", "ftp://host"),
@@ -127,16 +144,18 @@ fn bad_input_to_each_key_of_the_configuration_names_it() {
 
 #[test]
 fn values_that_every_node_has_are_refused() {
-    let config = config();
     // Not even a register of the image.
     let nothing = PcrReferences::new(BTreeMap::new());
-    let values = ReferenceValues::new(SOFTWARE_TPM.variant(), "image", &nothing).to_json();
-    std::fs::write(config.path().join("referenceValues"), values).unwrap();
+    let open = JoinConfigExample {
+        image: ReferenceValues::new(SOFTWARE_TPM.variant(), "image", &nothing),
+        ..example()
+    };
     must_say_one_error(
-        &run(&["--config", config.path().to_str().unwrap()]),
+        &run_on_member(&open, &open, &[]),
         &[
             "--config",
-            "referenceValues of the join configuration is invalid",
+            "clusterPolicy",
+            "cannot be appraised",
             "PCR 4 must be required",
         ],
     );
@@ -144,31 +163,32 @@ fn values_that_every_node_has_are_refused() {
 
 #[test]
 fn a_variant_that_does_not_fit_is_refused_by_name() {
-    let config = config();
-    let refused = |reason: &str| {
-        let output = run(&["--config", config.path().to_str().unwrap()]);
-        must_say_one_error(&output, &["--config", "referenceValues", reason]);
-    };
     let (released, other) = (SOFTWARE_TPM.variant(), SOFTWARE_KEY.variant());
-    std::fs::write(config.path().join("attestationVariant"), other.as_str()).unwrap();
-    refused(&format!("are for variant {released}, expected {other}"));
-    std::fs::write(config.path().join("referenceValues"), SOFTWARE_KEY.image().to_json()).unwrap();
-    refused(&format!("cannot appraise {other}; it can appraise {released}"));
+    let foreign = JoinConfigExample {
+        image: SOFTWARE_KEY.image(),
+        ..example()
+    };
+    must_say_one_error(
+        &run_on_member(&foreign, &foreign, &[]),
+        &[
+            "--config",
+            "clusterPolicy",
+            &format!("cannot appraise {other}; it can appraise {released}"),
+        ],
+    );
 }
 
-/// A folder with a good configuration, as the kubelet mounts it.
-fn config() -> TempDir {
-    let config = JoinConfig {
-        reference_values: SOFTWARE_TPM.image(),
-        measurement_salt: MeasurementSalt::new([5; 32]),
-        operator_key: operator(),
-        key_service_key: KeyServicePublicKey::new([7; 32]),
-        api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
-        kubernetes_version: "v1.35.4".parse().unwrap(),
-        components: format!("k8s-components-sha256-{}", "ab".repeat(32)),
-        component_mirror: String::new(),
-    };
+/// A folder with this configuration, as the kubelet mounts it.
+fn mounted(example: &JoinConfigExample) -> TempDir {
     let folder = TempDir::new().unwrap();
-    mount(&config, folder.path()).unwrap();
+    mount(&example.config(), folder.path()).unwrap();
     folder
+}
+
+fn config() -> TempDir {
+    mounted(&example())
+}
+
+fn example() -> JoinConfigExample {
+    JoinConfigExample::of(SOFTWARE_TPM)
 }

@@ -121,6 +121,52 @@ impl Verifiers {
     }
 }
 
+/// Accepts what one of these verifiers accepts, such as the old image and the new one while a cluster is updated. If none affirms, the
+/// best result counts.
+///
+/// # Panics
+/// When there is none, or they are of several variants.
+#[must_use]
+pub fn any_of(mut verifiers: Vec<Box<dyn Verifier>>) -> Box<dyn Verifier> {
+    let first = verifiers.first().expect("at least one verifier").variant();
+    assert!(verifiers.iter().all(|verifier| verifier.variant() == first));
+    if verifiers.len() == 1 {
+        return verifiers.remove(0);
+    }
+    Box::new(AnyOf(verifiers))
+}
+
+/// At least two verifiers of one variant.
+struct AnyOf(Vec<Box<dyn Verifier>>);
+
+impl Verifier for AnyOf {
+    fn variant(&self) -> Variant {
+        self.0[0].variant()
+    }
+
+    fn trust(&self) -> TrustBasis {
+        let trust = self.0.iter().map(|verifier| verifier.trust()).min();
+        trust.expect("there are verifiers")
+    }
+
+    fn appraise(
+        &self,
+        evidence: &Evidence,
+        endorsements: &Endorsements,
+        binding: &ReportBinding,
+        now: UnixTime,
+    ) -> Result<AttestationResult, AppraisalError> {
+        // Whether Evidence is authentic does not depend on the image, so one error is as good as another.
+        let appraised = self
+            .0
+            .iter()
+            .map(|verifier| verifier.appraise(evidence, endorsements, binding, now));
+        let results = appraised.collect::<Result<Vec<_>, _>>()?;
+        let best = results.into_iter().min_by_key(AttestationResult::outcome);
+        Ok(best.expect("there are verifiers"))
+    }
+}
+
 impl std::fmt::Debug for Verifiers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.variants()).finish()

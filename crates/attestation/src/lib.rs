@@ -19,7 +19,7 @@ mod result;
 mod statements;
 mod variants;
 
-pub use appraisal::{AppraisalError, Endorsements, UnixTime, Verifier, Verifiers};
+pub use appraisal::{AppraisalError, Endorsements, UnixTime, Verifier, Verifiers, any_of};
 pub use attester::{AttestError, Attester, DeviceError, MeasuringAttester};
 pub use binding::{Direction, Nonce, Purpose, ReportBinding, SessionParts, UnknownPurpose};
 pub use claim::{Claim, ClaimValue, Comparison, Finding, Severity};

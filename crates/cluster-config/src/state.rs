@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use aws_lc_rs::rand;
+use cluster_policy::SignedPolicy;
 use cluster_types::{BootId, ClusterId, MeasurementSalt, NodeName};
 use digest::Digest;
 use document::DocumentError;
@@ -44,6 +45,9 @@ pub struct ClusterState {
     /// The attested identity of each node's machine, from the session in which it was first affirmed. A node keeps its machine.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub identities: BTreeMap<NodeName, Digest>,
+    /// The newest policy that the operator signed for this cluster, stored before anyone else gets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<SignedPolicy>,
     /// What the machines were made from, recorded before the first of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub made_of: Option<MadeOf>,
@@ -109,6 +113,7 @@ impl ClusterState {
             files: BTreeMap::new(),
             boots: BTreeMap::new(),
             identities: BTreeMap::new(),
+            policy: None,
             made_of: None,
             infrastructure: None,
         }

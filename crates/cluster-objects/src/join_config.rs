@@ -1,32 +1,31 @@
-use std::collections::BTreeMap;
 use std::path::Path;
 
+use cluster_policy::SignedPolicy;
 use cluster_types::key_service::KeyServicePublicKey;
-use cluster_types::{HostPort, KubernetesVersion, MeasurementSalt, OperatorPublicKey, Service, Variant};
+use cluster_types::{HostPort, MeasurementSalt, Service};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ObjectMeta;
-use measurements::ReferenceValues;
 
 /// Name of the ConfigMap.
 pub const JOIN_CONFIG: &str = "join-config";
 
 /// What the join service needs to know about its cluster. The CLI writes it, and it is mounted into the join service as files.
+///
+/// # Security
+/// Cluster-admins can write it. Whom to admit and what nodes install is in the policy, which counts only if the operator signed it; the
+/// rest says where things are.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JoinConfig {
-    /// The image that a joining node must have booted.
-    pub reference_values: ReferenceValues,
-    /// The salt of the cluster id, which is part of every ticket.
+    /// Whom to admit, and what joining nodes install.
+    pub policy: SignedPolicy,
+    /// The salt of the cluster id, which is part of every ticket. The policy names the id.
     pub measurement_salt: MeasurementSalt,
-    /// The operator's key, which signs role grants.
-    pub operator_key: OperatorPublicKey,
     /// The public key of the key service.
     pub key_service_key: KeyServicePublicKey,
     /// The API server's address for nodes.
     pub api_server_endpoint: HostPort,
-    /// The version that joining nodes install.
-    pub kubernetes_version: KubernetesVersion,
-    /// The name of the ConfigMap that lists that version's components.
+    /// The name of the ConfigMap with the list of components that joining nodes install. The policy has its digest.
     pub components: String,
     /// Base address of the mirror for relative component URLs. Empty without a mirror.
     pub component_mirror: String,
@@ -54,13 +53,11 @@ pub enum LoadJoinConfigError {
     },
 }
 
-const VARIANT: &str = "attestationVariant";
-const REFERENCE_VALUES: &str = "referenceValues";
+/// The key of the ConfigMap with the signed policy.
+pub const CLUSTER_POLICY: &str = "clusterPolicy";
 const MEASUREMENT_SALT: &str = "measurementSalt";
-const OPERATOR_KEY: &str = "operatorPublicKey";
 const KEY_SERVICE_KEY: &str = "keyServicePublicKey";
 const API_SERVER_ENDPOINT: &str = "apiServerEndpoint";
-const KUBERNETES_VERSION: &str = "kubernetesVersion";
 const COMPONENTS: &str = "components";
 const COMPONENT_MIRROR: &str = "componentMirror";
 /// Followed by the hash of the list.
@@ -71,16 +68,15 @@ impl JoinConfig {
     #[must_use]
     pub fn to_config_map(&self) -> ConfigMap {
         let data = [
-            (VARIANT, self.variant().to_string()),
-            (REFERENCE_VALUES, self.reference_values.to_json()),
-            (OPERATOR_KEY, self.operator_key.to_string()),
             (KEY_SERVICE_KEY, self.key_service_key.to_string()),
             (API_SERVER_ENDPOINT, self.api_server_endpoint.to_string()),
-            (KUBERNETES_VERSION, self.kubernetes_version.to_string()),
             (COMPONENTS, self.components.clone()),
             (COMPONENT_MIRROR, self.component_mirror.clone()),
         ];
-        let salt = ByteString(self.measurement_salt.as_bytes().to_vec());
+        let binary_data = [
+            (CLUSTER_POLICY, self.policy.as_bytes().to_vec()),
+            (MEASUREMENT_SALT, self.measurement_salt.as_bytes().to_vec()),
+        ];
         ConfigMap {
             metadata: ObjectMeta {
                 name: Some(JOIN_CONFIG.into()),
@@ -88,15 +84,14 @@ impl JoinConfig {
                 ..ObjectMeta::default()
             },
             data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
-            binary_data: Some(BTreeMap::from([(MEASUREMENT_SALT.to_owned(), salt)])),
+            binary_data: Some(
+                binary_data
+                    .into_iter()
+                    .map(|(key, value)| (key.to_owned(), ByteString(value)))
+                    .collect(),
+            ),
             ..ConfigMap::default()
         }
-    }
-
-    /// How joining nodes attest.
-    #[must_use]
-    pub fn variant(&self) -> Variant {
-        self.reference_values.variant()
     }
 
     /// Reads the folder at which the ConfigMap is mounted.
@@ -106,16 +101,11 @@ impl JoinConfig {
     pub fn load(folder: &Path) -> Result<Self, LoadJoinConfigError> {
         let bytes = |key| std::fs::read(folder.join(key)).map_err(|source| LoadJoinConfigError::Read { key, source });
         let text = |key| String::from_utf8(bytes(key)?).map_err(|error| invalid(key, error));
-        let mut operator_key = [0; 32];
-        hex::decode_to_slice(text(OPERATOR_KEY)?.trim(), &mut operator_key)
-            .map_err(|error| invalid(OPERATOR_KEY, error))?;
-        let variant = text(VARIANT)?.trim().parse().map_err(|error| invalid(VARIANT, error))?;
         Ok(Self {
-            reference_values: ReferenceValues::parse_for(variant, &bytes(REFERENCE_VALUES)?)
-                .map_err(|error| invalid(REFERENCE_VALUES, error_report::Chain(&error)))?,
+            policy: SignedPolicy::parse(&bytes(CLUSTER_POLICY)?)
+                .map_err(|error| invalid(CLUSTER_POLICY, error_report::Chain(&error)))?,
             measurement_salt: MeasurementSalt::try_from(bytes(MEASUREMENT_SALT)?.as_slice())
                 .map_err(|error| invalid(MEASUREMENT_SALT, error))?,
-            operator_key: OperatorPublicKey::new(operator_key),
             key_service_key: text(KEY_SERVICE_KEY)?
                 .trim()
                 .parse()
@@ -123,10 +113,6 @@ impl JoinConfig {
             api_server_endpoint: text(API_SERVER_ENDPOINT)?
                 .parse()
                 .map_err(|error| invalid(API_SERVER_ENDPOINT, error))?,
-            kubernetes_version: text(KUBERNETES_VERSION)?
-                .trim()
-                .parse()
-                .map_err(|error| invalid(KUBERNETES_VERSION, error))?,
             components: check_components(text(COMPONENTS)?)?,
             component_mirror: check_mirror(text(COMPONENT_MIRROR)?)?,
         })
@@ -168,16 +154,31 @@ fn invalid(key: &'static str, reason: impl ToString) -> LoadJoinConfigError {
 
 #[cfg(test)]
 mod tests {
+    use cluster_policy::{BelievedPolicy, ClusterPolicy, Release};
+    use cluster_types::{ClusterId, Variant};
+    use digest::Digest;
+    use measurements::ReferenceValues;
+    use operator_key::OperatorKey;
+
     use super::*;
 
     fn example() -> JoinConfig {
+        let policy = ClusterPolicy {
+            cluster: ClusterId::new([2; 32]),
+            serial: 1,
+            images: vec![ReferenceValues::new(Variant::ALL[0], "image", &[4])],
+            releases: vec![Release {
+                version: "v1.35.4".parse().unwrap(),
+                components: Digest::new([4; 32]),
+            }],
+            min_grant_serial: 0,
+        };
+        let signed = BelievedPolicy::sign(&policy, &OperatorKey::from_seed(&[5; 32]));
         JoinConfig {
-            reference_values: ReferenceValues::new(Variant::ALL[0], "image", &[4]),
+            policy: signed.unwrap().into_signed(),
             measurement_salt: MeasurementSalt::new([1; 32]),
-            operator_key: OperatorPublicKey::new([2; 32]),
             key_service_key: KeyServicePublicKey::new([3; 32]),
             api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
-            kubernetes_version: "v1.35.4".parse().unwrap(),
             components: "k8s-components-sha256-aa".into(),
             component_mirror: "http://10.0.2.2:1234/mirror".into(),
         }
@@ -205,13 +206,10 @@ mod tests {
     fn each_missing_or_broken_key_is_named() {
         let folder = mount(&example().to_config_map());
         for key in [
-            VARIANT,
-            REFERENCE_VALUES,
+            CLUSTER_POLICY,
             MEASUREMENT_SALT,
-            OPERATOR_KEY,
             KEY_SERVICE_KEY,
             API_SERVER_ENDPOINT,
-            KUBERNETES_VERSION,
             COMPONENTS,
             COMPONENT_MIRROR,
         ] {

@@ -14,7 +14,7 @@ use kube::{Client, Config};
 pub use bootstrap_token::{BootstrapToken, CreateBootstrapTokenError};
 pub use caller::{Caller, ReviewTokenError};
 pub use components::{ReadComponentsError, components_config_map};
-pub use join_config::{JOIN_CONFIG, JoinConfig, LoadJoinConfigError};
+pub use join_config::{CLUSTER_POLICY, JOIN_CONFIG, JoinConfig, LoadJoinConfigError};
 pub use node_record::{NodeRecordError, RECORDS_NAMESPACE};
 
 /// A Kubernetes cluster, as one of our programs sees it.

@@ -10,9 +10,9 @@ mod rights;
 mod services;
 mod volumes;
 
-use cluster_objects::{JoinConfig, RECORDS_NAMESPACE};
+use cluster_objects::RECORDS_NAMESPACE;
 use cluster_types::Service;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::ObjectMeta;
 
 pub use admission::admission;
@@ -25,10 +25,10 @@ pub fn rights(service: Service) -> Vec<Object> {
     rights::rights(service)
 }
 
-/// Everything that our services need, in the order in which it is applied.
+/// Everything that our services need, in the order in which it is applied: also the join service's configuration.
 #[must_use]
-pub fn objects(config: &JoinConfig) -> Vec<Object> {
-    let mut objects = vec![namespace(), Object::new(config.to_config_map())];
+pub fn objects(join_config: ConfigMap) -> Vec<Object> {
+    let mut objects = vec![namespace(), Object::new(join_config)];
     objects.extend(Service::ALL.into_iter().flat_map(rights::rights));
     objects.extend(Service::ALL.into_iter().flat_map(services::objects));
     objects

@@ -175,6 +175,7 @@ fn mounts(service: Service) -> Vec<Mount> {
         ],
         Service::Join => vec![
             join_config().at("/var/config", true),
+            host_path("policy", "/run/state/constellation/policy", "Directory").at("/run/constellation/policy", false),
             host_path("pki", "/etc/kubernetes/pki", "Directory").at("/etc/kubernetes/pki", true),
             host_path("tpm", "/dev/tpmrm0", "CharDevice").at("/dev/tpmrm0", false),
             key_service_token().at("/var/run/secrets/key-service", true),

@@ -4,12 +4,12 @@
 
 use std::collections::BTreeSet;
 
-use cluster_objects::JoinConfig;
+use cluster_objects::JOIN_CONFIG;
 use cluster_types::Service;
-use cluster_types::key_service::KeyServicePublicKey;
 use deployment::PodNetwork;
 use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
-use kube::api::PostParams;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use test_cluster::TestCluster;
 
@@ -99,7 +99,7 @@ async fn every_object_is_taken_and_can_be_applied_again() {
             node_interface: "^10\\.42\\.".into(),
             api_server: "10.42.1.100:6443".parse().unwrap(),
         };
-        for object in deployment::objects(&example())
+        for object in deployment::objects(join_config())
             .into_iter()
             .chain(deployment::pod_network(&network))
         {
@@ -111,16 +111,14 @@ async fn every_object_is_taken_and_can_be_applied_again() {
     }
 }
 
-fn example() -> JoinConfig {
-    use measurements::ReferenceValues;
-    JoinConfig {
-        reference_values: ReferenceValues::new(cluster_types::Variant::ALL[0], "image", &[4]),
-        measurement_salt: cluster_types::MeasurementSalt::new([1; 32]),
-        operator_key: cluster_types::OperatorPublicKey::new([2; 32]),
-        key_service_key: KeyServicePublicKey::new([3; 32]),
-        api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
-        kubernetes_version: "v1.35.4".parse().unwrap(),
-        components: "k8s-components-sha256-aa".into(),
-        component_mirror: String::new(),
+/// Without content, which no API server reads.
+fn join_config() -> ConfigMap {
+    ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(JOIN_CONFIG.into()),
+            namespace: Some(Service::NAMESPACE.into()),
+            ..ObjectMeta::default()
+        },
+        ..ConfigMap::default()
     }
 }

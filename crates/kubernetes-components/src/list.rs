@@ -68,11 +68,11 @@ impl ComponentList {
         components_hash(hashes.iter().map(String::as_str))
     }
 
-    /// Digest of everything that the list says, as `sha256:` and hex digits: the [`hash`](Self::hash) covers only the files, not
-    /// where they are fetched from and installed.
+    /// Digest of everything that the list says, except the version: the [`hash`](Self::hash) covers only the files, not where they
+    /// are fetched from and installed.
     #[must_use]
-    pub fn digest(&self) -> String {
-        oci::format(&Digest::of(self.config_map_components().as_bytes()))
+    pub fn digest(&self) -> Digest {
+        Digest::of(self.config_map_components().as_bytes())
     }
 }
 

@@ -5,18 +5,12 @@
 //! another machine.
 
 use attestation::AttestedIdentity;
-use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
-use key_derivation::{Label, MasterSecret};
+use operator_key::{OperatorKey, Statement};
 use prost::Message;
 
-/// Keeps these signatures from being valid for anything else.
-const DOMAIN: &[u8] = b"constellation role grant v1";
 /// Longer grants are refused, in bytes. A real one has about 150.
 const MAX_LEN: usize = 1024;
-
-/// The key pair with which the operator grants roles. Its seed is derived from the master secret.
-pub struct OperatorKey(Ed25519KeyPair);
 
 /// What a grant says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +23,19 @@ pub struct RoleGrant {
     pub role: NodeRole,
     /// Seconds since the Unix epoch after which the grant is void.
     pub not_after: u64,
+    /// Serial of the cluster policy that was in force when it was signed. A later policy can make older grants void.
+    pub serial: u64,
+}
+
+/// What was requested, and of whom.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestedRole {
+    /// The cluster in which the grant was presented.
+    pub cluster: ClusterId,
+    /// The machine that presented it.
+    pub machine: AttestedIdentity,
+    /// The role it wants.
+    pub role: NodeRole,
 }
 
 /// A grant that does not allow what was requested.
@@ -67,6 +74,14 @@ pub enum RoleGrantError {
         /// The role that was requested.
         wanted: NodeRole,
     },
+    /// A later policy has made it void.
+    #[error("the role grant has serial {actual}, but the cluster policy accepts none below {least}")]
+    Void {
+        /// What the grant says.
+        actual: u64,
+        /// What the policy says.
+        least: u64,
+    },
     /// It has expired.
     #[error("the role grant expired at {0} seconds after the Unix epoch")]
     Expired(u64),
@@ -84,49 +99,26 @@ struct GrantMessage {
     not_after: u64,
     #[prost(bytes = "vec", tag = "5")]
     signature: Vec<u8>,
-}
-
-impl OperatorKey {
-    /// Derives the key pair from the master secret.
-    #[must_use]
-    pub fn of(secret: &MasterSecret) -> Self {
-        Self::from_seed(&secret.kek().derive_array(Label::OperatorIdentity))
-    }
-
-    /// Derives the key pair from its seed.
-    #[must_use]
-    pub fn from_seed(seed: &[u8; 32]) -> Self {
-        Self(Ed25519KeyPair::from_seed_unchecked(seed).expect("every 32 bytes are an Ed25519 seed (RFC 8032)"))
-    }
-
-    /// The public key.
-    #[must_use]
-    pub fn public(&self) -> OperatorPublicKey {
-        OperatorPublicKey::new(
-            self.0
-                .public_key()
-                .as_ref()
-                .try_into()
-                .expect("an Ed25519 public key has 32 bytes"),
-        )
-    }
-
-    /// Signs a grant: the protobuf message
-    /// `{ 1: cluster id, 2: attested identity, 3: role, 4: not after, 5: Ed25519 signature }`.
-    #[must_use]
-    pub fn sign(&self, grant: &RoleGrant) -> Vec<u8> {
-        GrantMessage {
-            cluster: grant.cluster.as_bytes().to_vec(),
-            machine: grant.machine.as_bytes().to_vec(),
-            role: grant.role.to_string(),
-            not_after: grant.not_after,
-            signature: self.0.sign(&grant.signed_bytes()).as_ref().to_vec(),
-        }
-        .encode_to_vec()
-    }
+    #[prost(uint64, tag = "6")]
+    serial: u64,
 }
 
 impl RoleGrant {
+    /// Signs the grant: the protobuf message
+    /// `{ 1: cluster id, 2: attested identity, 3: role, 4: not after, 5: Ed25519 signature, 6: serial }`.
+    #[must_use]
+    pub fn sign(&self, operator: &OperatorKey) -> Vec<u8> {
+        GrantMessage {
+            cluster: self.cluster.as_bytes().to_vec(),
+            machine: self.machine.as_bytes().to_vec(),
+            role: self.role.to_string(),
+            not_after: self.not_after,
+            signature: operator.sign(Statement::RoleGrant, &self.signed_bytes()),
+            serial: self.serial,
+        }
+        .encode_to_vec()
+    }
+
     /// Checks that a grant was signed by the operator and allows exactly this.
     ///
     /// # Errors
@@ -134,11 +126,11 @@ impl RoleGrant {
     pub fn check(
         grant: &[u8],
         operator: &OperatorPublicKey,
-        cluster: ClusterId,
-        machine: AttestedIdentity,
-        role: NodeRole,
+        requested: &RequestedRole,
+        min_serial: u64,
         now: u64,
     ) -> Result<(), RoleGrantError> {
+        let RequestedRole { cluster, machine, role } = *requested;
         if grant.is_empty() {
             return Err(RoleGrantError::Missing(role));
         }
@@ -161,6 +153,12 @@ impl RoleGrant {
                 wanted: role,
             });
         }
+        if grant.serial < min_serial {
+            return Err(RoleGrantError::Void {
+                actual: grant.serial,
+                least: min_serial,
+            });
+        }
         if now > grant.not_after {
             return Err(RoleGrantError::Expired(grant.not_after));
         }
@@ -173,8 +171,8 @@ impl RoleGrant {
         }
         let message = GrantMessage::decode(bytes).map_err(|_| RoleGrantError::Malformed)?;
         let (grant, signature) = parse(message).ok_or(RoleGrantError::Malformed)?;
-        UnparsedPublicKey::new(&ED25519, operator.as_bytes())
-            .verify(&grant.signed_bytes(), &signature)
+        Statement::RoleGrant
+            .verify(operator, &grant.signed_bytes(), &signature)
             .map_err(|_| RoleGrantError::Signature)?;
         Ok(grant)
     }
@@ -182,12 +180,11 @@ impl RoleGrant {
     /// Every part has a fixed length, except the role, which comes last.
     fn signed_bytes(&self) -> Vec<u8> {
         let role = self.role.to_string();
-        let not_after = self.not_after.to_be_bytes();
         [
-            DOMAIN,
-            self.cluster.as_bytes(),
+            &self.cluster.as_bytes()[..],
             self.machine.as_bytes(),
-            &not_after,
+            &self.not_after.to_be_bytes(),
+            &self.serial.to_be_bytes(),
             role.as_bytes(),
         ]
         .concat()
@@ -202,6 +199,7 @@ fn parse(message: GrantMessage) -> Option<(RoleGrant, Vec<u8>)> {
         role,
         not_after,
         signature,
+        serial,
     } = message;
     let machine: [u8; 32] = machine.as_slice().try_into().ok()?;
     let grant = RoleGrant {
@@ -209,6 +207,7 @@ fn parse(message: GrantMessage) -> Option<(RoleGrant, Vec<u8>)> {
         machine: AttestedIdentity::new(digest::Digest::new(machine)),
         role: role.parse().ok()?,
         not_after,
+        serial,
     };
     Some((grant, signature))
 }
@@ -227,6 +226,7 @@ mod tests {
             machine: machine(2),
             role: NodeRole::ControlPlane,
             not_after: 1000,
+            serial: 5,
         }
     }
 
@@ -237,13 +237,18 @@ mod tests {
     fn check(change: impl FnOnce(&mut RoleGrant)) -> Result<(), RoleGrantError> {
         let mut changed = grant();
         change(&mut changed);
-        present(&operator().sign(&changed))
+        present(&changed.sign(&operator()))
     }
 
     fn present(bytes: &[u8]) -> Result<(), RoleGrantError> {
         let good = grant();
         let operator = operator().public();
-        RoleGrant::check(bytes, &operator, good.cluster, good.machine, good.role, 1000)
+        let requested = RequestedRole {
+            cluster: good.cluster,
+            machine: good.machine,
+            role: good.role,
+        };
+        RoleGrant::check(bytes, &operator, &requested, 5, 1000)
     }
 
     #[test]
@@ -261,7 +266,7 @@ mod tests {
 
     #[test]
     fn another_signer_is_refused() {
-        let other = OperatorKey::from_seed(&[8; 32]).sign(&grant());
+        let other = grant().sign(&OperatorKey::from_seed(&[8; 32]));
         assert!(matches!(present(&other), Err(RoleGrantError::Signature)));
     }
 
@@ -296,13 +301,21 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_that_a_later_policy_made_void_is_refused() {
+        let result = check(|grant| grant.serial = 4);
+        assert!(matches!(result, Err(RoleGrantError::Void { actual: 4, least: 5 })));
+        assert!(check(|grant| grant.serial = 6).is_ok());
+    }
+
+    #[test]
     fn a_changed_grant_is_refused() {
-        let mut message = GrantMessage::decode(operator().sign(&grant()).as_slice()).unwrap();
-        message.not_after += 1;
-        assert!(matches!(
-            present(&message.encode_to_vec()),
-            Err(RoleGrantError::Signature)
-        ));
+        let changes: [fn(&mut GrantMessage); 2] = [|grant| grant.not_after += 1, |grant| grant.serial += 1];
+        for change in changes {
+            let mut message = GrantMessage::decode(grant().sign(&operator()).as_slice()).unwrap();
+            change(&mut message);
+            let refused = present(&message.encode_to_vec());
+            assert!(matches!(refused, Err(RoleGrantError::Signature)));
+        }
     }
 
     #[test]

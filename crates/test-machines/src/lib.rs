@@ -18,7 +18,7 @@ use std::process::Command;
 use attestation::{Expectations, ExpectedMembership, ExpectedStatements, Verifiers};
 use cluster_types::OperatorPublicKey;
 use key_derivation::MasterSecret;
-use role_grant::OperatorKey;
+use operator_key::OperatorKey;
 use zeroize::Zeroizing;
 
 pub use in_process::InProcessAttester;

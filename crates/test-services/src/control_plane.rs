@@ -1,36 +1,39 @@
-use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use attestation::{Membership, Purpose};
 use attested_tls::{AttestedNode, HandshakeError, channel};
-use cluster_objects::{JoinConfig, components_config_map};
+use cluster_objects::components_config_map;
 use cluster_types::key_service::AUDIENCE;
-use cluster_types::{ClusterId, MeasurementSalt, NodeRole, Service};
+use cluster_types::{ClusterId, NodeRole, Service};
 use deployment::Object;
 use grpc_api::join::IssueJoinTicketRequest;
 use grpc_api::join::IssueJoinTicketResponse;
 use grpc_api::join::api_client::ApiClient;
-use key_derivation::{MasterSecret, cluster_id};
+use key_derivation::{Label, MasterSecret, cluster_id};
 use kubernetes_components::ComponentList;
-use role_grant::{OperatorKey, RoleGrant};
+use operator_key::OperatorKey;
+use role_grant::RoleGrant;
 use tempfile::TempDir;
 use test_cluster::free_address;
 use test_machines::{Machine, Technology, master_secret, program};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::{JoiningNode, KeyService, ServiceProcess};
+use crate::join_config::{SALT, write};
+use crate::{JoinConfigExample, JoiningNode, KeyService, ServiceProcess, mount};
 
-const SALT: MeasurementSalt = MeasurementSalt::new([5; 32]);
+const CONFIG: &str = "config";
+const POLICY_STORE: &str = "cluster-policy";
 
 /// A control plane: API server, key service, join service and the machine they run on.
 pub struct ControlPlane {
     join_service: ServiceProcess,
     address: String,
     key_service: KeyService,
-    _folder: TempDir,
+    config: JoinConfigExample,
+    folder: TempDir,
     _machine: Box<dyn Machine>,
 }
 
@@ -47,16 +50,24 @@ impl ControlPlane {
         machine
             .attester()?
             .measure_membership(&Membership::new(cluster, NodeRole::ControlPlane))?;
-        mount(&join_config(&key_service, technology)?, &folder.path().join("config"))?;
+        let config = JoinConfigExample {
+            operator_seed: *key_service.master_secret().kek().derive_array(Label::OperatorIdentity),
+            cluster,
+            key_service_key: key_service.public_key(),
+            ..JoinConfigExample::of(technology)
+        };
+        write(&folder.path().join(POLICY_STORE), config.policy().as_bytes())?;
+        mount(&config.config(), &folder.path().join(CONFIG))?;
         write_pki(&folder.path().join("pki"), &key_service)?;
-        apply(&key_service).await?;
+        apply(&key_service, &config.components).await?;
         let address = free_address()?;
         let command = program(technology, programs, Service::Join.name());
         Ok(Self {
             join_service: start_join_service(command, folder.path(), &key_service, &*machine, &address).await?,
             address,
             key_service,
-            _folder: folder,
+            config,
+            folder,
             _machine: machine,
         })
     }
@@ -77,6 +88,16 @@ impl ControlPlane {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// Whoever may write the ConfigMap writes another one, which the join service then finds mounted.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn edit_config(&self, change: impl FnOnce(&mut JoinConfigExample)) -> Result<()> {
+        let mut changed = self.config.clone();
+        change(&mut changed);
+        mount(&changed.config(), &self.folder.path().join(CONFIG))
     }
 
     /// What its keys are derived from.
@@ -121,12 +142,14 @@ impl ControlPlane {
     /// The operator's word that this machine may be a control plane.
     #[must_use]
     pub fn grant(&self, node: &JoiningNode) -> Vec<u8> {
-        OperatorKey::of(self.master_secret()).sign(&RoleGrant {
+        let grant = RoleGrant {
             cluster: self.cluster_id(),
             machine: node.attester().identity(),
             role: NodeRole::ControlPlane,
             not_after: u64::MAX,
-        })
+            serial: self.config.serial,
+        };
+        grant.sign(&OperatorKey::of(self.master_secret()))
     }
 
     /// Everything both services logged so far.
@@ -138,38 +161,6 @@ impl ControlPlane {
 
 fn cluster_id_of(master_secret: &MasterSecret) -> ClusterId {
     cluster_id(&master_secret.kek().measurement_secret(), &SALT)
-}
-
-fn components() -> Result<ComponentList> {
-    Ok(ComponentList::new("v1.35.4".parse()?, Vec::new())?)
-}
-
-fn join_config(key_service: &KeyService, technology: &dyn Technology) -> Result<JoinConfig> {
-    Ok(JoinConfig {
-        reference_values: technology.image(),
-        measurement_salt: SALT,
-        operator_key: OperatorKey::of(key_service.master_secret()).public(),
-        key_service_key: key_service.public_key(),
-        api_server_endpoint: "10.42.1.100:6443".parse()?,
-        kubernetes_version: "v1.35.4".parse()?,
-        components: components()?.config_map_name(),
-        component_mirror: "http://10.0.2.2:1/mirror".into(),
-    })
-}
-
-/// Writes the join configuration into a folder, as the kubelet mounts it.
-///
-/// # Errors
-/// When a file cannot be written.
-pub fn mount(config: &JoinConfig, folder: &Path) -> Result<()> {
-    let object = config.to_config_map();
-    for (key, value) in object.data.unwrap_or_default() {
-        write(&folder.join(key), value.as_bytes())?;
-    }
-    for (key, value) in object.binary_data.unwrap_or_default() {
-        write(&folder.join(key), &value.0)?;
-    }
-    Ok(())
 }
 
 /// The cluster's own authority; of what only is handed on, the names.
@@ -190,17 +181,12 @@ fn write_pki(folder: &Path, key_service: &KeyService) -> Result<()> {
     Ok(())
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::create_dir_all(path.parent().context("a file in no folder")?)?;
-    Ok(fs::write(path, bytes)?)
-}
-
 /// The rights that the CLI applies, and nothing more.
-async fn apply(key_service: &KeyService) -> Result<()> {
+async fn apply(key_service: &KeyService, components: &ComponentList) -> Result<()> {
     let cluster = key_service.cluster();
     let admin = cluster.admin()?;
     deployment::namespace().apply(&admin).await?;
-    let components = Object::new(components_config_map(&components()?));
+    let components = Object::new(components_config_map(components));
     components.apply(&admin).await?;
     for object in deployment::rights(Service::Join) {
         object.apply(&admin).await?;
@@ -224,7 +210,9 @@ async fn start_join_service(
         .arg("--key-service-token")
         .arg(key_service.token_file(&token)?)
         .arg("--config")
-        .arg(folder.join("config"))
+        .arg(folder.join(CONFIG))
+        .arg("--policy-store")
+        .arg(folder.join(POLICY_STORE))
         .arg("--pki")
         .arg(folder.join("pki"))
         .arg("--emulator")

@@ -5,12 +5,14 @@
 //! release contains depends on this crate; `xtask tidy` checks that.
 
 mod control_plane;
+mod join_config;
 mod key_service;
 mod node;
 mod process;
 mod verification_service;
 
-pub use control_plane::{ControlPlane, mount};
+pub use control_plane::ControlPlane;
+pub use join_config::{JoinConfigExample, mount};
 pub use key_service::KeyService;
 pub use node::{JoiningNode, join_request};
 pub use process::{ServiceProcess, must_say_one_error};

@@ -18,8 +18,10 @@ use tonic::{Request, Response, Status};
 
 use super::*;
 use crate::files::Stage;
+use crate::request::tests::{operator_key, policy};
 use crate::run::{Boot, boot};
 use crate::tests::fixture::{DISK, Logs, TestNode, components};
+use crate::tests::operator;
 
 const MEASUREMENT_SECRET: [u8; 32] = *b"canary-measurement-secret-32byte";
 const STATE_DISK_KEY: [u8; 32] = *b"canary-state-disk-key-32-bytes!!";
@@ -55,6 +57,7 @@ fn ticket() -> IssueJoinTicketResponse {
         discovery_token_ca_cert_hash: format!("sha256:{}", "ab".repeat(32)),
         kubernetes_version: "v1.35.4".into(),
         kubernetes_components: components(),
+        cluster_policy: policy(&operator_key(), cluster(), &components()),
         ..IssueJoinTicketResponse::default()
     }
 }
@@ -294,7 +297,7 @@ async fn a_failed_worker_tries_kubeadm_again_and_then_gives_up(technology: &'sta
     attester
         .measure_membership(&membership(NodeRole::ControlPlane))
         .unwrap();
-    let ticket = Ticket::parse(ticket(), &attester.membership().unwrap(), NodeRole::Worker).unwrap();
+    let ticket = Ticket::parse(ticket(), &attester.membership().unwrap(), &operator(), NodeRole::Worker).unwrap();
     assert!(join_cluster(&joining.node, &ticket).await.is_err());
     assert_eq!(joining.programs.calls(), ["kubeadm join"; 3]);
 }

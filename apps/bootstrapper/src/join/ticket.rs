@@ -1,7 +1,8 @@
 //! A ticket from a join service, checked against what the service attested.
 
 use attestation::{Measured, Membership};
-use cluster_types::{ClusterId, MeasurementSalt, NodeRole, ParseHostPortError, WrongLength};
+use cluster_policy::{BelievedPolicy, RefusedPolicy};
+use cluster_types::{ClusterId, MeasurementSalt, NodeRole, OperatorPublicKey, ParseHostPortError, WrongLength};
 use component_installer::{ComponentMirror, ParseMirrorAddressError};
 use digest::{Digest, oci};
 use grpc_api::join::{ControlPlaneCertOrKey, IssueJoinTicketResponse, MasterSecret as MasterSecretMessage};
@@ -31,6 +32,9 @@ pub(super) struct Ticket {
     pub(super) measurement_salt: MeasurementSalt,
     pub(super) kubelet_certificate: Vec<u8>,
     pub(super) settings: JoinSettings,
+    /// Signed by the operator whom this node obeys.
+    pub(super) policy: BelievedPolicy,
+    /// The policy lists them.
     pub(super) components: ComponentList,
     /// `None` stands for the platform's own mirror.
     pub(super) mirror: Option<ComponentMirror>,
@@ -76,6 +80,8 @@ pub(super) enum InvalidTicket {
     CaHash(#[from] oci::ParseOciDigestError),
     #[error("the list of components is malformed")]
     Components(#[from] InvalidRequest),
+    #[error("the ticket's cluster policy is refused")]
+    Policy(#[from] RefusedPolicy),
     #[error("the address of the mirror is malformed")]
     Mirror(#[from] ParseMirrorAddressError),
     #[error("the ticket has no master secret, which a control plane needs")]
@@ -89,14 +95,17 @@ pub(super) enum InvalidTicket {
 }
 
 impl Ticket {
-    /// Parses a ticket and checks that it is for the cluster of the join service that issued it.
+    /// Parses a ticket and checks that it is for the cluster of the join service that issued it, and that the operator lets nodes of
+    /// this cluster install what it lists.
     ///
     /// # Security
     /// Success proves that the service is a control plane of the cluster this node is about to measure: a service cannot be
-    /// made to hand out another cluster's secrets, and neither a cluster that did not attest nor a worker can lure a node.
+    /// made to hand out another cluster's secrets, and neither a cluster that did not attest nor a worker can lure a node. Whoever
+    /// writes the service's configuration does not choose what this node installs.
     pub(super) fn parse(
         message: IssueJoinTicketResponse,
         service: &Measured<Membership>,
+        operator: &OperatorPublicKey,
         role: NodeRole,
     ) -> Result<Self, InvalidTicket> {
         let IssueJoinTicketResponse {
@@ -112,6 +121,7 @@ impl Ticket {
             kubernetes_components,
             master_secret,
             component_mirror,
+            cluster_policy,
         } = message;
         // Secrets are wiped wherever parsing ends.
         let state_disk_key = Zeroizing::new(state_disk_key);
@@ -133,8 +143,10 @@ impl Ticket {
         if kubelet_cert.is_empty() {
             return Err(InvalidTicket::NoKubeletCertificate);
         }
+        let components = parse_component_list(&kubernetes_version, kubernetes_components)?;
         Ok(Self {
             cluster,
+            policy: BelievedPolicy::for_new_member(&cluster_policy, operator, cluster, &components)?,
             measurement_salt,
             kubelet_certificate: kubelet_cert,
             settings: JoinSettings {
@@ -144,7 +156,7 @@ impl Ticket {
                 ca_cert_hash: oci::format(&oci::parse(&discovery_token_ca_cert_hash)?),
             },
             mirror: parse_mirror(&component_mirror)?,
-            components: parse_component_list(&kubernetes_version, kubernetes_components)?,
+            components,
             control_plane,
             state_disk_key: Some(state_disk_key),
         })
@@ -237,6 +249,7 @@ pub(crate) mod tests {
     use grpc_api::components::Component;
 
     use super::*;
+    use crate::request::tests::{operator_key, policy};
 
     fn master_secret() -> MasterSecret {
         MasterSecret::new(Zeroizing::new(vec![b'C'; 32]), vec![b'S'; 32]).unwrap()
@@ -249,6 +262,12 @@ pub(crate) mod tests {
             name: (*name).into(),
             data: b"content".to_vec(),
         };
+        let components = vec![Component {
+            url: "bin/kubelet".into(),
+            hash: format!("sha256:{}", "00".repeat(32)),
+            install_path: "/run/state/bin/kubelet".into(),
+            extract: false,
+        }];
         IssueJoinTicketResponse {
             state_disk_key: vec![1; 32],
             measurement_salt: SALT.to_vec(),
@@ -259,12 +278,8 @@ pub(crate) mod tests {
             discovery_token_ca_cert_hash: format!("sha256:{}", "ab".repeat(32)),
             control_plane_files: SHARED_FILES.iter().map(file).collect(),
             kubernetes_version: "v1.35.4".into(),
-            kubernetes_components: vec![Component {
-                url: "bin/kubelet".into(),
-                hash: format!("sha256:{}", "00".repeat(32)),
-                install_path: "/run/state/bin/kubelet".into(),
-                extract: false,
-            }],
+            cluster_policy: policy(&operator_key(), cluster(), &components),
+            kubernetes_components: components,
             master_secret: Some(MasterSecretMessage {
                 key: master_secret().expose_key().to_vec(),
                 salt: master_secret().salt().to_vec(),
@@ -275,6 +290,10 @@ pub(crate) mod tests {
 
     fn cluster() -> ClusterId {
         cluster_id(&master_secret().kek().measurement_secret(), &MeasurementSalt::new(SALT))
+    }
+
+    fn operator() -> OperatorPublicKey {
+        operator_key().public()
     }
 
     const NEW: Digest = Digest::new([0; 32]);
@@ -303,7 +322,7 @@ pub(crate) mod tests {
     ) -> Result<Ticket, InvalidTicket> {
         let mut message = message();
         change(&mut message);
-        Ticket::parse(message, service, NodeRole::ControlPlane)
+        Ticket::parse(message, service, &operator(), NodeRole::ControlPlane)
     }
 
     #[test]
@@ -315,7 +334,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_worker_takes_nothing_of_a_control_plane() {
-        let ticket = Ticket::parse(message(), &member(), NodeRole::Worker).unwrap();
+        let ticket = Ticket::parse(message(), &member(), &operator(), NodeRole::Worker).unwrap();
         assert!(ticket.control_plane.is_none());
     }
 
@@ -434,6 +453,29 @@ pub(crate) mod tests {
             assert!(error.starts_with(expected), "{error}");
             assert_eq!(error.lines().count(), 1, "{error}");
         }
+    }
+
+    /// Whoever edits what the join service reads: neither other components nor another policy get past the operator.
+    #[test]
+    fn what_the_operator_did_not_sign_is_not_installed() {
+        let refused = |change: fn(&mut IssueJoinTicketResponse)| match check(change) {
+            Err(InvalidTicket::Policy(refused)) => refused,
+            other => panic!("{other:?}"),
+        };
+        let components = refused(|ticket| ticket.kubernetes_components[0].hash = format!("sha256:{}", "11".repeat(32)));
+        assert!(matches!(components, RefusedPolicy::Release(_)));
+        let version = refused(|ticket| ticket.kubernetes_version = "v1.35.3".into());
+        assert!(matches!(version, RefusedPolicy::Release(_)));
+        let none = refused(|ticket| ticket.cluster_policy.clear());
+        assert!(matches!(none, RefusedPolicy::Parse(_)));
+        let foreign = refused(|ticket| {
+            let components = &ticket.kubernetes_components;
+            ticket.cluster_policy = policy(&operator_key(), ClusterId::new([7; 32]), components);
+        });
+        assert!(matches!(foreign, RefusedPolicy::Cluster(_)));
+        let (message, another) = (message(), OperatorPublicKey::new([7; 32]));
+        let other = Ticket::parse(message, &member(), &another, NodeRole::ControlPlane);
+        assert!(matches!(other, Err(InvalidTicket::Policy(RefusedPolicy::Operator(_)))));
     }
 
     #[test]

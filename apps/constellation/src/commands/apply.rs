@@ -2,10 +2,11 @@
 //!
 //! 1. The master secret is made, unless there is one: machines measure the operator whose it is.
 //! 2. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
-//! 3. The first node becomes a cluster, over an attested session.
-//! 4. Our services are applied.
-//! 5. All nodes become ready.
-//! 6. Every node is verified.
+//! 3. The cluster policy is signed, unless the newest one says the same: which images nodes may run, and what they install.
+//! 4. The first node becomes a cluster, over an attested session.
+//! 5. Our services are applied.
+//! 6. All nodes become ready.
+//! 7. Every node is verified.
 
 use std::fs;
 
@@ -103,6 +104,7 @@ impl Run<'_> {
         progress
             .step("creating the machines", async |step| self.make_machines(step))
             .await?;
+        self.sign_policy()?;
         if self.state.init != InitProgress::Done {
             init::run(self, progress).await?;
         }

@@ -15,7 +15,7 @@ use terminal::Step;
 
 use crate::advice::{Advise, advise, given_up};
 use crate::output::shown;
-use crate::run::{Run, operator_of};
+use crate::run::Run;
 use crate::{kubeconfig, machines};
 
 /// The API server of a new cluster restarts from time to time.
@@ -37,7 +37,7 @@ pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     let mut wanted = admission();
     wanted.push(Object::new(components_config_map(&run.components)));
     wanted.extend(pod_network(&network));
-    wanted.extend(objects(&config));
+    wanted.extend(objects(config.to_config_map()));
     let client = kubeconfig::client(run.workspace).await?;
     for object in &wanted {
         step.detail(&object.title());
@@ -49,12 +49,10 @@ pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
 fn join_config(run: &Run<'_>, secret: &MasterSecret) -> Result<JoinConfig> {
     let kek = secret.kek();
     Ok(JoinConfig {
-        reference_values: run.reference_values.clone(),
+        policy: run.policy()?.into_signed(),
         measurement_salt: run.state.measurement_salt,
-        operator_key: operator_of(secret),
         key_service_key: public_key(&kek.derive_array(Label::KeyServiceIdentity)),
         api_server_endpoint: api_server(run)?.into(),
-        kubernetes_version: run.config.kubernetes_version.clone(),
         components: run.components.config_map_name(),
         component_mirror: run.infrastructure()?.component_mirror.clone(),
     })

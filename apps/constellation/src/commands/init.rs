@@ -28,7 +28,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::advice::{Advise, advise, given_up};
 use crate::output::{note, shown};
-use crate::run::{Run, accepted, expected_id, is_a_cluster, operator_of};
+use crate::run::{Run, expected_id, is_a_cluster, operator_of};
 use crate::{kubeconfig, machines, trust};
 
 /// Time limit from power-on to a bootstrapper that answers. Software emulation needs about half a minute.
@@ -56,7 +56,7 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
         operator: operator_of(&secret),
         membership: ExpectedMembership::New,
     };
-    let verifiers = accepted(run.variants, &run.reference_values, statements)?;
+    let verifiers = Verifiers::one(run.policy()?.verifier(run.variants, &statements)?);
     trust::show(trust::warning(verifiers.trust()), progress);
     let node = machines::first_node(run.infrastructure()?)?;
     let (channel, identity) = progress
@@ -220,6 +220,7 @@ fn init_request(run: &Run<'_>, secret: &MasterSecret) -> Result<InitRequest> {
         service_cidr: run.config.service_cidr.to_string(),
         component_mirror: infrastructure.component_mirror.clone(),
         pod_cidr: run.config.pod_cidr.to_string(),
+        cluster_policy: run.policy()?.as_bytes().to_vec(),
     })
 }
 

@@ -7,6 +7,7 @@ mod init;
 mod mini;
 mod mirror;
 mod nodes;
+mod policy;
 mod status;
 mod terminate;
 mod verify;
@@ -19,7 +20,7 @@ use camino::Utf8Path;
 use clap::CommandFactory;
 use cluster_config::Workspace;
 
-use crate::arguments::{Arguments, Command, ConfigCommand, MiniCommand, MirrorCommand};
+use crate::arguments::{Arguments, Command, ConfigCommand, MiniCommand, MirrorCommand, PolicyCommand};
 use crate::output::print;
 use crate::providers::Providers;
 
@@ -39,6 +40,7 @@ pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers, variant
         Command::Mini(MiniCommand::Down(confirmation)) => mini::down(&workspace()?, &confirmation, providers)?,
         Command::Status => status::run(&workspace()?, providers).await?,
         Command::Verify(verify) => return verify::run(&workspace()?, &verify, variants).await,
+        Command::Policy(PolicyCommand::Show { output }) => return policy::show(&workspace()?, output).await,
         Command::Terminate(confirmation) => terminate::run(&workspace()?, &confirmation, providers)?,
         Command::Mirror(MirrorCommand::Create {
             folder,

@@ -11,13 +11,13 @@ use attestation::{
     Variants, Verifiers,
 };
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
-use cluster_config::{ClusterState, Workspace, names};
-use cluster_types::{ClusterId, NodeName, NodeRole, OperatorPublicKey};
+use cluster_config::{ClusterState, Workspace};
+use cluster_policy::BelievedPolicy;
+use cluster_types::{ClusterId, NodeName, NodeRole};
 use digest::Digest;
 use error_report::Chain;
 use futures_util::{StreamExt, stream};
 use infrastructure::Machine;
-use measurements::ReferenceValues;
 use polling::{Failed, PollError, Schedule};
 use serde::Serialize;
 use terminal::Step;
@@ -26,7 +26,7 @@ use crate::advice::{Advise, advise};
 use crate::arguments::{Format, VerifyArguments};
 use crate::machines::{self, ANSWER_LIMIT};
 use crate::output::{print, shown};
-use crate::run::{Run, accepted, operator_of, reference_values};
+use crate::run::{Run, existing_state, newest_policy, operator};
 use crate::trust::warning;
 
 /// The verdict on a node that did not answer.
@@ -87,27 +87,19 @@ pub(crate) async fn run(
     arguments: &VerifyArguments,
     variants: &dyn Variants,
 ) -> Result<ExitCode> {
-    let config = workspace.config()?;
-    let state = workspace
-        .state()?
-        .context("there is no constellation-state.yaml in this workspace")
-        .advise(
-            "if there is a cluster, restore the file from a backup; otherwise create one with `constellation mini up` or \
-             `constellation apply`",
-        )?;
+    let state = existing_state(workspace)?;
     let cluster = arguments
         .cluster_id
         .or(state.cluster_id)
         .context("the cluster has no id yet")
         .advise("finish creating it with `constellation apply`, or pass --cluster-id")?;
     let operator = operator(workspace, &state)?;
-    let reference_values = reference_values(&config, &state, variants)?;
+    let policy = newest_policy(&state, &operator)?;
     let nodes = state.infrastructure.as_ref().map(|made| &made.nodes[..]);
     let expected = Expected {
         variants,
-        image: &reference_values,
+        policy: &policy,
         cluster,
-        operator,
         identities: &state.identities,
     };
     let report = report(nodes.unwrap_or_default(), expected).await?;
@@ -120,17 +112,6 @@ pub(crate) async fn run(
     } else {
         ExitCode::FAILURE
     })
-}
-
-/// Whom the nodes must obey: whose master secret is in the workspace. An operator's colleague who has none believes the state.
-fn operator(workspace: &Workspace, state: &ClusterState) -> Result<OperatorPublicKey> {
-    if workspace.has(names::MASTER_SECRET)? {
-        return Ok(operator_of(&workspace.master_secret()?));
-    }
-    let recorded = state.made_of.as_ref().and_then(|made_of| made_of.operator_key);
-    recorded
-        .context("neither a master secret nor constellation-state.yaml says which operator the nodes obey")
-        .advise("finish creating the cluster with `constellation apply`")
 }
 
 /// The last phase of `apply`. A node is ready before its verification service listens, so a node that cannot be reached is
@@ -174,11 +155,11 @@ fn remember(state: &mut ClusterState, report: &Report) {
 }
 
 async fn report_of_all(run: &Run<'_>) -> Result<Report> {
+    let policy = run.policy()?;
     let expected = Expected {
         variants: run.variants,
-        image: &run.reference_values,
+        policy: &policy,
         cluster: run.state.cluster_id.context("the cluster has no id")?,
-        operator: run.made_of.operator_key.context("the cluster has no operator")?,
         identities: &run.state.identities,
     };
     let nodes = &run.infrastructure()?.nodes;
@@ -204,19 +185,19 @@ async fn report_of_all(run: &Run<'_>) -> Result<Report> {
 #[derive(Clone, Copy)]
 struct Expected<'a> {
     variants: &'a dyn Variants,
-    image: &'a ReferenceValues,
+    /// Which images they may run, and whom they obey: who signed it.
+    policy: &'a BelievedPolicy,
     cluster: ClusterId,
-    operator: OperatorPublicKey,
     identities: &'a BTreeMap<NodeName, Digest>,
 }
 
 impl Expected<'_> {
     fn members(&self, role: NodeRole) -> Result<Verifiers> {
         let statements = ExpectedStatements {
-            operator: self.operator,
+            operator: *self.policy.operator(),
             membership: ExpectedMembership::Of(Membership::new(self.cluster, role)),
         };
-        accepted(self.variants, self.image, statements)
+        Ok(Verifiers::one(self.policy.verifier(self.variants, &statements)?))
     }
 }
 

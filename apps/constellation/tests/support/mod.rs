@@ -2,6 +2,8 @@
 //! are shell scripts.
 #![allow(dead_code, reason = "every test program uses its own part")]
 
+pub(crate) mod api_server;
+
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};

@@ -14,7 +14,7 @@ use e2e::{Cluster, Image};
 use grpc_api::join::api_client::ApiClient;
 use grpc_api::join::{IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest};
 use measurements::{PcrReferences, ReferenceValues};
-use role_grant::OperatorKey;
+use operator_key::OperatorKey;
 use test_machines::InProcessAttester;
 use tonic::Status;
 

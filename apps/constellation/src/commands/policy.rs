@@ -1,0 +1,183 @@
+//! `policy show`: what the cluster serves as its policy, and whether anyone believes it.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow};
+use cluster_config::{ClusterState, Workspace};
+use cluster_objects::{CLUSTER_POLICY, JOIN_CONFIG};
+use cluster_policy::{ClusterPolicy, Release, SignedPolicy};
+use cluster_types::{ClusterId, OperatorPublicKey, Service};
+use digest::{Digest, oci};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use measurements::ReferenceValues;
+use serde::Serialize;
+
+use crate::advice::Advise;
+use crate::arguments::Format;
+use crate::kubeconfig;
+use crate::output::{print, shown};
+use crate::run::{existing_state, newest_policy, operator};
+
+/// The served policy, in the form for programs. Nothing of a policy that the operator did not sign is shown, except its signer.
+#[derive(Serialize)]
+struct Report {
+    /// Whether this workspace's operator signed it, for this cluster, and nothing newer.
+    in_force: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    signer: OperatorPublicKey,
+    #[serde(flatten)]
+    policy: Option<Shown>,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    serial: u64,
+    cluster_id: ClusterId,
+    images: Vec<ShownImage>,
+    kubernetes: Vec<ShownRelease>,
+    min_grant_serial: u64,
+}
+
+#[derive(Serialize)]
+struct ShownImage {
+    name: String,
+    variant: String,
+    /// SHA-256 of the document `reference-values.json`.
+    reference_values: Digest,
+}
+
+#[derive(Serialize)]
+struct ShownRelease {
+    version: String,
+    /// Digest of the list of components.
+    components: String,
+}
+
+/// The command. Its exit code is 0 only if the served policy is the newest one that the operator signed.
+pub(crate) async fn show(workspace: &Workspace, output: Format) -> Result<ExitCode> {
+    let state = existing_state(workspace)?;
+    let operator = operator(workspace, &state)?;
+    let report = report(served(workspace).await?, &state, &operator)?;
+    match output {
+        Format::Text => print(&text(&report))?,
+        Format::Json => print(&serde_json::to_string_pretty(&report)?)?,
+    }
+    Ok(if report.in_force {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Whoever may write the ConfigMap chooses the bytes.
+async fn served(workspace: &Workspace) -> Result<SignedPolicy> {
+    let client = kubeconfig::client(workspace).await?;
+    let objects: Api<ConfigMap> = Api::namespaced(client, Service::NAMESPACE);
+    let object = objects.get(JOIN_CONFIG).await;
+    let object = object
+        .map_err(|error| anyhow!(kubeconfig::in_words(&error)))
+        .with_context(|| format!("cannot read ConfigMap {JOIN_CONFIG}"))
+        .advise("check the control plane with `constellation status`, then run the same command again")?;
+    let bytes = object.binary_data.as_ref().and_then(|data| data.get(CLUSTER_POLICY));
+    let policy = bytes
+        .with_context(|| format!("ConfigMap {JOIN_CONFIG} has no key {CLUSTER_POLICY}"))
+        .and_then(|bytes| Ok(SignedPolicy::parse(&bytes.0)?));
+    policy
+        .map_err(|error| anyhow!(shown(&format!("{error:#}"))))
+        .context("the cluster serves no valid policy")
+        .advise(RESTORE)
+}
+
+const RESTORE: &str = "someone with write access to the cluster changed it; join services keep the last policy that they accepted. \
+                       Find out who, then run `constellation apply`, which restores it";
+
+fn report(served: SignedPolicy, state: &ClusterState, operator: &OperatorPublicKey) -> Result<Report> {
+    let signer = *served.signer();
+    let policy = match served.believe(|signer| signer == operator) {
+        Ok(policy) => policy,
+        Err(error) => {
+            let reason = format!("{error}: this workspace's operator is {operator}");
+            return Ok(Report {
+                in_force: false,
+                reason: Some(reason),
+                signer,
+                policy: None,
+            });
+        }
+    };
+    let newest = newest_policy(state, operator)?;
+    let reason = match state.cluster_id.map(|cluster| policy.must_be_for(cluster)) {
+        Some(Err(another)) => Some(another.to_string()),
+        _ if policy.as_bytes() != newest.as_bytes() => Some(format!(
+            "it has serial {}, but the newest one in this workspace has serial {}",
+            policy.serial, newest.serial
+        )),
+        _ => None,
+    };
+    Ok(Report {
+        in_force: reason.is_none(),
+        reason,
+        signer,
+        policy: Some(Shown::of(&policy)),
+    })
+}
+
+impl Shown {
+    fn of(policy: &ClusterPolicy) -> Self {
+        let ClusterPolicy {
+            cluster,
+            serial,
+            images,
+            releases,
+            min_grant_serial,
+        } = policy;
+        let image = |image: &ReferenceValues| ShownImage {
+            name: image.image().to_owned(),
+            variant: image.variant().to_string(),
+            reference_values: Digest::of(image.to_json().as_bytes()),
+        };
+        let release = |Release { version, components }: &Release| ShownRelease {
+            version: version.to_string(),
+            components: oci::format(components),
+        };
+        Self {
+            serial: *serial,
+            cluster_id: *cluster,
+            images: images.iter().map(image).collect(),
+            kubernetes: releases.iter().map(release).collect(),
+            min_grant_serial: *min_grant_serial,
+        }
+    }
+}
+
+fn text(report: &Report) -> String {
+    let Report {
+        in_force,
+        reason,
+        signer,
+        policy,
+    } = report;
+    let mut lines = vec![match reason {
+        _ if *in_force => "Policy:\tin force".to_owned(),
+        reason => format!("Policy:\tnot in force: {}", reason.as_deref().unwrap_or_default()),
+    }];
+    lines.push(format!("Signer:\t{signer}"));
+    if let Some(policy) = policy {
+        lines.push(format!("Serial:\t{}", policy.serial));
+        lines.push(format!("Cluster:\t{}", policy.cluster_id));
+        lines.extend(policy.images.iter().map(|image| {
+            let (name, digest) = (shown(&image.name), oci::format(&image.reference_values));
+            format!("Image:\t{name}, {}, reference values {digest}", image.variant)
+        }));
+        lines.extend(
+            policy
+                .kubernetes
+                .iter()
+                .map(|release| format!("Kubernetes:\t{}, components {}", release.version, release.components)),
+        );
+        lines.push(format!("Role grants:\tfrom serial {}", policy.min_grant_serial));
+    }
+    lines.join("\n")
+}

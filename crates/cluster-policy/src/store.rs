@@ -1,0 +1,198 @@
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use atomic_file::Access;
+
+use crate::{BelievedPolicy, ParsePolicyError, SignedPolicy};
+
+/// The newest policy that this machine has seen, in a file on its encrypted state disk. An earlier one is never in force again.
+#[derive(Clone, Debug)]
+pub struct PolicyStore {
+    path: PathBuf,
+}
+
+/// A policy that cannot follow the one that was in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotNewerError {
+    /// It would take the cluster back.
+    #[error("the cluster policy has serial {presented}, but serial {seen} has been in force on this machine")]
+    Older {
+        /// The serial of the newest one.
+        seen: u64,
+        /// The serial of this one.
+        presented: u64,
+    },
+    /// The operator signed two of one serial: which one counts would depend on who asks.
+    #[error("another cluster policy with serial {serial} has been in force on this machine")]
+    SameSerial {
+        /// The serial of both.
+        serial: u64,
+    },
+}
+
+/// A policy could not be put into force.
+#[derive(Debug, thiserror::Error)]
+pub enum RaisePolicyError {
+    /// It is not newer.
+    #[error(transparent)]
+    NotNewer(#[from] NotNewerError),
+    /// The store cannot be read. Without it, nothing says what has been in force.
+    #[error("cannot read {path}, which holds the newest cluster policy that this machine has seen")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The store does not hold a policy.
+    #[error("{path} does not hold a cluster policy")]
+    Stored {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ParsePolicyError,
+    },
+    /// The store cannot be written.
+    #[error("cannot write {path}, which holds the newest cluster policy that this machine has seen")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl PolicyStore {
+    /// A store in this file. Whoever makes the machine a member of its cluster writes the first policy there, so that a store that
+    /// is missing later is an error.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Puts a policy into force: from now on, no earlier one is accepted. The policy that is in force is accepted again.
+    ///
+    /// # Errors
+    /// When a newer policy has been in force, or the store cannot be used.
+    pub fn raise(&self, policy: &BelievedPolicy) -> Result<(), RaisePolicyError> {
+        let path = || self.path.clone();
+        let stored = fs::read(&self.path).map_err(|source| RaisePolicyError::Read { path: path(), source })?;
+        let seen = SignedPolicy::parse(&stored).map_err(|source| RaisePolicyError::Stored { path: path(), source })?;
+        let seen = BelievedPolicy::stored(seen);
+        if follows(&seen, policy)? == Next::Newer {
+            self.write(policy)
+                .map_err(|source| RaisePolicyError::Write { path: path(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Writes the first policy of a machine.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, policy: &BelievedPolicy) -> io::Result<()> {
+        atomic_file::replace(&self.path, policy.as_bytes(), Access::Everyone)
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Same,
+    Newer,
+}
+
+/// Whether a policy may be in force after the newest one that was seen.
+fn follows(seen: &BelievedPolicy, presented: &BelievedPolicy) -> Result<Next, NotNewerError> {
+    if presented.serial < seen.serial {
+        return Err(NotNewerError::Older {
+            seen: seen.serial,
+            presented: presented.serial,
+        });
+    }
+    if presented.serial > seen.serial {
+        Ok(Next::Newer)
+    } else if presented.as_bytes() == seen.as_bytes() {
+        Ok(Next::Same)
+    } else {
+        Err(NotNewerError::SameSerial { serial: seen.serial })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::signed::tests::{operator, policy};
+
+    fn with(serial: u64, min_grant_serial: u64) -> BelievedPolicy {
+        let mut changed = policy();
+        (changed.serial, changed.min_grant_serial) = (serial, min_grant_serial);
+        BelievedPolicy::sign(&changed, &operator()).unwrap()
+    }
+
+    fn store(serial: u64) -> (TempDir, PolicyStore) {
+        let folder = TempDir::new().unwrap();
+        let store = PolicyStore::new(folder.path().join("policy"));
+        store.write(&with(serial, 0)).unwrap();
+        (folder, store)
+    }
+
+    fn refused(store: &PolicyStore, policy: &BelievedPolicy) -> NotNewerError {
+        match store.raise(policy) {
+            Err(RaisePolicyError::NotNewer(refused)) => refused,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn no_serial_goes_back() {
+        let (_folder, store) = store(2);
+        store.raise(&with(2, 0)).unwrap();
+        assert_eq!(
+            refused(&store, &with(1, 0)),
+            NotNewerError::Older { seen: 2, presented: 1 }
+        );
+        store.raise(&with(4, 0)).unwrap();
+        for older in [1, 2, 3] {
+            assert_eq!(
+                refused(&store, &with(older, 0)),
+                NotNewerError::Older {
+                    seen: 4,
+                    presented: older
+                }
+            );
+        }
+        store.raise(&with(4, 0)).unwrap();
+    }
+
+    #[test]
+    fn of_two_policies_with_one_serial_the_first_counts() {
+        let (_folder, store) = store(2);
+        assert_eq!(refused(&store, &with(2, 1)), NotNewerError::SameSerial { serial: 2 });
+        store.raise(&with(2, 0)).unwrap();
+    }
+
+    /// Otherwise whoever removes or damages the file takes the machine back to any policy.
+    #[test]
+    fn a_store_that_is_missing_or_damaged_accepts_nothing() {
+        let (folder, store) = store(2);
+        fs::write(folder.path().join("policy"), "nonsense").unwrap();
+        assert!(matches!(store.raise(&with(3, 0)), Err(RaisePolicyError::Stored { .. })));
+        fs::remove_file(folder.path().join("policy")).unwrap();
+        assert!(matches!(store.raise(&with(3, 0)), Err(RaisePolicyError::Read { .. })));
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_stored_is_not_in_force() {
+        let (folder, store) = store(2);
+        // In the way of the new file.
+        fs::create_dir(folder.path().join(".policy.new")).unwrap();
+        assert!(matches!(store.raise(&with(3, 0)), Err(RaisePolicyError::Write { .. })));
+        store.raise(&with(2, 0)).unwrap();
+    }
+}
