@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use attestation::{Membership, Purpose};
 use attested_tls::HandshakeError;
+use cluster_objects::components_config_map;
 use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
+use deployment::Object;
+use digest::Digest;
 use grpc_api::join::{IssueJoinTicketRequest, IssueRejoinTicketRequest};
+use kubernetes_components::{Component, ComponentList};
 use test_machines::{Technology, for_each_technology};
-use test_services::{ControlPlane, JoiningNode, join_request};
+use test_services::{ControlPlane, JoinConfigExample, JoiningNode, join_request};
 use tonic::{Code, Status};
 
 const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
@@ -21,6 +25,7 @@ for_each_technology!(async:
     bad_input_to_each_field_gives_one_error_that_names_it,
     another_operators_nodes_get_no_session,
     nodes_that_are_not_what_they_should_be_get_no_session,
+    an_edited_configuration_changes_neither_who_is_admitted_nor_what_is_installed,
 );
 
 async fn start(technology: &dyn Technology) -> ControlPlane {
@@ -255,4 +260,59 @@ async fn nodes_that_are_not_what_they_should_be_get_no_session(technology: &'sta
         assert!(matches!(result, Err(HandshakeError::RefusedByPeer(_))));
     }
     until_logged(&control_plane, "contraindicated").await;
+}
+
+/// Whoever may write the ConfigMap while the service runs, and other ConfigMaps too.
+async fn an_edited_configuration_changes_neither_who_is_admitted_nor_what_is_installed(
+    technology: &'static dyn Technology,
+) {
+    let control_plane = start(technology).await;
+    let worker = JoiningNode::boot(technology).unwrap();
+    let join = async || control_plane.join(&worker, request("worker-0", DISK)).await;
+    let signed = control_plane.config().policy();
+    assert_eq!(join().await.unwrap().cluster_policy, signed.as_bytes());
+
+    // A policy that somebody else signed: the operator's stays in force.
+    let other = JoinConfigExample {
+        operator_seed: [9; 32],
+        serial: 9,
+        ..control_plane.config().clone()
+    };
+    control_plane
+        .edit_config("clusterPolicy", other.policy().as_bytes())
+        .unwrap();
+    until_logged(&control_plane, "is signed by operator").await;
+    assert_eq!(join().await.unwrap().cluster_policy, signed.as_bytes());
+    control_plane.edit_config("clusterPolicy", signed.as_bytes()).unwrap();
+
+    // Components that the policy does not list, though they are in the cluster.
+    let admin = control_plane.key_service().cluster().admin().unwrap();
+    let trojan = Component {
+        url: "bin/kubelet".parse().unwrap(),
+        hash: Digest::of(b"trojan"),
+        install_path: "/run/state/bin/kubelet".parse().unwrap(),
+        extract: false,
+    };
+    let unsigned = ComponentList::new("v1.35.3".parse().unwrap(), vec![trojan]).unwrap();
+    let object = Object::new(components_config_map(&unsigned));
+    object.apply(&admin).await.unwrap();
+    let name = unsigned.config_map_name();
+    control_plane.edit_config("components", name.as_bytes()).unwrap();
+    until_logged(&control_plane, "join configuration reloaded").await;
+    check_refused(join().await, Code::Unavailable, "the ticket cannot be issued now");
+    until_logged(&control_plane, "does not list Kubernetes v1.35.3").await;
+    let name = control_plane.config().components.config_map_name();
+    control_plane.edit_config("components", name.as_bytes()).unwrap();
+
+    // The salt of another cluster's id.
+    control_plane.edit_config("measurementSalt", &[8; 32]).unwrap();
+    let what = "measurementSalt of the join configuration is refused";
+    let refused = async {
+        while !control_plane.logs().contains(what) {
+            let _ = join().await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), refused).await.unwrap();
+    check_refused(join().await, Code::Unavailable, "the ticket cannot be issued now");
 }

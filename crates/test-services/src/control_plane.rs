@@ -90,14 +90,18 @@ impl ControlPlane {
         &self.address
     }
 
-    /// Whoever may write the ConfigMap writes another one, which the join service then finds mounted.
+    /// What the join service was started with.
+    #[must_use]
+    pub fn config(&self) -> &JoinConfigExample {
+        &self.config
+    }
+
+    /// Whoever may write the ConfigMap changes one key, which the join service then finds mounted.
     ///
     /// # Errors
-    /// When a file cannot be written.
-    pub fn edit_config(&self, change: impl FnOnce(&mut JoinConfigExample)) -> Result<()> {
-        let mut changed = self.config.clone();
-        change(&mut changed);
-        mount(&changed.config(), &self.folder.path().join(CONFIG))
+    /// When the file cannot be written.
+    pub fn edit_config(&self, key: &str, value: &[u8]) -> Result<()> {
+        write(&self.folder.path().join(CONFIG).join(key), value)
     }
 
     /// What its keys are derived from.

@@ -249,7 +249,7 @@ fn lie(request: &str, before: usize, operator: OperatorPublicKey) -> Answer {
     })
 }
 
-fn join_service(cluster: &Cluster) -> Result<String> {
+pub(crate) fn join_service(cluster: &Cluster) -> Result<String> {
     let control_plane = cluster.machine("control-plane-0")?;
     Ok(format!("{}:{}", control_plane.host, control_plane.ports.join))
 }
@@ -268,7 +268,7 @@ fn must_be_denied<T>(answer: Result<T, Status>, reason: &str) -> Result<()> {
 }
 
 /// Runs an attack, and waits until a service has written a line with all of this.
-fn in_the_log(
+pub(crate) fn in_the_log(
     cluster: &Cluster,
     service: &str,
     expected: &[&str],

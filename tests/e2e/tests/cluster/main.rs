@@ -3,6 +3,7 @@
 //! A cluster takes minutes, so there is one for all checks. They run in their order, each whatever became of the others.
 
 mod attacks;
+mod policy;
 mod relay;
 mod rogue;
 mod secrets;
@@ -55,6 +56,7 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         attacks::a_worker_gets_no_control_plane_role_without_a_grant,
         attacks::a_node_gets_no_disk_key_of_another,
         attacks::the_key_service_gives_nothing_to_strangers,
+        policy::an_edited_policy_admits_nobody,
         attacks::metadata_that_lies_lets_nobody_in,
         secrets::no_secret_is_in_a_log_or_an_object,
         workload::a_kubelet_that_starts_again_authenticates,
