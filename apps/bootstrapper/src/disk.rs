@@ -18,8 +18,8 @@ use crate::lock::Locked;
 pub(crate) trait StateDisk: Send + Sync {
     fn uuid(&self) -> Result<DiskUuid, StateDiskError>;
 
-    /// Replaces the ephemeral key, which then opens nothing and is deleted.
-    fn rekey(&self, key: &StateDiskKey) -> Result<(), StateDiskError>;
+    /// Replaces the ephemeral key, which then opens nothing and is deleted. The disk gets the UUID that the key is for.
+    fn rekey(&self, disk: DiskUuid, key: &StateDiskKey) -> Result<(), StateDiskError>;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -42,9 +42,9 @@ impl StateDisk for LuksStateDisk {
         Ok(load()?.disk())
     }
 
-    fn rekey(&self, key: &StateDiskKey) -> Result<(), StateDiskError> {
+    fn rekey(&self, disk: DiskUuid, key: &StateDiskKey) -> Result<(), StateDiskError> {
         let cryptsetup = CryptsetupProgram::new(Path::new(paths::CRYPTSETUP));
-        Ok(load()?.rekey(&cryptsetup, key)?)
+        Ok(load()?.rekey(&cryptsetup, disk, key)?)
     }
 }
 
@@ -66,9 +66,14 @@ pub(crate) async fn disk_uuid(disk: &Arc<dyn StateDisk>) -> Result<DiskUuid, Sta
 }
 
 /// Only a node that has measured its membership gets a disk that this cluster's keys open.
-pub(crate) async fn rekey(_: &Locked, disk: &Arc<dyn StateDisk>, key: StateDiskKey) -> Result<(), StateDiskError> {
+pub(crate) async fn rekey(
+    _: &Locked,
+    disk: &Arc<dyn StateDisk>,
+    uuid: DiskUuid,
+    key: StateDiskKey,
+) -> Result<(), StateDiskError> {
     let disk = disk.clone();
-    spawn_blocking(move || disk.rekey(&key))
+    spawn_blocking(move || disk.rekey(uuid, &key))
         .await
         .expect("disk operations do not panic")
 }

@@ -98,7 +98,7 @@ async fn run(
 async fn rekey_disk(node: &ThisNode, locked: &Locked, request: &InitRequest) -> Result<(), InitialiseError> {
     let disk = disk_uuid(&node.disk).await?;
     let key = request.master_secret.kek().state_disk_key(disk);
-    rekey(locked, &node.disk, key).await?;
+    rekey(locked, &node.disk, disk, key).await?;
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use attestation::{ExpectedMembership, Membership, Purpose};
 use attested_tls::{AttestedNode, Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use cloud_metadata::{Instance, MetadataError};
-use cluster_types::{DiskUuid, NodeRole};
+use cluster_types::NodeRole;
 use error_report::Chain;
 use grpc_api::join::IssueJoinTicketRequest;
 use grpc_api::join::api_client::ApiClient;
@@ -22,7 +22,7 @@ use polling::poll_endlessly;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-use crate::disk::{StateDiskError, disk_uuid, rekey};
+use crate::disk::{StateDiskError, rekey};
 use crate::files::NodeState;
 use crate::lock::{Locked, MeasureError, Owner, Reservation};
 use crate::node::{FIRST_DELAY, LONGEST_DELAY, OwnImageError, PrepareError, ThisNode};
@@ -71,8 +71,6 @@ enum NoTicketError {
     Metadata(#[from] MetadataError),
     #[error("metadata names no control plane other than this node")]
     NoControlPlane,
-    #[error(transparent)]
-    Disk(#[from] StateDiskError),
     #[error("no join service issued a ticket")]
     NobodyIssued,
 }
@@ -156,14 +154,13 @@ async fn wait_for_ticket(node: &ThisNode, endpoint: &Endpoint) -> Admission {
 }
 
 async fn ask_everyone(node: &ThisNode, endpoint: &Endpoint, repeated: &Repeated) -> Result<Admission, NoTicketError> {
-    let disk = disk_uuid(&node.disk).await?;
     let peers = node.metadata.peers().await?;
     let services = join_services(&node.hints, &peers);
     if services.is_empty() {
         return Err(NoTicketError::NoControlPlane);
     }
     for address in services {
-        match ask(node, endpoint, disk, address).await {
+        match ask(node, endpoint, address).await {
             Ok(admission) => return Ok(admission),
             Err(error) => {
                 let failure = Chain(&error).to_string();
@@ -176,19 +173,13 @@ async fn ask_everyone(node: &ThisNode, endpoint: &Endpoint, repeated: &Repeated)
     Err(NoTicketError::NobodyIssued)
 }
 
-async fn ask(
-    node: &ThisNode,
-    endpoint: &Endpoint,
-    disk: DiskUuid,
-    address: SocketAddrV4,
-) -> Result<Admission, AskError> {
+async fn ask(node: &ThisNode, endpoint: &Endpoint, address: SocketAddrV4) -> Result<Admission, AskError> {
     let reachable = (node.reach)(address).to_string();
     let (channel, service) = channel(endpoint, Purpose::Join, &reachable).await?;
     let service: AttestedNode = service.ok_or(AskError::NotAttested)?;
     let this_node = &node.hints.this_node;
     let pending = KubeletKey::request(&this_node.name, this_node.address.ip());
     let request = IssueJoinTicketRequest {
-        disk_uuid: disk.to_string(),
         certificate_request: pending.request,
         is_control_plane: this_node.role == NodeRole::ControlPlane,
         role_grant: role_grant(this_node),
@@ -240,7 +231,7 @@ async fn become_member(
         .measure(Membership::new(ticket.cluster, ticket.settings.role))
         .await?;
     step("re-keying the state disk");
-    rekey(&locked, &node.disk, ticket.take_state_disk_key()).await?;
+    rekey(&locked, &node.disk, ticket.disk, ticket.take_state_disk_key()).await?;
     step("writing the node's state");
     // The disk may be full of files that a mirror claimed the node needs.
     node.keep_only(&ticket.components)?;

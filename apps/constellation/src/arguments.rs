@@ -124,7 +124,7 @@ pub(crate) enum MiniCommand {
 pub(crate) enum PolicyCommand {
     /// Show the policy that the cluster serves, and who signed it.
     Show {
-        /// Output format.
+        /// Output format of the policy.
         #[arg(short, long, value_enum, default_value_t = Format::Text)]
         output: Format,
     },

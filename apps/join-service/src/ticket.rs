@@ -5,7 +5,7 @@ use std::error::Error;
 use attested_tls::AttestedNode;
 use cluster_objects::{Cluster, CreateBootstrapTokenError, NodeRecordError, ReadComponentsError};
 use cluster_policy::{AnotherCluster, BelievedPolicy, UnlistedRelease};
-use cluster_types::{DiskUuid, NodeName, NodeRole, ParseDiskUuidError};
+use cluster_types::{DiskUuid, NodeRole, ParseDiskUuidError};
 use grpc_api::join::{
     ControlPlaneCertOrKey, IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest,
     IssueRejoinTicketResponse, MasterSecret,
@@ -16,6 +16,7 @@ use key_service_client::{KeyServiceClient, KeyServiceError};
 use role_grant::{RequestedRole, RoleGrant, RoleGrantError};
 use secret::MeasurementSecret;
 use tonic::Status;
+use uuid::Uuid;
 
 use crate::certificate::{CertificateRequestError, KubeletRequest, SignError};
 use crate::config::{Config, InForce};
@@ -105,7 +106,7 @@ impl TicketIssuer {
     /// 1. Parse the request.
     /// 2. Derive the cluster id, which must be the policy's.
     /// 3. Check a control plane's grant, which the operator signed for this machine.
-    /// 4. Bind disk and name to this machine, or refuse what belongs to another machine.
+    /// 4. Draw a disk for this machine, and bind the name to it unless it belongs to another machine.
     /// 5. Fetch the disk's key.
     /// 6. Sign the kubelet's certificate, create a bootstrap token, list the components.
     /// 7. For a control plane, add the PKI and the master secret.
@@ -118,14 +119,12 @@ impl TicketIssuer {
         request: IssueJoinTicketRequest,
     ) -> Result<IssueJoinTicketResponse, IssueTicketError> {
         let IssueJoinTicketRequest {
-            disk_uuid,
             certificate_request,
             is_control_plane,
             role_grant,
         } = request;
         let in_force = self.config.in_force();
         let InForce { config, policy, .. } = &*in_force;
-        let disk: DiskUuid = disk_uuid.parse()?;
         let kubelet = KubeletRequest::parse(&certificate_request)?;
         if !is_control_plane && !role_grant.is_empty() {
             return Err(IssueTicketError::NoRoleToGrant);
@@ -135,7 +134,10 @@ impl TicketIssuer {
         if is_control_plane {
             check_grant(policy, node, &role_grant)?;
         }
-        self.bind(disk, &kubelet.node, node).await?;
+        // No disk with data has it, so whoever gets its key can read nothing with it.
+        let disk = DiskUuid::from(Uuid::new_v4());
+        let claimed = self.cluster.claim(&kubelet.node, disk, node.identity()).await;
+        claimed.map_err(IssueTicketError::NameRecord)?;
         let state_disk_key = self.keys.data_key(&disk.to_string()).await?;
         let ca_certificate = self.pki.ca_certificate()?;
         let kubelet_cert = kubelet.sign(&ca_certificate, &self.pki.ca_key()?)?;
@@ -161,6 +163,7 @@ impl TicketIssuer {
             master_secret,
             component_mirror: config.component_mirror.clone(),
             cluster_policy: policy.as_bytes().to_vec(),
+            disk_uuid: disk.to_string(),
         })
     }
 
@@ -178,13 +181,6 @@ impl TicketIssuer {
             state_disk_key: self.keys.data_key(&disk.to_string()).await?.to_vec(),
             measurement_secret: self.measurement_secret().await?.expose().to_vec(),
         })
-    }
-
-    async fn bind(&self, disk: DiskUuid, name: &NodeName, node: &AttestedNode) -> Result<(), IssueTicketError> {
-        let bound = self.cluster.bind_disk(disk, node.identity()).await;
-        bound.map_err(IssueTicketError::DiskRecord)?;
-        let bound = self.cluster.bind_name(name, node.identity()).await;
-        bound.map_err(IssueTicketError::NameRecord)
     }
 
     async fn measurement_secret(&self) -> Result<MeasurementSecret, KeyServiceError> {

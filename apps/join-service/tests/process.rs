@@ -17,8 +17,8 @@ use test_machines::{Technology, for_each_technology};
 use test_services::{ControlPlane, JoinConfigExample, JoiningNode, join_request};
 use tonic::{Code, Status};
 
+/// Of no node.
 const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
-const OTHER_DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3302";
 
 for_each_technology!(async:
     nodes_get_what_is_theirs_and_nothing_else,
@@ -35,8 +35,8 @@ async fn start(technology: &dyn Technology) -> ControlPlane {
         .unwrap()
 }
 
-fn request(name: &str, disk: &str) -> IssueJoinTicketRequest {
-    join_request(name, disk).unwrap()
+fn request(name: &str) -> IssueJoinTicketRequest {
+    join_request(name).unwrap()
 }
 
 fn rejoin(disk: &str) -> IssueRejoinTicketRequest {
@@ -70,39 +70,36 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
     let (mut client, peer) = control_plane.session(&worker, Purpose::Join).await.unwrap();
     let expected = Membership::new(control_plane.cluster_id(), NodeRole::ControlPlane);
     assert!(peer.unwrap().result().statements().membership.is(&expected));
-    let ticket = client.issue_join_ticket(request("worker-0", DISK)).await;
+    let ticket = client.issue_join_ticket(request("worker-0")).await;
     let ticket = ticket
         .unwrap_or_else(|error| panic!("{error}\n{}", control_plane.logs()))
         .into_inner();
-    assert_eq!(
-        ticket.state_disk_key,
-        kek.state_disk_key(DISK.parse().unwrap()).expose()
-    );
+    let key_of = |disk: &str| kek.state_disk_key(disk.parse().unwrap()).expose().to_vec();
+    assert_eq!(ticket.state_disk_key, key_of(&ticket.disk_uuid));
     assert_eq!(ticket.measurement_secret, kek.measurement_secret().expose());
     assert_eq!(ticket.token.len(), 23);
     assert!(ticket.discovery_token_ca_cert_hash.starts_with("sha256:"));
     assert!(ticket.control_plane_files.is_empty() && ticket.master_secret.is_none());
 
-    // The same machine can request a ticket again.
-    control_plane.join(&worker, request("worker-0", DISK)).await.unwrap();
-    // Another machine gets neither its disk key nor its name, and does not learn whose they are.
+    // The same machine can request a ticket again, and gets a disk that holds nothing.
+    let again = control_plane.join(&worker, request("worker-0")).await.unwrap();
+    assert_ne!(again.disk_uuid, ticket.disk_uuid);
+    assert_eq!(again.state_disk_key, key_of(&again.disk_uuid));
+    // Another machine gets neither its disk key nor its name, and does not learn whose they are. It can still have a name of its own,
+    // and no more than one.
     let thief = JoiningNode::boot(technology).unwrap();
     let disk_of_another = "disk_uuid is not a disk of this machine";
-    let name_of_another = "certificate_request is not for a node name of this machine";
-    check_not_owner(
-        control_plane.join(&thief, request("worker-1", DISK)).await,
-        disk_of_another,
-    );
-    check_not_owner(
-        control_plane.join(&thief, request("worker-0", OTHER_DISK)).await,
-        name_of_another,
-    );
+    let not_its_name = "certificate_request is not for a node name of this machine";
+    check_not_owner(control_plane.join(&thief, request("worker-0")).await, not_its_name);
+    control_plane.join(&thief, request("worker-1")).await.unwrap();
+    check_not_owner(control_plane.join(&thief, request("worker-2")).await, not_its_name);
+    check_not_owner(control_plane.join(&worker, request("worker-3")).await, not_its_name);
 
     // A control plane needs the operator's grant for exactly this machine.
     let wish = |grant| IssueJoinTicketRequest {
         is_control_plane: true,
         role_grant: grant,
-        ..request("worker-0", DISK)
+        ..request("worker-0")
     };
     check_denied(
         control_plane.join(&worker, wish(Vec::new())).await,
@@ -112,30 +109,30 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
         control_plane.join(&worker, wish(control_plane.grant(&thief))).await,
         "role_grant is refused: the role grant is for machine",
     );
-    let ticket = control_plane
+    let granted = control_plane
         .join(&worker, wish(control_plane.grant(&worker)))
         .await
         .unwrap();
-    assert_eq!(ticket.control_plane_files.len(), 8);
+    assert_eq!(granted.control_plane_files.len(), 8);
     assert_eq!(
-        ticket.master_secret.unwrap().key,
+        granted.master_secret.unwrap().key,
         control_plane.master_secret().expose_key()
     );
 
-    // After a reboot the machine gets its disk key again; another one does not.
+    // After a reboot the machine gets its disk key again, whichever of the tickets it used; another one does not.
     let (mut client, _) = control_plane.session(&worker, Purpose::Rejoin).await.unwrap();
-    let ticket = client.issue_rejoin_ticket(rejoin(DISK)).await.unwrap().into_inner();
-    assert_eq!(
-        ticket.state_disk_key,
-        kek.state_disk_key(DISK.parse().unwrap()).expose()
-    );
-    let unknown = rejoin("3f2504e0-4f89-11d3-9a0c-0305e82c33ff");
-    check_not_owner(client.issue_rejoin_ticket(unknown).await, disk_of_another);
-    let (mut client, _) = control_plane.session(&thief, Purpose::Rejoin).await.unwrap();
+    for disk in [&ticket.disk_uuid, &again.disk_uuid] {
+        let rejoined = client.issue_rejoin_ticket(rejoin(disk)).await.unwrap().into_inner();
+        assert_eq!(rejoined.state_disk_key, key_of(disk));
+    }
+    // A disk that nobody claimed is the first node's, for instance.
     check_not_owner(client.issue_rejoin_ticket(rejoin(DISK)).await, disk_of_another);
+    let (mut client, _) = control_plane.session(&thief, Purpose::Rejoin).await.unwrap();
+    let stolen = client.issue_rejoin_ticket(rejoin(&ticket.disk_uuid)).await;
+    check_not_owner(stolen, disk_of_another);
     // A session for one purpose does not serve the other.
     check_refused(
-        client.issue_join_ticket(request("worker-2", OTHER_DISK)).await,
+        client.issue_join_ticket(request("worker-1")).await,
         Code::PermissionDenied,
         "the session is not attested for this purpose",
     );
@@ -153,27 +150,7 @@ async fn bad_input_to_each_field_gives_one_error_that_names_it(technology: &'sta
     type Change = fn(&mut IssueJoinTicketRequest);
     let control_plane = start(technology).await;
     let node = JoiningNode::boot(technology).unwrap();
-    let cases: [(Change, Code, &str); 11] = [
-        (
-            |m| m.disk_uuid.clear(),
-            Code::InvalidArgument,
-            "disk_uuid is invalid: \"\" is not a UUID",
-        ),
-        (
-            |m| m.disk_uuid = "measurementSecret".into(),
-            Code::InvalidArgument,
-            "disk_uuid is invalid: \"measurementSecret\" is not a UUID",
-        ),
-        (
-            |m| m.disk_uuid = DISK.to_uppercase(),
-            Code::InvalidArgument,
-            "disk_uuid is invalid: \"3F2504E0",
-        ),
-        (
-            |m| m.disk_uuid.push('\n'),
-            Code::InvalidArgument,
-            "disk_uuid is invalid: \"3f2504e0",
-        ),
+    let cases: [(Change, Code, &str); 7] = [
         (
             |m| m.certificate_request.clear(),
             Code::InvalidArgument,
@@ -185,7 +162,7 @@ async fn bad_input_to_each_field_gives_one_error_that_names_it(technology: &'sta
             "certificate_request is refused: the certificate request is malformed",
         ),
         (
-            |m| m.certificate_request = request("../n", DISK).certificate_request,
+            |m| m.certificate_request = request("../n").certificate_request,
             Code::InvalidArgument,
             "certificate_request is refused: the certificate request does not name a valid node",
         ),
@@ -211,12 +188,12 @@ async fn bad_input_to_each_field_gives_one_error_that_names_it(technology: &'sta
         ),
     ];
     for (change, code, what) in cases {
-        let mut message = request("n", DISK);
+        let mut message = request("n");
         change(&mut message);
         check_refused(control_plane.join(&node, message).await, code, what);
     }
     let (mut client, _) = control_plane.session(&node, Purpose::Rejoin).await.unwrap();
-    for bad in ["", "measurementSecret", &DISK.to_uppercase()] {
+    for bad in ["", "measurementSecret", &DISK.to_uppercase(), &format!("{DISK}\n")] {
         let refused = client.issue_rejoin_ticket(rejoin(bad)).await;
         check_refused(
             refused,
@@ -268,7 +245,7 @@ async fn an_edited_configuration_changes_neither_who_is_admitted_nor_what_is_ins
 ) {
     let control_plane = start(technology).await;
     let worker = JoiningNode::boot(technology).unwrap();
-    let join = async || control_plane.join(&worker, request("worker-0", DISK)).await;
+    let join = async || control_plane.join(&worker, request("worker-0")).await;
     let signed = control_plane.config().policy();
     assert_eq!(join().await.unwrap().cluster_policy, signed.as_bytes());
 

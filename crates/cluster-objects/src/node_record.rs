@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::fmt;
 
 use attestation::AttestedIdentity;
 use cluster_types::{DiskUuid, NodeName};
@@ -12,29 +11,49 @@ use crate::Cluster;
 /// The namespace that holds only records of which machine a disk or a node name belongs to.
 pub const RECORDS_NAMESPACE: &str = "constellation-nodes";
 
+/// Key of a name's record: whose it is.
 const IDENTITY: &str = "attestedIdentity";
+/// Keys of a machine's record.
+const NAME: &str = "name";
+const DISKS: &str = "disks";
+/// A machine that asks for more tickets loses its oldest disk. An honest one uses the disk of the last ticket that it received, and asks
+/// again only a few times.
+const MAX_DISKS: usize = 8;
 
 /// A disk or node name belongs to another machine, or its record cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeRecordError {
-    /// It belongs to another machine.
-    #[error("{what} belongs to machine {owner}, but machine {attested} attested")]
-    BelongsToAnother {
-        /// The disk or the node name.
-        what: String,
-        /// The machine that it was first bound to.
+    /// The name belongs to another machine.
+    #[error("node name {name} belongs to machine {owner}, but machine {attested} attested")]
+    NameOfAnother {
+        /// The node name.
+        name: NodeName,
+        /// The machine that claimed it first.
         owner: String,
         /// The machine that claims it now.
         attested: AttestedIdentity,
     },
-    /// It was never bound to a machine.
-    #[error("{0} is unknown to this cluster")]
-    Unknown(String),
+    /// The machine has another name already.
+    #[error("machine {attested} is node {name}")]
+    AnotherName {
+        /// The name that it claimed first.
+        name: String,
+        /// The machine that claims a second one.
+        attested: AttestedIdentity,
+    },
+    /// No ticket of this machine named this disk.
+    #[error("disk {disk} does not belong to machine {attested}")]
+    NotItsDisk {
+        /// The disk whose key was requested.
+        disk: DiskUuid,
+        /// The machine that attested.
+        attested: AttestedIdentity,
+    },
     /// The API server failed.
-    #[error("the record of {what} could not be {action}")]
+    #[error("the record {record} could not be {action}")]
     Api {
-        /// The disk or the node name.
-        what: String,
+        /// The record's name.
+        record: String,
         /// What was attempted.
         action: &'static str,
         /// What the API server answered, or why it could not be reached.
@@ -43,90 +62,135 @@ pub enum NodeRecordError {
     },
 }
 
-/// Something that belongs to one machine for good.
-enum Property<'a> {
-    Disk(DiskUuid),
-    Name(&'a NodeName),
+/// What a machine has: one name, and the disks of its last tickets, the newest last.
+#[derive(Debug, PartialEq, Eq)]
+struct MachineRecord {
+    name: String,
+    disks: Vec<String>,
 }
 
-impl Property<'_> {
-    fn object_name(&self) -> String {
-        match self {
-            Self::Disk(disk) => format!("disk-{disk}"),
-            Self::Name(name) => format!("node-{name}"),
+impl MachineRecord {
+    fn new(name: &NodeName) -> Self {
+        Self {
+            name: name.to_string(),
+            disks: Vec::new(),
         }
     }
-}
 
-impl fmt::Display for Property<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Disk(disk) => write!(f, "disk {disk}"),
-            Self::Name(name) => write!(f, "node name {name}"),
+    /// Whoever can write the record can make a machine's disk anybody's; nothing here trusts it more than that.
+    fn read(object: &ConfigMap) -> Self {
+        let text = |key| object.data.as_ref().and_then(|data| data.get(key)).cloned();
+        let disks = text(DISKS).unwrap_or_default();
+        Self {
+            name: text(NAME).unwrap_or_default(),
+            disks: disks.split_whitespace().map(str::to_owned).collect(),
         }
+    }
+
+    fn data(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([(NAME.into(), self.name.clone()), (DISKS.into(), self.disks.join("\n"))])
+    }
+
+    fn has(&self, disk: DiskUuid) -> bool {
+        self.disks.contains(&disk.to_string())
+    }
+
+    fn with(mut self, disk: DiskUuid) -> Self {
+        self.disks.push(disk.to_string());
+        let surplus = self.disks.len().saturating_sub(MAX_DISKS);
+        self.disks.drain(..surplus);
+        self
     }
 }
 
 impl Cluster {
-    /// Gives a disk to the machine that claims it first. Only the same machine can claim it again.
+    /// Gives a new disk to a machine, and the node name to the machine that claims it first. A machine has one name.
     ///
     /// # Errors
-    /// When it belongs to another machine, or the API server fails.
-    pub async fn bind_disk(&self, disk: DiskUuid, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        self.bind(&Property::Disk(disk), machine).await
-    }
-
-    /// Gives a node name to the machine that claims it first. Only the same machine can claim it again.
-    ///
-    /// # Errors
-    /// When it belongs to another machine, or the API server fails.
-    pub async fn bind_name(&self, name: &NodeName, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        self.bind(&Property::Name(name), machine).await
-    }
-
-    /// Checks that a disk was bound before, to this machine.
-    ///
-    /// # Errors
-    /// When it was not, or the API server fails.
-    pub async fn check_disk(&self, disk: DiskUuid, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        self.check(&Property::Disk(disk), machine).await
-    }
-
-    /// The API server lets only one creation of a name succeed, so two machines cannot both be first.
-    async fn bind(&self, property: &Property<'_>, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        let record = ConfigMap {
-            metadata: ObjectMeta {
-                name: Some(property.object_name()),
-                ..ObjectMeta::default()
-            },
-            data: Some(BTreeMap::from([(IDENTITY.into(), machine.to_string())])),
-            immutable: Some(true),
-            ..ConfigMap::default()
-        };
-        match self.records().create(&PostParams::default(), &record).await {
-            Ok(_) => Ok(()),
-            Err(Error::Api(status)) if status.reason == "AlreadyExists" => self.check(property, machine).await,
-            Err(error) => Err(api_error(property, "created", error)),
+    /// When the name belongs to another machine, the machine has another name, or the API server fails.
+    pub async fn claim(
+        &self,
+        name: &NodeName,
+        disk: DiskUuid,
+        machine: AttestedIdentity,
+    ) -> Result<(), NodeRecordError> {
+        let record = record_of(machine);
+        match self.get(&record).await? {
+            None => {
+                let object = object(&record, &MachineRecord::new(name).with(disk).data());
+                let created = self.records().create(&PostParams::default(), &object).await;
+                created.map_err(|error| api_error(&record, "created", error))?;
+            }
+            Some(mut object) => {
+                let mut known = MachineRecord::read(&object);
+                if known.name != name.as_str() {
+                    self.must_have_lost(&known.name, machine).await?;
+                    known.name = name.to_string();
+                }
+                object.data = Some(known.with(disk).data());
+                // Its resourceVersion makes this fail if another join service was faster.
+                let replaced = self.records().replace(&record, &PostParams::default(), &object).await;
+                replaced.map_err(|error| api_error(&record, "updated", error))?;
+            }
         }
+        self.bind(name, machine).await
     }
 
-    async fn check(&self, property: &Property<'_>, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        let record = self
-            .records()
-            .get_opt(&property.object_name())
-            .await
-            .map_err(|error| api_error(property, "read", error))?
-            .ok_or_else(|| NodeRecordError::Unknown(property.to_string()))?;
-        let owner = record.data.unwrap_or_default().remove(IDENTITY).unwrap_or_default();
-        if owner == machine.to_string() {
+    /// Checks that a ticket of this machine named this disk.
+    ///
+    /// # Errors
+    /// When none did, or the API server fails.
+    pub async fn check_disk(&self, disk: DiskUuid, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+        let record = self.get(&record_of(machine)).await?;
+        if record.is_some_and(|object| MachineRecord::read(&object).has(disk)) {
             Ok(())
         } else {
-            Err(NodeRecordError::BelongsToAnother {
-                what: property.to_string(),
-                owner,
+            Err(NodeRecordError::NotItsDisk {
+                disk,
                 attested: machine,
             })
         }
+    }
+
+    /// The API server lets only one creation of a name succeed, so two machines cannot both be first.
+    async fn bind(&self, name: &NodeName, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+        let data = BTreeMap::from([(IDENTITY.to_owned(), machine.to_string())]);
+        let mut object = object(&record_for(name.as_str()), &data);
+        object.immutable = Some(true);
+        match self.records().create(&PostParams::default(), &object).await {
+            Ok(_) => return Ok(()),
+            Err(Error::Api(status)) if status.reason == "AlreadyExists" => {}
+            Err(error) => return Err(api_error(&record_for(name.as_str()), "created", error)),
+        }
+        match self.owner_of(name.as_str()).await? {
+            Some(owner) if owner == machine.to_string() => Ok(()),
+            owner => Err(NodeRecordError::NameOfAnother {
+                name: name.clone(),
+                owner: owner.unwrap_or_default(),
+                attested: machine,
+            }),
+        }
+    }
+
+    /// A machine may take another name only if it never got the one that it asked for first.
+    async fn must_have_lost(&self, name: &str, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+        match self.owner_of(name).await? {
+            Some(owner) if owner != machine.to_string() => Ok(()),
+            _ => Err(NodeRecordError::AnotherName {
+                name: name.to_owned(),
+                attested: machine,
+            }),
+        }
+    }
+
+    async fn owner_of(&self, name: &str) -> Result<Option<String>, NodeRecordError> {
+        let record = self.get(&record_for(name)).await?;
+        Ok(record.map(|object| object.data.unwrap_or_default().remove(IDENTITY).unwrap_or_default()))
+    }
+
+    async fn get(&self, record: &str) -> Result<Option<ConfigMap>, NodeRecordError> {
+        let found = self.records().get_opt(record).await;
+        found.map_err(|error| api_error(record, "read", error))
     }
 
     fn records(&self) -> Api<ConfigMap> {
@@ -134,10 +198,65 @@ impl Cluster {
     }
 }
 
-fn api_error(property: &Property<'_>, action: &'static str, error: Error) -> NodeRecordError {
+fn record_of(machine: AttestedIdentity) -> String {
+    format!("machine-{machine}")
+}
+
+fn record_for(name: &str) -> String {
+    format!("node-{name}")
+}
+
+fn object(record: &str, data: &BTreeMap<String, String>) -> ConfigMap {
+    ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(record.to_owned()),
+            ..ObjectMeta::default()
+        },
+        data: Some(data.clone()),
+        ..ConfigMap::default()
+    }
+}
+
+fn api_error(record: &str, action: &'static str, error: Error) -> NodeRecordError {
     NodeRecordError::Api {
-        what: property.to_string(),
+        record: record.to_owned(),
         action,
         source: Box::new(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(number: u8) -> DiskUuid {
+        format!("3f2504e0-4f89-11d3-9a0c-0305e82c33{number:02x}")
+            .parse()
+            .unwrap()
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let record = MachineRecord::new(&"worker-0".parse().unwrap())
+            .with(disk(1))
+            .with(disk(2));
+        let read = MachineRecord::read(&object("machine", &record.data()));
+        assert_eq!(read, record);
+        assert!(read.has(disk(1)) && read.has(disk(2)) && !read.has(disk(3)));
+    }
+
+    /// Whoever asks again and again leaves nothing that grows.
+    #[test]
+    fn a_machine_keeps_the_disks_of_its_last_tickets() {
+        let new = MachineRecord::new(&"worker-0".parse().unwrap());
+        let record = (0..20).fold(new, |record, number| record.with(disk(number)));
+        let kept: Vec<_> = (0..20).filter(|number| record.has(disk(*number))).collect();
+        assert_eq!(kept, (12..20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_record_without_content_gives_nothing() {
+        let record = MachineRecord::read(&ConfigMap::default());
+        assert!(record.name.is_empty() && !record.has(disk(1)));
     }
 }

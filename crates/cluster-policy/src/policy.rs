@@ -22,7 +22,7 @@ pub struct ClusterPolicy {
 /// A Kubernetes release that nodes may install.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Release {
-    /// Its version.
+    /// The version, which the list names too.
     pub version: KubernetesVersion,
     /// Digest of the list of its components ([`ComponentList::digest`]).
     pub components: Digest,

@@ -40,7 +40,7 @@ pub enum RaisePolicyError {
     /// The store cannot be read. Without it, nothing says what has been in force.
     #[error("cannot read {path}, which holds the newest cluster policy that this machine has seen")]
     Read {
-        /// The file.
+        /// Where the newest policy should be.
         path: PathBuf,
         /// What the system said.
         #[source]
@@ -49,7 +49,7 @@ pub enum RaisePolicyError {
     /// The store does not hold a policy.
     #[error("{path} does not hold a cluster policy")]
     Stored {
-        /// The file.
+        /// Where the newest policy should be.
         path: PathBuf,
         /// What is wrong with it.
         #[source]
@@ -58,7 +58,7 @@ pub enum RaisePolicyError {
     /// The store cannot be written.
     #[error("cannot write {path}, which holds the newest cluster policy that this machine has seen")]
     Write {
-        /// The file.
+        /// Where the newest policy should be.
         path: PathBuf,
         /// What the system said.
         #[source]

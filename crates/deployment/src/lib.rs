@@ -34,7 +34,7 @@ pub fn objects(join_config: ConfigMap) -> Vec<Object> {
     objects
 }
 
-/// The namespace in which [`cluster_objects::Cluster::bind_disk`] and its like keep their records.
+/// The namespace in which [`cluster_objects::Cluster::claim`] keeps its records.
 #[must_use]
 pub fn namespace() -> Object {
     Object::new(Namespace {

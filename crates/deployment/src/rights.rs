@@ -27,7 +27,7 @@ pub(super) fn rights(service: Service) -> Vec<Object> {
             objects.extend(within(
                 service,
                 RECORDS_NAMESPACE,
-                vec![rule("", "configmaps", &["get", "create"])],
+                vec![rule("", "configmaps", &["get", "create", "update"])],
             ));
         }
         Service::Verification => {}

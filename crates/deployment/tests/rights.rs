@@ -85,6 +85,7 @@ async fn services_may_do_only_what_is_listed_here() {
             "join-service in kube-system: get /configmaps",
             "join-service in constellation-nodes: create /configmaps",
             "join-service in constellation-nodes: get /configmaps",
+            "join-service in constellation-nodes: update /configmaps",
         ]
     );
 }

@@ -16,12 +16,12 @@ use crate::state_disk::{RekeyError, StateDisk};
 /// ```no_run
 /// # use std::path::Path;
 /// # use disk_encryption::{CryptsetupProgram, NewStateDisk, find_state_disk, list_block_devices, paths};
-/// # fn join(_: cluster_types::DiskUuid) -> secret::StateDiskKey { secret::StateDiskKey::from_bytes([0; 32]) }
+/// # fn join() -> (cluster_types::DiskUuid, secret::StateDiskKey) { unimplemented!() }
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let device = find_state_disk(&list_block_devices(Path::new("/sys/block"))?)?.path();
 /// let new_disk = NewStateDisk::load(&device, Path::new(paths::HEADER), Path::new(paths::EPHEMERAL_KEY))?;
-/// let key = join(new_disk.disk());
-/// new_disk.rekey(&CryptsetupProgram::new(Path::new(paths::CRYPTSETUP)), &key)?;
+/// let (disk, key) = join();
+/// new_disk.rekey(&CryptsetupProgram::new(Path::new(paths::CRYPTSETUP)), disk, &key)?;
 /// # Ok(())
 /// # }
 /// ```
@@ -95,7 +95,7 @@ impl NewStateDisk {
         })
     }
 
-    /// The UUID for which the node requests a key.
+    /// The UUID with which the disk was formatted.
     #[must_use]
     pub fn disk(&self) -> DiskUuid {
         self.header.metadata().disk()
@@ -105,8 +105,9 @@ impl NewStateDisk {
     ///
     /// # Errors
     /// When re-keying fails; the ephemeral key is then still there.
-    pub fn rekey(self, cryptsetup: &impl Cryptsetup, key: &StateDiskKey) -> Result<(), RekeyError> {
-        StateDisk::new(cryptsetup, &self.device, &self.header_file).rekey(&self.header, &self.key, key)?;
+    pub fn rekey(self, cryptsetup: &impl Cryptsetup, disk: DiskUuid, key: &StateDiskKey) -> Result<(), RekeyError> {
+        let state_disk = StateDisk::new(cryptsetup, &self.device, &self.header_file);
+        state_disk.rekey(&self.header, &self.key, disk, key)?;
         fs::remove_file(&self.key_file).map_err(RekeyError::DeleteKey)
     }
 }

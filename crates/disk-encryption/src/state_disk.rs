@@ -141,11 +141,11 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
         Ok(self.cryptsetup.run(&arguments, key.expose())?)
     }
 
-    /// Replaces the ephemeral key by the node's own and marks the disk as initialised:
+    /// Replaces the ephemeral key by the node's own, gives the disk the UUID that this key is for, and marks it as initialised:
     ///
     /// 1. cryptsetup changes keyslot 0 in the header in memory; the disk's header is not read.
     /// 2. The new header is checked: same disk, same volume key, one keyslot.
-    /// 3. It is written to the disk; then the old keyslot is overwritten.
+    /// 3. With UUID and mark, it is written to the disk; then the old keyslot is overwritten.
     ///
     /// The disk may be open meanwhile, because its volume key stays the same. A power cut inside step 3 leaves a disk that says it never
     /// joined, or one that has joined. The node must not have written anything yet that it cannot lose.
@@ -156,10 +156,17 @@ impl<'a, C: Cryptsetup> StateDisk<'a, C> {
     ///
     /// # Errors
     /// When one of these fails.
-    pub fn rekey(&self, header: &Header, old: &EphemeralKey, new: &StateDiskKey) -> Result<Header, RekeyError> {
+    pub fn rekey(
+        &self,
+        header: &Header,
+        old: &EphemeralKey,
+        disk: DiskUuid,
+        new: &StateDiskKey,
+    ) -> Result<Header, RekeyError> {
         self.write_header_file(header).map_err(RekeyError::HeaderFile)?;
         self.run_change_key(old, new)?;
-        let rekeyed = self.read_header_file(header.metadata().disk())?.marked(true);
+        let rekeyed = self.read_header_file(header.metadata().disk())?;
+        let rekeyed = rekeyed.of_disk(disk).marked(true);
         if !rekeyed.has_volume_key_of(header) {
             return Err(RekeyError::VolumeKeyChanged);
         }
@@ -313,6 +320,11 @@ mod tests {
         EphemeralKey::from_bytes(*b"CANARY-ephemeral-key-0123456789a")
     }
 
+    /// Another one than the disk was formatted with.
+    fn ticket_disk() -> DiskUuid {
+        "3f2504e0-4f89-11d3-9a0c-0305e82c33ff".parse().unwrap()
+    }
+
     fn state_key() -> StateDiskKey {
         StateDiskKey::from_bytes(*b"CANARY-state-disk-key-0123456789")
     }
@@ -335,7 +347,8 @@ mod tests {
         let formatted = disk.format(header().metadata().disk(), &ephemeral()).unwrap();
         disk.open(&formatted, DiskKey::Ephemeral(&ephemeral()), "state")
             .unwrap();
-        disk.rekey(&formatted, &ephemeral(), &state_key()).unwrap();
+        disk.rekey(&formatted, &ephemeral(), ticket_disk(), &state_key())
+            .unwrap();
         recorder.calls.into_inner()
     }
 
@@ -385,9 +398,12 @@ mod tests {
         let formatted = disk.format(header().metadata().disk(), &ephemeral()).unwrap();
         assert_eq!(on_disk(folder.path()).unwrap(), formatted);
         assert!(!formatted.metadata().is_initialised());
-        let rekeyed = disk.rekey(&formatted, &ephemeral(), &state_key()).unwrap();
+        let rekeyed = disk
+            .rekey(&formatted, &ephemeral(), ticket_disk(), &state_key())
+            .unwrap();
         assert_eq!(on_disk(folder.path()).unwrap(), rekeyed);
         assert!(rekeyed.metadata().is_initialised());
+        assert_eq!(rekeyed.metadata().disk(), ticket_disk());
     }
 
     #[test]
@@ -413,7 +429,8 @@ mod tests {
         );
         let (device, file) = (folder.path().join("disk"), header_file(folder.path()));
         let other = header().of_disk("00000000-4f89-11d3-9a0c-0305e82c3301".parse().unwrap());
-        let refusal = StateDisk::new(&recorder, &device, &file).rekey(&other, &ephemeral(), &state_key());
+        let refusal =
+            StateDisk::new(&recorder, &device, &file).rekey(&other, &ephemeral(), ticket_disk(), &state_key());
         assert!(
             matches!(refusal, Err(RekeyError::Header(ReadHeaderError::Refused(_)))),
             "{refusal:?}"
@@ -431,7 +448,8 @@ mod tests {
         );
         let (device, file) = (folder.path().join("disk"), header_file(folder.path()));
         let other = header().with_other_volume_key();
-        let refusal = StateDisk::new(&recorder, &device, &file).rekey(&other, &ephemeral(), &state_key());
+        let refusal =
+            StateDisk::new(&recorder, &device, &file).rekey(&other, &ephemeral(), ticket_disk(), &state_key());
         assert!(matches!(refusal, Err(RekeyError::VolumeKeyChanged)), "{refusal:?}");
         assert!(on_disk(folder.path()).is_err(), "something reached the disk");
     }
@@ -447,7 +465,7 @@ mod tests {
         old.write_to(&mut OpenOptions::new().write(true).open(&device).unwrap(), |_| Ok(()))
             .unwrap();
         StateDisk::new(&recorder, &device, &file)
-            .rekey(&old, &ephemeral(), &state_key())
+            .rekey(&old, &ephemeral(), ticket_disk(), &state_key())
             .unwrap();
         let bytes = fs::read(&device).unwrap();
         let range = old.keyslot_area();

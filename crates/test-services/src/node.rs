@@ -63,7 +63,7 @@ impl JoiningNode {
 ///
 /// # Errors
 /// When no key can be made.
-pub fn join_request(name: &str, disk: &str) -> Result<IssueJoinTicketRequest> {
+pub fn join_request(name: &str) -> Result<IssueJoinTicketRequest> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
@@ -72,7 +72,6 @@ pub fn join_request(name: &str, disk: &str) -> Result<IssueJoinTicketRequest> {
         .push(DnType::CommonName, format!("system:node:{name}"));
     let key = KeyPair::generate()?;
     Ok(IssueJoinTicketRequest {
-        disk_uuid: disk.into(),
         certificate_request: params.serialize_request(&key)?.der().to_vec(),
         ..IssueJoinTicketRequest::default()
     })

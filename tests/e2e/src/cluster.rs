@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use cluster_config::{ClusterState, Workspace, WorkspaceLock, names};
+use cluster_types::DiskUuid;
+use disk_encryption::header::{ExpectedDisk, Header};
 use infrastructure::Machine;
 use key_derivation::MasterSecret;
 use serde_json::Value;
@@ -265,18 +267,30 @@ impl Cluster {
         Capture::start(&self.workspace().join(RUN_FOLDER), &self.machines()?)
     }
 
-    /// The state disks that the join service has recorded: of nodes that joined, and of machines that were refused after they
-    /// had claimed one.
+    /// The UUID of a node's state disk, which its host reads from the disk's header.
+    ///
+    /// # Errors
+    /// When there is no header of ours.
+    pub fn state_disk(&self, node: &str) -> Result<DiskUuid> {
+        let path = self
+            .workspace()
+            .join(RUN_FOLDER)
+            .join("nodes")
+            .join(node)
+            .join("state.img");
+        let header = Header::read_from(&mut File::open(path)?, ExpectedDisk::FirstSeen)?;
+        Ok(header.metadata().disk())
+    }
+
+    /// The state disks that the join service has recorded, also of machines that never became nodes.
     ///
     /// # Errors
     /// When there is none.
     pub fn recorded_disks(&self) -> Result<Vec<String>> {
-        let namespace = ["--namespace", "constellation-nodes"];
-        let records = self.kubectl(["get", "configmaps", "--output", "name"].iter().chain(&namespace))?;
-        let disks = records
-            .lines()
-            .filter_map(|record| record.strip_prefix("configmap/disk-"));
-        let disks: Vec<_> = disks.map(str::to_owned).collect();
+        let records = ["get", "configmaps", "--namespace", "constellation-nodes"];
+        let output = ["--output", "jsonpath={range .items[*]}{.data.disks}{\"\\n\"}{end}"];
+        let disks = self.kubectl(records.iter().chain(&output))?;
+        let disks: Vec<_> = disks.split_whitespace().map(str::to_owned).collect();
         ensure!(!disks.is_empty(), "no disk is recorded");
         Ok(disks)
     }

@@ -17,14 +17,17 @@ use tokio::net::TcpListener;
 use tonic::{Request, Response, Status};
 
 use super::*;
+use crate::disk::StateDisk;
 use crate::files::Stage;
 use crate::request::tests::{operator_key, policy};
 use crate::run::{Boot, boot};
-use crate::tests::fixture::{DISK, Logs, TestNode, components};
+use crate::tests::fixture::{Logs, TestNode, components};
 use crate::tests::operator;
 
 const MEASUREMENT_SECRET: [u8; 32] = *b"canary-measurement-secret-32byte";
 const STATE_DISK_KEY: [u8; 32] = *b"canary-state-disk-key-32-bytes!!";
+/// Not the one that the disk was formatted with.
+const TICKET_DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c33ff";
 const TOKEN: &str = "canary.0123456789abcdef";
 const SALT: [u8; 32] = [9; 32];
 
@@ -48,6 +51,7 @@ fn cluster() -> ClusterId {
 
 fn ticket() -> IssueJoinTicketResponse {
     IssueJoinTicketResponse {
+        disk_uuid: TICKET_DISK.into(),
         state_disk_key: STATE_DISK_KEY.to_vec(),
         measurement_salt: SALT.to_vec(),
         measurement_secret: MEASUREMENT_SECRET.to_vec(),
@@ -73,12 +77,10 @@ impl Api for FakeJoinService {
     ) -> Result<Response<IssueJoinTicketResponse>, Status> {
         attested_tls::attested_node(&request, Purpose::Join)?;
         let IssueJoinTicketRequest {
-            disk_uuid,
             certificate_request,
             is_control_plane,
             role_grant,
         } = request.into_inner();
-        assert_eq!(disk_uuid, DISK);
         assert!(!certificate_request.is_empty());
         assert!(!is_control_plane && role_grant.is_empty());
         Ok(Response::new(self.0.clone()))
@@ -151,7 +153,7 @@ async fn check(
     joining.node.obey_operator().await.unwrap();
     let endpoint = endpoint_for_members(&joining.node).unwrap();
     let somewhere = SocketAddrV4::new([10, 42, 1, 100].into(), 30090);
-    let asked = ask(&joining.node, &endpoint, DISK.parse().unwrap(), somewhere).await;
+    let asked = ask(&joining.node, &endpoint, somewhere).await;
     assert!(matches!(boot(&*joining.node.attester).unwrap(), Boot::New));
     asked
 }
@@ -175,6 +177,7 @@ async fn a_worker_joins_the_cluster_that_its_join_service_proves(technology: &'s
             .is(&membership(NodeRole::Worker))
     );
     assert_eq!(joining.disk.keys(), [STATE_DISK_KEY]);
+    assert_eq!(joining.disk.uuid().unwrap().to_string(), TICKET_DISK);
     assert_eq!(joining.node.files.load_state().unwrap().stage, Stage::Member);
     assert!(!joining.file("run/state/constellation/master-secret.json").exists());
     assert!(joining.file("run/state/kubelet/pki/kubelet-serving.key").exists());

@@ -2,7 +2,10 @@
 
 use attestation::{Measured, Membership};
 use cluster_policy::{BelievedPolicy, RefusedPolicy};
-use cluster_types::{ClusterId, MeasurementSalt, NodeRole, OperatorPublicKey, ParseHostPortError, WrongLength};
+use cluster_types::{
+    ClusterId, DiskUuid, MeasurementSalt, NodeRole, OperatorPublicKey, ParseDiskUuidError, ParseHostPortError,
+    WrongLength,
+};
 use component_installer::{ComponentMirror, ParseMirrorAddressError};
 use digest::{Digest, oci};
 use grpc_api::join::{ControlPlaneCertOrKey, IssueJoinTicketResponse, MasterSecret as MasterSecretMessage};
@@ -39,6 +42,8 @@ pub(super) struct Ticket {
     /// `None` stands for the platform's own mirror.
     pub(super) mirror: Option<ComponentMirror>,
     pub(super) control_plane: Option<ControlPlaneParts>,
+    /// The UUID that the state disk gets with its key.
+    pub(super) disk: DiskUuid,
     state_disk_key: Option<StateDiskKey>,
 }
 
@@ -70,6 +75,8 @@ pub(super) enum InvalidTicket {
         expected: Digest,
         actual: Digest,
     },
+    #[error("the ticket's disk_uuid is malformed")]
+    Disk(#[from] ParseDiskUuidError),
     #[error("the ticket has no kubelet certificate")]
     NoKubeletCertificate,
     #[error("the bootstrap token is malformed")]
@@ -122,6 +129,7 @@ impl Ticket {
             master_secret,
             component_mirror,
             cluster_policy,
+            disk_uuid,
         } = message;
         // Secrets are wiped wherever parsing ends.
         let state_disk_key = Zeroizing::new(state_disk_key);
@@ -158,6 +166,7 @@ impl Ticket {
             mirror: parse_mirror(&component_mirror)?,
             components,
             control_plane,
+            disk: disk_uuid.parse()?,
             state_disk_key: Some(state_disk_key),
         })
     }
@@ -250,6 +259,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::request::tests::{operator_key, policy};
+    use crate::tests::fixture::DISK;
 
     fn master_secret() -> MasterSecret {
         MasterSecret::new(Zeroizing::new(vec![b'C'; 32]), vec![b'S'; 32]).unwrap()
@@ -269,6 +279,7 @@ pub(crate) mod tests {
             extract: false,
         }];
         IssueJoinTicketResponse {
+            disk_uuid: DISK.into(),
             state_disk_key: vec![1; 32],
             measurement_salt: SALT.to_vec(),
             measurement_secret: master_secret().kek().measurement_secret().expose().to_vec(),
@@ -357,7 +368,15 @@ pub(crate) mod tests {
     #[test]
     fn bad_input_to_each_field_gives_one_error_that_names_it() {
         type Change = fn(&mut IssueJoinTicketResponse);
-        let cases: [(Change, &str); 26] = [
+        let cases: [(Change, &str); 28] = [
+            (
+                |t| t.disk_uuid.clear(),
+                "the ticket's disk_uuid is malformed: \"\" is not a UUID",
+            ),
+            (
+                |t| t.disk_uuid = "measurementSecret".into(),
+                "the ticket's disk_uuid is malformed",
+            ),
             (
                 |t| t.state_disk_key.clear(),
                 "the state disk key has 0 bytes, expected 32",

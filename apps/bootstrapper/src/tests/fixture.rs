@@ -211,22 +211,23 @@ impl CloudMetadata for FakeMetadata {
 }
 
 #[derive(Default)]
-pub(crate) struct FakeDisk(Mutex<Vec<[u8; 32]>>);
+pub(crate) struct FakeDisk(Mutex<Vec<(DiskUuid, [u8; 32])>>);
 
 impl FakeDisk {
     /// Every key the disk was given.
     pub(crate) fn keys(&self) -> Vec<[u8; 32]> {
-        self.0.lock().unwrap().clone()
+        self.0.lock().unwrap().iter().map(|(_, key)| *key).collect()
     }
 }
 
 impl StateDisk for FakeDisk {
     fn uuid(&self) -> Result<DiskUuid, StateDiskError> {
-        Ok(DISK.parse().unwrap())
+        let given = self.0.lock().unwrap().last().map(|(disk, _)| *disk);
+        Ok(given.unwrap_or_else(|| DISK.parse().unwrap()))
     }
 
-    fn rekey(&self, key: &StateDiskKey) -> Result<(), StateDiskError> {
-        self.0.lock().unwrap().push(*key.expose());
+    fn rekey(&self, disk: DiskUuid, key: &StateDiskKey) -> Result<(), StateDiskError> {
+        self.0.lock().unwrap().push((disk, *key.expose()));
         Ok(())
     }
 }

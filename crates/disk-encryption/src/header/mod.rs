@@ -133,6 +133,12 @@ impl Header {
         &self.metadata
     }
 
+    /// The same header for a disk of another UUID.
+    pub(crate) fn of_disk(mut self, disk: DiskUuid) -> Self {
+        self.metadata.uuid = disk;
+        self
+    }
+
     /// The same header one step later, with the mark set.
     pub(crate) fn marked(&self, initialised: bool) -> Self {
         let mut next = self.clone();

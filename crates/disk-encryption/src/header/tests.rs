@@ -44,11 +44,6 @@ pub(crate) fn header() -> Header {
 }
 
 impl Header {
-    pub(crate) fn of_disk(mut self, disk: DiskUuid) -> Self {
-        self.metadata.uuid = disk;
-        self
-    }
-
     pub(crate) fn with_other_volume_key(mut self) -> Self {
         self.metadata.parameters.digest.value[0] ^= 1;
         self

@@ -23,7 +23,6 @@ use crate::{relay, rogue};
 const WORKER: &str = "worker-0";
 /// The node whose metadata lies.
 const LIAR: &str = "control-plane-7";
-const NEW_DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
 
 pub(crate) fn replayed_evidence_is_refused(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
@@ -120,7 +119,7 @@ pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Clus
         async {
             let request = IssueJoinTicketRequest {
                 is_control_plane: true,
-                ..join_request("worker-7", NEW_DISK)?
+                ..join_request("worker-7")?
             };
             let refusal = "role_grant is refused: a control-plane needs a role grant signed by the operator";
             must_be_denied(rogue::join(&node, &service, request).await?, refusal)
@@ -128,10 +127,10 @@ pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Clus
     )
 }
 
-/// Neither as a new node that names the worker's disk, nor as a node that comes back with it.
+/// Neither as a new node under the worker's name, nor as a node that comes back with the disk of the worker or of the first node.
 pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
-    let disk = disk_of_the_worker(cluster)?;
+    let disks = [cluster.state_disk(WORKER)?, cluster.state_disk("control-plane-0")?];
     let node = rogue::careless(rogue::forged(&Ours::new(cluster, image)?));
     let (not_its_disk, not_its_name) = (
         "disk_uuid is not a disk of this machine",
@@ -140,20 +139,21 @@ pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Imag
     in_the_log(
         cluster,
         "join-service",
-        &["ticket refused", "belongs to machine"],
+        &["ticket refused", "does not belong to machine"],
         async {
-            let request = join_request("worker-7", &disk)?;
-            must_be_denied(rogue::join(&node, &service, request).await?, not_its_disk)?;
-            let request = join_request(WORKER, NEW_DISK)?;
+            let request = join_request(WORKER)?;
             must_be_denied(rogue::join(&node, &service, request).await?, not_its_name)?;
-            must_be_denied(rogue::rejoin(&node, &service, &disk).await?, not_its_disk)
+            for disk in &disks {
+                must_be_denied(rogue::rejoin(&node, &service, &disk.to_string()).await?, not_its_disk)?;
+            }
+            Ok(())
         },
     )
 }
 
 /// Without credentials, with those of another pod, and with a token that is good for something else.
 pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &Image) -> Result<()> {
-    let disk = disk_of_the_worker(cluster)?;
+    let disk = cluster.state_disk(WORKER)?.to_string();
     let forward = cluster.forward("kube-system", "daemonset/key-service", 9000)?;
     let seed = cluster.master_secret()?.kek().derive_array(Label::KeyServiceIdentity);
     let token = |account: &str, audience: &[&str]| {
@@ -252,12 +252,6 @@ fn lie(request: &str, before: usize, operator: OperatorPublicKey) -> Answer {
 pub(crate) fn join_service(cluster: &Cluster) -> Result<String> {
     let control_plane = cluster.machine("control-plane-0")?;
     Ok(format!("{}:{}", control_plane.host, control_plane.ports.join))
-}
-
-/// The only node that joined is the worker; the other disk is one that an attack claims.
-fn disk_of_the_worker(cluster: &Cluster) -> Result<String> {
-    let mut disks = cluster.recorded_disks()?.into_iter();
-    disks.find(|disk| disk != NEW_DISK).context("no disk of the worker")
 }
 
 fn must_be_denied<T>(answer: Result<T, Status>, reason: &str) -> Result<()> {

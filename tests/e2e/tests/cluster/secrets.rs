@@ -75,8 +75,13 @@ fn secrets(cluster: &Cluster) -> Result<Vec<Secret>> {
         Secret::new("the measurement secret", kek.measurement_secret().expose()),
         Secret::new("the init secret", state.init_secret.expose()),
     ];
-    for disk in cluster.recorded_disks()? {
-        let key = kek.state_disk_key(disk.parse()?);
+    let recorded = cluster.recorded_disks()?;
+    let recorded = recorded.iter().map(|disk| disk.parse());
+    let mut disks = recorded.collect::<Result<Vec<_>, _>>()?;
+    // The first node's is not recorded.
+    disks.push(cluster.state_disk("control-plane-0")?);
+    for disk in disks {
+        let key = kek.state_disk_key(disk);
         secrets.push(Secret::new("the key of a state disk", key.expose()));
     }
     Ok(secrets)

@@ -18,6 +18,9 @@ use crate::hostile::{ATTACKS, METADATA_SIZE, replace_json};
 use crate::machine::{disk, kernel_log_lines_with, mount_ext4, unmount_all};
 use crate::report::Report;
 
+/// The UUID of the key that the disk gets.
+const TICKET_DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c33ff";
+
 const DISK_MAPPER: &str = "/usr/bin/disk-mapper";
 /// How the kernel reports a sector whose tag is wrong (`drivers/md/dm-crypt.c`).
 const INTEGRITY_ERROR: &str = "INTEGRITY AEAD ERROR";
@@ -89,9 +92,10 @@ pub(crate) fn new_node(report: &mut Report) {
     report.check("disk is re-keyed while it is open", || {
         let device = disk("state")?;
         let new_disk = NewStateDisk::load(&device, Path::new(HEADER), Path::new(EPHEMERAL_KEY))?;
-        let expected = new_disk.disk();
-        new_disk.rekey(&cryptsetup(), &state_key())?;
-        let on_disk = Header::read_from(&mut File::open(&device)?, ExpectedDisk::Is(expected))?;
+        // Another one than the disk was formatted with, as a ticket has it.
+        let of_ticket = TICKET_DISK.parse()?;
+        new_disk.rekey(&cryptsetup(), of_ticket, &state_key())?;
+        let on_disk = Header::read_from(&mut File::open(&device)?, ExpectedDisk::Is(of_ticket))?;
         ensure!(on_disk.metadata().is_initialised(), "header has no mark");
         ensure!(!Path::new(EPHEMERAL_KEY).exists(), "ephemeral key is still there");
         Ok(())
