@@ -3,9 +3,9 @@
 //! The ticket decides what a node may be called. The request only carries the node's public key, name and addresses;
 //! everything else in it is refused or overwritten.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use cluster_types::{NodeName, ParseNodeNameError};
+use cluster_types::{Cidr, NodeName, ParseNodeNameError};
 use rcgen::{
     CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
@@ -18,14 +18,14 @@ const NAME_PREFIX: &str = "system:node:";
 const BACKDATED: Duration = Duration::minutes(5);
 /// The same as the certificates that kubeadm issues.
 const LIFETIME: Duration = Duration::days(365);
-const MAX_ADDRESSES: usize = 8;
 
 /// A request for nothing that a kubelet may not have.
 pub(crate) struct KubeletRequest {
     request: CertificateSigningRequestParams,
     /// Well-formed, but not yet known to belong to the caller.
     pub(crate) node: NodeName,
-    addresses: Vec<IpAddr>,
+    /// Well-formed, but not yet known to belong to the caller either.
+    addresses: Vec<Ipv4Addr>,
 }
 
 /// A request for something that no ticket allows.
@@ -43,10 +43,14 @@ pub(crate) enum CertificateRequestError {
     Subject(usize),
     #[error("the certificate request is for a certificate authority")]
     CertificateAuthority,
-    #[error("the certificate request has a subject alternative name that is not an IP address")]
+    #[error("the certificate request has a subject alternative name that is not an IPv4 address")]
     AlternativeName,
-    #[error("the certificate request has {0} addresses, at most {MAX_ADDRESSES} are signed")]
+    #[error("the certificate request has {0} addresses, expected the node's one IPv4 address")]
     Addresses(usize),
+    #[error(
+        "the certificate request is for {0}, which no node has: it is outside the private networks, or belongs to pods or Services"
+    )]
+    NoNodesAddress(Ipv4Addr),
 }
 
 /// The cluster CA could not sign.
@@ -71,6 +75,23 @@ impl KubeletRequest {
         })
     }
 
+    pub(crate) fn has_addresses(&self) -> bool {
+        !self.addresses.is_empty()
+    }
+
+    /// The one address at which the kubelet will serve. It is not yet known to belong to the caller.
+    pub(crate) fn address(&self) -> Result<Ipv4Addr, CertificateRequestError> {
+        let [address] = self.addresses[..] else {
+            return Err(CertificateRequestError::Addresses(self.addresses.len()));
+        };
+        let is_anothers = Cidr::PODS.contains(address) || Cidr::SERVICES.contains(address);
+        if address.is_private() && !is_anothers {
+            Ok(address)
+        } else {
+            Err(CertificateRequestError::NoNodesAddress(address))
+        }
+    }
+
     /// Signs a serving certificate. Of the request, it contains only the key, the node name and the addresses.
     pub(crate) fn sign(mut self, ca_certificate: &str, ca_key: &str) -> Result<String, SignError> {
         let issuer = Issuer::from_ca_cert_pem(ca_certificate, KeyPair::from_pem(ca_key)?)?;
@@ -81,7 +102,12 @@ impl KubeletRequest {
         params
             .distinguished_name
             .push(DnType::CommonName, format!("{NAME_PREFIX}{}", self.node));
-        params.subject_alt_names = self.addresses.into_iter().map(SanType::IpAddress).collect();
+        params.subject_alt_names = self
+            .addresses
+            .into_iter()
+            .map(IpAddr::V4)
+            .map(SanType::IpAddress)
+            .collect();
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         // The kubelet's client certificate comes from its own bootstrap; this one must not log in anywhere.
@@ -117,17 +143,12 @@ fn text(value: Option<&DnValue>) -> String {
     text.chars().take(300).collect()
 }
 
-fn addresses(names: &[SanType]) -> Result<Vec<IpAddr>, CertificateRequestError> {
-    if names.len() > MAX_ADDRESSES {
-        return Err(CertificateRequestError::Addresses(names.len()));
-    }
-    names
-        .iter()
-        .map(|name| match name {
-            SanType::IpAddress(address) => Ok(*address),
-            _ => Err(CertificateRequestError::AlternativeName),
-        })
-        .collect()
+fn addresses(names: &[SanType]) -> Result<Vec<Ipv4Addr>, CertificateRequestError> {
+    let address = |name: &SanType| match name {
+        SanType::IpAddress(IpAddr::V4(address)) => Ok(*address),
+        _ => Err(CertificateRequestError::AlternativeName),
+    };
+    names.iter().map(address).collect()
 }
 
 #[cfg(test)]
@@ -218,9 +239,31 @@ mod tests {
     }
 
     #[test]
-    fn many_addresses_are_refused() {
-        let result = check(|params| params.subject_alt_names = vec![SanType::IpAddress([1, 1, 1, 1].into()); 9]);
-        assert!(matches!(result, Err(CertificateRequestError::Addresses(9))));
+    fn a_kubelet_serves_at_its_nodes_one_address() {
+        let at = |addresses: &[[u8; 4]]| {
+            let names = addresses.iter().map(|address| SanType::IpAddress((*address).into()));
+            check(|params| params.subject_alt_names = names.collect())
+                .unwrap()
+                .address()
+        };
+        assert_eq!(at(&[[10, 42, 2, 100]]).unwrap(), Ipv4Addr::new(10, 42, 2, 100));
+        for number in [&[][..], &[[10, 42, 2, 100], [10, 42, 2, 101]]] {
+            assert!(matches!(at(number), Err(CertificateRequestError::Addresses(_))));
+        }
+        // The API server's Service, a pod, this machine, and somebody outside.
+        for other in [[10, 96, 0, 1], [10, 244, 1, 2], [127, 0, 0, 1], [192, 0, 2, 1]] {
+            assert!(
+                matches!(at(&[other]), Err(CertificateRequestError::NoNodesAddress(_))),
+                "{other:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn other_addresses_are_refused() {
+        let result =
+            check(|params| params.subject_alt_names = vec![SanType::IpAddress(std::net::Ipv6Addr::LOCALHOST.into())]);
+        assert!(matches!(result, Err(CertificateRequestError::AlternativeName)));
     }
 
     #[test]

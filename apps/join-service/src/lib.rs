@@ -5,6 +5,7 @@
 //! the ticket allows, not what the request says. Which images are admitted and what nodes install is the operator's signed
 //! policy; an edited ConfigMap changes neither.
 
+mod approver;
 mod certificate;
 mod config;
 mod pki;
@@ -97,13 +98,15 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
     )
     .context("--key-service")?;
     let pki = Pki::open(args.pki).context("--pki")?;
-    let issuer = TicketIssuer::new(Cluster::connect().await?, keys, pki, config.clone());
+    let cluster = Cluster::connect().await?;
+    let issuer = TicketIssuer::new(cluster.clone(), keys, pki, config.clone());
     let service = JoinService::new(issuer, &mut metrics);
     let peer = PeerPolicy::Attested(Arc::new(Verifiers::one(ConfiguredVerifier::new(config.clone()))));
     let endpoint = Arc::new(Endpoint::new(Some(attester), peer));
 
     let runtime = start(args.runtime, metrics).await?;
     let reloading = tokio::spawn(config.reload_on_change());
+    let approving = tokio::spawn(approver::approve_kubelets(cluster));
     let sessions = incoming(listen("--address", args.address).await?, endpoint, PURPOSES);
     runtime.ready().await;
     info!(address = %args.address, "join service ready");
@@ -113,5 +116,6 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
         .serve_with_incoming_shutdown(sessions, runtime.draining())
         .await?;
     reloading.abort();
+    approving.abort();
     Ok(())
 }

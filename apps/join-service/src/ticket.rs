@@ -1,11 +1,12 @@
 //! What a node must present to get a ticket, and what the ticket contains.
 
 use std::error::Error;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use attested_tls::AttestedNode;
 use cluster_objects::{Cluster, CreateBootstrapTokenError, NodeRecordError, ReadComponentsError};
 use cluster_policy::{AnotherCluster, BelievedPolicy, UnlistedRelease};
-use cluster_types::{DiskUuid, NodeRole, ParseDiskUuidError};
+use cluster_types::{DiskUuid, HostPort, NodeRole, ParseDiskUuidError};
 use grpc_api::join::{
     ControlPlaneCertOrKey, IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest,
     IssueRejoinTicketResponse, MasterSecret,
@@ -43,7 +44,9 @@ pub(crate) enum IssueTicketError {
     NoRoleToGrant,
     #[error("disk_uuid is not a disk of this machine")]
     DiskRecord(#[source] NodeRecordError),
-    #[error("certificate_request is not for a node name of this machine")]
+    #[error("certificate_request is refused: {0} is the API server's address")]
+    ApiServersAddress(Ipv4Addr),
+    #[error("certificate_request is not for a node name and an address of this machine")]
     NameRecord(#[source] NodeRecordError),
     #[error(transparent)]
     Key(#[from] KeyServiceError),
@@ -68,7 +71,9 @@ impl IssueTicketError {
     /// The node has attested, and it learns only about its own request. It does not learn who owns a disk or a name.
     pub(crate) fn refusal(&self) -> Option<Status> {
         match self {
-            Self::Disk(_) | Self::Certificate(_) => Some(Status::invalid_argument(self.with_reason())),
+            Self::Disk(_) | Self::Certificate(_) | Self::ApiServersAddress(_) => {
+                Some(Status::invalid_argument(self.with_reason()))
+            }
             Self::RoleGrant(_) | Self::NoRoleToGrant => Some(Status::permission_denied(self.with_reason())),
             Self::DiskRecord(NodeRecordError::Api { .. }) | Self::NameRecord(NodeRecordError::Api { .. }) => None,
             Self::DiskRecord(_) | Self::NameRecord(_) => Some(Status::permission_denied(self.to_string())),
@@ -103,10 +108,10 @@ impl TicketIssuer {
 
     /// Issues a ticket to a node that is new to the cluster.
     ///
-    /// 1. Parse the request.
+    /// 1. Parse the request. The kubelet serves at an address that nodes can have, and that is not the API server's.
     /// 2. Derive the cluster id, which must be the policy's.
     /// 3. Check a control plane's grant, which the operator signed for this machine.
-    /// 4. Draw a disk for this machine, and bind the name to it unless it belongs to another machine.
+    /// 4. Draw a disk for this machine, and bind name and address to it unless they belong to another machine.
     /// 5. Fetch the disk's key.
     /// 6. Sign the kubelet's certificate, create a bootstrap token, list the components.
     /// 7. For a control plane, add the PKI and the master secret.
@@ -126,6 +131,10 @@ impl TicketIssuer {
         let in_force = self.config.in_force();
         let InForce { config, policy, .. } = &*in_force;
         let kubelet = KubeletRequest::parse(&certificate_request)?;
+        let address = kubelet.address()?;
+        if is_host_of(address, &config.api_server_endpoint) {
+            return Err(IssueTicketError::ApiServersAddress(address));
+        }
         if !is_control_plane && !role_grant.is_empty() {
             return Err(IssueTicketError::NoRoleToGrant);
         }
@@ -136,14 +145,18 @@ impl TicketIssuer {
         }
         // No disk with data has it, so whoever gets its key can read nothing with it.
         let disk = DiskUuid::from(Uuid::new_v4());
-        let claimed = self.cluster.claim(&kubelet.node, disk, node.identity()).await;
+        let claimed = self.cluster.claim(&kubelet.node, address, disk, node.identity()).await;
         claimed.map_err(IssueTicketError::NameRecord)?;
         let state_disk_key = self.keys.data_key(&disk.to_string()).await?;
         let ca_certificate = self.pki.ca_certificate()?;
+        let node_name = kubelet.node.clone();
         let kubelet_cert = kubelet.sign(&ca_certificate, &self.pki.ca_key()?)?;
         let components = self.cluster.components(&config.components).await?;
         policy.must_list(&components)?;
-        let token = self.cluster.create_bootstrap_token(Timestamp::now()).await?;
+        let token = self
+            .cluster
+            .create_bootstrap_token(&node_name, Timestamp::now())
+            .await?;
         let (control_plane_files, master_secret) = if is_control_plane {
             (self.control_plane_files()?, Some(self.master_secret(node).await?))
         } else {
@@ -206,6 +219,12 @@ impl TicketIssuer {
             })
             .collect())
     }
+}
+
+/// The certificate comes from the authority that also certifies the API server.
+fn is_host_of(address: Ipv4Addr, endpoint: &HostPort) -> bool {
+    let socket = endpoint.as_str().parse::<SocketAddrV4>();
+    socket.is_ok_and(|socket| *socket.ip() == address)
 }
 
 /// The host sets the clock. It can keep a grant alive for too long, but the grant is still for this machine alone.

@@ -7,14 +7,21 @@ use std::time::Duration;
 
 use attestation::{Membership, Purpose};
 use attested_tls::HandshakeError;
-use cluster_objects::components_config_map;
+use base64::prelude::{BASE64_STANDARD, Engine};
+use cluster_objects::{components_config_map, joining_node_group};
 use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 use deployment::Object;
 use digest::Digest;
 use grpc_api::join::{IssueJoinTicketRequest, IssueRejoinTicketRequest};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
+use kube::Api;
+use kube::api::PostParams;
 use kubernetes_components::{Component, ComponentList};
-use test_machines::{Technology, for_each_technology};
-use test_services::{ControlPlane, JoinConfigExample, JoiningNode, join_request};
+use polling::{Failed, Schedule};
+use serde_json::json;
+use test_machines::{SOFTWARE_TPM, Technology, for_each_technology};
+use test_services::{ControlPlane, JoinConfigExample, JoiningNode, client_certificate_request, join_request};
 use tonic::{Code, Status};
 
 /// Of no node.
@@ -35,8 +42,14 @@ async fn start(technology: &dyn Technology) -> ControlPlane {
         .unwrap()
 }
 
+/// Each node has an address of its own.
 fn request(name: &str) -> IssueJoinTicketRequest {
-    join_request(name).unwrap()
+    let number = name.as_bytes()[name.len() - 1];
+    request_at(name, [10, 42, 2, number])
+}
+
+fn request_at(name: &str, address: [u8; 4]) -> IssueJoinTicketRequest {
+    join_request(name, address).unwrap()
 }
 
 fn rejoin(disk: &str) -> IssueRejoinTicketRequest {
@@ -89,11 +102,30 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
     // and no more than one.
     let thief = JoiningNode::boot(technology).unwrap();
     let disk_of_another = "disk_uuid is not a disk of this machine";
-    let not_its_name = "certificate_request is not for a node name of this machine";
+    let not_its_name = "certificate_request is not for a node name and an address of this machine";
     check_not_owner(control_plane.join(&thief, request("worker-0")).await, not_its_name);
     control_plane.join(&thief, request("worker-1")).await.unwrap();
     check_not_owner(control_plane.join(&thief, request("worker-2")).await, not_its_name);
     check_not_owner(control_plane.join(&worker, request("worker-3")).await, not_its_name);
+
+    // Nobody serves at another node's address, at the API server's, or at that of its Service.
+    let another = JoiningNode::boot(technology).unwrap();
+    let worker_0 = [10, 42, 2, b'0'];
+    let stolen = control_plane.join(&another, request_at("worker-4", worker_0)).await;
+    check_not_owner(stolen, not_its_name);
+    for (address, what) in [
+        (
+            [10, 42, 1, 100],
+            "certificate_request is refused: 10.42.1.100 is the API server's address",
+        ),
+        (
+            [10, 96, 0, 1],
+            "certificate_request is refused: the certificate request is for 10.96.0.1, which no node has",
+        ),
+    ] {
+        let refused = control_plane.join(&another, request_at("worker-4", address)).await;
+        check_refused(refused, Code::InvalidArgument, what);
+    }
 
     // A control plane needs the operator's grant for exactly this machine.
     let wish = |grant| IssueJoinTicketRequest {
@@ -292,4 +324,78 @@ async fn an_edited_configuration_changes_neither_who_is_admitted_nor_what_is_ins
     };
     tokio::time::timeout(Duration::from_secs(60), refused).await.unwrap();
     check_refused(join().await, Code::Unavailable, "the ticket cannot be issued now");
+}
+
+/// Whoever has a bootstrap token asks for another node's certificate too.
+#[tokio::test]
+async fn kubelets_get_client_certificates_in_their_own_names_only() {
+    let control_plane = start(SOFTWARE_TPM).await;
+    let cluster = control_plane.key_service().cluster();
+    let admin = cluster.admin().unwrap();
+    // What kubeadm does.
+    let binding = serde_json::from_value::<ClusterRoleBinding>(json!({
+        "metadata": {"name": "kubeadm:kubelet-bootstrap"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:node-bootstrapper"},
+        "subjects": [
+            {"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:bootstrappers"},
+            {"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes"},
+        ],
+    }));
+    Object::new(binding.unwrap()).apply(&admin).await.unwrap();
+    let group = joining_node_group(&"worker-0".parse().unwrap());
+    let joining = ("system:bootstrap:abcdef", vec!["system:bootstrappers", &group]);
+    let member = ("system:node:worker-0", vec!["system:nodes"]);
+    for (number, ((user, groups), node, expected)) in [
+        (joining.clone(), "worker-0", "Approved: for node worker-0"),
+        (
+            joining,
+            "worker-1",
+            "Denied: the bootstrap token is not for node worker-1",
+        ),
+        // A member that asks in another name is refused by the API server itself.
+        (member, "worker-0", "Approved: for node worker-0"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("request-{number}");
+        let request = json!({
+            "metadata": {"name": name},
+            "spec": {
+                "request": BASE64_STANDARD.encode(client_certificate_request(node).unwrap()),
+                "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
+                "usages": ["digital signature", "client auth"],
+            },
+        });
+        let client = cluster.impersonate(user, &groups).unwrap();
+        let requests = Api::<CertificateSigningRequest>::all(client);
+        let request = serde_json::from_value(request).unwrap();
+        // The binding takes effect a moment later.
+        let parameters = PostParams::default();
+        let create = || requests.create(&parameters, &request);
+        let created = Schedule::every(Duration::from_millis(100), Duration::from_secs(60));
+        let created = created
+            .poll(async || create().await.map_err(Failed::Retry), |_, _| {})
+            .await;
+        created.unwrap();
+        let all = Api::all(admin.clone());
+        let decided = decision_on(&all, &name);
+        let decided = tokio::time::timeout(Duration::from_secs(60), decided).await.unwrap();
+        assert_eq!(decided, expected, "{}", control_plane.logs());
+    }
+}
+
+/// Waits until there is one.
+async fn decision_on(requests: &Api<CertificateSigningRequest>, name: &str) -> String {
+    loop {
+        let status = requests.get(name).await.unwrap().status.unwrap_or_default();
+        if let Some([condition]) = status.conditions.as_deref() {
+            return format!(
+                "{}: {}",
+                condition.type_,
+                condition.message.as_deref().unwrap_or_default()
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

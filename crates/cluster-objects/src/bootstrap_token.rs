@@ -1,7 +1,8 @@
 use std::collections::BTreeMap;
 
 use aws_lc_rs::rand;
-use cluster_types::Service;
+use cluster_types::{NodeName, Service};
+use digest::Digest;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
@@ -16,7 +17,7 @@ const LIFETIME: SignedDuration = SignedDuration::from_mins(15);
 const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 const ID_LEN: usize = 6;
 const SECRET_LEN: usize = 16;
-/// kubeadm allows this group to request kubelet certificates.
+/// kubeadm allows this group to read its configuration and to request kubelet certificates.
 const JOINING_NODES: &str = "system:bootstrappers:kubeadm:default-node-token";
 
 /// A token with which kubeadm on a joining node first talks to the API server.
@@ -39,12 +40,25 @@ impl BootstrapToken {
     }
 }
 
+/// The group of whoever has a token for this node. A name may have characters that a group may not, so its digest stands for it.
+#[must_use]
+pub fn joining_node_group(node: &NodeName) -> String {
+    format!(
+        "system:bootstrappers:constellation:{}",
+        Digest::of(node.as_str().as_bytes())
+    )
+}
+
 impl Cluster {
-    /// Creates a token for one join. It expires by itself.
+    /// Creates a token with which one node joins. It expires by itself.
     ///
     /// # Errors
     /// When the API server refuses it.
-    pub async fn create_bootstrap_token(&self, now: Timestamp) -> Result<BootstrapToken, CreateBootstrapTokenError> {
+    pub async fn create_bootstrap_token(
+        &self,
+        node: &NodeName,
+        now: Timestamp,
+    ) -> Result<BootstrapToken, CreateBootstrapTokenError> {
         let (id, secret) = (random_text::<ID_LEN>(), random_text::<SECRET_LEN>());
         let expiration = now.saturating_add(LIFETIME).expect("adding minutes saturates");
         let data = [
@@ -54,7 +68,10 @@ impl Cluster {
             ("expiration", &expiration.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
             ("usage-bootstrap-signing", "true"),
             ("usage-bootstrap-authentication", "true"),
-            ("auth-extra-groups", JOINING_NODES),
+            (
+                "auth-extra-groups",
+                &format!("{JOINING_NODES},{}", joining_node_group(node)),
+            ),
         ];
         let object = Secret {
             metadata: ObjectMeta {

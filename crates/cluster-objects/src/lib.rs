@@ -5,14 +5,16 @@
 
 mod bootstrap_token;
 mod caller;
+mod certificate_request;
 mod components;
 mod join_config;
 mod node_record;
 
 use kube::{Client, Config};
 
-pub use bootstrap_token::{BootstrapToken, CreateBootstrapTokenError};
+pub use bootstrap_token::{BootstrapToken, CreateBootstrapTokenError, joining_node_group};
 pub use caller::{Caller, ReviewTokenError};
+pub use certificate_request::{Approval, CertificateRequestsError};
 pub use components::{ReadComponentsError, components_config_map};
 pub use join_config::{CLUSTER_POLICY, JOIN_CONFIG, JoinConfig, LoadJoinConfigError};
 pub use node_record::{NodeRecordError, RECORDS_NAMESPACE};

@@ -1,4 +1,6 @@
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
 
 use attestation::AttestedIdentity;
 use cluster_types::{DiskUuid, NodeName};
@@ -8,10 +10,10 @@ use kube::{Api, Error};
 
 use crate::Cluster;
 
-/// The namespace that holds only records of which machine a disk or a node name belongs to.
+/// The namespace that holds only records of which machine a disk, a node name or an address belongs to.
 pub const RECORDS_NAMESPACE: &str = "constellation-nodes";
 
-/// Key of a name's record: whose it is.
+/// Key of the record of a name or address: whose it is.
 const IDENTITY: &str = "attestedIdentity";
 /// Keys of a machine's record.
 const NAME: &str = "name";
@@ -20,14 +22,14 @@ const DISKS: &str = "disks";
 /// again only a few times.
 const MAX_DISKS: usize = 8;
 
-/// A disk or node name belongs to another machine, or its record cannot be read.
+/// A disk, node name or address belongs to another machine, or its record cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeRecordError {
-    /// The name belongs to another machine.
-    #[error("node name {name} belongs to machine {owner}, but machine {attested} attested")]
-    NameOfAnother {
-        /// The node name.
-        name: NodeName,
+    /// A name or an address belongs to another machine.
+    #[error("{what} belongs to machine {owner}, but machine {attested} attested")]
+    BelongsToAnother {
+        /// The node name or the address.
+        what: String,
         /// The machine that claimed it first.
         owner: String,
         /// The machine that claims it now.
@@ -60,6 +62,30 @@ pub enum NodeRecordError {
         #[source]
         source: Box<Error>,
     },
+}
+
+/// Something that belongs for good to the machine that claims it first.
+enum Property<'a> {
+    Name(&'a str),
+    Address(Ipv4Addr),
+}
+
+impl Property<'_> {
+    fn record(&self) -> String {
+        match self {
+            Self::Name(name) => format!("node-{name}"),
+            Self::Address(address) => format!("address-{address}"),
+        }
+    }
+}
+
+impl fmt::Display for Property<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => write!(f, "node name {name}"),
+            Self::Address(address) => write!(f, "address {address}"),
+        }
+    }
 }
 
 /// What a machine has: one name, and the disks of its last tickets, the newest last.
@@ -104,13 +130,14 @@ impl MachineRecord {
 }
 
 impl Cluster {
-    /// Gives a new disk to a machine, and the node name to the machine that claims it first. A machine has one name.
+    /// Gives a new disk to a machine, and node name and address to the machine that claims them first. A machine has one name.
     ///
     /// # Errors
-    /// When the name belongs to another machine, the machine has another name, or the API server fails.
+    /// When name or address belong to another machine, the machine has another name, or the API server fails.
     pub async fn claim(
         &self,
         name: &NodeName,
+        address: Ipv4Addr,
         disk: DiskUuid,
         machine: AttestedIdentity,
     ) -> Result<(), NodeRecordError> {
@@ -133,7 +160,8 @@ impl Cluster {
                 replaced.map_err(|error| api_error(&record, "updated", error))?;
             }
         }
-        self.bind(name, machine).await
+        self.bind(&Property::Name(name.as_str()), machine).await?;
+        self.bind(&Property::Address(address), machine).await
     }
 
     /// Checks that a ticket of this machine named this disk.
@@ -153,19 +181,20 @@ impl Cluster {
     }
 
     /// The API server lets only one creation of a name succeed, so two machines cannot both be first.
-    async fn bind(&self, name: &NodeName, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+    async fn bind(&self, property: &Property<'_>, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+        let record = property.record();
         let data = BTreeMap::from([(IDENTITY.to_owned(), machine.to_string())]);
-        let mut object = object(&record_for(name.as_str()), &data);
+        let mut object = object(&record, &data);
         object.immutable = Some(true);
         match self.records().create(&PostParams::default(), &object).await {
             Ok(_) => return Ok(()),
             Err(Error::Api(status)) if status.reason == "AlreadyExists" => {}
-            Err(error) => return Err(api_error(&record_for(name.as_str()), "created", error)),
+            Err(error) => return Err(api_error(&record, "created", error)),
         }
-        match self.owner_of(name.as_str()).await? {
+        match self.owner_of(property).await? {
             Some(owner) if owner == machine.to_string() => Ok(()),
-            owner => Err(NodeRecordError::NameOfAnother {
-                name: name.clone(),
+            owner => Err(NodeRecordError::BelongsToAnother {
+                what: property.to_string(),
                 owner: owner.unwrap_or_default(),
                 attested: machine,
             }),
@@ -174,7 +203,7 @@ impl Cluster {
 
     /// A machine may take another name only if it never got the one that it asked for first.
     async fn must_have_lost(&self, name: &str, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        match self.owner_of(name).await? {
+        match self.owner_of(&Property::Name(name)).await? {
             Some(owner) if owner != machine.to_string() => Ok(()),
             _ => Err(NodeRecordError::AnotherName {
                 name: name.to_owned(),
@@ -183,8 +212,8 @@ impl Cluster {
         }
     }
 
-    async fn owner_of(&self, name: &str) -> Result<Option<String>, NodeRecordError> {
-        let record = self.get(&record_for(name)).await?;
+    async fn owner_of(&self, property: &Property<'_>) -> Result<Option<String>, NodeRecordError> {
+        let record = self.get(&property.record()).await?;
         Ok(record.map(|object| object.data.unwrap_or_default().remove(IDENTITY).unwrap_or_default()))
     }
 
@@ -200,10 +229,6 @@ impl Cluster {
 
 fn record_of(machine: AttestedIdentity) -> String {
     format!("machine-{machine}")
-}
-
-fn record_for(name: &str) -> String {
-    format!("node-{name}")
 }
 
 fn object(record: &str, data: &BTreeMap<String, String>) -> ConfigMap {

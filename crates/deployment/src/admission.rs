@@ -16,8 +16,8 @@ use kube::api::ObjectMeta;
 
 use crate::{Object, pod_network};
 
-/// Where Kubernetes' own objects say what they are for.
-const DESCRIPTION: &str = "kubernetes.io/description";
+/// The annotation by which Kubernetes' own objects say what they are for.
+pub const DESCRIPTION: &str = "kubernetes.io/description";
 
 /// One rule for Nodes.
 struct Rule {

@@ -4,6 +4,7 @@
 
 mod admission;
 mod apply;
+mod approval;
 mod pod_network;
 mod pods;
 mod rights;
@@ -15,8 +16,9 @@ use cluster_types::Service;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::ObjectMeta;
 
-pub use admission::admission;
+pub use admission::{DESCRIPTION, admission};
 pub use apply::{ApplyError, Object};
+pub use approval::nobodys_approval;
 pub use pod_network::{PodNetwork, pod_network};
 
 /// The rights and the service account of one service.
@@ -29,6 +31,7 @@ pub fn rights(service: Service) -> Vec<Object> {
 #[must_use]
 pub fn objects(join_config: ConfigMap) -> Vec<Object> {
     let mut objects = vec![namespace(), Object::new(join_config)];
+    objects.extend(nobodys_approval());
     objects.extend(Service::ALL.into_iter().flat_map(rights::rights));
     objects.extend(Service::ALL.into_iter().flat_map(services::objects));
     objects

@@ -6,6 +6,7 @@ use kube::api::ObjectMeta;
 
 use crate::Object;
 
+const CERTIFICATES: &str = "certificates.k8s.io";
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// The fewest rights that work. What is not listed here is forbidden.
@@ -24,6 +25,18 @@ pub(super) fn rights(service: Service) -> Vec<Object> {
             // Bootstrap tokens are created but never read back. The list of components is in a ConfigMap named by its hash.
             let rules = vec![rule("", "secrets", &["create"]), rule("", "configmaps", &["get"])];
             objects.extend(within(service, Service::NAMESPACE, rules));
+            // It decides which kubelets get a client certificate.
+            let requests = "certificatesigningrequests";
+            let mut approve = rule(CERTIFICATES, "signers", &["approve"]);
+            approve.resource_names = Some(vec!["kubernetes.io/kube-apiserver-client-kubelet".into()]);
+            objects.extend(everywhere(
+                service,
+                vec![
+                    rule(CERTIFICATES, requests, &["list", "watch"]),
+                    rule(CERTIFICATES, &format!("{requests}/approval"), &["patch"]),
+                    approve,
+                ],
+            ));
             objects.extend(within(
                 service,
                 RECORDS_NAMESPACE,

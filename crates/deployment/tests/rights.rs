@@ -81,11 +81,23 @@ async fn services_may_do_only_what_is_listed_here() {
             "key-service in kube-system: create authentication.k8s.io/tokenreviews",
             "key-service in constellation-nodes: create authentication.k8s.io/tokenreviews",
             "key-service in default: create authentication.k8s.io/tokenreviews",
+            "join-service in kube-system: approve certificates.k8s.io/signers",
             "join-service in kube-system: create /secrets",
             "join-service in kube-system: get /configmaps",
+            "join-service in kube-system: list certificates.k8s.io/certificatesigningrequests",
+            "join-service in kube-system: patch certificates.k8s.io/certificatesigningrequests/approval",
+            "join-service in kube-system: watch certificates.k8s.io/certificatesigningrequests",
+            "join-service in constellation-nodes: approve certificates.k8s.io/signers",
             "join-service in constellation-nodes: create /configmaps",
             "join-service in constellation-nodes: get /configmaps",
+            "join-service in constellation-nodes: list certificates.k8s.io/certificatesigningrequests",
+            "join-service in constellation-nodes: patch certificates.k8s.io/certificatesigningrequests/approval",
             "join-service in constellation-nodes: update /configmaps",
+            "join-service in constellation-nodes: watch certificates.k8s.io/certificatesigningrequests",
+            "join-service in default: approve certificates.k8s.io/signers",
+            "join-service in default: list certificates.k8s.io/certificatesigningrequests",
+            "join-service in default: patch certificates.k8s.io/certificatesigningrequests/approval",
+            "join-service in default: watch certificates.k8s.io/certificatesigningrequests",
         ]
     );
 }

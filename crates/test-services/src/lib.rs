@@ -14,6 +14,6 @@ mod verification_service;
 pub use control_plane::ControlPlane;
 pub use join_config::{JoinConfigExample, mount};
 pub use key_service::KeyService;
-pub use node::{JoiningNode, join_request};
+pub use node::{JoiningNode, client_certificate_request, join_request};
 pub use process::{ServiceProcess, must_say_one_error};
 pub use verification_service::VerificationService;

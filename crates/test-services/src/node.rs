@@ -5,7 +5,7 @@ use attestation::{Attester, ExpectedMembership, MeasuringAttester};
 use attested_tls::{Endpoint, PeerPolicy};
 use cluster_types::OperatorPublicKey;
 use grpc_api::join::IssueJoinTicketRequest;
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
+use rcgen::{CertificateParams, CertificateSigningRequest, DistinguishedName, DnType, KeyPair, SanType};
 use test_machines::{Machine, Technology, operator, verifiers};
 
 /// A machine that is in no cluster.
@@ -63,16 +63,29 @@ impl JoiningNode {
 ///
 /// # Errors
 /// When no key can be made.
-pub fn join_request(name: &str) -> Result<IssueJoinTicketRequest> {
+pub fn join_request(name: &str, address: [u8; 4]) -> Result<IssueJoinTicketRequest> {
+    let request = certificate_request(name, vec![SanType::IpAddress(address.into())])?;
+    Ok(IssueJoinTicketRequest {
+        certificate_request: request.der().to_vec(),
+        ..IssueJoinTicketRequest::default()
+    })
+}
+
+/// What the kubelet of this node requests at the API server to log in there, PEM.
+///
+/// # Errors
+/// When no key can be made.
+pub fn client_certificate_request(name: &str) -> Result<String> {
+    Ok(certificate_request(name, Vec::new())?.pem()?)
+}
+
+fn certificate_request(name: &str, addresses: Vec<SanType>) -> Result<CertificateSigningRequest> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
     params
         .distinguished_name
         .push(DnType::CommonName, format!("system:node:{name}"));
-    let key = KeyPair::generate()?;
-    Ok(IssueJoinTicketRequest {
-        certificate_request: params.serialize_request(&key)?.der().to_vec(),
-        ..IssueJoinTicketRequest::default()
-    })
+    params.subject_alt_names = addresses;
+    Ok(params.serialize_request(&KeyPair::generate()?)?)
 }

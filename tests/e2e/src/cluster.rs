@@ -19,7 +19,8 @@ use cluster_types::DiskUuid;
 use disk_encryption::header::{ExpectedDisk, Header};
 use infrastructure::Machine;
 use key_derivation::MasterSecret;
-use serde_json::Value;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 pub use mirror::{PROBE_IMAGE, TestMirror};
 pub use private_network::private_network_port;
@@ -155,6 +156,20 @@ impl Cluster {
         command
     }
 
+    /// A kubeconfig for whoever has this token and nothing else.
+    ///
+    /// # Errors
+    /// When the administrator's cannot be read, or the file cannot be written.
+    pub fn kubeconfig_with(&self, token: &str) -> Result<NamedTempFile> {
+        let view = ["config", "view", "--raw", "--minify", "--output", "json"];
+        let mut config: Value = serde_json::from_str(&self.kubectl(view)?)?;
+        let user = config.pointer_mut("/users/0/user").context("no user")?;
+        *user = json!({"token": token});
+        let mut file = NamedTempFile::new()?;
+        file.write_all(config.to_string().as_bytes())?;
+        Ok(file)
+    }
+
     /// What kubectl prints.
     ///
     /// # Errors
@@ -176,25 +191,18 @@ impl Cluster {
     /// # Errors
     /// When the API server refuses it.
     pub fn create(&self, object: &Value) -> Result<()> {
-        let mut kubectl = self
-            .kubectl_command()
-            .args(["create", "--filename", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        kubectl
-            .stdin
-            .take()
-            .context("no input")?
-            .write_all(object.to_string().as_bytes())?;
-        let Output { status, stderr, .. } = kubectl.wait_with_output()?;
-        ensure!(
-            status.success(),
-            "{object} was refused: {}",
-            String::from_utf8_lossy(&stderr)
-        );
-        Ok(())
+        create(self.kubectl_command(), object)
+    }
+
+    /// Creates an object with somebody else's kubeconfig.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn create_as(&self, kubeconfig: &NamedTempFile, object: &Value) -> Result<()> {
+        let mut kubectl = self.kubectl_command();
+        // The last one counts.
+        kubectl.arg("--kubeconfig").arg(kubeconfig.path());
+        create(kubectl, object)
     }
 
     /// Runs the probe in a pod of the default namespace and gives what it prints.
@@ -397,6 +405,25 @@ fn end_leftovers(folder: &Path) -> Result<()> {
 }
 
 /// The CLI, built beside this test.
+fn create(mut kubectl: Command, object: &Value) -> Result<()> {
+    let mut kubectl = kubectl
+        .args(["create", "--filename", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut input = kubectl.stdin.take().context("no input")?;
+    input.write_all(object.to_string().as_bytes())?;
+    drop(input);
+    let Output { status, stderr, .. } = kubectl.wait_with_output()?;
+    ensure!(
+        status.success(),
+        "{object} was refused: {}",
+        String::from_utf8_lossy(&stderr)
+    );
+    Ok(())
+}
+
 fn cli(workspace: &Path) -> Result<Command> {
     let here = env::current_exe()?;
     let program = here

@@ -99,9 +99,10 @@ async fn join_together(control_plane: &Arc<ControlPlane>) -> Result<f64> {
     side_by_side(JOINS, callers).await
 }
 
-/// For a name that no machine had before.
+/// For a name and an address that no machine had before.
 fn request() -> Result<IssueJoinTicketRequest> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    join_request(&format!("worker-{number}"))
+    let [_, high, middle, low] = u32::try_from(number)?.to_be_bytes();
+    join_request(&format!("worker-{number}"), [172, 16 + high, middle, low])
 }
