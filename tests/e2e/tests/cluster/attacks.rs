@@ -5,27 +5,25 @@ use std::io::Write;
 use anyhow::{Context, Result, bail, ensure};
 use attestation::Purpose;
 use attested_tls::{HandshakeError, channel};
-use base64::prelude::{BASE64_STANDARD, Engine};
 use cluster_types::OperatorPublicKey;
 use cluster_types::key_service::AUDIENCE;
 use e2e::{Answer, Cluster, Image, Machine, NETWORK, RUN_FOLDER, private_network_port};
 use grpc_api::join::IssueJoinTicketRequest;
 use key_derivation::Label;
 use key_service_client::{KeyServiceClient, KeyServiceError, public_key};
-use serde_json::json;
 use tempfile::NamedTempFile;
 use test_machines::SOFTWARE_TPM;
-use test_services::{client_certificate_request, join_request};
+use test_services::join_request;
 use tokio::runtime::Runtime;
 use tonic::{Code, Status};
 
 use crate::rogue::Ours;
 use crate::{relay, rogue};
 
-const WORKER: &str = "worker-0";
+pub(crate) const WORKER: &str = "worker-0";
 /// At which no node is.
-const ROGUE: [u8; 4] = [10, 42, 9, 9];
-const ROGUE_NAME: &str = "worker-7";
+pub(crate) const ROGUE: [u8; 4] = [10, 42, 9, 9];
+pub(crate) const ROGUE_NAME: &str = "worker-7";
 /// The node whose metadata lies.
 const LIAR: &str = "control-plane-7";
 
@@ -156,47 +154,6 @@ pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Imag
     )
 }
 
-/// A machine that is let in asks the API server for the certificate of another node.
-pub(crate) fn a_bootstrap_token_is_good_for_one_node_name(cluster: &Cluster, image: &Image) -> Result<()> {
-    let service = join_service(cluster)?;
-    let node = rogue::careless(rogue::forged(&Ours::new(cluster, image)?));
-    let ticket = blocking(rogue::join(&node, &service, join_request(ROGUE_NAME, ROGUE)?))?;
-    let token = cluster.kubeconfig_with(&ticket?.token)?;
-    let request = |name: &str, node: &str| -> Result<()> {
-        let object = json!({
-            "apiVersion": "certificates.k8s.io/v1",
-            "kind": "CertificateSigningRequest",
-            "metadata": {"name": name},
-            "spec": {
-                "request": BASE64_STANDARD.encode(client_certificate_request(node)?),
-                "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
-                "usages": ["digital signature", "client auth"],
-            },
-        });
-        cluster.create_as(&token, &object)
-    };
-    let decision = |name: &str| {
-        let output = "jsonpath={.status.conditions[*].type}: {.status.conditions[*].message}";
-        cluster.kubectl(["get", "certificatesigningrequests", name, "--output", output])
-    };
-    in_the_log(
-        cluster,
-        "join-service",
-        &["kubelet certificate denied", "the bootstrap token is not for node"],
-        async { request("anothers", WORKER) },
-    )?;
-    request("own", ROGUE_NAME)?;
-    cluster.wait_until("a certificate in its own name", || {
-        Ok(decision("own")?.starts_with("Approved: for node"))
-    })?;
-    let denied = decision("anothers")?;
-    ensure!(
-        denied.starts_with("Denied: the bootstrap token is not for node"),
-        "{denied}"
-    );
-    Ok(())
-}
-
 /// Without credentials, with those of another pod, and with a token that is good for something else.
 pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &Image) -> Result<()> {
     let disk = cluster.state_disk(WORKER)?.to_string();
@@ -325,6 +282,6 @@ pub(crate) fn in_the_log(
     })
 }
 
-fn blocking<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) fn blocking<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     Runtime::new()?.block_on(future)
 }

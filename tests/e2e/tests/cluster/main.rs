@@ -3,6 +3,7 @@
 //! A cluster takes minutes, so there is one for all checks. They run in their order, each whatever became of the others.
 
 mod attacks;
+mod credentials;
 mod policy;
 mod relay;
 mod rogue;
@@ -55,7 +56,8 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         attacks::a_node_of_another_operator_is_refused,
         attacks::a_worker_gets_no_control_plane_role_without_a_grant,
         attacks::a_node_gets_no_disk_key_of_another,
-        attacks::a_bootstrap_token_is_good_for_one_node_name,
+        credentials::a_bootstrap_token_is_good_for_one_node_name,
+        credentials::the_pod_networks_token_changes_only_its_own_node,
         attacks::the_key_service_gives_nothing_to_strangers,
         policy::an_edited_policy_admits_nobody,
         attacks::metadata_that_lies_lets_nobody_in,
