@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use attestation::AttestedIdentity;
+use attestation::{AttestedIdentity, UnixTime};
 use cluster_policy::SignedPolicy;
 use cluster_types::{ClusterId, NodeRole};
 use digest::Digest;
@@ -30,7 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
         machine: AttestedIdentity::new(Digest::new([2; 32])),
         role: NodeRole::ControlPlane,
     };
-    assert!(RoleGrant::check(bytes, &operator, &requested, 0, 0).is_err());
+    assert!(RoleGrant::check(bytes, &operator, &requested, 0, UnixTime::from_seconds(0)).is_err());
     if let Ok(policy) = SignedPolicy::parse(bytes) {
         assert!(policy.believe(|signer| *signer == operator).is_err());
     }

@@ -377,7 +377,7 @@ pub(crate) mod tests {
             ),
             (
                 |m| m.kubernetes_components[0].url = "bin/other".into(),
-                "cluster_policy: the cluster policy (serial 1) does not list Kubernetes v1.35.4 with components",
+                "cluster_policy: the cluster policy (serial 1) does not list Kubernetes v1.35.4 with the list",
             ),
             (
                 |m| m.measurement_salt = vec![8; 32],

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
-use attestation::{Expectations, ExpectedMembership, ExpectedStatements, Variants, Verifiers};
+use attestation::{Expectations, ExpectedMembership, ExpectedStatements, Variants};
 use cluster_config::{ClusterConfig, ClusterState, InitProgress, MadeOf, Workspace, names};
 use cluster_policy::{BelievedPolicy, ClusterPolicy, Release};
 use cluster_types::{ClusterId, NodeName, OperatorPublicKey};
@@ -77,9 +77,15 @@ impl<'a> Run<'a> {
     /// one serial would exclude each other.
     pub(crate) fn sign_policy(&mut self) -> Result<()> {
         let secret = self.workspace.master_secret()?;
-        let operator = OperatorKey::of(&secret);
+        let (operator, cluster) = (OperatorKey::of(&secret), expected_id(&self.state, &secret));
+        if let Some(actual) = self.state.cluster_id.filter(|actual| *actual != cluster) {
+            let error = anyhow!(
+                "the master secret and the measurement salt yield cluster id {cluster}, but this is cluster {actual}"
+            );
+            return Err(error).advise("restore constellation-state.yaml from a backup");
+        }
         let wanted = ClusterPolicy {
-            cluster: expected_id(&self.state, &secret),
+            cluster,
             serial: 1,
             images: vec![self.reference_values.clone()],
             releases: vec![Release::of(&self.components)],
@@ -87,7 +93,7 @@ impl<'a> Run<'a> {
         };
         let newest = self.state.policy.clone();
         let newest = newest.and_then(|newest| newest.believe(|signer| *signer == operator.public()).ok());
-        let Some(policy) = wanted.after(newest.as_deref()) else {
+        let Some(policy) = wanted.succeeding(newest.as_deref()) else {
             return Ok(());
         };
         let signed = BelievedPolicy::sign(&policy, &operator).context("cannot sign the cluster policy")?;
@@ -152,25 +158,16 @@ fn parse_reference_values(document: &str, config: &ClusterConfig, variants: &dyn
             operator: OperatorPublicKey::new([0; 32]),
             membership: ExpectedMembership::New,
         };
-        accepted(variants, &values, statements)?;
+        let expectations = Expectations {
+            image: values.clone(),
+            statements,
+        };
+        variants.verifier(values.variant(), &expectations)?;
         Ok(values)
     });
     usable
         .with_context(|| format!("cannot use {}", reference_path(config).display()))
         .advise("set `image` and `attestationVariant` in constellation-conf.yaml so that image and variant match")
-}
-
-/// Accepts nodes of this image that have said this about themselves.
-pub(crate) fn accepted(
-    variants: &dyn Variants,
-    image: &ReferenceValues,
-    statements: ExpectedStatements,
-) -> Result<Verifiers> {
-    let expectations = Expectations {
-        image: image.clone(),
-        statements,
-    };
-    Ok(Verifiers::one(variants.verifier(image.variant(), &expectations)?))
 }
 
 /// The operator's public key, by which a master secret is known again and which every node measures.

@@ -1030,7 +1030,7 @@ fn a_policy_that_says_something_else_has_the_next_serial_and_the_same_has_none()
     assert_eq!((second.serial, second.images[0].to_json()), (2, other));
 }
 
-/// It would be the operator's own, but for what it was swapped with.
+/// Whoever can write the state file puts in a policy that another operator signed.
 #[test]
 fn verify_refuses_a_policy_that_is_not_the_operators() {
     let (host, _node) = made();

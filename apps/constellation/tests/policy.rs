@@ -114,8 +114,26 @@ fn an_earlier_policy_and_one_of_another_cluster_are_told() {
     cluster.workspace().save_state(&state).unwrap();
     let output = cluster.show(&[]);
     assert_eq!(output.status.code(), Some(1));
-    let expected = "Policy:\tnot in force: it has serial 1, but the newest one in this workspace has serial 2\n";
+    let expected = "Policy:\tnot in force: it has serial 1, but you have signed serial 2; run `constellation apply`\n";
     assert!(stdout(&output).starts_with(expected), "{}", stdout(&output));
+
+    for (change, expected) in [
+        (
+            (|policy| policy.serial = 3) as fn(&mut ClusterPolicy),
+            "it has serial 3, and this workspace knows serial 2",
+        ),
+        (
+            |policy| (policy.serial, policy.min_grant_serial) = (2, 2),
+            "you have signed another policy with serial 2; restore the latest constellation-state.yaml",
+        ),
+    ] {
+        cluster.serve(sign(change).as_bytes());
+        let text = stdout(&cluster.show(&[]));
+        assert!(
+            text.starts_with(&format!("Policy:\tnot in force: {expected}")),
+            "{text}"
+        );
+    }
 
     cluster.serve(sign(|policy| policy.cluster = cluster_types::ClusterId::new([9; 32])).as_bytes());
     let output = cluster.show(&[]);

@@ -5,74 +5,97 @@
 
 use std::time::Duration;
 
-use cluster_objects::{Approval, CertificateRequestsError, Cluster, joining_node_group};
+use cluster_objects::{Approval, Approver, CertificateRequestsError, Cluster, joining_node_group};
+use cluster_types::NodeName;
 use error_report::Chain;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
+use pem::{EncodeConfig, LineEnding, Pem};
 use polling::poll_endlessly;
 use tracing::{info, warn};
-use x509_parser::pem::parse_x509_pem;
 
-use crate::certificate::{CertificateRequestError, KubeletRequest};
+use crate::certificate::{CertificateRequestError, KubeletRequest, NAME_PREFIX, ORGANIZATION};
 
+/// No kubelet makes a longer one, in bytes; an approval would not fit beside the longest that the API server stores.
+const MAX_REQUEST_LEN: usize = 16 * 1024;
 const SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 /// What a kubelet's client certificate is for (`certificates.k8s.io/v1`, `KeyUsage`).
 const USAGES: [&str; 3] = ["digital signature", "key encipherment", "client auth"];
 const BOOTSTRAP_USER: &str = "system:bootstrap:";
-const NODES_GROUP: &str = "system:nodes";
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
 /// Why a kubelet gets no certificate.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
-    #[error("the request is not PEM")]
+    #[error("the request is not exactly one CERTIFICATE REQUEST in PEM with lines of 64 characters")]
     Pem,
-    #[error("the request is refused: {0}")]
+    #[error("the request is refused")]
     Request(#[from] CertificateRequestError),
     #[error("a client certificate has no addresses")]
     Addresses,
     #[error("the certificate would be for {0:?}, expected client authentication alone")]
     Usages(Vec<String>),
     #[error("the bootstrap token is not for node {0}")]
-    TokenOfAnother(String),
+    TokenOfAnother(NodeName),
     #[error("{user} asks for the certificate of node {node}")]
-    NodeOfAnother { user: String, node: String },
+    NodeOfAnother { user: String, node: NodeName },
+    #[error("no machine has the node name {0}")]
+    NoNode(NodeName),
 }
 
 /// Decides on requests until the task is ended. Whatever fails is tried again.
 pub(crate) async fn approve_kubelets(cluster: Cluster) {
+    let kubelets = Kubelets(cluster.clone());
     loop {
-        let attempt = || cluster.decide_on_certificate_requests(decide);
+        let attempt = || cluster.decide_on_certificate_requests(&kubelets);
         let log = |error: &CertificateRequestsError| warn!(error = %Chain(error), "certificate requests wait");
         // The API server ends every watch after some minutes.
         poll_endlessly(FIRST_DELAY, LONGEST_DELAY, attempt, log).await;
     }
 }
 
-/// Nothing for a request that is not a kubelet's: administrators decide on it.
-fn decide(request: &CertificateSigningRequest) -> Option<Approval> {
-    let spec = &request.spec;
-    let requester = Requester::of(spec)?;
-    let (name, user) = (request.metadata.name.as_deref(), spec.username.as_deref());
-    Some(match check(spec, &requester) {
+/// Kubelets, each by the record that its node name is given to a machine. Where there is none any more, its certificate is not renewed.
+struct Kubelets(Cluster);
+
+impl Approver for Kubelets {
+    fn signer(&self) -> &'static str {
+        SIGNER
+    }
+
+    async fn decide(&self, request: &CertificateSigningRequest) -> Result<Option<Approval>, CertificateRequestsError> {
+        let Some(requester) = Requester::of(&request.spec) else {
+            return Ok(None);
+        };
+        let checked = match check(&request.spec, &requester) {
+            Ok(node) if self.0.has_node(&node).await? => Ok(node),
+            Ok(node) => Err(Refusal::NoNode(node)),
+            Err(refusal) => Err(refusal),
+        };
+        Ok(Some(told(request, checked)))
+    }
+}
+
+fn told(request: &CertificateSigningRequest, checked: Result<NodeName, Refusal>) -> Approval {
+    let (name, user) = (request.metadata.name.as_deref(), request.spec.username.as_deref());
+    match checked {
         Ok(node) => {
-            info!(request = name, user, node, "kubelet certificate approved");
+            info!(request = name, user, %node, "kubelet certificate approved");
             Approval {
                 approved: true,
                 message: format!("for node {node}"),
             }
         }
         Err(refusal) => {
-            warn!(request = name, user, %refusal, "kubelet certificate denied");
+            warn!(request = name, user, refusal = %Chain(&refusal), "kubelet certificate denied");
             Approval {
                 approved: false,
-                message: refusal.to_string(),
+                message: Chain(&refusal).to_string(),
             }
         }
-    })
+    }
 }
 
-/// Who asks for a kubelet's client certificate. The API server says so.
+/// Who asks for a kubelet's client certificate. The API server says so. Administrators decide on the requests of others.
 enum Requester<'a> {
     /// With a bootstrap token, which puts it into these groups.
     Joining(&'a [String]),
@@ -82,7 +105,7 @@ enum Requester<'a> {
 
 impl<'a> Requester<'a> {
     fn of(spec: &'a CertificateSigningRequestSpec) -> Option<Self> {
-        if spec.signer_name != SIGNER {
+        if spec.signer_name != SIGNER || spec.request.0.len() > MAX_REQUEST_LEN {
             return None;
         }
         let groups = spec.groups.as_deref().unwrap_or_default();
@@ -92,31 +115,46 @@ impl<'a> Requester<'a> {
         }
         groups
             .iter()
-            .any(|group| group == NODES_GROUP)
+            .any(|group| group == ORGANIZATION)
             .then_some(Self::Node(user))
     }
 }
 
+/// The DER of the one request in a PEM text (RFC 7468).
+///
+/// # Security
+/// Whoever signs parses the text again, with another parser, which may skip what this one takes. So only the one way to write one
+/// request is taken.
+fn only_request(text: &[u8]) -> Result<Vec<u8>, Refusal> {
+    let parsed = pem::parse(text).map_err(|_| Refusal::Pem)?;
+    let request = Pem::new("CERTIFICATE REQUEST", parsed.into_contents());
+    let canonical = pem::encode_config(&request, EncodeConfig::new().set_line_ending(LineEnding::LF));
+    if canonical.as_bytes() == text {
+        Ok(request.into_contents())
+    } else {
+        Err(Refusal::Pem)
+    }
+}
+
 /// The name of the node that gets the certificate.
-fn check(spec: &CertificateSigningRequestSpec, requester: &Requester<'_>) -> Result<String, Refusal> {
+fn check(spec: &CertificateSigningRequestSpec, requester: &Requester<'_>) -> Result<NodeName, Refusal> {
     let usages = spec.usages.as_deref().unwrap_or_default();
     let is_client = usages.iter().any(|usage| usage == "client auth");
     if !is_client || usages.iter().any(|usage| !USAGES.contains(&usage.as_str())) {
         return Err(Refusal::Usages(usages.to_vec()));
     }
-    let (_, pem) = parse_x509_pem(&spec.request.0).map_err(|_| Refusal::Pem)?;
-    let request = KubeletRequest::parse(&pem.contents)?;
+    let request = KubeletRequest::parse(&only_request(&spec.request.0)?)?;
     if request.has_addresses() {
         return Err(Refusal::Addresses);
     }
     let node = request.node;
     match requester {
-        Requester::Joining(groups) if groups.contains(&joining_node_group(&node)) => Ok(node.to_string()),
-        Requester::Joining(_) => Err(Refusal::TokenOfAnother(node.to_string())),
-        Requester::Node(user) if *user == format!("system:node:{node}") => Ok(node.to_string()),
+        Requester::Joining(groups) if groups.contains(&joining_node_group(&node)) => Ok(node),
+        Requester::Joining(_) => Err(Refusal::TokenOfAnother(node)),
+        Requester::Node(user) if user.strip_prefix(NAME_PREFIX) == Some(node.as_str()) => Ok(node),
         Requester::Node(user) => Err(Refusal::NodeOfAnother {
             user: (*user).to_owned(),
-            node: node.to_string(),
+            node,
         }),
     }
 }
@@ -164,11 +202,14 @@ mod tests {
         }
     }
 
+    /// As if each name were given to a machine.
     fn decision(spec: CertificateSigningRequestSpec) -> Option<Approval> {
-        decide(&CertificateSigningRequest {
+        let checked = check(&spec, &Requester::of(&spec)?);
+        let request = CertificateSigningRequest {
             spec,
             ..CertificateSigningRequest::default()
-        })
+        };
+        Some(told(&request, checked))
     }
 
     /// Changes one thing, and expects a denial that says this.
@@ -231,7 +272,11 @@ mod tests {
             |spec| spec.usages = None,
             "expected client authentication alone",
         );
-        denied(joining(), |spec| spec.request.0.clear(), "is not PEM");
+        denied(
+            joining(),
+            |spec| spec.request.0.clear(),
+            "is not exactly one CERTIFICATE REQUEST",
+        );
         denied(
             joining(),
             |spec| spec.request.0 = pem("worker-0", vec![SanType::IpAddress([10, 42, 2, 100].into())]),
@@ -242,6 +287,27 @@ mod tests {
             |spec| spec.request.0 = pem("worker_0", Vec::new()),
             "does not name a valid node",
         );
+    }
+
+    /// Go's parser, with which the certificate is signed, skips a block that ends as another one; others take it.
+    #[test]
+    fn no_other_request_hides_behind_the_one_that_is_looked_at() {
+        let (own, others) = (pem("worker-0", Vec::new()), pem("control-plane-0", Vec::new()));
+        let text = |pem: &[u8]| String::from_utf8(pem.to_vec()).unwrap();
+        let (own, others) = (text(&own), text(&others));
+        for hidden in [
+            own.replace("-----END CERTIFICATE REQUEST-----", "-----END X-----") + &others,
+            own.clone() + &others,
+            others.replace("CERTIFICATE REQUEST", "X") + &own,
+            own.replace("CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"),
+            format!("preamble\n{own}"),
+            format!("{own}\n"),
+            own.replace('\n', "\r\n"),
+        ] {
+            let mut spec = joining();
+            spec.request.0 = hidden.into_bytes();
+            assert!(!decision(spec).unwrap().approved);
+        }
     }
 
     #[test]
@@ -255,7 +321,11 @@ mod tests {
             groups: Some(vec!["system:authenticated".into()]),
             ..joining()
         };
-        for spec in [other_signer, somebody] {
+        let long = CertificateSigningRequestSpec {
+            request: ByteString(vec![b'-'; MAX_REQUEST_LEN + 1]),
+            ..joining()
+        };
+        for spec in [other_signer, somebody, long] {
             assert_eq!(decision(spec), None);
         }
     }

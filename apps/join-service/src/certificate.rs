@@ -1,4 +1,4 @@
-//! The kubelet's serving certificate.
+//! The kubelet's serving certificate, and what a kubelet may request at all, also as a client.
 //!
 //! The ticket decides what a node may be called. The request only carries the node's public key, name and addresses;
 //! everything else in it is refused or overwritten.
@@ -11,9 +11,11 @@ use rcgen::{
     IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use time::{Duration, OffsetDateTime};
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
 
-const ORGANIZATION: &str = "system:nodes";
-const NAME_PREFIX: &str = "system:node:";
+pub(crate) const ORGANIZATION: &str = "system:nodes";
+pub(crate) const NAME_PREFIX: &str = "system:node:";
 /// Allows for the difference between two machines' clocks.
 const BACKDATED: Duration = Duration::minutes(5);
 /// The same as the certificates that kubeadm issues.
@@ -33,6 +35,8 @@ pub(crate) struct KubeletRequest {
 pub(crate) enum CertificateRequestError {
     #[error("the certificate request is malformed or not signed by its own key")]
     Malformed(#[source] rcgen::Error),
+    #[error("the certificate request is malformed, or something follows it")]
+    Trailing,
     #[error("the certificate request is for organization {0:?}, expected {ORGANIZATION:?}")]
     Organization(String),
     #[error("the certificate request is for {0:?}, expected {NAME_PREFIX:?} and a node name")]
@@ -61,6 +65,11 @@ pub(crate) struct SignError(#[from] rcgen::Error);
 impl KubeletRequest {
     /// Parses a PKCS#10 request and refuses anything but a kubelet's.
     pub(crate) fn parse(der: &[u8]) -> Result<Self, CertificateRequestError> {
+        // What follows the request would be overlooked here.
+        let (rest, _) = X509CertificationRequest::from_der(der).map_err(|_| CertificateRequestError::Trailing)?;
+        if !rest.is_empty() {
+            return Err(CertificateRequestError::Trailing);
+        }
         let request =
             CertificateSigningRequestParams::from_der(&der.into()).map_err(CertificateRequestError::Malformed)?;
         let node = check_subject(&request.params.distinguished_name)?;
@@ -92,8 +101,8 @@ impl KubeletRequest {
         }
     }
 
-    /// Signs a serving certificate. Of the request, it contains only the key, the node name and the addresses.
-    pub(crate) fn sign(mut self, ca_certificate: &str, ca_key: &str) -> Result<String, SignError> {
+    /// Signs a serving certificate. Of the request, it contains only the key and the node name.
+    pub(crate) fn sign(mut self, address: Ipv4Addr, ca_certificate: &str, ca_key: &str) -> Result<String, SignError> {
         let issuer = Issuer::from_ca_cert_pem(ca_certificate, KeyPair::from_pem(ca_key)?)?;
         let now = OffsetDateTime::now_utc();
         let mut params = CertificateParams::default();
@@ -102,12 +111,7 @@ impl KubeletRequest {
         params
             .distinguished_name
             .push(DnType::CommonName, format!("{NAME_PREFIX}{}", self.node));
-        params.subject_alt_names = self
-            .addresses
-            .into_iter()
-            .map(IpAddr::V4)
-            .map(SanType::IpAddress)
-            .collect();
+        params.subject_alt_names = vec![SanType::IpAddress(IpAddr::V4(address))];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         // The kubelet's client certificate comes from its own bootstrap; this one must not log in anywhere.
@@ -183,7 +187,10 @@ mod tests {
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         });
-        let pem = request.unwrap().sign(&ca.pem(), &ca_key.serialize_pem()).unwrap();
+        let pem = request
+            .unwrap()
+            .sign([10, 42, 2, 100].into(), &ca.pem(), &ca_key.serialize_pem())
+            .unwrap();
         let (_, pem) = parse_x509_pem(pem.as_bytes()).unwrap();
         let certificate = pem.parse_x509().unwrap();
         assert_eq!(
@@ -268,9 +275,17 @@ mod tests {
 
     #[test]
     fn garbage_is_refused() {
+        assert!(KubeletRequest::parse(b"\x30\x00").is_err());
+        let key = KeyPair::generate().unwrap();
+        let mut request = CertificateParams::default()
+            .serialize_request(&key)
+            .unwrap()
+            .der()
+            .to_vec();
+        request.push(0);
         assert!(matches!(
-            KubeletRequest::parse(b"\x30\x00"),
-            Err(CertificateRequestError::Malformed(_))
+            KubeletRequest::parse(&request),
+            Err(CertificateRequestError::Trailing)
         ));
     }
 }

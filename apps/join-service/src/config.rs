@@ -10,7 +10,7 @@ use attestation::{
     MeasuredStatements, Membership, ReportBinding, SetUpVerifierError, TrustBasis, UnixTime, Variants, Verifier,
 };
 use cluster_objects::{JoinConfig, LoadJoinConfigError};
-use cluster_policy::{AnotherOperator, BelievedPolicy, PolicyStore, RaisePolicyError};
+use cluster_policy::{AdvancePolicyError, AnotherOperator, BelievedPolicy, PolicyStore};
 use cluster_types::{ClusterId, NodeRole, Variant};
 use digest::Digest;
 use error_report::Chain;
@@ -24,12 +24,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Config {
     folder: PathBuf,
     variants: &'static dyn Variants,
-    anchor: Arc<Anchor>,
-    in_force: Arc<RwLock<Arc<InForce>>>,
+    anchor: Arc<TrustAnchor>,
+    in_force: Arc<RwLock<Arc<CheckedConfig>>>,
 }
 
 /// What decides whether a policy is believed. No configuration says otherwise.
-pub(crate) struct Anchor {
+pub(crate) struct TrustAnchor {
     /// What this node has measured about itself.
     pub(crate) measured: MeasuredStatements,
     /// The newest policy that it has seen.
@@ -43,7 +43,7 @@ pub(crate) struct UncheckedConfig {
 }
 
 /// A configuration, with a policy that the operator signed and that is not an earlier one.
-pub(crate) struct InForce {
+pub(crate) struct CheckedConfig {
     pub(crate) config: JoinConfig,
     pub(crate) policy: BelievedPolicy,
     verifier: Box<dyn Verifier>,
@@ -68,7 +68,7 @@ enum LoadError {
     #[error("clusterPolicy of the join configuration has an image that cannot be appraised")]
     Verifier(#[from] SetUpVerifierError),
     #[error("clusterPolicy of the join configuration is refused")]
-    Raise(#[from] RaisePolicyError),
+    Advance(#[from] AdvancePolicyError),
 }
 
 impl UncheckedConfig {
@@ -78,9 +78,9 @@ impl UncheckedConfig {
     }
 
     /// Puts it into force if the operator whom this node obeys has signed its policy.
-    pub(crate) fn check(self, anchor: Anchor, variants: &'static dyn Variants) -> Result<Config> {
+    pub(crate) fn check(self, anchor: TrustAnchor, variants: &'static dyn Variants) -> Result<Config> {
         let Self { folder, config } = self;
-        let in_force = InForce::check(config, &anchor, variants).with_context(|| unusable(&folder))?;
+        let in_force = CheckedConfig::check(config, &anchor, variants).with_context(|| unusable(&folder))?;
         Ok(Config {
             folder,
             variants,
@@ -95,7 +95,7 @@ fn unusable(folder: &Path) -> String {
 }
 
 impl Config {
-    pub(crate) fn in_force(&self) -> Arc<InForce> {
+    pub(crate) fn in_force(&self) -> Arc<CheckedConfig> {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -126,17 +126,17 @@ impl Config {
         if new == self.in_force().config {
             return Ok(false);
         }
-        let new = InForce::check(new, &self.anchor, self.variants)?;
+        let new = CheckedConfig::check(new, &self.anchor, self.variants)?;
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
         Ok(true)
     }
 }
 
-impl InForce {
+impl CheckedConfig {
     /// 1. The operator whom this node obeys has signed the policy, for the cluster of which this node is a control plane.
     /// 2. Its images can be appraised.
     /// 3. It is not earlier than one that has been in force here. From now on, no earlier one will be.
-    fn check(config: JoinConfig, anchor: &Anchor, variants: &dyn Variants) -> Result<Self, LoadError> {
+    fn check(config: JoinConfig, anchor: &TrustAnchor, variants: &dyn Variants) -> Result<Self, LoadError> {
         let MeasuredStatements { operator, membership } = &anchor.measured;
         let policy = config.policy.clone().believe(|signer| operator.is(signer))?;
         let control_plane = Membership::new(policy.cluster, NodeRole::ControlPlane);
@@ -153,7 +153,7 @@ impl InForce {
             membership: ExpectedMembership::New,
         };
         let verifier = policy.verifier(variants, &statements)?;
-        anchor.store.raise(&policy)?;
+        anchor.store.advance(&policy)?;
         Ok(Self {
             config,
             policy,
@@ -203,29 +203,39 @@ mod tests {
 
     use super::*;
 
-    fn anchor(folder: &TempDir, example: &JoinConfigExample) -> Anchor {
+    fn store(folder: &TempDir) -> PolicyStore {
+        PolicyStore::new(folder.path().join("newest"))
+    }
+
+    /// What a control plane of the example's cluster has measured.
+    fn measured(example: &JoinConfigExample) -> MeasuredStatements {
         let nothing = Digest::new([0; 32]);
         let operator = |operator: &OperatorPublicKey| Digest::of(operator.as_bytes());
         let membership = |member: &Membership| Digest::of(&[member.cluster.as_bytes(), member.role.event()].concat());
         let member = Membership::new(example.cluster, NodeRole::ControlPlane);
-        let store = PolicyStore::new(folder.path().join("newest"));
-        store.write(&example.policy()).unwrap();
-        Anchor {
-            measured: MeasuredStatements {
-                operator: Measured::new("operator", operator(&example.operator().public()), nothing, operator),
-                membership: Measured::new("membership", membership(&member), nothing, membership),
-            },
-            store,
+        MeasuredStatements {
+            operator: Measured::new("operator", operator(&example.operator().public()), nothing, operator),
+            membership: Measured::new("membership", membership(&member), nothing, membership),
         }
     }
 
-    /// A service that runs with this configuration.
+    /// The service starts on a control plane of the example's cluster, with whatever is mounted.
+    fn start(folder: &TempDir, example: &JoinConfigExample) -> Result<Config> {
+        let anchor = TrustAnchor {
+            measured: measured(example),
+            store: store(folder),
+        };
+        let unchecked = UncheckedConfig::load(folder.path().join("config"))?;
+        unchecked.check(anchor, SOFTWARE_TPM.variants())
+    }
+
+    /// A service that runs with this configuration, on a node that has the first policy from its ticket.
     fn running(example: &JoinConfigExample) -> (TempDir, Config) {
         let folder = TempDir::new().unwrap();
         mount(&example.config(), &folder.path().join("config")).unwrap();
-        let unchecked = UncheckedConfig::load(folder.path().join("config")).unwrap();
-        let config = unchecked.check(anchor(&folder, example), SOFTWARE_TPM.variants());
-        (folder, config.unwrap())
+        store(&folder).write(&example.policy()).unwrap();
+        let config = start(&folder, example).unwrap();
+        (folder, config)
     }
 
     /// What a reload makes of it. Whatever is refused, the old configuration stays in force.
@@ -277,7 +287,7 @@ mod tests {
         let refused = reload(&before, |earlier| earlier.serial = 1);
         assert!(matches!(
             refused,
-            Err(LoadError::Raise(RaisePolicyError::NotNewer(NotNewerError::Older {
+            Err(LoadError::Advance(AdvancePolicyError::NotNewer(NotNewerError::Older {
                 seen: 2,
                 presented: 1
             })))
@@ -287,18 +297,19 @@ mod tests {
     /// The store remembers what a service that starts again does not.
     #[test]
     fn a_policy_that_was_in_force_before_a_restart_is_not_taken_back() {
-        let (mut earlier, mut later) = (example(), example());
-        (earlier.serial, later.serial) = (1, 2);
-        let (folder, _running) = running(&later);
-        mount(&earlier.config(), &folder.path().join("config")).unwrap();
-        let unchecked = UncheckedConfig::load(folder.path().join("config")).unwrap();
-        let mut anchor = anchor(&folder, &earlier);
-        anchor.store = PolicyStore::new(folder.path().join("newest"));
-        anchor.store.write(&later.policy()).unwrap();
-        let error = unchecked.check(anchor, SOFTWARE_TPM.variants()).err().unwrap();
-        assert!(
-            format!("{error:#}").contains("serial 1, but serial 2 has been in force"),
-            "{error:#}"
-        );
+        let first = example();
+        let (folder, before) = running(&first);
+        let later = JoinConfigExample {
+            serial: first.serial + 1,
+            ..first.clone()
+        };
+        mount(&later.config(), &folder.path().join("config")).unwrap();
+        assert!(before.reload().unwrap());
+
+        mount(&first.config(), &folder.path().join("config")).unwrap();
+        let error = format!("{:#}", start(&folder, &first).err().unwrap());
+        assert!(error.contains("serial 1, but serial 2 has been in force"), "{error}");
+        mount(&later.config(), &folder.path().join("config")).unwrap();
+        assert!(start(&folder, &first).is_ok());
     }
 }

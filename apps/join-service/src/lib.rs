@@ -1,7 +1,7 @@
 //! The JoinService: admits only nodes that prove what they run, and hands them what they need.
 //!
-//! Both sides attest. A node gets its own disk key and no other, because a disk and a name belong to the attested machine
-//! that claimed them first. It becomes a control plane only with the operator's grant. Its kubelet certificate says what
+//! Both sides attest. A node gets its own disk key and no other: the disk's UUID is drawn for the attested machine, and a name
+//! belongs to the machine that claimed it first. It becomes a control plane only with the operator's grant. Its kubelet certificate says what
 //! the ticket allows, not what the request says. Which images are admitted and what nodes install is the operator's signed
 //! policy; an edited ConfigMap changes neither.
 
@@ -31,7 +31,7 @@ use service_runtime::{AttesterArgs, RuntimeArgs, listen, start, start_logging};
 use tonic::transport::Server;
 use tracing::info;
 
-use crate::config::{Anchor, ConfiguredVerifier, UncheckedConfig};
+use crate::config::{ConfiguredVerifier, TrustAnchor, UncheckedConfig};
 use crate::pki::Pki;
 use crate::service::JoinService;
 use crate::ticket::TicketIssuer;
@@ -86,7 +86,7 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
     let mut metrics = Registry::default();
     let config = UncheckedConfig::load(args.config)?;
     let attester = args.attester.set_up(variants)?;
-    let anchor = Anchor {
+    let anchor = TrustAnchor {
         measured: attester.statements()?,
         store: PolicyStore::new(args.policy_store),
     };

@@ -1,10 +1,12 @@
 //! The cluster's certificate authorities, as kubeadm stores them on this control plane.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use digest::{Digest, oci};
 use secret::SecretBytes;
+use x509_parser::extensions::GeneralName;
 use x509_parser::pem::parse_x509_pem;
 use zeroize::Zeroizing;
 
@@ -19,6 +21,8 @@ const CONTROL_PLANE_FILES: [&str; 8] = [
     "etcd/ca.crt",
     "etcd/ca.key",
 ];
+
+const API_SERVER: &str = "apiserver.crt";
 
 /// The folder `/etc/kubernetes/pki`. It is read again for each ticket, so renewed files are used.
 #[derive(Clone)]
@@ -38,6 +42,7 @@ impl Pki {
     pub(crate) fn open(folder: PathBuf) -> Result<Self, ReadPkiError> {
         let pki = Self(folder);
         pki.ca_pin()?;
+        pki.api_server_addresses()?;
         pki.control_plane_files()?;
         Ok(pki)
     }
@@ -62,6 +67,21 @@ impl Pki {
         let (_, pem) = parse_x509_pem(&bytes).map_err(|_| malformed())?;
         let certificate = pem.parse_x509().map_err(|_| malformed())?;
         Ok(oci::format(&Digest::of(certificate.public_key().raw)))
+    }
+
+    /// The IPv4 addresses in the API server's own certificate.
+    pub(crate) fn api_server_addresses(&self) -> Result<Vec<Ipv4Addr>, ReadPkiError> {
+        let malformed = || ReadPkiError::Malformed { name: API_SERVER };
+        let bytes = self.read(API_SERVER)?;
+        let (_, pem) = parse_x509_pem(&bytes).map_err(|_| malformed())?;
+        let certificate = pem.parse_x509().map_err(|_| malformed())?;
+        let names = certificate.subject_alternative_name().map_err(|_| malformed())?;
+        let names = names.map(|names| &names.value.general_names[..]).unwrap_or_default();
+        let address = |name: &GeneralName<'_>| match name {
+            GeneralName::IPAddress(bytes) => <[u8; 4]>::try_from(*bytes).ok().map(Ipv4Addr::from),
+            _ => None,
+        };
+        Ok(names.iter().filter_map(address).collect())
     }
 
     pub(crate) fn control_plane_files(&self) -> Result<Vec<(&'static str, SecretBytes)>, ReadPkiError> {

@@ -1,12 +1,13 @@
 //! What a node must present to get a ticket, and what the ticket contains.
 
 use std::error::Error;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 
+use attestation::UnixTime;
 use attested_tls::AttestedNode;
 use cluster_objects::{Cluster, CreateBootstrapTokenError, NodeRecordError, ReadComponentsError};
 use cluster_policy::{AnotherCluster, BelievedPolicy, UnlistedRelease};
-use cluster_types::{DiskUuid, HostPort, NodeRole, ParseDiskUuidError};
+use cluster_types::{DiskUuid, NodeRole, ParseDiskUuidError};
 use grpc_api::join::{
     ControlPlaneCertOrKey, IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest,
     IssueRejoinTicketResponse, MasterSecret,
@@ -20,7 +21,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::certificate::{CertificateRequestError, KubeletRequest, SignError};
-use crate::config::{Config, InForce};
+use crate::config::{CheckedConfig, Config};
 use crate::pki::{Pki, ReadPkiError};
 
 /// Answers the requests of attested nodes with tickets.
@@ -46,7 +47,7 @@ pub(crate) enum IssueTicketError {
     DiskRecord(#[source] NodeRecordError),
     #[error("certificate_request is refused: {0} is the API server's address")]
     ApiServersAddress(Ipv4Addr),
-    #[error("certificate_request is not for a node name and an address of this machine")]
+    #[error("certificate_request names a node or an address that is not this machine's")]
     NameRecord(#[source] NodeRecordError),
     #[error(transparent)]
     Key(#[from] KeyServiceError),
@@ -108,13 +109,15 @@ impl TicketIssuer {
 
     /// Issues a ticket to a node that is new to the cluster.
     ///
-    /// 1. Parse the request. The kubelet serves at an address that nodes can have, and that is not the API server's.
+    /// 1. Parse the request.
     /// 2. Derive the cluster id, which must be the policy's.
-    /// 3. Check a control plane's grant, which the operator signed for this machine.
-    /// 4. Draw a disk for this machine, and bind name and address to it unless they belong to another machine.
-    /// 5. Fetch the disk's key.
-    /// 6. Sign the kubelet's certificate, create a bootstrap token, list the components.
-    /// 7. For a control plane, add the PKI and the master secret.
+    /// 3. Read the components, which the policy must list.
+    /// 4. Check a control plane's grant, which the operator signed for this machine.
+    /// 5. Bind name and address to this machine, unless they belong to another one.
+    /// 6. Draw a disk, and fetch its key.
+    /// 7. Sign the certificate with which the kubelet serves, and create a bootstrap token.
+    /// 8. For a control plane, add the PKI and the master secret.
+    /// 9. Record the disk for this machine.
     ///
     /// # Cancel safety
     /// Claims remain, which is harmless because they are the caller's. A bootstrap token expires by itself.
@@ -129,39 +132,34 @@ impl TicketIssuer {
             role_grant,
         } = request;
         let in_force = self.config.in_force();
-        let InForce { config, policy, .. } = &*in_force;
-        let kubelet = KubeletRequest::parse(&certificate_request)?;
-        let address = kubelet.address()?;
-        if is_host_of(address, &config.api_server_endpoint) {
-            return Err(IssueTicketError::ApiServersAddress(address));
-        }
+        let CheckedConfig { config, policy, .. } = &*in_force;
+        let (kubelet, address) = self.parse_kubelet(&certificate_request)?;
         if !is_control_plane && !role_grant.is_empty() {
             return Err(IssueTicketError::NoRoleToGrant);
         }
         let measurement_secret = self.measurement_secret().await?;
         policy.must_be_for(cluster_id(&measurement_secret, &config.measurement_salt))?;
+        let components = self.cluster.components(&config.components).await?;
+        policy.must_list(&components)?;
         if is_control_plane {
             check_grant(policy, node, &role_grant)?;
         }
+        let claimed = self.cluster.claim(&kubelet.node, address, node.identity()).await;
+        claimed.map_err(IssueTicketError::NameRecord)?;
         // No disk with data has it, so whoever gets its key can read nothing with it.
         let disk = DiskUuid::from(Uuid::new_v4());
-        let claimed = self.cluster.claim(&kubelet.node, address, disk, node.identity()).await;
-        claimed.map_err(IssueTicketError::NameRecord)?;
         let state_disk_key = self.keys.data_key(&disk.to_string()).await?;
-        let ca_certificate = self.pki.ca_certificate()?;
-        let node_name = kubelet.node.clone();
-        let kubelet_cert = kubelet.sign(&ca_certificate, &self.pki.ca_key()?)?;
-        let components = self.cluster.components(&config.components).await?;
-        policy.must_list(&components)?;
-        let token = self
-            .cluster
-            .create_bootstrap_token(&node_name, Timestamp::now())
-            .await?;
+        let token = self.cluster.create_bootstrap_token(&kubelet.node, Timestamp::now());
+        let token = token.await?;
+        let kubelet_cert = kubelet.sign(address, &self.pki.ca_certificate()?, &self.pki.ca_key()?)?;
         let (control_plane_files, master_secret) = if is_control_plane {
             (self.control_plane_files()?, Some(self.master_secret(node).await?))
         } else {
             (Vec::new(), None)
         };
+        // Only now: a request that fails must not push the disk of a member out of its record.
+        let added = self.cluster.add_disk(disk, node.identity()).await;
+        added.map_err(IssueTicketError::DiskRecord)?;
         Ok(IssueJoinTicketResponse {
             state_disk_key: state_disk_key.to_vec(),
             measurement_salt: config.measurement_salt.as_bytes().to_vec(),
@@ -196,6 +194,17 @@ impl TicketIssuer {
         })
     }
 
+    /// A kubelet's request, and the address at which it will serve: one that nodes can have, and not the API server's. Both certificates
+    /// come from one CA, so the kubelet's would pass for the API server's.
+    fn parse_kubelet(&self, request: &[u8]) -> Result<(KubeletRequest, Ipv4Addr), IssueTicketError> {
+        let kubelet = KubeletRequest::parse(request)?;
+        let address = kubelet.address()?;
+        if self.pki.api_server_addresses()?.contains(&address) {
+            return Err(IssueTicketError::ApiServersAddress(address));
+        }
+        Ok((kubelet, address))
+    }
+
     async fn measurement_secret(&self) -> Result<MeasurementSecret, KeyServiceError> {
         Ok(MeasurementSecret::from_bytes(
             self.keys.data_key("measurementSecret").await?,
@@ -221,15 +230,9 @@ impl TicketIssuer {
     }
 }
 
-/// The certificate comes from the authority that also certifies the API server.
-fn is_host_of(address: Ipv4Addr, endpoint: &HostPort) -> bool {
-    let socket = endpoint.as_str().parse::<SocketAddrV4>();
-    socket.is_ok_and(|socket| *socket.ip() == address)
-}
-
 /// The host sets the clock. It can keep a grant alive for too long, but the grant is still for this machine alone.
 fn check_grant(policy: &BelievedPolicy, node: &AttestedNode, grant: &[u8]) -> Result<(), RoleGrantError> {
-    let now = u64::try_from(Timestamp::now().as_second()).unwrap_or(u64::MAX);
+    let now = UnixTime::from_seconds(u64::try_from(Timestamp::now().as_second()).unwrap_or(u64::MAX));
     let requested = RequestedRole {
         cluster: policy.cluster,
         machine: node.identity(),

@@ -70,7 +70,7 @@ fn a_configuration_of_another_operator_is_refused() {
             "--config",
             "clusterPolicy",
             "is signed by operator",
-            "whom this machine does not obey",
+            "not by the expected one",
         ],
     );
 }

@@ -102,7 +102,7 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
     // and no more than one.
     let thief = JoiningNode::boot(technology).unwrap();
     let disk_of_another = "disk_uuid is not a disk of this machine";
-    let not_its_name = "certificate_request is not for a node name and an address of this machine";
+    let not_its_name = "certificate_request names a node or an address that is not this machine's";
     check_not_owner(control_plane.join(&thief, request("worker-0")).await, not_its_name);
     control_plane.join(&thief, request("worker-1")).await.unwrap();
     check_not_owner(control_plane.join(&thief, request("worker-2")).await, not_its_name);
@@ -343,6 +343,9 @@ async fn kubelets_get_client_certificates_in_their_own_names_only() {
     }));
     Object::new(binding.unwrap()).apply(&admin).await.unwrap();
     let group = joining_node_group(&"worker-0".parse().unwrap());
+    let stranger = joining_node_group(&"worker-9".parse().unwrap());
+    let worker = JoiningNode::boot(SOFTWARE_TPM).unwrap();
+    control_plane.join(&worker, request("worker-0")).await.unwrap();
     let joining = ("system:bootstrap:abcdef", vec!["system:bootstrappers", &group]);
     let member = ("system:node:worker-0", vec!["system:nodes"]);
     for (number, ((user, groups), node, expected)) in [
@@ -351,6 +354,12 @@ async fn kubelets_get_client_certificates_in_their_own_names_only() {
             joining,
             "worker-1",
             "Denied: the bootstrap token is not for node worker-1",
+        ),
+        // Nobody has that name, or not any more.
+        (
+            ("system:bootstrap:abcdef", vec!["system:bootstrappers", &stranger]),
+            "worker-9",
+            "Denied: no machine has the node name worker-9",
         ),
         // A member that asks in another name is refused by the API server itself.
         (member, "worker-0", "Approved: for node worker-0"),

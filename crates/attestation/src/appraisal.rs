@@ -156,14 +156,16 @@ impl Verifier for AnyOf {
         binding: &ReportBinding,
         now: UnixTime,
     ) -> Result<AttestationResult, AppraisalError> {
-        // Whether Evidence is authentic does not depend on the image, so one error is as good as another.
         let appraised = self
             .0
             .iter()
             .map(|verifier| verifier.appraise(evidence, endorsements, binding, now));
-        let results = appraised.collect::<Result<Vec<_>, _>>()?;
-        let best = results.into_iter().min_by_key(AttestationResult::outcome);
-        Ok(best.expect("there are verifiers"))
+        // One image may require what the Evidence lacks, which is an error and says nothing about the others.
+        let best = appraised.min_by_key(|appraised| match appraised {
+            Ok(result) => (0, Some(result.outcome())),
+            Err(_) => (1, None),
+        });
+        best.expect("there are verifiers")
     }
 }
 
@@ -190,5 +192,99 @@ impl<V: Verifier + ?Sized> Verifier for Box<V> {
         now: UnixTime,
     ) -> Result<AttestationResult, AppraisalError> {
         (**self).appraise(evidence, endorsements, binding, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster_types::OperatorPublicKey;
+    use digest::Digest;
+
+    use super::*;
+    use crate::{
+        AttestedIdentity, Claim, ClaimValue, Comparison, ExpectedMembership, ExpectedStatements, Measured,
+        MeasuredStatements, Nonce, Outcome, Severity,
+    };
+
+    const OPERATOR: OperatorPublicKey = OperatorPublicKey::new([7; 32]);
+
+    /// Finds this of everything, or that it is not authentic.
+    struct Finds(Option<Outcome>);
+
+    impl Verifier for Finds {
+        fn variant(&self) -> Variant {
+            Variant::ALL[0]
+        }
+
+        fn trust(&self) -> TrustBasis {
+            TrustBasis::HostSoftware
+        }
+
+        fn appraise(
+            &self,
+            evidence: &Evidence,
+            _: &Endorsements,
+            _: &ReportBinding,
+            _: UnixTime,
+        ) -> Result<AttestationResult, AppraisalError> {
+            let Some(outcome) = self.0 else {
+                let (variant, source) = (evidence.variant, "a register is not quoted".into());
+                return Err(AppraisalError::NotAuthentic { variant, source });
+            };
+            let claim = |expected: &str, severity| Claim {
+                name: "image".to_owned(),
+                actual: "one".into(),
+                comparison: Comparison::exact(&"one".into(), ClaimValue::from(expected), severity),
+            };
+            let mut image = vec![claim("one", Severity::Contraindicates)];
+            match outcome {
+                Outcome::Affirming => {}
+                Outcome::Warning => image.push(claim("other", Severity::Warns)),
+                Outcome::Contraindicated => image.push(claim("other", Severity::Contraindicates)),
+            }
+            let new = Digest::new([0; 32]);
+            let operator = |operator: &OperatorPublicKey| Digest::of(operator.as_bytes());
+            Ok(AttestationResult::new(
+                self.variant(),
+                self.trust(),
+                AttestedIdentity::new(new),
+                &ExpectedStatements {
+                    operator: OPERATOR,
+                    membership: ExpectedMembership::New,
+                },
+                MeasuredStatements {
+                    operator: Measured::new("operator", operator(&OPERATOR), new, operator),
+                    membership: Measured::new("membership", new, new, |_| Digest::new([1; 32])),
+                },
+                image,
+            ))
+        }
+    }
+
+    fn any(found: &[Option<Outcome>]) -> Option<Outcome> {
+        let verifiers = found.iter().map(|found| Box::new(Finds(*found)) as Box<dyn Verifier>);
+        let (variant, body) = (Variant::ALL[0], Vec::new());
+        let binding = ReportBinding::standalone(&Nonce::new([1; 32]));
+        let now = UnixTime::from_seconds(0);
+        let verifier = any_of(verifiers.collect());
+        let appraised = verifier.appraise(&Evidence { variant, body }, &Endorsements::None, &binding, now);
+        appraised.ok().map(|result| result.outcome())
+    }
+
+    #[test]
+    fn of_several_images_the_best_result_counts() {
+        use Outcome::{Affirming, Contraindicated, Warning};
+        assert_eq!(any(&[Some(Contraindicated), Some(Affirming)]), Some(Affirming));
+        assert_eq!(any(&[Some(Affirming), Some(Contraindicated)]), Some(Affirming));
+        assert_eq!(any(&[Some(Contraindicated), Some(Warning)]), Some(Warning));
+        assert_eq!(
+            any(&[Some(Contraindicated), Some(Contraindicated)]),
+            Some(Contraindicated)
+        );
+        // One image may have a register that the others do not quote.
+        assert_eq!(any(&[None, Some(Affirming)]), Some(Affirming));
+        assert_eq!(any(&[None, Some(Contraindicated)]), Some(Contraindicated));
+        assert_eq!(any(&[None, None]), None);
+        assert_eq!(any(&[Some(Warning)]), Some(Warning));
     }
 }

@@ -6,6 +6,9 @@ use serde_json::json;
 
 use crate::Cluster;
 
+/// How many requests are in memory at once. Each may have the 1.5 MiB that etcd stores.
+const PAGE: u32 = 8;
+
 /// Whether a certificate may be signed, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Approval {
@@ -15,15 +18,33 @@ pub struct Approval {
     pub message: String,
 }
 
-/// Certificate requests cannot be read, or a decision cannot be stored.
+/// Decides on certificate requests of one signer.
+pub trait Approver: Send + Sync {
+    /// `kubernetes.io/…`
+    fn signer(&self) -> &'static str;
+
+    /// Nothing for a request that is left to somebody else.
+    ///
+    /// # Errors
+    /// When it cannot be known now; the request is looked at again later.
+    fn decide(
+        &self,
+        request: &CertificateSigningRequest,
+    ) -> impl Future<Output = Result<Option<Approval>, CertificateRequestsError>> + Send;
+}
+
+/// Certificate requests cannot be read, or a decision cannot be made or stored.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateRequestsError {
     /// The API server does not list them, or tells of no more.
     #[error("cannot watch certificate requests")]
     Watch(#[source] Box<kube::Error>),
+    /// What the decision depends on cannot be read.
+    #[error("cannot decide on a certificate request")]
+    Decide(#[from] crate::NodeRecordError),
     /// The API server does not take a decision.
-    #[error("cannot decide on certificate request {name}")]
-    Decide {
+    #[error("cannot store the decision on certificate request {name}")]
+    Store {
         /// The request's name.
         name: String,
         /// What the API server answered, or why it could not be reached.
@@ -33,8 +54,8 @@ pub enum CertificateRequestsError {
 }
 
 impl Cluster {
-    /// Decides on each certificate request that nobody has decided on, those that are there and those that come, until the API server
-    /// ends the watch. `decide` gives nothing for a request that is not its own.
+    /// Decides on each of the signer's requests on which nobody has decided: those that are there, then those that come, until the API
+    /// server ends the watch. A request that fails does not keep the others waiting.
     ///
     /// # Errors
     /// When the API server refuses something or cannot be reached.
@@ -43,24 +64,33 @@ impl Cluster {
     /// A request without a decision is found by the next call.
     pub async fn decide_on_certificate_requests(
         &self,
-        decide: impl Fn(&CertificateSigningRequest) -> Option<Approval>,
+        approver: &impl Approver,
     ) -> Result<(), CertificateRequestsError> {
-        let watch_error = |error| CertificateRequestsError::Watch(Box::new(error));
         let requests: Api<CertificateSigningRequest> = Api::all(self.client());
-        let listed = requests.list(&ListParams::default()).await.map_err(watch_error)?;
-        for request in &listed.items {
-            self.decide_on(&requests, request, &decide).await?;
-        }
-        let from = listed.metadata.resource_version.unwrap_or_default();
-        let events = requests
-            .watch(&WatchParams::default(), &from)
-            .await
-            .map_err(watch_error)?;
+        let of_signer = format!("spec.signerName={}", approver.signer());
+        let mut page = ListParams::default().fields(&of_signer).limit(PAGE);
+        let mut failed = None;
+        let from = loop {
+            let listed = requests.list(&page).await.map_err(watch_error)?;
+            for request in &listed.items {
+                if let Err(error) = decide_on(&requests, request, approver).await {
+                    failed = Some(error);
+                }
+            }
+            match listed.metadata.continue_.filter(|next| !next.is_empty()) {
+                Some(next) => page = page.continue_token(&next),
+                None => break listed.metadata.resource_version.unwrap_or_default(),
+            }
+        };
+        // The next call tries them again.
+        failed.map_or(Ok(()), Err)?;
+        let watch = WatchParams::default().fields(&of_signer);
+        let events = requests.watch(&watch, &from).await.map_err(watch_error)?;
         let mut events = std::pin::pin!(events);
         while let Some(event) = events.try_next().await.map_err(watch_error)? {
             match event {
                 WatchEvent::Added(request) | WatchEvent::Modified(request) => {
-                    self.decide_on(&requests, &request, &decide).await?;
+                    decide_on(&requests, &request, approver).await?;
                 }
                 WatchEvent::Error(status) => return Err(watch_error(kube::Error::Api(status))),
                 WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => {}
@@ -68,49 +98,51 @@ impl Cluster {
         }
         Ok(())
     }
+}
 
-    async fn decide_on(
-        &self,
-        requests: &Api<CertificateSigningRequest>,
-        request: &CertificateSigningRequest,
-        decide: impl Fn(&CertificateSigningRequest) -> Option<Approval>,
-    ) -> Result<(), CertificateRequestsError> {
-        if is_decided(request) {
-            return Ok(());
-        }
-        let Some(Approval { approved, message }) = decide(request) else {
-            return Ok(());
-        };
-        let name = request.metadata.name.clone().unwrap_or_default();
-        let condition = json!({
-            "type": if approved { "Approved" } else { "Denied" },
-            "status": "True",
-            "reason": "ConstellationJoinService",
-            "message": message,
-        });
-        // With the version that was looked at: another join service may have been faster.
-        let patch = json!({
-            "metadata": {"resourceVersion": request.metadata.resource_version},
-            "status": {"conditions": [condition]},
-        });
-        let patched = requests
-            .patch_approval(&name, &PatchParams::default(), &Patch::Merge(patch))
-            .await;
-        match patched {
-            Ok(_) => Ok(()),
-            // Decided on, changed or gone meanwhile. A change comes as an event.
-            Err(kube::Error::Api(status)) if status.reason == "Conflict" || status.reason == "NotFound" => Ok(()),
-            Err(error) => Err(CertificateRequestsError::Decide {
-                name,
-                source: Box::new(error),
-            }),
-        }
+fn watch_error(error: kube::Error) -> CertificateRequestsError {
+    CertificateRequestsError::Watch(Box::new(error))
+}
+
+async fn decide_on(
+    requests: &Api<CertificateSigningRequest>,
+    request: &CertificateSigningRequest,
+    approver: &impl Approver,
+) -> Result<(), CertificateRequestsError> {
+    if is_decided(request) {
+        return Ok(());
+    }
+    let Some(Approval { approved, message }) = approver.decide(request).await? else {
+        return Ok(());
+    };
+    let name = request.metadata.name.clone().unwrap_or_default();
+    let condition = json!({
+        "type": if approved { "Approved" } else { "Denied" },
+        "status": "True",
+        "reason": "ConstellationJoinService",
+        "message": message,
+    });
+    // With the version that was looked at: another join service may have been faster.
+    let patch = json!({
+        "metadata": {"resourceVersion": request.metadata.resource_version},
+        "status": {"conditions": [condition]},
+    });
+    let patched = requests
+        .patch_approval(&name, &PatchParams::default(), &Patch::Merge(patch))
+        .await;
+    match patched {
+        Ok(_) => Ok(()),
+        // Decided on, changed or gone meanwhile. A change comes as an event.
+        Err(kube::Error::Api(status)) if status.reason == "Conflict" || status.reason == "NotFound" => Ok(()),
+        Err(error) => Err(CertificateRequestsError::Store {
+            name,
+            source: Box::new(error),
+        }),
     }
 }
 
 fn is_decided(request: &CertificateSigningRequest) -> bool {
     let status = request.status.as_ref();
-    status
-        .and_then(|status| status.conditions.as_ref())
-        .is_some_and(|conditions| !conditions.is_empty())
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|conditions| !conditions.is_empty())
 }

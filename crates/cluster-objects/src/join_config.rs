@@ -13,8 +13,8 @@ pub const JOIN_CONFIG: &str = "join-config";
 /// What the join service needs to know about its cluster. The CLI writes it, and it is mounted into the join service as files.
 ///
 /// # Security
-/// Cluster-admins can write it. Whom to admit and what nodes install is in the policy, which counts only if the operator signed it; the
-/// rest says where things are.
+/// Cluster-admins can write it. Which images are admitted and what nodes install is in the policy, which counts only if the operator
+/// signed it. The rest is believed, the key service's public key too.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JoinConfig {
     /// Whom to admit, and what joining nodes install.

@@ -14,7 +14,7 @@ use kube::{Client, Config};
 
 pub use bootstrap_token::{BootstrapToken, CreateBootstrapTokenError, joining_node_group};
 pub use caller::{Caller, ReviewTokenError};
-pub use certificate_request::{Approval, CertificateRequestsError};
+pub use certificate_request::{Approval, Approver, CertificateRequestsError};
 pub use components::{ReadComponentsError, components_config_map};
 pub use join_config::{CLUSTER_POLICY, JOIN_CONFIG, JoinConfig, LoadJoinConfigError};
 pub use node_record::{NodeRecordError, RECORDS_NAMESPACE};

@@ -17,9 +17,9 @@ pub const RECORDS_NAMESPACE: &str = "constellation-nodes";
 const IDENTITY: &str = "attestedIdentity";
 /// Keys of a machine's record.
 const NAME: &str = "name";
+const ADDRESS: &str = "address";
 const DISKS: &str = "disks";
-/// A machine that asks for more tickets loses its oldest disk. An honest one uses the disk of the last ticket that it received, and asks
-/// again only a few times.
+/// A machine that gets more tickets loses its oldest disk. An honest one uses the disk of the last ticket that it received.
 const MAX_DISKS: usize = 8;
 
 /// A disk, node name or address belongs to another machine, or its record cannot be read.
@@ -35,14 +35,17 @@ pub enum NodeRecordError {
         /// The machine that claims it now.
         attested: AttestedIdentity,
     },
-    /// The machine has another name already.
-    #[error("machine {attested} is node {name}")]
-    AnotherName {
-        /// The name that it claimed first.
-        name: String,
+    /// The machine has another name or address already.
+    #[error("machine {attested} has {what}")]
+    HasAnother {
+        /// The name or address that it claimed first.
+        what: String,
         /// The machine that claims a second one.
         attested: AttestedIdentity,
     },
+    /// The machine has claimed no name.
+    #[error("machine {0} has no name")]
+    NoName(AttestedIdentity),
     /// No ticket of this machine named this disk.
     #[error("disk {disk} does not belong to machine {attested}")]
     NotItsDisk {
@@ -65,12 +68,13 @@ pub enum NodeRecordError {
 }
 
 /// Something that belongs for good to the machine that claims it first.
-enum Property<'a> {
-    Name(&'a str),
-    Address(Ipv4Addr),
+#[derive(PartialEq)]
+enum Property {
+    Name(String),
+    Address(String),
 }
 
-impl Property<'_> {
+impl Property {
     fn record(&self) -> String {
         match self {
             Self::Name(name) => format!("node-{name}"),
@@ -79,7 +83,7 @@ impl Property<'_> {
     }
 }
 
-impl fmt::Display for Property<'_> {
+impl fmt::Display for Property {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name(name) => write!(f, "node name {name}"),
@@ -88,17 +92,19 @@ impl fmt::Display for Property<'_> {
     }
 }
 
-/// What a machine has: one name, and the disks of its last tickets, the newest last.
+/// What a machine has: one name, one address, and the disks of its last tickets, the newest last.
 #[derive(Debug, PartialEq, Eq)]
 struct MachineRecord {
     name: String,
+    address: String,
     disks: Vec<String>,
 }
 
 impl MachineRecord {
-    fn new(name: &NodeName) -> Self {
+    fn new(name: &NodeName, address: Ipv4Addr) -> Self {
         Self {
             name: name.to_string(),
+            address: address.to_string(),
             disks: Vec::new(),
         }
     }
@@ -106,15 +112,20 @@ impl MachineRecord {
     /// Whoever can write the record can make a machine's disk anybody's; nothing here trusts it more than that.
     fn read(object: &ConfigMap) -> Self {
         let text = |key| object.data.as_ref().and_then(|data| data.get(key)).cloned();
-        let disks = text(DISKS).unwrap_or_default();
+        let text = |key| text(key).unwrap_or_default();
         Self {
-            name: text(NAME).unwrap_or_default(),
-            disks: disks.split_whitespace().map(str::to_owned).collect(),
+            name: text(NAME),
+            address: text(ADDRESS),
+            disks: text(DISKS).split_whitespace().map(str::to_owned).collect(),
         }
     }
 
     fn data(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([(NAME.into(), self.name.clone()), (DISKS.into(), self.disks.join("\n"))])
+        BTreeMap::from([
+            (NAME.into(), self.name.clone()),
+            (ADDRESS.into(), self.address.clone()),
+            (DISKS.into(), self.disks.join("\n")),
+        ])
     }
 
     fn has(&self, disk: DiskUuid) -> bool {
@@ -130,38 +141,53 @@ impl MachineRecord {
 }
 
 impl Cluster {
-    /// Gives a new disk to a machine, and node name and address to the machine that claims them first. A machine has one name.
+    /// Gives node name and address to the machine that claims them first. A machine has one of each.
     ///
     /// # Errors
-    /// When name or address belong to another machine, the machine has another name, or the API server fails.
+    /// When one belongs to another machine, the machine has another one, or the API server fails.
     pub async fn claim(
         &self,
         name: &NodeName,
         address: Ipv4Addr,
-        disk: DiskUuid,
         machine: AttestedIdentity,
     ) -> Result<(), NodeRecordError> {
         let record = record_of(machine);
+        let (wanted_name, wanted_address) = (Property::Name(name.to_string()), Property::Address(address.to_string()));
         match self.get(&record).await? {
             None => {
-                let object = object(&record, &MachineRecord::new(name).with(disk).data());
+                let object = object(&record, &MachineRecord::new(name, address).data());
                 let created = self.records().create(&PostParams::default(), &object).await;
                 created.map_err(|error| api_error(&record, "created", error))?;
             }
             Some(mut object) => {
-                let mut known = MachineRecord::read(&object);
-                if known.name != name.as_str() {
-                    self.must_have_lost(&known.name, machine).await?;
-                    known.name = name.to_string();
+                let known = MachineRecord::read(&object);
+                self.must_be_free_of(&Property::Name(known.name.clone()), &wanted_name, machine)
+                    .await?;
+                self.must_be_free_of(&Property::Address(known.address.clone()), &wanted_address, machine)
+                    .await?;
+                let claimed = MachineRecord {
+                    disks: known.disks.clone(),
+                    ..MachineRecord::new(name, address)
+                };
+                if claimed != known {
+                    object.data = Some(claimed.data());
+                    self.replace(&record, &object).await?;
                 }
-                object.data = Some(known.with(disk).data());
-                // Its resourceVersion makes this fail if another join service was faster.
-                let replaced = self.records().replace(&record, &PostParams::default(), &object).await;
-                replaced.map_err(|error| api_error(&record, "updated", error))?;
             }
         }
-        self.bind(&Property::Name(name.as_str()), machine).await?;
-        self.bind(&Property::Address(address), machine).await
+        self.bind(&wanted_name, machine).await?;
+        self.bind(&wanted_address, machine).await
+    }
+
+    /// Gives a new disk to a machine that has claimed its name.
+    ///
+    /// # Errors
+    /// When it has not, or the API server fails.
+    pub async fn add_disk(&self, disk: DiskUuid, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+        let record = record_of(machine);
+        let mut object = self.get(&record).await?.ok_or(NodeRecordError::NoName(machine))?;
+        object.data = Some(MachineRecord::read(&object).with(disk).data());
+        self.replace(&record, &object).await
     }
 
     /// Checks that a ticket of this machine named this disk.
@@ -180,8 +206,17 @@ impl Cluster {
         }
     }
 
+    /// Whether a machine has claimed this node name.
+    ///
+    /// # Errors
+    /// When the API server fails.
+    pub async fn has_node(&self, name: &NodeName) -> Result<bool, NodeRecordError> {
+        let owner = self.owner_of(&Property::Name(name.to_string())).await?;
+        Ok(owner.is_some())
+    }
+
     /// The API server lets only one creation of a name succeed, so two machines cannot both be first.
-    async fn bind(&self, property: &Property<'_>, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+    async fn bind(&self, property: &Property, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
         let record = property.record();
         let data = BTreeMap::from([(IDENTITY.to_owned(), machine.to_string())]);
         let mut object = object(&record, &data);
@@ -201,18 +236,26 @@ impl Cluster {
         }
     }
 
-    /// A machine may take another name only if it never got the one that it asked for first.
-    async fn must_have_lost(&self, name: &str, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        match self.owner_of(&Property::Name(name)).await? {
+    /// A machine may take another name or address only if it never got the one that it asked for first.
+    async fn must_be_free_of(
+        &self,
+        known: &Property,
+        wanted: &Property,
+        machine: AttestedIdentity,
+    ) -> Result<(), NodeRecordError> {
+        if known == wanted {
+            return Ok(());
+        }
+        match self.owner_of(known).await? {
             Some(owner) if owner != machine.to_string() => Ok(()),
-            _ => Err(NodeRecordError::AnotherName {
-                name: name.to_owned(),
+            _ => Err(NodeRecordError::HasAnother {
+                what: known.to_string(),
                 attested: machine,
             }),
         }
     }
 
-    async fn owner_of(&self, property: &Property<'_>) -> Result<Option<String>, NodeRecordError> {
+    async fn owner_of(&self, property: &Property) -> Result<Option<String>, NodeRecordError> {
         let record = self.get(&property.record()).await?;
         Ok(record.map(|object| object.data.unwrap_or_default().remove(IDENTITY).unwrap_or_default()))
     }
@@ -220,6 +263,12 @@ impl Cluster {
     async fn get(&self, record: &str) -> Result<Option<ConfigMap>, NodeRecordError> {
         let found = self.records().get_opt(record).await;
         found.map_err(|error| api_error(record, "read", error))
+    }
+
+    /// The object's resourceVersion makes this fail if another join service was faster.
+    async fn replace(&self, record: &str, object: &ConfigMap) -> Result<(), NodeRecordError> {
+        let replaced = self.records().replace(record, &PostParams::default(), object).await;
+        replaced.map(drop).map_err(|error| api_error(record, "updated", error))
     }
 
     fn records(&self) -> Api<ConfigMap> {
@@ -254,6 +303,10 @@ fn api_error(record: &str, action: &'static str, error: Error) -> NodeRecordErro
 mod tests {
     use super::*;
 
+    fn new() -> MachineRecord {
+        MachineRecord::new(&"worker-0".parse().unwrap(), Ipv4Addr::new(10, 42, 2, 100))
+    }
+
     fn disk(number: u8) -> DiskUuid {
         format!("3f2504e0-4f89-11d3-9a0c-0305e82c33{number:02x}")
             .parse()
@@ -262,9 +315,7 @@ mod tests {
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
-        let record = MachineRecord::new(&"worker-0".parse().unwrap())
-            .with(disk(1))
-            .with(disk(2));
+        let record = new().with(disk(1)).with(disk(2));
         let read = MachineRecord::read(&object("machine", &record.data()));
         assert_eq!(read, record);
         assert!(read.has(disk(1)) && read.has(disk(2)) && !read.has(disk(3)));
@@ -273,8 +324,7 @@ mod tests {
     /// Whoever asks again and again leaves nothing that grows.
     #[test]
     fn a_machine_keeps_the_disks_of_its_last_tickets() {
-        let new = MachineRecord::new(&"worker-0".parse().unwrap());
-        let record = (0..20).fold(new, |record, number| record.with(disk(number)));
+        let record = (0..20).fold(new(), |record, number| record.with(disk(number)));
         let kept: Vec<_> = (0..20).filter(|number| record.has(disk(*number))).collect();
         assert_eq!(kept, (12..20).collect::<Vec<_>>());
     }

@@ -1,4 +1,3 @@
-use attestation::{Expectations, ExpectedStatements, SetUpVerifierError, Variants, Verifier, any_of};
 use cluster_types::{ClusterId, KubernetesVersion};
 use digest::Digest;
 use kubernetes_components::ComponentList;
@@ -41,7 +40,7 @@ pub struct AnotherCluster {
 /// Components that the policy does not list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the cluster policy (serial {serial}) does not list Kubernetes {version} with components of the digest {}",
+    "the cluster policy (serial {serial}) does not list Kubernetes {version} with the list of components {}",
     digest::oci::format(.components)
 )]
 pub struct UnlistedRelease {
@@ -67,7 +66,7 @@ impl Release {
 impl ClusterPolicy {
     /// This policy with the serial that follows the newest one, unless that says the same. A policy of another cluster does not count.
     #[must_use]
-    pub fn after(self, newest: Option<&Self>) -> Option<Self> {
+    pub fn succeeding(self, newest: Option<&Self>) -> Option<Self> {
         let Some(newest) = newest.filter(|newest| newest.cluster == self.cluster) else {
             return Some(Self { serial: 1, ..self });
         };
@@ -104,26 +103,6 @@ impl ClusterPolicy {
             components: release.components,
         })
     }
-
-    /// Accepts nodes that run one of the images and have said this about themselves.
-    ///
-    /// # Errors
-    /// When the reference values of an image are unusable.
-    pub fn verifier(
-        &self,
-        variants: &dyn Variants,
-        statements: &ExpectedStatements,
-    ) -> Result<Box<dyn Verifier>, SetUpVerifierError> {
-        let verifier = |image: &ReferenceValues| {
-            let expectations = Expectations {
-                image: image.clone(),
-                statements: *statements,
-            };
-            variants.verifier(image.variant(), &expectations)
-        };
-        let verifiers = self.images.iter().map(verifier).collect::<Result<_, _>>()?;
-        Ok(any_of(verifiers))
-    }
 }
 
 #[cfg(test)]
@@ -134,18 +113,18 @@ mod tests {
     #[test]
     fn a_policy_that_says_something_else_has_the_next_serial() {
         let newest = policy();
-        assert_eq!(policy().after(None).unwrap().serial, 1);
-        assert_eq!(policy().after(Some(&newest)), None);
+        assert_eq!(policy().succeeding(None).unwrap().serial, 1);
+        assert_eq!(policy().succeeding(Some(&newest)), None);
         let changed = ClusterPolicy {
             min_grant_serial: 1,
             serial: 1,
             ..policy()
         };
-        assert_eq!(changed.after(Some(&newest)).unwrap().serial, newest.serial + 1);
+        assert_eq!(changed.succeeding(Some(&newest)).unwrap().serial, newest.serial + 1);
         let of_another_cluster = ClusterPolicy {
             cluster: ClusterId::new([9; 32]),
             ..policy()
         };
-        assert_eq!(policy().after(Some(&of_another_cluster)).unwrap().serial, 1);
+        assert_eq!(policy().succeeding(Some(&of_another_cluster)).unwrap().serial, 1);
     }
 }

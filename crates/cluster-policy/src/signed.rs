@@ -1,12 +1,13 @@
 use std::collections::BTreeSet;
 use std::ops::Deref;
 
+use attestation::{Expectations, ExpectedStatements, SetUpVerifierError, Variants, Verifier, any_of};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use cluster_types::{ClusterId, OperatorPublicKey, ParseKubernetesVersionError, WrongLength};
 use digest::Digest;
 use kubernetes_components::ComponentList;
 use measurements::{ParseReferenceValuesError, ReferenceValues};
-use operator_key::{InvalidSignature, OperatorKey, Statement};
+use operator_key::{InvalidSignature, OperatorKey, SignatureDomain};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +36,7 @@ pub struct BelievedPolicy(SignedPolicy);
 
 /// The policy is another operator's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the cluster policy is signed by operator {signer}, whom this machine does not obey")]
+#[error("the cluster policy is signed by operator {signer}, not by the expected one")]
 pub struct AnotherOperator {
     /// Who signed it.
     pub signer: OperatorPublicKey,
@@ -43,7 +44,7 @@ pub struct AnotherOperator {
 
 /// A policy with which a node does not become part of a cluster.
 #[derive(Debug, thiserror::Error)]
-pub enum RefusedPolicy {
+pub enum RefusePolicyError {
     /// It is not a policy.
     #[error(transparent)]
     Parse(#[from] ParsePolicyError),
@@ -156,7 +157,7 @@ impl SignedPolicy {
             signature,
         } = decode(bytes)?;
         let signer = OperatorPublicKey::try_from(operator.as_slice())?;
-        Statement::ClusterPolicy.verify(&signer, &policy, &signature)?;
+        SignatureDomain::ClusterPolicy.verify(&signer, &policy, &signature)?;
         Ok(Self {
             bytes: bytes.to_vec(),
             signer,
@@ -174,6 +175,11 @@ impl SignedPolicy {
     #[must_use]
     pub fn signer(&self) -> &OperatorPublicKey {
         &self.signer
+    }
+
+    /// All that a store needs of a policy that was believed when it was stored.
+    pub(crate) fn serial(&self) -> u64 {
+        self.policy.serial
     }
 
     /// Believes the policy if its signer is the operator whom the believer obeys.
@@ -202,7 +208,7 @@ impl BelievedPolicy {
     pub fn sign(policy: &ClusterPolicy, operator: &OperatorKey) -> Result<Self, ParsePolicyError> {
         let policy = PolicyMessage::from(policy).encode_to_vec();
         let signed = SignedMessage {
-            signature: operator.sign(Statement::ClusterPolicy, &policy),
+            signature: operator.sign(SignatureDomain::ClusterPolicy, &policy),
             policy,
             operator: operator.public().as_bytes().to_vec(),
         };
@@ -219,22 +225,38 @@ impl BelievedPolicy {
         operator: &OperatorPublicKey,
         cluster: ClusterId,
         components: &ComponentList,
-    ) -> Result<Self, RefusedPolicy> {
+    ) -> Result<Self, RefusePolicyError> {
         let policy = SignedPolicy::parse(bytes)?.believe(|signer| signer == operator)?;
         policy.must_be_for(cluster)?;
         policy.must_list(components)?;
         Ok(policy)
     }
 
-    /// It was believed when it was stored, on a disk that only this machine can write.
-    pub(crate) fn stored(policy: SignedPolicy) -> Self {
-        Self(policy)
-    }
-
     /// As it was signed.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0.bytes
+    }
+
+    /// Accepts nodes that run one of the images and have said this about themselves.
+    ///
+    /// # Errors
+    /// When the reference values of an image are unusable.
+    pub fn verifier(
+        &self,
+        variants: &dyn Variants,
+        statements: &ExpectedStatements,
+    ) -> Result<Box<dyn Verifier>, SetUpVerifierError> {
+        let verifier = |image: &ReferenceValues| {
+            let expectations = Expectations {
+                image: image.clone(),
+                statements: *statements,
+            };
+            variants.verifier(image.variant(), &expectations)
+        };
+        // Parsing has shown that there is one, and that all are of one variant.
+        let verifiers = self.images.iter().map(verifier).collect::<Result<_, _>>()?;
+        Ok(any_of(verifiers))
     }
 
     /// To be stored or served, where others decide whether they believe it.
@@ -433,23 +455,23 @@ pub(crate) mod tests {
         };
         let other = OperatorPublicKey::new([8; 32]);
         let error = refused(&other, cluster, list("v1.35.4"));
-        assert!(matches!(error, RefusedPolicy::Operator(_)));
+        assert!(matches!(error, RefusePolicyError::Operator(_)));
         let error = refused(&operator, ClusterId::new([8; 32]), list("v1.35.4"));
-        assert!(matches!(error, RefusedPolicy::Cluster(_)));
+        assert!(matches!(error, RefusePolicyError::Cluster(_)));
         let error = refused(&operator, cluster, list("v1.35.5"));
-        assert!(matches!(error, RefusedPolicy::Release(_)));
+        assert!(matches!(error, RefusePolicyError::Release(_)));
         let good = BelievedPolicy::for_new_member(signed.as_bytes(), &operator, cluster, &list("v1.35.4"));
         assert_eq!(good.unwrap(), signed);
     }
 
-    /// Each byte counts: of the policy, of the signer's key and of the signature.
+    /// Each bit counts: of the policy, of the signer's key and of the signature.
     #[test]
     fn a_policy_that_was_changed_after_it_was_signed_is_refused() {
         let signed = check(|_| {}).unwrap().as_bytes().to_vec();
-        for index in 0..signed.len() {
+        for bit in 0..signed.len() * 8 {
             let mut changed = signed.clone();
-            changed[index] ^= 1;
-            assert!(SignedPolicy::parse(&changed).is_err(), "byte {index}");
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(SignedPolicy::parse(&changed).is_err(), "bit {bit}");
         }
         let mut message = SignedMessage::decode(signed.as_slice()).unwrap();
         message.operator = OperatorKey::from_seed(&[8; 32]).public().as_bytes().to_vec();
@@ -460,7 +482,7 @@ pub(crate) mod tests {
     #[test]
     fn a_signature_of_another_kind_is_refused() {
         let mut message = SignedMessage::decode(check(|_| {}).unwrap().as_bytes()).unwrap();
-        message.signature = operator().sign(Statement::RoleGrant, &message.policy);
+        message.signature = operator().sign(SignatureDomain::RoleGrant, &message.policy);
         let refused = SignedPolicy::parse(&message.encode_to_vec());
         assert!(matches!(refused, Err(ParsePolicyError::Signature(_))));
     }
@@ -471,7 +493,7 @@ pub(crate) mod tests {
         let field_6 = [0x30, 1];
         let policy = [PolicyMessage::from(&policy()).encode_to_vec(), field_6.to_vec()].concat();
         let mut message = SignedMessage {
-            signature: operator().sign(Statement::ClusterPolicy, &policy),
+            signature: operator().sign(SignatureDomain::ClusterPolicy, &policy),
             policy,
             operator: operator().public().as_bytes().to_vec(),
         };
@@ -542,7 +564,7 @@ pub(crate) mod tests {
         ]
         .concat();
         let operator = operator();
-        let signature = operator.sign(Statement::ClusterPolicy, &policy);
+        let signature = operator.sign(SignatureDomain::ClusterPolicy, &policy);
         let signed = [
             &[
                 0x0a,

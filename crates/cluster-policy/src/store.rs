@@ -1,4 +1,4 @@
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 
@@ -33,7 +33,7 @@ pub enum NotNewerError {
 
 /// A policy could not be put into force.
 #[derive(Debug, thiserror::Error)]
-pub enum RaisePolicyError {
+pub enum AdvancePolicyError {
     /// It is not newer.
     #[error(transparent)]
     NotNewer(#[from] NotNewerError),
@@ -78,16 +78,29 @@ impl PolicyStore {
     ///
     /// # Errors
     /// When a newer policy has been in force, or the store cannot be used.
-    pub fn raise(&self, policy: &BelievedPolicy) -> Result<(), RaisePolicyError> {
+    pub fn advance(&self, policy: &BelievedPolicy) -> Result<(), AdvancePolicyError> {
         let path = || self.path.clone();
-        let stored = fs::read(&self.path).map_err(|source| RaisePolicyError::Read { path: path(), source })?;
-        let seen = SignedPolicy::parse(&stored).map_err(|source| RaisePolicyError::Stored { path: path(), source })?;
-        let seen = BelievedPolicy::stored(seen);
+        // Held until the end: another process may have another policy.
+        let _lock = self
+            .lock()
+            .map_err(|source| AdvancePolicyError::Write { path: path(), source })?;
+        let stored = fs::read(&self.path).map_err(|source| AdvancePolicyError::Read { path: path(), source })?;
+        let seen =
+            SignedPolicy::parse(&stored).map_err(|source| AdvancePolicyError::Stored { path: path(), source })?;
         if follows(&seen, policy)? == Next::Newer {
             self.write(policy)
-                .map_err(|source| RaisePolicyError::Write { path: path(), source })?;
+                .map_err(|source| AdvancePolicyError::Write { path: path(), source })?;
         }
         Ok(())
+    }
+
+    fn lock(&self) -> io::Result<File> {
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(self.path.with_extension("lock"))?;
+        file.lock()?;
+        Ok(file)
     }
 
     /// Writes the first policy of a machine.
@@ -106,19 +119,19 @@ enum Next {
 }
 
 /// Whether a policy may be in force after the newest one that was seen.
-fn follows(seen: &BelievedPolicy, presented: &BelievedPolicy) -> Result<Next, NotNewerError> {
-    if presented.serial < seen.serial {
+fn follows(seen: &SignedPolicy, presented: &BelievedPolicy) -> Result<Next, NotNewerError> {
+    if presented.serial < seen.serial() {
         return Err(NotNewerError::Older {
-            seen: seen.serial,
+            seen: seen.serial(),
             presented: presented.serial,
         });
     }
-    if presented.serial > seen.serial {
+    if presented.serial > seen.serial() {
         Ok(Next::Newer)
     } else if presented.as_bytes() == seen.as_bytes() {
         Ok(Next::Same)
     } else {
-        Err(NotNewerError::SameSerial { serial: seen.serial })
+        Err(NotNewerError::SameSerial { serial: seen.serial() })
     }
 }
 
@@ -143,8 +156,8 @@ mod tests {
     }
 
     fn refused(store: &PolicyStore, policy: &BelievedPolicy) -> NotNewerError {
-        match store.raise(policy) {
-            Err(RaisePolicyError::NotNewer(refused)) => refused,
+        match store.advance(policy) {
+            Err(AdvancePolicyError::NotNewer(refused)) => refused,
             other => panic!("{other:?}"),
         }
     }
@@ -152,12 +165,12 @@ mod tests {
     #[test]
     fn no_serial_goes_back() {
         let (_folder, store) = store(2);
-        store.raise(&with(2, 0)).unwrap();
+        store.advance(&with(2, 0)).unwrap();
         assert_eq!(
             refused(&store, &with(1, 0)),
             NotNewerError::Older { seen: 2, presented: 1 }
         );
-        store.raise(&with(4, 0)).unwrap();
+        store.advance(&with(4, 0)).unwrap();
         for older in [1, 2, 3] {
             assert_eq!(
                 refused(&store, &with(older, 0)),
@@ -167,14 +180,14 @@ mod tests {
                 }
             );
         }
-        store.raise(&with(4, 0)).unwrap();
+        store.advance(&with(4, 0)).unwrap();
     }
 
     #[test]
     fn of_two_policies_with_one_serial_the_first_counts() {
         let (_folder, store) = store(2);
         assert_eq!(refused(&store, &with(2, 1)), NotNewerError::SameSerial { serial: 2 });
-        store.raise(&with(2, 0)).unwrap();
+        store.advance(&with(2, 0)).unwrap();
     }
 
     /// Otherwise whoever removes or damages the file takes the machine back to any policy.
@@ -182,9 +195,15 @@ mod tests {
     fn a_store_that_is_missing_or_damaged_accepts_nothing() {
         let (folder, store) = store(2);
         fs::write(folder.path().join("policy"), "nonsense").unwrap();
-        assert!(matches!(store.raise(&with(3, 0)), Err(RaisePolicyError::Stored { .. })));
+        assert!(matches!(
+            store.advance(&with(3, 0)),
+            Err(AdvancePolicyError::Stored { .. })
+        ));
         fs::remove_file(folder.path().join("policy")).unwrap();
-        assert!(matches!(store.raise(&with(3, 0)), Err(RaisePolicyError::Read { .. })));
+        assert!(matches!(
+            store.advance(&with(3, 0)),
+            Err(AdvancePolicyError::Read { .. })
+        ));
     }
 
     #[test]
@@ -192,7 +211,10 @@ mod tests {
         let (folder, store) = store(2);
         // In the way of the new file.
         fs::create_dir(folder.path().join(".policy.new")).unwrap();
-        assert!(matches!(store.raise(&with(3, 0)), Err(RaisePolicyError::Write { .. })));
-        store.raise(&with(2, 0)).unwrap();
+        assert!(matches!(
+            store.advance(&with(3, 0)),
+            Err(AdvancePolicyError::Write { .. })
+        ));
+        store.advance(&with(2, 0)).unwrap();
     }
 }

@@ -17,7 +17,7 @@ use kube::api::ObjectMeta;
 use crate::{Object, pod_network};
 
 /// The annotation by which Kubernetes' own objects say what they are for.
-pub const DESCRIPTION: &str = "kubernetes.io/description";
+pub(crate) const DESCRIPTION: &str = "kubernetes.io/description";
 
 /// One rule for Nodes.
 struct Rule {

@@ -3,14 +3,15 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleRef};
 use kube::api::ObjectMeta;
 
-use crate::{DESCRIPTION, Object};
+use crate::Object;
+use crate::admission::DESCRIPTION;
 
 const REASON: &str = "kubeadm lets Kubernetes approve a certificate for any node name to whoever has a bootstrap token. The join service \
                       approves instead, and only the name that a token or a certificate is for. So this binding has no subjects.";
 
-/// kubeadm's bindings by which Kubernetes approves kubelets' client certificates without a look at their names, without subjects.
+/// kubeadm's bindings for automatic approval of kubelets' client certificates, without subjects: nobody is approved automatically.
 #[must_use]
-pub fn nobodys_approval() -> Vec<Object> {
+pub(crate) fn disabled_auto_approval() -> Vec<Object> {
     let role = |name: &str| format!("system:certificates.k8s.io:certificatesigningrequests:{name}");
     let binding = |name: &str, role| {
         Object::new(ClusterRoleBinding {

@@ -16,9 +16,8 @@ use cluster_types::Service;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::ObjectMeta;
 
-pub use admission::{DESCRIPTION, admission};
+pub use admission::admission;
 pub use apply::{ApplyError, Object};
-pub use approval::nobodys_approval;
 pub use pod_network::{PodNetwork, pod_network};
 
 /// The rights and the service account of one service.
@@ -27,11 +26,11 @@ pub fn rights(service: Service) -> Vec<Object> {
     rights::rights(service)
 }
 
-/// Everything that our services need, in the order in which it is applied: also the join service's configuration.
+/// Everything that our services need, in the order in which it is applied, including the join service's configuration.
 #[must_use]
 pub fn objects(join_config: ConfigMap) -> Vec<Object> {
     let mut objects = vec![namespace(), Object::new(join_config)];
-    objects.extend(nobodys_approval());
+    objects.extend(approval::disabled_auto_approval());
     objects.extend(Service::ALL.into_iter().flat_map(rights::rights));
     objects.extend(Service::ALL.into_iter().flat_map(services::objects));
     objects

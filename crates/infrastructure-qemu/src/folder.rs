@@ -234,6 +234,17 @@ impl NodeFolder {
         stop(&self.swtpm_record())
     }
 
+    /// Makes the state disk blank. The machine keeps its TPM, and with it the identity to which a cluster has given a name.
+    pub(crate) fn reset_disk(&self) -> Result<(), QemuError> {
+        self.stop()?;
+        let disk = self.0.join(Self::STATE_DISK);
+        let blank = || {
+            let len = fs::metadata(&disk)?.len();
+            File::create(&disk)?.set_len(len)
+        };
+        blank().on("empty", &disk)
+    }
+
     pub(crate) fn remove(&self) -> Result<(), QemuError> {
         self.stop()?;
         remove_folder(&self.0)
@@ -303,6 +314,23 @@ mod tests {
         assert!(matches!(folder.create(), Err(QemuError::Foreign(_))));
         folder.destroy().unwrap();
         assert!(file.exists());
+    }
+
+    /// Its name in the cluster belongs to its TPM's identity.
+    #[test]
+    fn a_machine_that_is_replaced_keeps_its_tpm_and_gets_a_blank_disk() {
+        let workspace = tempfile::tempdir().unwrap();
+        let folder = RunFolder::in_workspace(workspace.path());
+        folder.create().unwrap();
+        let node = folder.node(&"worker-0".parse().unwrap());
+        fs::create_dir_all(node.path().parent().unwrap()).unwrap();
+        node.create(4096).unwrap();
+        let tpm = node.path().join(NodeFolder::TPM_STATE).join("tpm2-00.permall");
+        fs::write(&tpm, "a seed").unwrap();
+        fs::write(node.path().join(NodeFolder::STATE_DISK), [1; 4096]).unwrap();
+        node.reset_disk().unwrap();
+        assert_eq!(fs::read(&tpm).unwrap(), b"a seed");
+        assert_eq!(fs::read(node.path().join(NodeFolder::STATE_DISK)).unwrap(), [0; 4096]);
     }
 
     #[test]

@@ -305,7 +305,7 @@ impl QemuProvider {
                     Change::Resume(name) => self.resume(name)?,
                     Change::Create(name) | Change::Restart(name) => self.start(&starter, &mut record, name)?,
                     Change::Replace(name) => {
-                        self.folder.node(name).remove()?;
+                        self.folder.node(name).reset_disk()?;
                         self.start(&starter, &mut record, name)?;
                     }
                 }

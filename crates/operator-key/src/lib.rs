@@ -7,13 +7,13 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use cluster_types::OperatorPublicKey;
 use key_derivation::{Label, MasterSecret};
 
-/// The key pair with which the operator signs statements.
+/// The key pair with which the operator signs.
 pub struct OperatorKey(Ed25519KeyPair);
 
-/// What the operator signs. A signature of one kind is not valid for another.
+/// What a signature is for. The domain is signed with the message, so that a signature of one kind is not valid for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Statement {
-    /// A machine may have a role.
+pub enum SignatureDomain {
+    /// That a machine may have a role.
     RoleGrant,
     /// Whom a cluster admits, and what its nodes install.
     ClusterPolicy,
@@ -50,15 +50,15 @@ impl OperatorKey {
         OperatorPublicKey::new(key.expect("an Ed25519 public key has 32 bytes"))
     }
 
-    /// The Ed25519 signature (RFC 8032) over the statement's domain, followed by the message.
+    /// The Ed25519 signature (RFC 8032) over the domain, followed by the message.
     #[must_use]
-    pub fn sign(&self, statement: Statement, message: &[u8]) -> Vec<u8> {
-        self.0.sign(&statement.signed_bytes(message)).as_ref().to_vec()
+    pub fn sign(&self, domain: SignatureDomain, message: &[u8]) -> Vec<u8> {
+        self.0.sign(&domain.signed_bytes(message)).as_ref().to_vec()
     }
 }
 
-impl Statement {
-    /// Checks that this operator signed the message as such a statement.
+impl SignatureDomain {
+    /// Checks that this operator signed the message in this domain.
     ///
     /// # Errors
     /// When the operator did not.
@@ -74,7 +74,7 @@ impl Statement {
     }
 
     /// None is the beginning of another.
-    const fn domain(self) -> &'static [u8] {
+    const fn as_bytes(self) -> &'static [u8] {
         match self {
             Self::RoleGrant => b"constellation role grant v1",
             Self::ClusterPolicy => b"constellation cluster policy v1",
@@ -82,7 +82,7 @@ impl Statement {
     }
 
     fn signed_bytes(self, message: &[u8]) -> Vec<u8> {
-        [self.domain(), message].concat()
+        [self.as_bytes(), message].concat()
     }
 }
 
@@ -95,20 +95,28 @@ mod tests {
     }
 
     #[test]
-    fn the_operators_signature_is_valid_for_this_message_and_statement_alone() {
+    fn the_operators_signature_is_valid_for_this_message_and_domain_alone() {
         let (key, message) = (operator().public(), b"a message");
-        let signature = operator().sign(Statement::RoleGrant, message);
-        assert!(Statement::RoleGrant.verify(&key, message, &signature).is_ok());
-        assert!(Statement::RoleGrant.verify(&key, b"another", &signature).is_err());
-        assert!(Statement::ClusterPolicy.verify(&key, message, &signature).is_err());
-        assert!(Statement::RoleGrant.verify(&key, message, &signature[1..]).is_err());
+        let signature = operator().sign(SignatureDomain::RoleGrant, message);
+        assert!(SignatureDomain::RoleGrant.verify(&key, message, &signature).is_ok());
+        assert!(SignatureDomain::RoleGrant.verify(&key, b"another", &signature).is_err());
+        assert!(
+            SignatureDomain::ClusterPolicy
+                .verify(&key, message, &signature)
+                .is_err()
+        );
+        assert!(
+            SignatureDomain::RoleGrant
+                .verify(&key, message, &signature[1..])
+                .is_err()
+        );
         let other = OperatorKey::from_seed(&[8; 32]).public();
-        assert!(Statement::RoleGrant.verify(&other, message, &signature).is_err());
+        assert!(SignatureDomain::RoleGrant.verify(&other, message, &signature).is_err());
     }
 
     #[test]
     fn no_domain_is_the_beginning_of_another() {
-        let domains = [Statement::RoleGrant, Statement::ClusterPolicy].map(Statement::domain);
+        let domains = [SignatureDomain::RoleGrant, SignatureDomain::ClusterPolicy].map(SignatureDomain::as_bytes);
         assert!(!domains[0].starts_with(domains[1]) && !domains[1].starts_with(domains[0]));
     }
 }

@@ -4,9 +4,9 @@
 //! plane also needs a [`RoleGrant`], which names the machine by its attested identity, so that a stolen grant is of no use to
 //! another machine.
 
-use attestation::AttestedIdentity;
+use attestation::{AttestedIdentity, UnixTime};
 use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
-use operator_key::{OperatorKey, Statement};
+use operator_key::{OperatorKey, SignatureDomain};
 use prost::Message;
 
 /// Longer grants are refused, in bytes. A real one has about 150.
@@ -27,7 +27,7 @@ pub struct RoleGrant {
     pub serial: u64,
 }
 
-/// What was requested, and of whom.
+/// The role that a machine requests, and in which cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestedRole {
     /// The cluster in which the grant was presented.
@@ -113,13 +113,13 @@ impl RoleGrant {
             machine: self.machine.as_bytes().to_vec(),
             role: self.role.to_string(),
             not_after: self.not_after,
-            signature: operator.sign(Statement::RoleGrant, &self.signed_bytes()),
+            signature: operator.sign(SignatureDomain::RoleGrant, &self.signed_bytes()),
             serial: self.serial,
         }
         .encode_to_vec()
     }
 
-    /// Checks that a grant was signed by the operator and allows exactly this.
+    /// Checks that a grant was signed by the operator, allows exactly this, and has at least the serial that the cluster policy asks for.
     ///
     /// # Errors
     /// When there is no grant, or the operator did not sign it, or it is for something else.
@@ -128,7 +128,7 @@ impl RoleGrant {
         operator: &OperatorPublicKey,
         requested: &RequestedRole,
         min_serial: u64,
-        now: u64,
+        now: UnixTime,
     ) -> Result<(), RoleGrantError> {
         let RequestedRole { cluster, machine, role } = *requested;
         if grant.is_empty() {
@@ -159,7 +159,7 @@ impl RoleGrant {
                 least: min_serial,
             });
         }
-        if now > grant.not_after {
+        if now.as_seconds() > grant.not_after {
             return Err(RoleGrantError::Expired(grant.not_after));
         }
         Ok(())
@@ -171,7 +171,7 @@ impl RoleGrant {
         }
         let message = GrantMessage::decode(bytes).map_err(|_| RoleGrantError::Malformed)?;
         let (grant, signature) = parse(message).ok_or(RoleGrantError::Malformed)?;
-        Statement::RoleGrant
+        SignatureDomain::RoleGrant
             .verify(operator, &grant.signed_bytes(), &signature)
             .map_err(|_| RoleGrantError::Signature)?;
         Ok(grant)
@@ -248,7 +248,7 @@ mod tests {
             machine: good.machine,
             role: good.role,
         };
-        RoleGrant::check(bytes, &operator, &requested, 5, 1000)
+        RoleGrant::check(bytes, &operator, &requested, 5, UnixTime::from_seconds(1000))
     }
 
     #[test]

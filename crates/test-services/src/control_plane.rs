@@ -14,6 +14,7 @@ use grpc_api::join::api_client::ApiClient;
 use key_derivation::{Label, MasterSecret, cluster_id};
 use kubernetes_components::ComponentList;
 use operator_key::OperatorKey;
+use rcgen::{CertificateParams, KeyPair, SanType};
 use role_grant::RoleGrant;
 use tempfile::TempDir;
 use test_cluster::free_address;
@@ -24,6 +25,8 @@ use tonic::transport::Channel;
 use crate::join_config::{SALT, write};
 use crate::{JoinConfigExample, JoiningNode, KeyService, ServiceProcess, mount};
 
+/// In the certificate of the cluster's API server.
+const API_SERVER: [u8; 4] = [10, 42, 1, 100];
 const CONFIG: &str = "config";
 const POLICY_STORE: &str = "cluster-policy";
 
@@ -172,6 +175,10 @@ fn write_pki(folder: &Path, key_service: &KeyService) -> Result<()> {
     let authority = key_service.cluster().pki();
     write(&folder.join("ca.crt"), authority.ca_certificate().as_bytes())?;
     write(&folder.join("ca.key"), authority.ca_key().as_bytes())?;
+    let mut api_server = CertificateParams::default();
+    api_server.subject_alt_names = vec![SanType::IpAddress(API_SERVER.into())];
+    let api_server = api_server.self_signed(&KeyPair::generate()?)?;
+    write(&folder.join("apiserver.crt"), api_server.pem().as_bytes())?;
     for name in [
         "sa.key",
         "sa.pub",

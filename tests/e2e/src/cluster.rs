@@ -404,7 +404,7 @@ fn end_leftovers(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The CLI, built beside this test.
+/// Creates an object with this kubectl.
 fn create(mut kubectl: Command, object: &Value) -> Result<()> {
     let mut kubectl = kubectl
         .args(["create", "--filename", "-"])
@@ -424,6 +424,7 @@ fn create(mut kubectl: Command, object: &Value) -> Result<()> {
     Ok(())
 }
 
+/// The CLI, built beside this test.
 fn cli(workspace: &Path) -> Result<Command> {
     let here = env::current_exe()?;
     let program = here

@@ -1,7 +1,7 @@
 //! A ticket from a join service, checked against what the service attested.
 
 use attestation::{Measured, Membership};
-use cluster_policy::{BelievedPolicy, RefusedPolicy};
+use cluster_policy::{BelievedPolicy, RefusePolicyError};
 use cluster_types::{
     ClusterId, DiskUuid, MeasurementSalt, NodeRole, OperatorPublicKey, ParseDiskUuidError, ParseHostPortError,
     WrongLength,
@@ -88,7 +88,7 @@ pub(super) enum InvalidTicket {
     #[error("the list of components is malformed")]
     Components(#[from] InvalidRequest),
     #[error("the ticket's cluster policy is refused")]
-    Policy(#[from] RefusedPolicy),
+    Policy(#[from] RefusePolicyError),
     #[error("the address of the mirror is malformed")]
     Mirror(#[from] ParseMirrorAddressError),
     #[error("the ticket has no master secret, which a control plane needs")]
@@ -482,19 +482,22 @@ pub(crate) mod tests {
             other => panic!("{other:?}"),
         };
         let components = refused(|ticket| ticket.kubernetes_components[0].hash = format!("sha256:{}", "11".repeat(32)));
-        assert!(matches!(components, RefusedPolicy::Release(_)));
+        assert!(matches!(components, RefusePolicyError::Release(_)));
         let version = refused(|ticket| ticket.kubernetes_version = "v1.35.3".into());
-        assert!(matches!(version, RefusedPolicy::Release(_)));
+        assert!(matches!(version, RefusePolicyError::Release(_)));
         let none = refused(|ticket| ticket.cluster_policy.clear());
-        assert!(matches!(none, RefusedPolicy::Parse(_)));
+        assert!(matches!(none, RefusePolicyError::Parse(_)));
         let foreign = refused(|ticket| {
             let components = &ticket.kubernetes_components;
             ticket.cluster_policy = policy(&operator_key(), ClusterId::new([7; 32]), components);
         });
-        assert!(matches!(foreign, RefusedPolicy::Cluster(_)));
+        assert!(matches!(foreign, RefusePolicyError::Cluster(_)));
         let (message, another) = (message(), OperatorPublicKey::new([7; 32]));
         let other = Ticket::parse(message, &member(), &another, NodeRole::ControlPlane);
-        assert!(matches!(other, Err(InvalidTicket::Policy(RefusedPolicy::Operator(_)))));
+        assert!(matches!(
+            other,
+            Err(InvalidTicket::Policy(RefusePolicyError::Operator(_)))
+        ));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use std::net::SocketAddrV4;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
-use cluster_objects::{JoinConfig, components_config_map};
-use deployment::{Object, PodNetwork, admission, objects, pod_network};
+use anyhow::{Context, Result, anyhow, bail};
+use attestation::AttestedIdentity;
+use cluster_objects::{Cluster, JoinConfig, components_config_map};
+use deployment::{Object, PodNetwork, admission, namespace, objects, pod_network};
 use error_report::Chain;
 use key_derivation::{Label, MasterSecret};
 use key_service_client::public_key;
@@ -14,6 +15,7 @@ use polling::{Failed, Schedule};
 use terminal::Step;
 
 use crate::advice::{Advise, advise, given_up};
+use crate::commands::policy;
 use crate::output::shown;
 use crate::run::Run;
 use crate::{kubeconfig, machines};
@@ -39,11 +41,37 @@ pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
     wanted.extend(pod_network(&network));
     wanted.extend(objects(config.to_config_map()));
     let client = kubeconfig::client(run.workspace).await?;
+    policy::must_not_be_older(run, &client).await?;
+    apply(run, &client, &namespace()).await?;
+    record_first_node(run, &client).await?;
     for object in &wanted {
         step.detail(&object.title());
         apply(run, &client, object).await?;
     }
     Ok(())
+}
+
+/// Name and address of the first node belong to its machine, so that no machine that joins gets them.
+async fn record_first_node(run: &Run<'_>, client: &Client) -> Result<()> {
+    let first = machines::first_node(run.infrastructure()?)?;
+    let Some(identity) = run.state.identities.get(&first.name) else {
+        bail!(
+            "constellation-state.yaml does not have the attested identity of {}",
+            first.name
+        )
+    };
+    let (cluster, address) = (Cluster::new(client.clone()), *api_server(run)?.ip());
+    let attempt = || async {
+        let claimed = cluster
+            .claim(&first.name, address, AttestedIdentity::new(*identity))
+            .await;
+        claimed.map_err(|error| machines::retry(&*run.provider, anyhow!(shown(&Chain(&error).to_string()))))
+    };
+    Schedule::every(INTERVAL, LIMIT)
+        .poll(attempt, |_, _| {})
+        .await
+        .map_err(|error| given_up(error, &format!("the name of {} could not be recorded", first.name)))
+        .advise("check the control plane with `constellation status`, then run the same command again")
 }
 
 fn join_config(run: &Run<'_>, secret: &MasterSecret) -> Result<JoinConfig> {

@@ -1,15 +1,16 @@
 //! `policy show`: what the cluster serves as its policy, and whether anyone believes it.
 
+use std::cmp::Ordering;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow};
 use cluster_config::{ClusterState, Workspace};
 use cluster_objects::{CLUSTER_POLICY, JOIN_CONFIG};
-use cluster_policy::{ClusterPolicy, Release, SignedPolicy};
+use cluster_policy::{BelievedPolicy, ClusterPolicy, Release, SignedPolicy};
 use cluster_types::{ClusterId, OperatorPublicKey, Service};
 use digest::{Digest, oci};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::Api;
+use kube::{Api, Client};
 use measurements::ReferenceValues;
 use serde::Serialize;
 
@@ -17,7 +18,7 @@ use crate::advice::Advise;
 use crate::arguments::Format;
 use crate::kubeconfig;
 use crate::output::{print, shown};
-use crate::run::{existing_state, newest_policy, operator};
+use crate::run::{Run, existing_state, newest_policy, operator};
 
 /// The served policy, in the form for programs. Nothing of a policy that the operator did not sign is shown, except its signer.
 #[derive(Serialize)]
@@ -71,6 +72,31 @@ pub(crate) async fn show(workspace: &Workspace, output: Format) -> Result<ExitCo
     })
 }
 
+/// An error if the cluster has a policy of the operator that the workspace does not know: join services would refuse the workspace's.
+pub(crate) async fn must_not_be_older(run: &Run<'_>, client: &Client) -> Result<()> {
+    let newest = run.policy()?;
+    let objects: Api<ConfigMap> = Api::namespaced(client.clone(), Service::NAMESPACE);
+    // What cannot be read or believed is replaced in a moment.
+    let Ok(Some(object)) = objects.get_opt(JOIN_CONFIG).await else {
+        return Ok(());
+    };
+    let bytes = object.binary_data.as_ref().and_then(|data| data.get(CLUSTER_POLICY));
+    let served = bytes.and_then(|bytes| SignedPolicy::parse(&bytes.0).ok());
+    let served = served.and_then(|served| served.believe(|signer| signer == newest.operator()).ok());
+    let is_unknown = |served: &BelievedPolicy| {
+        served.cluster == newest.cluster && served.serial >= newest.serial && served.as_bytes() != newest.as_bytes()
+    };
+    let Some(served) = served.filter(is_unknown) else {
+        return Ok(());
+    };
+    let error = anyhow!(
+        "the cluster has a policy with serial {}, which is not the one with serial {} in constellation-state.yaml",
+        served.serial,
+        newest.serial
+    );
+    Err(error).advise(OLD_STATE)
+}
+
 /// Whoever may write the ConfigMap chooses the bytes.
 async fn served(workspace: &Workspace) -> Result<SignedPolicy> {
     let client = kubeconfig::client(workspace).await?;
@@ -90,8 +116,9 @@ async fn served(workspace: &Workspace) -> Result<SignedPolicy> {
         .advise(RESTORE)
 }
 
-const RESTORE: &str = "someone with write access to the cluster changed it; join services keep the last policy that they accepted. \
-                       Find out who, then run `constellation apply`, which restores it";
+const RESTORE: &str = "an earlier build made the cluster, or someone with write access to it changed the policy: join services keep the last \
+                       one that they accepted. Run `constellation apply`, which restores it";
+const OLD_STATE: &str = "restore the latest constellation-state.yaml from a backup";
 
 fn report(served: SignedPolicy, state: &ClusterState, operator: &OperatorPublicKey) -> Result<Report> {
     let signer = *served.signer();
@@ -108,13 +135,21 @@ fn report(served: SignedPolicy, state: &ClusterState, operator: &OperatorPublicK
         }
     };
     let newest = newest_policy(state, operator)?;
+    let (serial, signed) = (policy.serial, newest.serial);
     let reason = match state.cluster_id.map(|cluster| policy.must_be_for(cluster)) {
         Some(Err(another)) => Some(another.to_string()),
-        _ if policy.as_bytes() != newest.as_bytes() => Some(format!(
-            "it has serial {}, but the newest one in this workspace has serial {}",
-            policy.serial, newest.serial
-        )),
-        _ => None,
+        _ if policy.as_bytes() == newest.as_bytes() => None,
+        _ => Some(match serial.cmp(&signed) {
+            Ordering::Less => {
+                format!("it has serial {serial}, but you have signed serial {signed}; run `constellation apply`")
+            }
+            Ordering::Equal => format!("you have signed another policy with serial {serial}; {OLD_STATE}"),
+            Ordering::Greater => {
+                format!(
+                    "it has serial {serial}, and this workspace knows serial {signed} as the newest one; {OLD_STATE}"
+                )
+            }
+        }),
     };
     Ok(Report {
         in_force: reason.is_none(),

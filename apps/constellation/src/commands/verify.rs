@@ -95,6 +95,9 @@ pub(crate) async fn run(
         .advise("finish creating it with `constellation apply`, or pass --cluster-id")?;
     let operator = operator(workspace, &state)?;
     let policy = newest_policy(&state, &operator)?;
+    policy.must_be_for(cluster).advise(
+        "compare --cluster-id with the id you noted, and restore constellation-state.yaml of this cluster from a backup",
+    )?;
     let nodes = state.infrastructure.as_ref().map(|made| &made.nodes[..]);
     let expected = Expected {
         variants,

@@ -21,8 +21,8 @@ use crate::rogue::Ours;
 use crate::{relay, rogue};
 
 pub(crate) const WORKER: &str = "worker-0";
-/// At which no node is.
-pub(crate) const ROGUE: [u8; 4] = [10, 42, 9, 9];
+/// An address that no node has.
+pub(crate) const ROGUE_ADDRESS: [u8; 4] = [10, 42, 9, 9];
 pub(crate) const ROGUE_NAME: &str = "worker-7";
 /// The node whose metadata lies.
 const LIAR: &str = "control-plane-7";
@@ -122,7 +122,7 @@ pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Clus
         async {
             let request = IssueJoinTicketRequest {
                 is_control_plane: true,
-                ..join_request(ROGUE_NAME, ROGUE)?
+                ..join_request(ROGUE_NAME, ROGUE_ADDRESS)?
             };
             let refusal = "role_grant is refused: a control-plane needs a role grant signed by the operator";
             must_be_denied(rogue::join(&node, &service, request).await?, refusal)
@@ -130,22 +130,24 @@ pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Clus
     )
 }
 
-/// Neither as a new node under the worker's name, nor as a node that comes back with the disk of the worker or of the first node.
+/// Neither as a new node under the name of the worker or the first node, nor as a node that comes back with the disk of the worker or of the first node.
 pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
     let disks = [cluster.state_disk(WORKER)?, cluster.state_disk("control-plane-0")?];
     let node = rogue::careless(rogue::forged(&Ours::new(cluster, image)?));
     let (not_its_disk, not_its_name) = (
         "disk_uuid is not a disk of this machine",
-        "certificate_request is not for a node name and an address of this machine",
+        "certificate_request names a node or an address that is not this machine's",
     );
     in_the_log(
         cluster,
         "join-service",
         &["ticket refused", "does not belong to machine"],
         async {
-            let request = join_request(WORKER, ROGUE)?;
-            must_be_denied(rogue::join(&node, &service, request).await?, not_its_name)?;
+            for name in [WORKER, "control-plane-0"] {
+                let request = join_request(name, ROGUE_ADDRESS)?;
+                must_be_denied(rogue::join(&node, &service, request).await?, not_its_name)?;
+            }
             for disk in &disks {
                 must_be_denied(rogue::rejoin(&node, &service, &disk.to_string()).await?, not_its_disk)?;
             }

@@ -10,14 +10,14 @@ use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 use test_services::{client_certificate_request, join_request};
 
-use crate::attacks::{ROGUE, ROGUE_NAME, WORKER, blocking, in_the_log, join_service};
+use crate::attacks::{ROGUE_ADDRESS, ROGUE_NAME, WORKER, blocking, in_the_log, join_service};
 use crate::rogue::{self, Ours};
 
 /// A machine that is let in asks the API server for the certificate of another node.
 pub(crate) fn a_bootstrap_token_is_good_for_one_node_name(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
     let node = rogue::careless(rogue::forged(&Ours::new(cluster, image)?));
-    let ticket = blocking(rogue::join(&node, &service, join_request(ROGUE_NAME, ROGUE)?))?;
+    let ticket = blocking(rogue::join(&node, &service, join_request(ROGUE_NAME, ROGUE_ADDRESS)?))?;
     let token = cluster.kubeconfig_with(&ticket?.token)?;
     let request = |name: &str, node: &str| -> Result<()> {
         let object = json!({
