@@ -16,7 +16,7 @@ use attestation::{Membership, Purpose};
 use attested_tls::{Endpoint, PeerPolicy, incoming};
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, Workspace};
-use cluster_policy::BelievedPolicy;
+use cluster_policy::{BelievedPolicy, ClusterPolicy};
 use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 use digest::Digest;
 use grpc_api::init::api_server::{Api, ApiServer};
@@ -442,7 +442,7 @@ fn verify_tells_a_node_that_is_no_member(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     host.until(&["mini", "up"], BOOTS).kill();
     node.serve(&host, ports(&host).verify, &[Purpose::Verify], Answer::Never, None);
-    let id = "ab".repeat(32);
+    let id = derived_id(&host).to_string();
     let text = host.run(&["verify", "--cluster-id", &id]);
     assert_eq!(text.status.code(), Some(1));
     let said = stdout(&text);
@@ -467,8 +467,8 @@ fn verify_tells_a_node_that_is_no_member(technology: &'static dyn Technology) {
 fn verify_affirms_a_member(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     host.until(&["mini", "up"], BOOTS).kill();
-    let id = "ab".repeat(32);
-    let member = Some(control_plane(ClusterId::new([0xab; 32])));
+    let id = derived_id(&host).to_string();
+    let member = Some(control_plane(derived_id(&host)));
     node.serve(&host, ports(&host).verify, &[Purpose::Verify], Answer::Never, member);
     let output = host.run(&["verify", "--cluster-id", &id, "-o", "json"]);
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
@@ -483,7 +483,7 @@ fn verify_affirms_a_member(technology: &'static dyn Technology) {
 fn verify_tells_a_worker_that_poses_as_a_control_plane(technology: &'static dyn Technology) {
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     host.until(&["mini", "up"], BOOTS).kill();
-    let worker = Membership::new(ClusterId::new([0xab; 32]), NodeRole::Worker);
+    let worker = Membership::new(derived_id(&host), NodeRole::Worker);
     node.serve(
         &host,
         ports(&host).verify,
@@ -491,7 +491,7 @@ fn verify_tells_a_worker_that_poses_as_a_control_plane(technology: &'static dyn 
         Answer::Never,
         Some(worker),
     );
-    let output = host.run(&["verify", "--cluster-id", &"ab".repeat(32), "-o", "json"]);
+    let output = host.run(&["verify", "--cluster-id", &derived_id(&host).to_string(), "-o", "json"]);
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["nodes"][0]["verdict"], "contraindicated");
     assert_eq!(matches(&report["nodes"][0]).filter(|matches| !matches).count(), 1);
@@ -502,9 +502,9 @@ fn verify_tells_a_node_of_another_operator(technology: &'static dyn Technology) 
     host.until(&["mini", "up"], BOOTS).kill();
     let other = OperatorPublicKey::new([1; 32]);
     node.machine.attester().unwrap().measure_operator(&other).unwrap();
-    let member = Some(control_plane(ClusterId::new([0xab; 32])));
+    let member = Some(control_plane(derived_id(&host)));
     node.serve(&host, ports(&host).verify, &[Purpose::Verify], Answer::Never, member);
-    let output = host.run(&["verify", "--cluster-id", &"ab".repeat(32), "-o", "json"]);
+    let output = host.run(&["verify", "--cluster-id", &derived_id(&host).to_string(), "-o", "json"]);
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["nodes"][0]["verdict"], "contraindicated");
     assert_eq!(matches(&report["nodes"][0]).filter(|matches| !matches).count(), 1);
@@ -566,11 +566,11 @@ fn verify_does_not_let_one_node_answer_for_another(technology: &'static dyn Tech
     let (host, node) = (configured(technology), ScriptedNode::new(technology));
     host.until(&["mini", "up"], BOOTS).kill();
     let made = workspace(&host).state().unwrap().unwrap().infrastructure.unwrap();
-    let member = Some(control_plane(ClusterId::new([0xab; 32])));
+    let member = Some(control_plane(derived_id(&host)));
     let ports: Vec<u16> = made.nodes.iter().map(|node| node.ports.verify).collect();
     node.serve(&host, ports[0], &[Purpose::Verify], Answer::Never, member);
     node.forward(ports[1], ports[0]);
-    let output = host.run(&["verify", "--cluster-id", &"ab".repeat(32), "-o", "json"]);
+    let output = host.run(&["verify", "--cluster-id", &derived_id(&host).to_string(), "-o", "json"]);
     let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(report["nodes"][0]["verdict"], "affirming");
     assert_eq!(report["nodes"][1]["verdict"], "contraindicated");
@@ -1047,6 +1047,20 @@ fn verify_refuses_a_policy_that_is_not_the_operators() {
         error.contains("constellation-state.yaml has another operator's cluster policy"),
         "{error}"
     );
+
+    // The operator's own for an earlier cluster, or the id of another cluster.
+    let mut state = workspace(&host).state().unwrap().unwrap();
+    let elsewhere = ClusterPolicy {
+        cluster: ClusterId::new([9; 32]),
+        ..(*policy).clone()
+    };
+    let operator = OperatorKey::of(&workspace(&host).master_secret().unwrap());
+    state.policy = Some(BelievedPolicy::sign(&elsewhere, &operator).unwrap().into_signed());
+    workspace(&host).save_state(&state).unwrap();
+    let output = host.run(&["verify"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = stderr(&output);
+    assert!(error.contains("the cluster policy is for cluster 0909"), "{error}");
 }
 
 #[test]

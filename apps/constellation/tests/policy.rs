@@ -155,3 +155,20 @@ fn what_is_not_a_policy_is_an_error() {
         assert!(error.contains("constellation apply"), "{error}");
     }
 }
+
+/// Join services would refuse what the workspace has, and one that starts again would not start.
+#[test]
+fn apply_replaces_no_policy_that_the_workspace_does_not_know() {
+    let cluster = Cluster::made();
+    let later = ClusterPolicy {
+        serial: 2,
+        ..(*cluster.policy()).clone()
+    };
+    cluster.serve(BelievedPolicy::sign(&later, &cluster.operator()).unwrap().as_bytes());
+    let output = cluster.host.run(&["apply", "--yes"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = stderr(&output);
+    let expected =
+        "the cluster has a policy with serial 2, which is not the one with serial 1 in constellation-state.yaml";
+    assert!(error.contains(expected) && error.contains("from a backup"), "{error}");
+}

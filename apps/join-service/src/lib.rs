@@ -61,6 +61,9 @@ struct Args {
     /// File with a service-account token for audience key-service, which the kubelet renews.
     #[arg(long, default_value = "/var/run/secrets/key-service/token")]
     key_service_token: PathBuf,
+    /// Seconds after which a session ends. Whoever opens another one is appraised again.
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    session_limit: u64,
     #[command(flatten)]
     attester: AttesterArgs,
     #[command(flatten)]
@@ -112,6 +115,7 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
     info!(address = %args.address, "join service ready");
     Server::builder()
         .timeout(REQUEST_TIMEOUT)
+        .max_connection_age(Duration::from_secs(args.session_limit))
         .add_service(ApiServer::new(service).max_decoding_message_size(MAX_MESSAGE_LEN))
         .serve_with_incoming_shutdown(sessions, runtime.draining())
         .await?;

@@ -116,21 +116,25 @@ mod tests {
         let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("etcd")).unwrap();
-        for name in CONTROL_PLANE_FILES {
+        let names = || CONTROL_PLANE_FILES.into_iter().chain([API_SERVER]);
+        for name in names() {
             std::fs::write(folder.path().join(name), certificate.pem()).unwrap();
         }
         Pki::open(folder.path().into()).unwrap();
-        for name in CONTROL_PLANE_FILES {
+        for name in names() {
             std::fs::remove_file(folder.path().join(name)).unwrap();
             let error = Pki::open(folder.path().into()).err().unwrap();
             assert_eq!(error.to_string(), format!("cannot read {name} of the cluster's PKI"));
             std::fs::write(folder.path().join(name), certificate.pem()).unwrap();
         }
-        std::fs::write(folder.path().join("ca.crt"), "nonsense").unwrap();
-        let error = Pki::open(folder.path().into()).err().unwrap();
-        assert_eq!(
-            error.to_string(),
-            "ca.crt of the cluster's PKI is not a PEM certificate"
-        );
+        for name in ["ca.crt", API_SERVER] {
+            std::fs::write(folder.path().join(name), "nonsense").unwrap();
+            let error = Pki::open(folder.path().into()).err().unwrap();
+            assert_eq!(
+                error.to_string(),
+                format!("{name} of the cluster's PKI is not a PEM certificate")
+            );
+            std::fs::write(folder.path().join(name), certificate.pem()).unwrap();
+        }
     }
 }

@@ -29,6 +29,8 @@ const BAD: &[(&[&str], &[&str])] = &[
         &["--key-service-token", "value is required"],
     ),
     (&["--emulator", ""], &["--emulator", "value is required"]),
+    (&["--session-limit", "0"], &["--session-limit", "1..=3600"]),
+    (&["--session-limit", "1h"], &["--session-limit", "invalid digit"]),
     (&["--verbose"], &["--verbose"]),
     (&["now"], &["now"]),
     (

@@ -326,6 +326,26 @@ async fn an_edited_configuration_changes_neither_who_is_admitted_nor_what_is_ins
     check_refused(join().await, Code::Unavailable, "the ticket cannot be issued now");
 }
 
+/// What was appraised once may not be accepted any more.
+#[tokio::test]
+async fn a_session_ends_and_its_node_is_appraised_again() {
+    let program = Path::new(env!("CARGO_BIN_EXE_join-service"));
+    let arguments = ["--session-limit", "2"];
+    let control_plane = ControlPlane::start_with(program.parent().unwrap(), SOFTWARE_TPM, &arguments).await;
+    let control_plane = control_plane.unwrap();
+    let worker = JoiningNode::boot(SOFTWARE_TPM).unwrap();
+    let (mut client, _) = control_plane.session(&worker, Purpose::Join).await.unwrap();
+    client.issue_join_ticket(request("worker-0")).await.unwrap();
+    // The client opens another session when this one ends.
+    worker.machine().change_image().unwrap();
+    let ended = async {
+        while client.issue_join_ticket(request("worker-0")).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap();
+}
+
 /// Whoever has a bootstrap token asks for another node's certificate too.
 #[tokio::test]
 async fn kubelets_get_client_certificates_in_their_own_names_only() {

@@ -20,7 +20,7 @@ pub struct Approval {
 
 /// Decides on certificate requests of one signer.
 pub trait Approver: Send + Sync {
-    /// `kubernetes.io/…`
+    /// Whose requests it decides on, such as `kubernetes.io/kube-apiserver-client-kubelet`.
     fn signer(&self) -> &'static str;
 
     /// Nothing for a request that is left to somebody else.

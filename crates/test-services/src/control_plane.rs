@@ -46,6 +46,14 @@ impl ControlPlane {
     /// # Errors
     /// When a part does not come up.
     pub async fn start(programs: &Path, technology: &dyn Technology) -> Result<Self> {
+        Self::start_with(programs, technology, &[]).await
+    }
+
+    /// Starts everything, the join service with more arguments.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub async fn start_with(programs: &Path, technology: &dyn Technology, arguments: &[&str]) -> Result<Self> {
         let key_service = KeyService::start(programs, master_secret()).await?;
         let (machine, folder) = (technology.boot()?, TempDir::with_prefix("join-service-")?);
         // What the bootstrapper does on the first node.
@@ -64,7 +72,8 @@ impl ControlPlane {
         write_pki(&folder.path().join("pki"), &key_service)?;
         apply(&key_service, &config.components).await?;
         let address = free_address()?;
-        let command = program(technology, programs, Service::Join.name());
+        let mut command = program(technology, programs, Service::Join.name());
+        command.args(arguments);
         Ok(Self {
             join_service: start_join_service(command, folder.path(), &key_service, &*machine, &address).await?,
             address,
