@@ -11,4 +11,5 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|der: &[u8]| {
     let _ = KubeletRequest::parse(der);
+    let _ = KubeletRequest::parse_client(der);
 });

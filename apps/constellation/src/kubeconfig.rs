@@ -1,10 +1,13 @@
 //! The administrator's kubeconfig.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use cluster_config::{Workspace, from_yaml, names};
 use error_report::Chain;
 use kube::config::{Cluster, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use polling::Schedule;
 use zeroize::Zeroizing;
 
 use crate::output::shown;
@@ -40,6 +43,11 @@ fn only_cluster(config: &mut Kubeconfig) -> Result<&mut Cluster> {
         .cluster
         .as_mut()
         .context("the node's kubeconfig has an empty cluster")
+}
+
+/// The API server of a new cluster restarts from time to time.
+pub(crate) fn api_schedule() -> Schedule {
+    Schedule::every(Duration::from_secs(2), Duration::from_secs(300))
 }
 
 /// A client with the rights of the workspace's kubeconfig.

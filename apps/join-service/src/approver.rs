@@ -31,8 +31,6 @@ enum Refusal {
     Pem,
     #[error("the request is refused")]
     Request(#[from] CertificateRequestError),
-    #[error("a client certificate has no addresses")]
-    Addresses,
     #[error("the certificate would be for {0:?}, expected client authentication alone")]
     Usages(Vec<String>),
     #[error("the bootstrap token is not for node {0}")]
@@ -143,11 +141,7 @@ fn check(spec: &CertificateSigningRequestSpec, requester: &Requester<'_>) -> Res
     if !is_client || usages.iter().any(|usage| !USAGES.contains(&usage.as_str())) {
         return Err(Refusal::Usages(usages.to_vec()));
     }
-    let request = KubeletRequest::parse(&only_request(&spec.request.0)?)?;
-    if request.has_addresses() {
-        return Err(Refusal::Addresses);
-    }
-    let node = request.node;
+    let node = KubeletRequest::parse_client(&only_request(&spec.request.0)?)?;
     match requester {
         Requester::Joining(groups) if groups.contains(&joining_node_group(&node)) => Ok(node),
         Requester::Joining(_) => Err(Refusal::TokenOfAnother(node)),

@@ -11,8 +11,11 @@ use rcgen::{
     IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use time::{Duration, OffsetDateTime};
+use x509_parser::asn1_rs::{Any, Class, Tag};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
+use yasna::DERWriter;
+use yasna::models::ObjectIdentifier;
 
 pub(crate) const ORGANIZATION: &str = "system:nodes";
 pub(crate) const NAME_PREFIX: &str = "system:node:";
@@ -49,6 +52,10 @@ pub(crate) enum CertificateRequestError {
     CertificateAuthority,
     #[error("the certificate request has a subject alternative name that is not an IPv4 address")]
     AlternativeName,
+    #[error("a client certificate has no addresses")]
+    ClientAddresses,
+    #[error("the certificate request is not written as a kubelet writes it")]
+    NotCanonical,
     #[error("the certificate request has {0} addresses, expected the node's one IPv4 address")]
     Addresses(usize),
     #[error(
@@ -84,10 +91,6 @@ impl KubeletRequest {
         })
     }
 
-    pub(crate) fn has_addresses(&self) -> bool {
-        !self.addresses.is_empty()
-    }
-
     /// The one address at which the kubelet will serve. It is not yet known to belong to the caller.
     pub(crate) fn address(&self) -> Result<Ipv4Addr, CertificateRequestError> {
         let [address] = self.addresses[..] else {
@@ -98,6 +101,23 @@ impl KubeletRequest {
             Ok(address)
         } else {
             Err(CertificateRequestError::NoNodesAddress(address))
+        }
+    }
+
+    /// Parses a kubelet's request for the certificate with which it logs in at the API server, and returns the node's name.
+    ///
+    /// # Security
+    /// Somebody else signs it, after parsing it with another parser, which may skip what this one takes. So only one way to write
+    /// the subject is taken.
+    pub(crate) fn parse_client(der: &[u8]) -> Result<NodeName, CertificateRequestError> {
+        let Self { node, addresses, .. } = Self::parse(der)?;
+        if !addresses.is_empty() {
+            return Err(CertificateRequestError::ClientAddresses);
+        }
+        if names_only(der, &node) {
+            Ok(node)
+        } else {
+            Err(CertificateRequestError::NotCanonical)
         }
     }
 
@@ -121,6 +141,56 @@ impl KubeletRequest {
         self.request.params = params;
         Ok(self.request.signed_by(&issuer)?.pem())
     }
+}
+
+/// Whether a `CertificationRequest` (RFC 2986 section 4.2) has this node's subject in one of its two canonical forms, no attributes, and
+/// nothing besides.
+fn names_only(der: &[u8], node: &NodeName) -> bool {
+    let Some([info, _algorithm, _signature]) = elements(der) else {
+        return false;
+    };
+    let Some([version, subject, _key, attributes]) = elements(info) else {
+        return false;
+    };
+    // Go writes names as PrintableString, others as UTF8String.
+    let texts: [fn(DERWriter<'_>, &str); 2] = [
+        |writer, text| writer.write_printable_string(text),
+        |writer, text| writer.write_utf8_string(text),
+    ];
+    version == [2, 1, 0] && attributes == [0xa0, 0] && texts.into_iter().any(|text| subject == subject_of(node, text))
+}
+
+/// The DER of `O=system:nodes, CN=system:node:<name>`, with each text written like this.
+fn subject_of(node: &NodeName, text: fn(DERWriter<'_>, &str)) -> Vec<u8> {
+    yasna::construct_der(|writer| {
+        writer.write_sequence(|names| {
+            for (attribute, value) in [(10, ORGANIZATION.to_owned()), (3, format!("{NAME_PREFIX}{node}"))] {
+                names.next().write_set(|set| {
+                    set.next().write_sequence(|name| {
+                        name.next()
+                            .write_oid(&ObjectIdentifier::from_slice(&[2, 5, 4, attribute]));
+                        text(name.next(), &value);
+                    });
+                });
+            }
+        });
+    })
+}
+
+/// The encodings of exactly so many elements of a SEQUENCE.
+fn elements<const N: usize>(sequence: &[u8]) -> Option<[&[u8]; N]> {
+    let (rest, outer) = Any::from_der(sequence).ok()?;
+    let is_sequence = outer.header.tag() == Tag::Sequence && outer.header.class() == Class::Universal;
+    if !rest.is_empty() || !is_sequence {
+        return None;
+    }
+    let (mut content, mut found) = (outer.data, [&[][..]; N]);
+    for element in &mut found {
+        let (rest, _) = Any::from_der(content).ok()?;
+        *element = &content[..content.len() - rest.len()];
+        content = rest;
+    }
+    content.is_empty().then_some(found)
 }
 
 fn check_subject(subject: &DistinguishedName) -> Result<NodeName, CertificateRequestError> {
@@ -157,7 +227,7 @@ fn addresses(names: &[SanType]) -> Result<Vec<Ipv4Addr>, CertificateRequestError
 
 #[cfg(test)]
 mod tests {
-    use rcgen::BasicConstraints;
+    use rcgen::{BasicConstraints, SigningKey};
     use x509_parser::pem::parse_x509_pem;
 
     use super::*;
@@ -271,6 +341,106 @@ mod tests {
         let result =
             check(|params| params.subject_alt_names = vec![SanType::IpAddress(std::net::Ipv6Addr::LOCALHOST.into())]);
         assert!(matches!(result, Err(CertificateRequestError::AlternativeName)));
+    }
+
+    type Subject = fn(&mut yasna::DERWriterSeq<'_>);
+
+    /// A request with the subject that this writes, signed by its own key.
+    fn with_subject(write: Subject) -> Vec<u8> {
+        let key = KeyPair::generate().unwrap();
+        let info = yasna::construct_der(|writer| {
+            writer.write_sequence(|info| {
+                info.next().write_u8(0);
+                info.next().write_sequence(write);
+                info.next()
+                    .write_der(&rcgen::PublicKeyData::subject_public_key_info(&key));
+                info.next().write_der(&[0xa0, 0]);
+            });
+        });
+        let signature = key.sign(&info).unwrap();
+        yasna::construct_der(|writer| {
+            writer.write_sequence(|request| {
+                request.next().write_der(&info);
+                // ecdsa-with-SHA256 (RFC 5758 section 3.2).
+                request.next().write_sequence(|algorithm| {
+                    let oid = ObjectIdentifier::from_slice(&[1, 2, 840, 10045, 4, 3, 2]);
+                    algorithm.next().write_oid(&oid);
+                });
+                request.next().write_bitvec_bytes(&signature, signature.len() * 8);
+            });
+        })
+    }
+
+    fn name(names: &mut yasna::DERWriterSeq<'_>, attribute: u64, write: impl Fn(DERWriter<'_>)) {
+        names.next().write_set(|set| {
+            set.next().write_sequence(|name| {
+                name.next()
+                    .write_oid(&ObjectIdentifier::from_slice(&[2, 5, 4, attribute]));
+                write(name.next());
+            });
+        });
+    }
+
+    fn printable(names: &mut yasna::DERWriterSeq<'_>, attribute: u64, value: &str) {
+        name(names, attribute, |writer| writer.write_printable_string(value));
+    }
+
+    fn nodes(names: &mut yasna::DERWriterSeq<'_>) {
+        printable(names, 10, "system:nodes");
+        printable(names, 3, "system:node:worker-0");
+    }
+
+    #[test]
+    fn a_kubelets_request_is_taken_as_go_writes_it() {
+        let taken = KubeletRequest::parse_client(&with_subject(nodes)).unwrap();
+        assert_eq!(taken.as_str(), "worker-0");
+    }
+
+    /// Each of these is another node's to some parser.
+    #[test]
+    fn no_other_name_hides_behind_the_one_that_is_looked_at() {
+        let hidden: [Subject; 6] = [
+            |names| {
+                nodes(names);
+                // Here this side stops reading, and Go goes on.
+                names.next().write_set(|_| {});
+                printable(names, 3, "system:node:control-plane-0");
+            },
+            |names| {
+                nodes(names);
+                printable(names, 3, "system:node:control-plane-0");
+            },
+            |names| {
+                printable(names, 10, "system:nodes");
+                printable(names, 3, "system:node:control-plane-0");
+                // [12], which is not a UTF8String.
+                name(names, 3, |writer| {
+                    writer.write_der(&[&[0x8c, 20][..], b"system:node:worker-0"].concat())
+                });
+            },
+            |names| {
+                printable(names, 10, "system:nodes");
+                printable(names, 3, "system:node:control-plane-0");
+                // A constructed UTF8String.
+                name(names, 3, |writer| {
+                    writer.write_der(&[&[0x2c, 20][..], b"system:node:worker-0"].concat())
+                });
+            },
+            |names| {
+                printable(names, 3, "system:node:worker-0");
+                printable(names, 10, "system:nodes");
+            },
+            |names| {
+                printable(names, 10, "system:nodes");
+                name(names, 3, |writer| writer.write_utf8_string("system:node:worker-0"));
+            },
+        ];
+        for (number, subject) in hidden.into_iter().enumerate() {
+            assert!(
+                KubeletRequest::parse_client(&with_subject(subject)).is_err(),
+                "{number}"
+            );
+        }
     }
 
     #[test]

@@ -116,6 +116,8 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
     Server::builder()
         .timeout(REQUEST_TIMEOUT)
         .max_connection_age(Duration::from_secs(args.session_limit))
+        // Otherwise a session ends only if its node agrees.
+        .max_connection_age_grace(Duration::ZERO)
         .add_service(ApiServer::new(service).max_decoding_message_size(MAX_MESSAGE_LEN))
         .serve_with_incoming_shutdown(sessions, runtime.draining())
         .await?;

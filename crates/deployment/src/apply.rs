@@ -36,7 +36,8 @@ impl ApplyError {
 
 /// A server that has just started may not know anyone's rights (401, 403) or all resources (404) yet; RFC 9110 and RFC 6585 say the
 /// others may succeed later.
-fn is_final(status: u16) -> bool {
+#[must_use]
+pub fn is_final(status: u16) -> bool {
     (400..500).contains(&status) && !matches!(status, 401 | 403 | 404 | 408 | 409 | 425 | 429)
 }
 

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use kube::api::ObjectMeta;
 
 pub use admission::admission;
-pub use apply::{ApplyError, Object};
+pub use apply::{ApplyError, Object, is_final};
 pub use pod_network::{PodNetwork, pod_network};
 
 /// The rights and the service account of one service.

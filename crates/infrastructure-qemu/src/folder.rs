@@ -235,12 +235,14 @@ impl NodeFolder {
     }
 
     /// Makes the state disk blank. The machine keeps its TPM, and with it the identity to which a cluster has given a name.
-    pub(crate) fn reset_disk(&self) -> Result<(), QemuError> {
+    pub(crate) fn reset_disk(&self, state_disk_len: u64) -> Result<(), QemuError> {
         self.stop()?;
         let disk = self.0.join(Self::STATE_DISK);
+        // A crash leaves the old disk or the new one.
+        let new = disk.with_extension("new");
         let blank = || {
-            let len = fs::metadata(&disk)?.len();
-            File::create(&disk)?.set_len(len)
+            File::create(&new)?.set_len(state_disk_len)?;
+            fs::rename(&new, &disk)
         };
         blank().on("empty", &disk)
     }
@@ -328,7 +330,7 @@ mod tests {
         let tpm = node.path().join(NodeFolder::TPM_STATE).join("tpm2-00.permall");
         fs::write(&tpm, "a seed").unwrap();
         fs::write(node.path().join(NodeFolder::STATE_DISK), [1; 4096]).unwrap();
-        node.reset_disk().unwrap();
+        node.reset_disk(4096).unwrap();
         assert_eq!(fs::read(&tpm).unwrap(), b"a seed");
         assert_eq!(fs::read(node.path().join(NodeFolder::STATE_DISK)).unwrap(), [0; 4096]);
     }

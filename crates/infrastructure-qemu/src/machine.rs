@@ -21,7 +21,7 @@ use crate::vm::{Vm, swtpm_arguments};
 const READY_LIMIT: Duration = Duration::from_secs(20);
 /// Lines of a console that are worth showing.
 const CONSOLE_LINES: usize = 12;
-const GB: u64 = 1_000_000_000;
+pub(crate) const GB: u64 = 1_000_000_000;
 
 /// What all machines of one run have in common.
 pub(crate) struct Starter<'a> {

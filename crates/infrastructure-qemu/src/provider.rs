@@ -11,7 +11,7 @@ use infrastructure::{
 use crate::accelerator::{Accelerator, KvmProbe, probe_kvm};
 use crate::error::{Context, QemuError};
 use crate::folder::{ClusterRecord, NodeRecord, RunFolder, is_running, stop};
-use crate::machine::{Starter, console, machine, until_ready};
+use crate::machine::{GB, Starter, console, machine, until_ready};
 use crate::mirror::mirror_from_guest;
 use crate::monitor::{pause, resume};
 use crate::network::{MULTICAST_GROUP, NODE_CIDR, NODE_INTERFACE, free_address};
@@ -305,7 +305,8 @@ impl QemuProvider {
                     Change::Resume(name) => self.resume(name)?,
                     Change::Create(name) | Change::Restart(name) => self.start(&starter, &mut record, name)?,
                     Change::Replace(name) => {
-                        self.folder.node(name).reset_disk()?;
+                        let disk = u64::from(record.nodes[name].spec.state_disk_gb) * GB;
+                        self.folder.node(name).reset_disk(disk)?;
                         self.start(&starter, &mut record, name)?;
                     }
                 }

@@ -157,6 +157,8 @@ impl Run<'_> {
             // A node that comes back under the name of one that goes now has another machine.
             let wanted = |name: &NodeName| spec.nodes.iter().any(|node| node.name == *name);
             self.state.identities.retain(|name, _| wanted(name));
+            self.state.members.retain(wanted);
+            self.state.boots.retain(|name, _| wanted(name));
             self.workspace.save_state(&self.state)?;
             let before = self.api_server_port();
             let made = self.provider.create(&spec, &|detail| step.detail(detail));

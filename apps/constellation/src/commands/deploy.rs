@@ -1,17 +1,16 @@
 //! Applies the objects that run inside the cluster: configuration and services.
 
 use std::net::SocketAddrV4;
-use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use attestation::AttestedIdentity;
-use cluster_objects::{Cluster, JoinConfig, components_config_map};
+use cluster_objects::{Cluster, JoinConfig, NodeRecordError, components_config_map};
 use deployment::{Object, PodNetwork, admission, namespace, objects, pod_network};
 use error_report::Chain;
 use key_derivation::{Label, MasterSecret};
 use key_service_client::public_key;
 use kube::Client;
-use polling::{Failed, Schedule};
+use polling::Failed;
 use terminal::Step;
 
 use crate::advice::{Advise, advise, given_up};
@@ -20,11 +19,10 @@ use crate::output::shown;
 use crate::run::Run;
 use crate::{kubeconfig, machines};
 
-/// The API server of a new cluster restarts from time to time.
-const LIMIT: Duration = Duration::from_secs(300);
-const INTERVAL: Duration = Duration::from_secs(2);
 const REFUSED: &str = "compare the object in the cluster with the reason (`kubectl get`); if nobody changed it there, this is a defect \
                        of constellation";
+const RECORDED: &str = "somebody with write access to the namespace constellation-nodes gave them away: find out who, delete the ConfigMaps named \
+                        above there (`node-…`, `address-…` or `machine-…`), then run the same command again";
 /// The API server's port on the private network.
 const KUBERNETES_PORT: u16 = 6443;
 
@@ -55,19 +53,27 @@ pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
 async fn record_first_node(run: &Run<'_>, client: &Client) -> Result<()> {
     let first = machines::first_node(run.infrastructure()?)?;
     let Some(identity) = run.state.identities.get(&first.name) else {
-        bail!(
+        let error = anyhow!(
             "constellation-state.yaml does not have the attested identity of {}",
             first.name
-        )
+        );
+        return Err(error)
+            .advise("restore it from a backup; otherwise terminate the cluster with `constellation terminate`");
     };
     let (cluster, address) = (Cluster::new(client.clone()), *api_server(run)?.ip());
     let attempt = || async {
         let claimed = cluster
             .claim(&first.name, address, AttestedIdentity::new(*identity))
             .await;
-        claimed.map_err(|error| machines::retry(&*run.provider, anyhow!(shown(&Chain(&error).to_string()))))
+        claimed.map_err(|error| {
+            let told = anyhow!(shown(&Chain(&error).to_string()));
+            match error {
+                NodeRecordError::Api { .. } => machines::retry(&*run.provider, told),
+                _ => Failed::Stop(advise(told, Vec::new(), RECORDED)),
+            }
+        })
     };
-    Schedule::every(INTERVAL, LIMIT)
+    kubeconfig::api_schedule()
         .poll(attempt, |_, _| {})
         .await
         .map_err(|error| given_up(error, &format!("the name of {} could not be recorded", first.name)))
@@ -107,7 +113,7 @@ async fn apply(run: &Run<'_>, client: &Client, object: &Object) -> Result<()> {
             }
         })
     };
-    Schedule::every(INTERVAL, LIMIT)
+    kubeconfig::api_schedule()
         .poll(attempt, |_, _| {})
         .await
         .map_err(|error| given_up(error, &format!("{} could not be applied", object.title())))

@@ -8,17 +8,18 @@ use cluster_config::{ClusterState, Workspace};
 use cluster_objects::{CLUSTER_POLICY, JOIN_CONFIG};
 use cluster_policy::{BelievedPolicy, ClusterPolicy, Release, SignedPolicy};
 use cluster_types::{ClusterId, OperatorPublicKey, Service};
+use deployment::is_final;
 use digest::{Digest, oci};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 use measurements::ReferenceValues;
 use serde::Serialize;
 
-use crate::advice::Advise;
+use crate::advice::{Advise, given_up};
 use crate::arguments::Format;
-use crate::kubeconfig;
 use crate::output::{print, shown};
 use crate::run::{Run, existing_state, newest_policy, operator};
+use crate::{kubeconfig, machines};
 
 /// The served policy, in the form for programs. Nothing of a policy that the operator did not sign is shown, except its signer.
 #[derive(Serialize)]
@@ -76,8 +77,19 @@ pub(crate) async fn show(workspace: &Workspace, output: Format) -> Result<ExitCo
 pub(crate) async fn must_not_be_older(run: &Run<'_>, client: &Client) -> Result<()> {
     let newest = run.policy()?;
     let objects: Api<ConfigMap> = Api::namespaced(client.clone(), Service::NAMESPACE);
-    // What cannot be read or believed is replaced in a moment.
-    let Ok(Some(object)) = objects.get_opt(JOIN_CONFIG).await else {
+    let attempt = || async {
+        match objects.get_opt(JOIN_CONFIG).await {
+            // It will not take our policy either, and says why then.
+            Err(kube::Error::Api(status)) if is_final(status.code) => Ok(None),
+            found => found.map_err(|error| machines::retry(&*run.provider, anyhow!(kubeconfig::in_words(&error)))),
+        }
+    };
+    let found = kubeconfig::api_schedule().poll(attempt, |_, _| {}).await;
+    let found = found
+        .map_err(|error| given_up(error, &format!("ConfigMap {JOIN_CONFIG} could not be read")))
+        .advise("check the control plane with `constellation status`, then run the same command again")?;
+    // What cannot be believed is replaced in a moment.
+    let Some(object) = found else {
         return Ok(());
     };
     let bytes = object.binary_data.as_ref().and_then(|data| data.get(CLUSTER_POLICY));
@@ -117,7 +129,7 @@ async fn served(workspace: &Workspace) -> Result<SignedPolicy> {
 }
 
 const RESTORE: &str = "an earlier build made the cluster, or someone with write access to it changed the policy: join services keep the last \
-                       one that they accepted. Run `constellation apply`, which restores it";
+                       one that they accepted while they run. Run `constellation apply`, which restores it";
 const OLD_STATE: &str = "restore the latest constellation-state.yaml from a backup";
 
 fn report(served: SignedPolicy, state: &ClusterState, operator: &OperatorPublicKey) -> Result<Report> {
