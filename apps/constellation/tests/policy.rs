@@ -156,6 +156,21 @@ fn what_is_not_a_policy_is_an_error() {
     }
 }
 
+/// It would be for a cluster that nobody has.
+#[test]
+fn apply_signs_no_policy_for_another_cluster_id() {
+    let cluster = Cluster::made();
+    let signed = cluster.policy();
+    let mut state = cluster.workspace().state().unwrap().unwrap();
+    state.measurement_salt = cluster_types::MeasurementSalt::new([9; 32]);
+    cluster.workspace().save_state(&state).unwrap();
+    let output = cluster.host.run(&["apply", "--yes"]);
+    assert_eq!(output.status.code(), Some(1));
+    let (error, expected) = (stderr(&output), format!("but this is cluster {}", signed.cluster));
+    assert!(error.contains(&expected), "{error}");
+    assert_eq!(cluster.policy(), signed);
+}
+
 /// Join services would refuse what the workspace has, and one that starts again would not start.
 #[test]
 fn apply_replaces_no_policy_that_the_workspace_does_not_know() {

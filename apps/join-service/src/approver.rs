@@ -156,26 +156,25 @@ fn check(spec: &CertificateSigningRequestSpec, requester: &Requester<'_>) -> Res
 #[cfg(test)]
 mod tests {
     use k8s_openapi::ByteString;
-    use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
+    use test_services::{client_certificate_request, join_request};
 
     use super::*;
 
-    fn pem(node: &str, addresses: Vec<SanType>) -> Vec<u8> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("system:node:{node}"));
-        params.subject_alt_names = addresses;
-        let request = params.serialize_request(&KeyPair::generate().unwrap()).unwrap();
-        request.pem().unwrap().into_bytes()
+    fn pem(node: &str) -> Vec<u8> {
+        client_certificate_request(node).unwrap().into_bytes()
+    }
+
+    /// What a joining node sends to the join service, at which it will serve.
+    fn serving(node: &str) -> Vec<u8> {
+        let request = join_request(node, [10, 42, 2, 100]).unwrap().certificate_request;
+        let block = Pem::new("CERTIFICATE REQUEST", request);
+        pem::encode_config(&block, EncodeConfig::new().set_line_ending(LineEnding::LF)).into_bytes()
     }
 
     /// A request of worker-0 with its token.
     fn joining() -> CertificateSigningRequestSpec {
         CertificateSigningRequestSpec {
-            request: ByteString(pem("worker-0", Vec::new())),
+            request: ByteString(pem("worker-0")),
             signer_name: SIGNER.into(),
             username: Some("system:bootstrap:abcdef".into()),
             groups: Some(vec![
@@ -226,7 +225,7 @@ mod tests {
 
     #[test]
     fn a_token_is_good_for_one_node_name() {
-        let other = |spec: &mut CertificateSigningRequestSpec| spec.request.0 = pem("worker-1", Vec::new());
+        let other = |spec: &mut CertificateSigningRequestSpec| spec.request.0 = pem("worker-1");
         denied(joining(), other, "the bootstrap token is not for node worker-1");
         // A token that kubeadm or an administrator made names no node.
         let of_kubeadm = |spec: &mut CertificateSigningRequestSpec| {
@@ -241,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_member_renews_no_other_nodes_certificate() {
-        let other = |spec: &mut CertificateSigningRequestSpec| spec.request.0 = pem("control-plane-0", Vec::new());
+        let other = |spec: &mut CertificateSigningRequestSpec| spec.request.0 = pem("control-plane-0");
         denied(
             renewing(),
             other,
@@ -273,12 +272,12 @@ mod tests {
         );
         denied(
             joining(),
-            |spec| spec.request.0 = pem("worker-0", vec![SanType::IpAddress([10, 42, 2, 100].into())]),
+            |spec| spec.request.0 = serving("worker-0"),
             "has no addresses",
         );
         denied(
             joining(),
-            |spec| spec.request.0 = pem("worker_0", Vec::new()),
+            |spec| spec.request.0 = pem("worker_0"),
             "does not name a valid node",
         );
     }
@@ -286,7 +285,7 @@ mod tests {
     /// Go's parser, with which the certificate is signed, skips a block that ends as another one; others take it.
     #[test]
     fn no_other_request_hides_behind_the_one_that_is_looked_at() {
-        let (own, others) = (pem("worker-0", Vec::new()), pem("control-plane-0", Vec::new()));
+        let (own, others) = (pem("worker-0"), pem("control-plane-0"));
         let text = |pem: &[u8]| String::from_utf8(pem.to_vec()).unwrap();
         let (own, others) = (text(&own), text(&others));
         for hidden in [

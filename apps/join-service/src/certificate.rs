@@ -345,30 +345,52 @@ mod tests {
 
     type Subject = fn(&mut yasna::DERWriterSeq<'_>);
 
-    /// A request with the subject that this writes, signed by its own key.
-    fn with_subject(write: Subject) -> Vec<u8> {
-        let key = KeyPair::generate().unwrap();
-        let info = yasna::construct_der(|writer| {
-            writer.write_sequence(|info| {
-                info.next().write_u8(0);
-                info.next().write_sequence(write);
-                info.next()
-                    .write_der(&rcgen::PublicKeyData::subject_public_key_info(&key));
-                info.next().write_der(&[0xa0, 0]);
-            });
-        });
-        let signature = key.sign(&info).unwrap();
-        yasna::construct_der(|writer| {
-            writer.write_sequence(|request| {
-                request.next().write_der(&info);
-                // ecdsa-with-SHA256 (RFC 5758 section 3.2).
-                request.next().write_sequence(|algorithm| {
-                    let oid = ObjectIdentifier::from_slice(&[1, 2, 840, 10045, 4, 3, 2]);
-                    algorithm.next().write_oid(&oid);
+    /// The parts of a request in which a parser could overlook something.
+    struct Parts {
+        version: u8,
+        subject: Subject,
+        attributes: Vec<u8>,
+        /// Behind the last element of the inner and the outer SEQUENCE.
+        more: [Vec<u8>; 2],
+    }
+
+    impl Parts {
+        fn of(subject: Subject) -> Self {
+            Self {
+                version: 0,
+                subject,
+                attributes: vec![0xa0, 0],
+                more: [Vec::new(), Vec::new()],
+            }
+        }
+
+        /// Signed by its own key.
+        fn request(self) -> Vec<u8> {
+            let key = KeyPair::generate().unwrap();
+            let [inner, outer] = self.more;
+            let info = yasna::construct_der(|writer| {
+                writer.write_sequence(|info| {
+                    info.next().write_u8(self.version);
+                    info.next().write_sequence(self.subject);
+                    info.next()
+                        .write_der(&rcgen::PublicKeyData::subject_public_key_info(&key));
+                    info.next().write_der(&[self.attributes, inner].concat());
                 });
-                request.next().write_bitvec_bytes(&signature, signature.len() * 8);
             });
-        })
+            let signature = key.sign(&info).unwrap();
+            let signature = yasna::construct_der(|writer| writer.write_bitvec_bytes(&signature, signature.len() * 8));
+            yasna::construct_der(|writer| {
+                writer.write_sequence(|request| {
+                    request.next().write_der(&info);
+                    // ecdsa-with-SHA256 (RFC 5758 section 3.2).
+                    request.next().write_sequence(|algorithm| {
+                        let oid = ObjectIdentifier::from_slice(&[1, 2, 840, 10045, 4, 3, 2]);
+                        algorithm.next().write_oid(&oid);
+                    });
+                    request.next().write_der(&[signature, outer].concat());
+                });
+            })
+        }
     }
 
     fn name(names: &mut yasna::DERWriterSeq<'_>, attribute: u64, write: impl Fn(DERWriter<'_>)) {
@@ -392,7 +414,7 @@ mod tests {
 
     #[test]
     fn a_kubelets_request_is_taken_as_go_writes_it() {
-        let taken = KubeletRequest::parse_client(&with_subject(nodes)).unwrap();
+        let taken = KubeletRequest::parse_client(&Parts::of(nodes).request()).unwrap();
         assert_eq!(taken.as_str(), "worker-0");
     }
 
@@ -437,9 +459,32 @@ mod tests {
         ];
         for (number, subject) in hidden.into_iter().enumerate() {
             assert!(
-                KubeletRequest::parse_client(&with_subject(subject)).is_err(),
+                KubeletRequest::parse_client(&Parts::of(subject).request()).is_err(),
                 "{number}"
             );
+        }
+    }
+
+    /// All else is as a kubelet writes it.
+    #[test]
+    fn nothing_else_hides_in_a_clients_request() {
+        let null = vec![5, 0];
+        let changes: [fn(&mut Parts, Vec<u8>); 4] = [
+            |parts, _| parts.version = 1,
+            // One attribute: challengePassword (RFC 2985 section 5.4.1).
+            |parts, _| {
+                let oid = [6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 7];
+                let attribute = [&[0x30, 16][..], &oid, &[0x31, 3, 0x0c, 1, b'x']].concat();
+                parts.attributes = [&[0xa0, 18][..], &attribute].concat();
+            },
+            |parts, null| parts.more[0] = null,
+            |parts, null| parts.more[1] = null,
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            let mut parts = Parts::of(nodes);
+            change(&mut parts, null.clone());
+            let request = parts.request();
+            assert!(KubeletRequest::parse_client(&request).is_err(), "{number}");
         }
     }
 

@@ -206,6 +206,22 @@ mod tests {
         ));
     }
 
+    /// Another process compares and writes meanwhile.
+    #[test]
+    fn whoever_holds_the_lock_is_waited_for() {
+        let (_folder, store) = store(2);
+        let stored = || SignedPolicy::parse(&fs::read(&store.path).unwrap()).unwrap().serial();
+        let lock = store.lock().unwrap();
+        std::thread::scope(|scope| {
+            let advancing = scope.spawn(|| store.advance(&with(3, 0)));
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            assert_eq!(stored(), 2);
+            drop(lock);
+            advancing.join().unwrap().unwrap();
+        });
+        assert_eq!(stored(), 3);
+    }
+
     #[test]
     fn a_policy_that_cannot_be_stored_is_not_in_force() {
         let (folder, store) = store(2);

@@ -16,14 +16,14 @@ use crate::state_disk::{RekeyError, StateDisk};
 /// ```no_run
 /// # use std::path::Path;
 /// # use disk_encryption::{CryptsetupProgram, NewStateDisk, find_state_disk, list_block_devices, paths};
-/// # fn join() -> (cluster_types::DiskUuid, secret::StateDiskKey) { unimplemented!() }
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let device = find_state_disk(&list_block_devices(Path::new("/sys/block"))?)?.path();
-/// let new_disk = NewStateDisk::load(&device, Path::new(paths::HEADER), Path::new(paths::EPHEMERAL_KEY))?;
-/// let (disk, key) = join();
-/// new_disk.rekey(&CryptsetupProgram::new(Path::new(paths::CRYPTSETUP)), disk, &key)?;
-/// # Ok(())
-/// # }
+/// # use std::error::Error;
+/// fn join(ticket_disk: cluster_types::DiskUuid, key: &secret::StateDiskKey) -> Result<(), Box<dyn Error>> {
+///     let device = find_state_disk(&list_block_devices(Path::new("/sys/block"))?)?.path();
+///     let new_disk = NewStateDisk::load(&device, Path::new(paths::HEADER), Path::new(paths::EPHEMERAL_KEY))?;
+///     new_disk.rekey(&CryptsetupProgram::new(Path::new(paths::CRYPTSETUP)), ticket_disk, key)?;
+///     Ok(())
+/// }
+/// # fn main() {}
 /// ```
 #[derive(Debug)]
 pub struct NewStateDisk {
