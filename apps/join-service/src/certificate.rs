@@ -350,8 +350,8 @@ mod tests {
         version: u8,
         subject: Subject,
         attributes: Vec<u8>,
-        /// Behind the last element of the inner and the outer SEQUENCE.
-        more: [Vec<u8>; 2],
+        /// Behind the last element.
+        more: Vec<u8>,
     }
 
     impl Parts {
@@ -360,21 +360,20 @@ mod tests {
                 version: 0,
                 subject,
                 attributes: vec![0xa0, 0],
-                more: [Vec::new(), Vec::new()],
+                more: Vec::new(),
             }
         }
 
         /// Signed by its own key.
         fn request(self) -> Vec<u8> {
             let key = KeyPair::generate().unwrap();
-            let [inner, outer] = self.more;
             let info = yasna::construct_der(|writer| {
                 writer.write_sequence(|info| {
                     info.next().write_u8(self.version);
                     info.next().write_sequence(self.subject);
                     info.next()
                         .write_der(&rcgen::PublicKeyData::subject_public_key_info(&key));
-                    info.next().write_der(&[self.attributes, inner].concat());
+                    info.next().write_der(&self.attributes);
                 });
             });
             let signature = key.sign(&info).unwrap();
@@ -387,7 +386,7 @@ mod tests {
                         let oid = ObjectIdentifier::from_slice(&[1, 2, 840, 10045, 4, 3, 2]);
                         algorithm.next().write_oid(&oid);
                     });
-                    request.next().write_der(&[signature, outer].concat());
+                    request.next().write_der(&[signature, self.more].concat());
                 });
             })
         }
@@ -468,23 +467,28 @@ mod tests {
     /// All else is as a kubelet writes it.
     #[test]
     fn nothing_else_hides_in_a_clients_request() {
-        let null = vec![5, 0];
-        let changes: [fn(&mut Parts, Vec<u8>); 4] = [
-            |parts, _| parts.version = 1,
+        let changes: [fn(&mut Parts); 3] = [
+            |parts| parts.version = 1,
             // One attribute: challengePassword (RFC 2985 section 5.4.1).
-            |parts, _| {
+            |parts| {
                 let oid = [6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 7];
                 let attribute = [&[0x30, 16][..], &oid, &[0x31, 3, 0x0c, 1, b'x']].concat();
                 parts.attributes = [&[0xa0, 18][..], &attribute].concat();
             },
-            |parts, null| parts.more[0] = null,
-            |parts, null| parts.more[1] = null,
+            // NULL.
+            |parts| parts.more = vec![5, 0],
         ];
         for (number, change) in changes.into_iter().enumerate() {
             let mut parts = Parts::of(nodes);
-            change(&mut parts, null.clone());
+            change(&mut parts);
             let request = parts.request();
-            assert!(KubeletRequest::parse_client(&request).is_err(), "{number}");
+            // Nothing before notices.
+            assert!(KubeletRequest::parse(&request).is_ok(), "{number}");
+            let refused = KubeletRequest::parse_client(&request);
+            assert!(
+                matches!(refused, Err(CertificateRequestError::NotCanonical)),
+                "{number}"
+            );
         }
     }
 
