@@ -71,12 +71,13 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         match check(cluster, image) {
             Ok(()) => cluster.say(&format!("{name}: as expected")),
             Err(error) => {
-                cluster.say(&format!("{name}: FAILED: {error:#}"));
-                failed.push(name);
+                let failure = format!("{name}: FAILED: {error:#}");
+                cluster.say(&failure);
+                failed.push(failure);
             }
         }
     }
-    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())
 }
 
