@@ -1,11 +1,19 @@
+use std::io;
+
 use error_report::Chain;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tracing::error;
+
+use crate::newest::{Connection, Newest};
+
+/// Of one connection. A probe needs one.
+const STREAMS: u32 = 4;
 
 /// The service's state, as probes see it.
 #[derive(Clone)]
@@ -23,16 +31,34 @@ impl Health {
     }
 }
 
+/// Ends when the server does.
+fn connections(listener: TcpListener) -> ReceiverStream<io::Result<Connection>> {
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut newest = Newest::new(listener);
+        loop {
+            let (connection, _) = tokio::select! {
+                next = newest.next() => next,
+                () = sender.closed() => return,
+            };
+            if sender.send(Ok(connection)).await.is_err() {
+                return;
+            }
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
 pub(crate) async fn serve(listener: TcpListener, stop: CancellationToken) -> Health {
     let (reporter, service) = tonic_health::server::health_reporter();
     let health = Health(reporter);
     // Not inside the task, which on a busy machine may run only after the service is ready.
     health.set_ready(false).await;
     tokio::spawn(async move {
-        let incoming = TcpListenerStream::new(listener);
         let served = Server::builder()
+            .max_concurrent_streams(STREAMS)
             .add_service(service)
-            .serve_with_incoming_shutdown(incoming, stop.cancelled())
+            .serve_with_incoming_shutdown(connections(listener), stop.cancelled())
             .await;
         if let Err(failure) = served {
             error!(error = %Chain(&failure), "health server ended");
