@@ -1,4 +1,4 @@
-//! The request for a kubelet's certificate that a joining node sends.
+//! Requests for certificates that joining nodes and members make.
 
 #![no_main]
 
@@ -10,6 +10,10 @@ use certificate::KubeletRequest;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|der: &[u8]| {
-    let _ = KubeletRequest::parse(der);
-    let _ = KubeletRequest::parse_client(der);
+    if let Ok(request) = KubeletRequest::parse(der) {
+        let _ = request.for_client();
+    }
+    if let Ok(request) = KubeletRequest::parse(der) {
+        let _ = request.for_serving_at([10, 42, 2, 100].into());
+    }
 });

@@ -6,7 +6,7 @@ use attestation::{AttestedIdentity, UnixTime};
 use cluster_policy::SignedPolicy;
 use cluster_types::{ClusterId, NodeRole};
 use digest::Digest;
-use key_derivation::{Label, MasterSecret};
+use key_derivation::MasterSecret;
 use kubernetes_components::ComponentList;
 use libfuzzer_sys::fuzz_target;
 use measurements::{PcrReferences, ReferenceValues};
@@ -35,7 +35,6 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(policy.believe(|signer| *signer == operator).is_err());
     }
     if let Ok(text) = std::str::from_utf8(bytes) {
-        let _ = Label::from_key_id(text);
         let _ = ComponentList::from_config_map(text, text, "v1.35.4");
     }
 });

@@ -8,12 +8,9 @@ mod init;
 #[allow(dead_code, reason = "a module of a program, which is not a library")]
 #[path = "../../apps/key-service/src/request.rs"]
 mod keys;
-#[allow(dead_code, reason = "a module of a program, which is not a library")]
-#[path = "../../apps/key-service/src/policy.rs"]
-mod policy;
 
 use grpc_api::init::InitRequest;
-use grpc_api::kms::{GetDataKeyRequest, GetMasterSecretRequest};
+use grpc_api::kms::{AdmitNodeRequest, DrawNonceRequest, ReadmitNodeRequest};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
@@ -21,10 +18,13 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(message) = InitRequest::decode(bytes) {
         let _ = init::InitRequest::parse(message);
     }
-    if let Ok(message) = GetDataKeyRequest::decode(bytes) {
-        let _ = keys::DataKey::parse(&message);
+    if let Ok(message) = DrawNonceRequest::decode(bytes) {
+        let _ = keys::parse_purpose(message);
     }
-    if let Ok(message) = GetMasterSecretRequest::decode(bytes) {
-        let _ = keys::Recipient::parse(&message);
+    if let Ok(message) = AdmitNodeRequest::decode(bytes) {
+        let _ = keys::Request::parse_admit(message);
+    }
+    if let Ok(message) = ReadmitNodeRequest::decode(bytes) {
+        let _ = keys::Request::parse_readmit(message);
     }
 });

@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use atomic_file::Access;
@@ -11,12 +11,20 @@ use cloud_metadata::NodeNetwork;
 use cluster_policy::{BelievedPolicy, PolicyStore};
 use cluster_types::{MeasurementSalt, NodeRole};
 use key_derivation::MasterSecret;
+use node_secrets::{SHARED_FILES, SharedFile};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::lock::Locked;
 
 const NODE_STATE: &str = "run/state/constellation/node-state.json";
 const MASTER_SECRET: &str = "run/state/constellation/master-secret.json";
+/// Where the key service keeps the newest policy.
+const KEY_POLICY: &str = "run/state/constellation/key-policy/cluster-policy";
+/// Where the key service makes its socket.
+const KEY_SOCKET_FOLDER: &str = "run/state/constellation/key-service";
+/// Where the key service finds what control planes share.
+const SHARED_FILES_FOLDER: &str = "run/state/constellation/shared-files";
 const CLUSTER_POLICY: &str = "run/state/constellation/policy/cluster-policy";
 const PKI: &str = "etc/kubernetes/pki";
 /// A real document has about 300 bytes.
@@ -110,7 +118,7 @@ pub(crate) struct NodeFiles {
 }
 
 impl NodeFiles {
-    /// `key_service` is the id of the user that may read the master secret.
+    /// `key_service` is the id of the user that the key service runs as.
     pub(crate) fn new(root: impl Into<PathBuf>, key_service: u32) -> Self {
         Self {
             root: root.into(),
@@ -147,17 +155,57 @@ impl NodeFiles {
         replace_file(&self.root.join(NODE_STATE), &json, Access::Owner)
     }
 
-    /// For control planes only.
-    pub(crate) fn write_master_secret(&self, _: &Locked, secret: &MasterSecret) -> io::Result<()> {
+    /// What the key service needs, apart from the files that control planes share. For control planes only.
+    pub(crate) fn write_for_key_service(
+        &self,
+        _: &Locked,
+        secret: &MasterSecret,
+        policy: &BelievedPolicy,
+    ) -> io::Result<()> {
         let path = self.root.join(MASTER_SECRET);
-        let access = Access::User {
+        replace_file(&path, secret.to_json().as_bytes(), self.readable_by_key_service())?;
+        // The key service runs as another user and has to reach its file.
+        fs::set_permissions(folder_of(&path), Permissions::from_mode(0o711))?;
+        self.make_folder_of_key_service(&self.root.join(KEY_SOCKET_FOLDER))?;
+        let policy_store = self.root.join(KEY_POLICY);
+        self.make_folder_of_key_service(folder_of(&policy_store))?;
+        PolicyStore::new(policy_store).write(policy)
+    }
+
+    /// What the key service hands to control planes that join. For control planes only.
+    pub(crate) fn write_shared_files(&self, _: &Locked, files: &[SharedFile]) -> io::Result<()> {
+        let folder = self.root.join(SHARED_FILES_FOLDER);
+        self.make_folder_of_key_service(&folder)?;
+        for SharedFile { name, content } in files {
+            let path = folder.join(name);
+            if folder_of(&path) != folder {
+                self.make_folder_of_key_service(folder_of(&path))?;
+            }
+            replace_file(&path, content, self.readable_by_key_service())?;
+        }
+        Ok(())
+    }
+
+    /// The files that kubeadm has made on the first control plane.
+    pub(crate) fn read_shared_files(&self) -> io::Result<Vec<SharedFile>> {
+        let read = |name| {
+            let content = Zeroizing::new(fs::read(self.root.join(PKI).join(name))?);
+            Ok(SharedFile { name, content })
+        };
+        SHARED_FILES.into_iter().map(read).collect()
+    }
+
+    fn readable_by_key_service(&self) -> Access {
+        Access::User {
             id: self.key_service,
             mode: 0o400,
-        };
-        replace_file(&path, secret.to_json().as_bytes(), access)?;
-        // The key service runs as another user and has to reach its file.
-        let folder = path.parent().expect("the file is in a folder");
-        fs::set_permissions(folder, Permissions::from_mode(0o711))
+        }
+    }
+
+    fn make_folder_of_key_service(&self, folder: &Path) -> io::Result<()> {
+        fs::create_dir_all(folder)?;
+        chown(folder, Some(self.key_service), None)?;
+        fs::set_permissions(folder, Permissions::from_mode(0o700))
     }
 
     /// The first policy that this node has seen. The join service keeps the newest one there.
@@ -181,7 +229,11 @@ fn replace_file(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
 }
 
 fn create_folder_of(path: &Path) -> io::Result<()> {
-    fs::create_dir_all(path.parent().expect("our files are in folders"))
+    fs::create_dir_all(folder_of(path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().expect("our files are in folders")
 }
 
 #[cfg(test)]

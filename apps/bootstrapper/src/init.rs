@@ -91,13 +91,16 @@ async fn run(
         .await?;
     step("creating the cluster");
     let kubeconfig = make_cluster(node, &request).await?;
+    let shared = node.files.read_shared_files()?;
+    node.files.write_shared_files(&locked, &shared)?;
     node.files.write_state(&locked, &state.as_member())?;
     Ok(kubeconfig)
 }
 
 async fn rekey_disk(node: &ThisNode, locked: &Locked, request: &InitRequest) -> Result<(), InitialiseError> {
     let disk = disk_uuid(&node.disk).await?;
-    let key = request.master_secret.kek().state_disk_key(disk);
+    let machine = node.attester.identity();
+    let key = request.master_secret.kek().state_disk_key(disk, machine.as_bytes());
     rekey(locked, &node.disk, disk, key).await?;
     Ok(())
 }
@@ -108,7 +111,8 @@ fn write_state(node: &ThisNode, locked: &Locked, request: &InitRequest) -> io::R
     let state = NodeState::new(NodeRole::ControlPlane, request.measurement_salt, address, network);
     node.files.write_state(locked, &state)?;
     node.files.write_policy(locked, &request.policy)?;
-    node.files.write_master_secret(locked, &request.master_secret)?;
+    node.files
+        .write_for_key_service(locked, &request.master_secret, &request.policy)?;
     Ok(state)
 }
 

@@ -17,7 +17,8 @@ use cluster_types::NodeRole;
 use error_report::Chain;
 use grpc_api::join::IssueJoinTicketRequest;
 use grpc_api::join::api_client::ApiClient;
-use kubeadm::{JoinError, KubeletKey};
+use kubeadm::JoinError;
+use node_secrets::{SealingKey, SharedFile};
 use polling::poll_endlessly;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -28,7 +29,7 @@ use crate::lock::{Locked, MeasureError, Owner, Reservation};
 use crate::node::{FIRST_DELAY, LONGEST_DELAY, OwnImageError, PrepareError, ThisNode};
 use crate::repeated::Repeated;
 use endpoints::join_services;
-use ticket::{InvalidTicket, Ticket};
+use ticket::{InvalidTicket, OwnSession, Ticket};
 
 /// For one ticket request. The service calls other services and the API server meanwhile.
 const TICKET_LIMIT: Duration = Duration::from_secs(60);
@@ -82,18 +83,14 @@ enum AskError {
     Handshake(#[from] HandshakeError),
     #[error("the join service did not attest")]
     NotAttested,
+    #[error("the join service did not require this node to attest")]
+    NotAskedToAttest,
     #[error("the join service refused: {}", .0.message())]
     Refused(tonic::Status),
     #[error("the join service did not answer within {TICKET_LIMIT:?}")]
     TimedOut,
     #[error("invalid ticket")]
     Ticket(#[from] InvalidTicket),
-}
-
-/// A ticket and the kubelet key it certifies.
-struct Admission {
-    ticket: Ticket,
-    kubelet_key: KubeletKey,
 }
 
 /// Joins the cluster that metadata leads to and whose join service attests.
@@ -110,14 +107,14 @@ struct Admission {
 /// Until the lock is taken, dropping the future leaves at most a ticket that expires.
 pub(crate) async fn join(node: &ThisNode) -> Result<Joined, BecomeMemberError> {
     let endpoint = endpoint_for_members(node)?;
-    let admission = tokio::select! {
-        admission = wait_for_ticket(node, &endpoint) => admission,
+    let ticket = tokio::select! {
+        ticket = wait_for_ticket(node, &endpoint) => ticket,
         never = fetch_in_advance(node) => never,
     };
     let Ok(reservation) = node.lock.reserve(Owner::Join) else {
         return Ok(Joined::InitTookOver);
     };
-    become_member(node, reservation, admission).await?;
+    become_member(node, reservation, ticket).await?;
     Ok(Joined::Member)
 }
 
@@ -141,7 +138,7 @@ async fn fetch_in_advance<T>(node: &ThisNode) -> T {
     std::future::pending().await
 }
 
-async fn wait_for_ticket(node: &ThisNode, endpoint: &Endpoint) -> Admission {
+async fn wait_for_ticket(node: &ThisNode, endpoint: &Endpoint) -> Ticket {
     let repeated = Repeated::default();
     let log = |error: &NoTicketError| {
         let failure = Chain(error).to_string();
@@ -153,7 +150,7 @@ async fn wait_for_ticket(node: &ThisNode, endpoint: &Endpoint) -> Admission {
     poll_endlessly(FIRST_DELAY, LONGEST_DELAY, attempt, log).await
 }
 
-async fn ask_everyone(node: &ThisNode, endpoint: &Endpoint, repeated: &Repeated) -> Result<Admission, NoTicketError> {
+async fn ask_everyone(node: &ThisNode, endpoint: &Endpoint, repeated: &Repeated) -> Result<Ticket, NoTicketError> {
     let peers = node.metadata.peers().await?;
     let services = join_services(&node.hints, &peers);
     if services.is_empty() {
@@ -161,7 +158,7 @@ async fn ask_everyone(node: &ThisNode, endpoint: &Endpoint, repeated: &Repeated)
     }
     for address in services {
         match ask(node, endpoint, address).await {
-            Ok(admission) => return Ok(admission),
+            Ok(ticket) => return Ok(ticket),
             Err(error) => {
                 let failure = Chain(&error).to_string();
                 if repeated.is_news(&address.to_string(), &failure) {
@@ -173,30 +170,40 @@ async fn ask_everyone(node: &ThisNode, endpoint: &Endpoint, repeated: &Repeated)
     Err(NoTicketError::NobodyIssued)
 }
 
-async fn ask(node: &ThisNode, endpoint: &Endpoint, address: SocketAddrV4) -> Result<Admission, AskError> {
+async fn ask(node: &ThisNode, endpoint: &Endpoint, address: SocketAddrV4) -> Result<Ticket, AskError> {
     let reachable = (node.reach)(address).to_string();
-    let (channel, service) = channel(endpoint, Purpose::Join, &reachable).await?;
-    let service: AttestedNode = service.ok_or(AskError::NotAttested)?;
+    let sealing_key = SealingKey::generate();
+    let endpoint = endpoint.clone().with_sealing_key(sealing_key.public());
+    let session = channel(&endpoint, Purpose::Join, &reachable).await?;
+    let service: AttestedNode = session.node.ok_or(AskError::NotAttested)?;
+    let binding = session.own_binding.ok_or(AskError::NotAskedToAttest)?;
     let this_node = &node.hints.this_node;
-    let pending = KubeletKey::request(&this_node.name, this_node.address.ip());
     let request = IssueJoinTicketRequest {
-        certificate_request: pending.request,
+        node_name: this_node.name.to_string(),
+        node_address: this_node.address.ip().to_string(),
         is_control_plane: this_node.role == NodeRole::ControlPlane,
         role_grant: role_grant(this_node),
     };
-    let mut client = ApiClient::new(channel);
+    let mut client = ApiClient::new(session.channel);
     let response = timeout(TICKET_LIMIT, client.issue_join_ticket(request))
         .await
         .map_err(|_| AskError::TimedOut)?
         .map_err(AskError::Refused)?
         .into_inner();
     let service_membership = &service.result().statements().membership;
-    let ticket = Ticket::parse(response, service_membership, &node.hints.operator, this_node.role)?;
+    let own_session = OwnSession {
+        sealing_key: &sealing_key,
+        binding: &binding,
+    };
+    let ticket = Ticket::parse(
+        response,
+        &own_session,
+        service_membership,
+        &node.hints.operator,
+        this_node.role,
+    )?;
     info!(%address, cluster = %ticket.cluster, service = %service.identity(), "ticket received");
-    Ok(Admission {
-        ticket,
-        kubelet_key: pending.key,
-    })
+    Ok(ticket)
 }
 
 /// Only control planes send a grant. The platform may offer one to a worker, but a join service refuses it there.
@@ -216,15 +223,7 @@ fn role_grant(this_node: &Instance) -> Vec<u8> {
 ///
 /// # Cancel safety
 /// Dropping the future leaves a node that cannot be used; it must power off.
-async fn become_member(
-    node: &ThisNode,
-    reservation: Reservation,
-    admission: Admission,
-) -> Result<(), BecomeMemberError> {
-    let Admission {
-        mut ticket,
-        kubelet_key,
-    } = admission;
+async fn become_member(node: &ThisNode, reservation: Reservation, mut ticket: Ticket) -> Result<(), BecomeMemberError> {
     let step = |name| info!(step = name, "joining");
     step("measuring cluster id and role");
     let locked = reservation
@@ -236,8 +235,6 @@ async fn become_member(
     // The disk may be full of files that a mirror claimed the node needs.
     node.keep_only(&ticket.components)?;
     let state = write_state(node, &locked, &ticket)?;
-    let kubeadm = node.kubeadm();
-    kubeadm.write_kubelet_certificate(&kubelet_key, &ticket.kubelet_certificate)?;
     step("installing Kubernetes");
     node.prepare(ticket.settings.role, &ticket.components, ticket.mirror.as_ref())
         .await?;
@@ -254,9 +251,11 @@ fn write_state(node: &ThisNode, locked: &Locked, ticket: &Ticket) -> io::Result<
     node.files.write_state(locked, &state)?;
     node.files.write_policy(locked, &ticket.policy)?;
     if let Some(control_plane) = &ticket.control_plane {
-        node.files.write_master_secret(locked, &control_plane.master_secret)?;
-        for file in &control_plane.files {
-            node.files.write_pki(locked, file.name, &file.content)?;
+        node.files
+            .write_for_key_service(locked, &control_plane.master_secret, &ticket.policy)?;
+        node.files.write_shared_files(locked, &control_plane.files)?;
+        for SharedFile { name, content } in &control_plane.files {
+            node.files.write_pki(locked, name, content)?;
         }
     }
     Ok(state)

@@ -35,6 +35,7 @@ use attestation::{AttesterSource, Variants};
 use attestation_variants::ReleaseVariants;
 use clap::Parser;
 use cloud_metadata::{BASE_ADDRESS_FILE, QemuMetadata};
+use cluster_types::Service;
 use error_report::Chain;
 use kubeadm::OwnApiServer;
 use programs::{Call, HostPrograms, Programs};
@@ -48,8 +49,6 @@ use crate::node::{Hints, ThisNode, image_version};
 use crate::run::{Boot, boot, bootstrap, resume};
 
 const ROOT: &str = "/";
-/// The user id of the key service's container.
-const KEY_SERVICE_USER: u32 = 65532;
 
 /// Makes this machine part of a cluster.
 #[derive(Parser)]
@@ -81,7 +80,7 @@ async fn start(arguments: &Arguments) -> Result<()> {
     service_runtime::forbid_core_dumps()?;
     info!(image = image_version(Path::new(ROOT)), "bootstrapper started");
     let programs: Arc<dyn Programs> = Arc::new(HostPrograms);
-    let files = NodeFiles::new(ROOT, KEY_SERVICE_USER);
+    let files = NodeFiles::new(ROOT, Service::KEY_SERVICE_USER);
     let variants: &dyn Variants = &ReleaseVariants;
     let attester = variants.attester(&AttesterSource::ThisMachine)?;
     if let Boot::Member = boot(&*attester)? {

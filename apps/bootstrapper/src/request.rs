@@ -197,6 +197,7 @@ pub(crate) mod tests {
     use cluster_policy::{ClusterPolicy, Release};
     use cluster_types::Variant;
     use measurements::ReferenceValues;
+    use node_secrets::KeyServiceKey;
 
     use super::*;
 
@@ -254,6 +255,11 @@ pub(crate) mod tests {
         OperatorKey::of(&Example::default().master_secret())
     }
 
+    /// The key service with that master secret.
+    pub(crate) fn key_service() -> KeyServiceKey {
+        KeyServiceKey::of(&Example::default().master_secret())
+    }
+
     /// This operator's policy, which lists these components alone.
     pub(crate) fn policy(operator: &OperatorKey, cluster: ClusterId, components: &[ComponentMessage]) -> Vec<u8> {
         let components = parse_component_list("v1.35.4", components.to_vec()).unwrap();
@@ -263,6 +269,7 @@ pub(crate) mod tests {
             images: vec![ReferenceValues::new(Variant::ALL[0], "image", &[4])],
             releases: vec![Release::of(&components)],
             min_grant_serial: 0,
+            key_service: key_service().public(),
         };
         let signed = BelievedPolicy::sign(&policy, operator).unwrap();
         signed.as_bytes().to_vec()

@@ -12,6 +12,7 @@ use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 use grpc_api::init::api_client::ApiClient;
 use grpc_api::init::init_response::Kind;
 use grpc_api::init::{InitRequest as InitMessage, InitResponse};
+use node_secrets::SHARED_FILES;
 use test_machines::{Technology, for_each_technology};
 use tonic::{Code, Status, Streaming};
 
@@ -78,18 +79,18 @@ async fn call_as(
     message: InitMessage,
 ) -> Result<Streaming<InitResponse>, Status> {
     let cli = Endpoint::new(None, node.accepts(membership));
-    let (channel, attested) = channel(&cli, Purpose::Init, &address.to_string()).await.unwrap();
-    assert!(attested.is_some());
-    Ok(ApiClient::new(channel).init(message).await?.into_inner())
+    let session = channel(&cli, Purpose::Init, &address.to_string()).await.unwrap();
+    assert!(session.node.is_some());
+    Ok(ApiClient::new(session.channel).init(message).await?.into_inner())
 }
 
 /// Whether the node became the first of a cluster; refused and cut off both mean that it did not.
 pub(crate) async fn try_init(node: &TestNode, address: SocketAddr) -> bool {
     let cli = Endpoint::new(None, node.accepts(ExpectedMembership::New));
-    let Ok((channel, _)) = channel(&cli, Purpose::Init, &address.to_string()).await else {
+    let Ok(session) = channel(&cli, Purpose::Init, &address.to_string()).await else {
         return false;
     };
-    match ApiClient::new(channel).init(message()).await {
+    match ApiClient::new(session.channel).init(message()).await {
         Ok(stream) => matches!(collect(stream.into_inner()).await.last(), Some(Kind::InitSuccess(_))),
         Err(_) => false,
     }
@@ -122,13 +123,27 @@ async fn a_node_becomes_the_first_of_a_cluster(technology: &'static dyn Technolo
     let disk_key = *request
         .master_secret
         .kek()
-        .state_disk_key(DISK.parse().unwrap())
+        .state_disk_key(DISK.parse().unwrap(), node.node.attester.identity().as_bytes())
         .expose();
     assert_eq!(node.disk.keys(), [disk_key]);
     assert_eq!(node.node.files.load_state().unwrap().stage, Stage::Member);
     let secret = node.file("run/state/constellation/master-secret.json");
     assert_eq!(fs::read_to_string(&secret).unwrap(), *request.master_secret.to_json());
     assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o400);
+    for name in SHARED_FILES {
+        let copy = node.file(&format!("run/state/constellation/shared-files/{name}"));
+        let original = node.file(&format!("etc/kubernetes/pki/{name}"));
+        assert_eq!(fs::read(&copy).unwrap(), fs::read(original).unwrap());
+        assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o400);
+    }
+    for folder in ["key-service", "key-policy", "shared-files", "shared-files/etcd"] {
+        let folder = node.file(&format!("run/state/constellation/{folder}"));
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+    for store in ["policy/cluster-policy", "key-policy/cluster-policy"] {
+        let store = node.file(&format!("run/state/constellation/{store}"));
+        assert_eq!(fs::read(store).unwrap(), request.policy.as_bytes());
+    }
     assert_eq!(fs::read(node.file("run/state/bin/kubelet")).unwrap(), b"kubelet");
     let measurement_secret = request.master_secret.kek().measurement_secret();
     logs.assert_free_of(&[

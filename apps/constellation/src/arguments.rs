@@ -35,6 +35,9 @@ pub(crate) enum Command {
     /// Work with the policy that says which images nodes may run and what they install.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Work with copies of the audit log of a key service.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Terminate the machines and destroy their disks. Configuration and master secret are kept.
     Terminate(Confirmation),
     /// Work with mirrors of Kubernetes.
@@ -127,6 +130,16 @@ pub(crate) enum PolicyCommand {
         /// Output format of the policy.
         #[arg(short, long, value_enum, default_value_t = Format::Text)]
         output: Format,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Check that no record was changed, removed or put in between.
+    Verify {
+        /// Files of one log, the oldest first: key-audit.log.2 key-audit.log.1 key-audit.log.
+        #[arg(required = true, value_parser = path())]
+        files: Vec<Utf8PathBuf>,
     },
 }
 

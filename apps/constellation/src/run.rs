@@ -13,6 +13,7 @@ use infrastructure::{Infrastructure, Machine, MachineStatus, Provider};
 use key_derivation::{MasterSecret, cluster_id};
 use kubernetes_components::ComponentList;
 use measurements::ReferenceValues;
+use node_secrets::KeyServiceKey;
 use operator_key::OperatorKey;
 
 use crate::advice::{Advise, advise};
@@ -90,6 +91,7 @@ impl<'a> Run<'a> {
             images: vec![self.reference_values.clone()],
             releases: vec![Release::of(&self.components)],
             min_grant_serial: 0,
+            key_service: KeyServiceKey::of(&secret).public(),
         };
         let newest = self.state.policy.clone();
         let newest = newest.and_then(|newest| newest.believe(|signer| *signer == operator.public()).ok());

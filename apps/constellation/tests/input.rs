@@ -15,6 +15,7 @@ const INCOMPLETE: &[(&[&str], &str)] = &[
     (&["config"], "Usage: constellation config"),
     (&["mini"], "Usage: constellation mini"),
     (&["mirror"], "Usage: constellation mirror"),
+    (&["audit"], "Usage: constellation audit"),
 ];
 
 /// What is typed wrongly, and what the error must say: which argument, and what would be right.
@@ -83,6 +84,16 @@ const BAD: &[(&[&str], &[&str])] = &[
     (&["terminate", "all"], &["all"]),
     (&["terminate", "--yes=no"], &["--yes", "'no'"]),
     (&["mirror", "create"], &["<FOLDER>"]),
+    (&["audit", "verify"], &["<FILES>"]),
+    (&["audit", "verify", ""], &["<FILES>", "value is required"]),
+    (
+        &["audit", "verify", "/nonexistent"],
+        &["cannot read /nonexistent", "No such file"],
+    ),
+    (
+        &["audit", "verify", "/etc/hostname"],
+        &["/etc/hostname is broken", "line 1: is not a record"],
+    ),
     (
         &["mirror", "create", "", "--from", "x"],
         &["<FOLDER>", "value is required"],

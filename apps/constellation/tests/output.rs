@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 
 use cluster_config::{ClusterState, MadeOf, Workspace};
 use cluster_policy::{BelievedPolicy, ClusterPolicy, Release};
-use cluster_types::ClusterId;
+use cluster_types::{ClusterId, KeyServicePublicKey};
 use kubernetes_components::ComponentList;
 use operator_key::OperatorKey;
 use support::{Host, stderr};
@@ -76,6 +76,7 @@ fn host() -> Host {
             &ComponentList::new("v1.35.4".parse().unwrap(), Vec::new()).unwrap(),
         )],
         min_grant_serial: 0,
+        key_service: KeyServicePublicKey::new([0xcd; 32]),
     };
     let signed = BelievedPolicy::sign(&policy, &OperatorKey::of(&master_secret()));
     state.policy = Some(signed.unwrap().into_signed());

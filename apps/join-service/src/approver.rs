@@ -1,8 +1,10 @@
-//! Which kubelets get a client certificate: those whose token or certificate names them.
+//! Which kubelets get which certificates.
 //!
-//! Kubernetes would approve every request of whoever has a bootstrap token, for any node name. A token of ours says in a group for
-//! which node it is, and a kubelet renews only its own certificate.
+//! With the first one a kubelet logs in at the API server: it is for whom the token or the certificate names. Kubernetes would approve every request
+//! of whoever has a bootstrap token, for any node name; a token of ours says in a group for which node it is, and a kubelet renews only its own
+//! certificate. With the second one it serves: at the address that its node's machine has claimed, and nowhere else.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use cluster_objects::{Approval, Approver, CertificateRequestsError, Cluster, joining_node_group};
@@ -17,9 +19,12 @@ use crate::certificate::{CertificateRequestError, KubeletRequest, NAME_PREFIX, O
 
 /// No kubelet makes a longer one, in bytes; an approval would not fit beside the longest that the API server stores.
 const MAX_REQUEST_LEN: usize = 16 * 1024;
-const SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
-/// What a kubelet's client certificate is for (`certificates.k8s.io/v1`, `KeyUsage`).
-const USAGES: [&str; 3] = ["digital signature", "key encipherment", "client auth"];
+const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
+const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
+/// What each certificate is for, and what may go with it (`certificates.k8s.io/v1`, `KeyUsage`).
+const CLIENT: &str = "client auth";
+const SERVER: &str = "server auth";
+const SIGNATURES: [&str; 2] = ["digital signature", "key encipherment"];
 const BOOTSTRAP_USER: &str = "system:bootstrap:";
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
@@ -31,10 +36,15 @@ enum Refusal {
     Pem,
     #[error("the request is refused")]
     Request(#[from] CertificateRequestError),
-    #[error("the certificate would be for {0:?}, expected client authentication alone")]
-    Usages(Vec<String>),
+    #[error("the certificate would be for {actual:?}, expected {expected} alone")]
+    Usages {
+        actual: Vec<String>,
+        expected: &'static str,
+    },
     #[error("the bootstrap token is not for node {0}")]
     TokenOfAnother(NodeName),
+    #[error("a bootstrap token is not enough for the certificate with which node {0} serves")]
+    NotAMember(NodeName),
     #[error("{user} asks for the certificate of node {node}")]
     NodeOfAnother { user: String, node: NodeName },
     #[error("no machine has the node name {0}")]
@@ -43,28 +53,36 @@ enum Refusal {
 
 /// Decides on requests until the task is ended. Whatever fails is tried again.
 pub(crate) async fn approve_kubelets(cluster: Cluster) {
-    let kubelets = Kubelets(cluster.clone());
+    let (clients, servers) = (Clients(cluster.clone()), Servers(cluster.clone()));
+    tokio::join!(approve(&cluster, &clients), approve(&cluster, &servers));
+}
+
+async fn approve(cluster: &Cluster, approver: &impl Approver) {
     loop {
-        let attempt = || cluster.decide_on_certificate_requests(&kubelets);
+        let attempt = || cluster.decide_on_certificate_requests(approver);
         let log = |error: &CertificateRequestsError| warn!(error = %Chain(error), "certificate requests wait");
         // The API server ends every watch after some minutes.
         poll_endlessly(FIRST_DELAY, LONGEST_DELAY, attempt, log).await;
     }
 }
 
-/// Kubelets, each by the record that its node name is given to a machine. Where there is none any more, its certificate is not renewed.
-struct Kubelets(Cluster);
+/// Kubelets that log in, each by the record that its node name is given to a machine. Where there is none any more, its certificate is
+/// not renewed.
+struct Clients(Cluster);
 
-impl Approver for Kubelets {
+/// Kubelets that serve, each by the record of the address of the machine that has its node name.
+struct Servers(Cluster);
+
+impl Approver for Clients {
     fn signer(&self) -> &'static str {
-        SIGNER
+        CLIENT_SIGNER
     }
 
     async fn decide(&self, request: &CertificateSigningRequest) -> Result<Option<Approval>, CertificateRequestsError> {
-        let Some(requester) = Requester::of(&request.spec) else {
+        let Some(requester) = Requester::of(&request.spec, CLIENT_SIGNER) else {
             return Ok(None);
         };
-        let checked = match check(&request.spec, &requester) {
+        let checked = match check_client(&request.spec, &requester) {
             Ok(node) if self.0.has_node(&node).await? => Ok(node),
             Ok(node) => Err(Refusal::NoNode(node)),
             Err(refusal) => Err(refusal),
@@ -73,18 +91,36 @@ impl Approver for Kubelets {
     }
 }
 
+impl Approver for Servers {
+    fn signer(&self) -> &'static str {
+        SERVING_SIGNER
+    }
+
+    async fn decide(&self, request: &CertificateSigningRequest) -> Result<Option<Approval>, CertificateRequestsError> {
+        let Some(requester) = Requester::of(&request.spec, SERVING_SIGNER) else {
+            return Ok(None);
+        };
+        let checked = match server_of(&request.spec, &requester) {
+            Ok(node) => check_server(&request.spec, self.0.address_of(&node).await?, node),
+            Err(refusal) => Err(refusal),
+        };
+        Ok(Some(told(request, checked)))
+    }
+}
+
 fn told(request: &CertificateSigningRequest, checked: Result<NodeName, Refusal>) -> Approval {
     let (name, user) = (request.metadata.name.as_deref(), request.spec.username.as_deref());
+    let signer = &request.spec.signer_name;
     match checked {
         Ok(node) => {
-            info!(request = name, user, %node, "kubelet certificate approved");
+            info!(request = name, signer, user, %node, "kubelet certificate approved");
             Approval {
                 approved: true,
                 message: format!("for node {node}"),
             }
         }
         Err(refusal) => {
-            warn!(request = name, user, refusal = %Chain(&refusal), "kubelet certificate denied");
+            warn!(request = name, signer, user, refusal = %Chain(&refusal), "kubelet certificate denied");
             Approval {
                 approved: false,
                 message: Chain(&refusal).to_string(),
@@ -93,7 +129,7 @@ fn told(request: &CertificateSigningRequest, checked: Result<NodeName, Refusal>)
     }
 }
 
-/// Who asks for a kubelet's client certificate. The API server says so. Administrators decide on the requests of others.
+/// Who asks for a kubelet's certificate. The API server says so. Administrators decide on the requests of others.
 enum Requester<'a> {
     /// With a bootstrap token, which puts it into these groups.
     Joining(&'a [String]),
@@ -102,8 +138,8 @@ enum Requester<'a> {
 }
 
 impl<'a> Requester<'a> {
-    fn of(spec: &'a CertificateSigningRequestSpec) -> Option<Self> {
-        if spec.signer_name != SIGNER || spec.request.0.len() > MAX_REQUEST_LEN {
+    fn of(spec: &'a CertificateSigningRequestSpec, signer: &str) -> Option<Self> {
+        if spec.signer_name != signer || spec.request.0.len() > MAX_REQUEST_LEN {
             return None;
         }
         let groups = spec.groups.as_deref().unwrap_or_default();
@@ -115,6 +151,17 @@ impl<'a> Requester<'a> {
             .iter()
             .any(|group| group == ORGANIZATION)
             .then_some(Self::Node(user))
+    }
+
+    /// Checks that a member asks for its own node.
+    fn must_be(user: &str, node: NodeName) -> Result<NodeName, Refusal> {
+        if user.strip_prefix(NAME_PREFIX) == Some(node.as_str()) {
+            return Ok(node);
+        }
+        Err(Refusal::NodeOfAnother {
+            user: user.to_owned(),
+            node,
+        })
     }
 }
 
@@ -134,29 +181,53 @@ fn only_request(text: &[u8]) -> Result<Vec<u8>, Refusal> {
     }
 }
 
-/// The name of the node that gets the certificate.
-fn check(spec: &CertificateSigningRequestSpec, requester: &Requester<'_>) -> Result<NodeName, Refusal> {
+fn check_usages(spec: &CertificateSigningRequestSpec, expected: &'static str) -> Result<(), Refusal> {
     let usages = spec.usages.as_deref().unwrap_or_default();
-    let is_client = usages.iter().any(|usage| usage == "client auth");
-    if !is_client || usages.iter().any(|usage| !USAGES.contains(&usage.as_str())) {
-        return Err(Refusal::Usages(usages.to_vec()));
+    let allowed = |usage: &str| usage == expected || SIGNATURES.contains(&usage);
+    if usages.iter().any(|usage| usage == expected) && usages.iter().all(|usage| allowed(usage)) {
+        return Ok(());
     }
-    let node = KubeletRequest::parse_client(&only_request(&spec.request.0)?)?;
+    Err(Refusal::Usages {
+        actual: usages.to_vec(),
+        expected,
+    })
+}
+
+/// The name of the node that gets the certificate with which it logs in.
+fn check_client(spec: &CertificateSigningRequestSpec, requester: &Requester<'_>) -> Result<NodeName, Refusal> {
+    check_usages(spec, CLIENT)?;
+    let node = KubeletRequest::parse(&only_request(&spec.request.0)?)?.for_client()?;
     match requester {
         Requester::Joining(groups) if groups.contains(&joining_node_group(&node)) => Ok(node),
         Requester::Joining(_) => Err(Refusal::TokenOfAnother(node)),
-        Requester::Node(user) if user.strip_prefix(NAME_PREFIX) == Some(node.as_str()) => Ok(node),
-        Requester::Node(user) => Err(Refusal::NodeOfAnother {
-            user: (*user).to_owned(),
-            node,
-        }),
+        Requester::Node(user) => Requester::must_be(user, node),
     }
+}
+
+/// The name of the node that would serve. Where it would do that is not looked at yet.
+fn server_of(spec: &CertificateSigningRequestSpec, requester: &Requester<'_>) -> Result<NodeName, Refusal> {
+    check_usages(spec, SERVER)?;
+    let node = KubeletRequest::parse(&only_request(&spec.request.0)?)?.node;
+    match requester {
+        Requester::Joining(_) => Err(Refusal::NotAMember(node)),
+        Requester::Node(user) => Requester::must_be(user, node),
+    }
+}
+
+/// The name of the node, if it would serve at this address and nowhere else.
+fn check_server(
+    spec: &CertificateSigningRequestSpec,
+    address: Option<Ipv4Addr>,
+    node: NodeName,
+) -> Result<NodeName, Refusal> {
+    let address = address.ok_or(Refusal::NoNode(node))?;
+    Ok(KubeletRequest::parse(&only_request(&spec.request.0)?)?.for_serving_at(address)?)
 }
 
 #[cfg(test)]
 mod tests {
     use k8s_openapi::ByteString;
-    use test_services::{client_certificate_request, join_request};
+    use test_services::{client_certificate_request, serving_certificate_request};
 
     use super::*;
 
@@ -164,24 +235,29 @@ mod tests {
         client_certificate_request(node).unwrap().into_bytes()
     }
 
-    /// What a joining node sends to the join service, at which it will serve.
-    fn serving(node: &str) -> Vec<u8> {
-        let request = join_request(node, [10, 42, 2, 100]).unwrap().certificate_request;
-        let block = Pem::new("CERTIFICATE REQUEST", request);
-        pem::encode_config(&block, EncodeConfig::new().set_line_ending(LineEnding::LF)).into_bytes()
+    const ADDRESS: [u8; 4] = [10, 42, 2, 100];
+
+    fn usages(usage: &str) -> Option<Vec<String>> {
+        Some(
+            [&SIGNATURES[..], &[usage]]
+                .concat()
+                .into_iter()
+                .map(str::to_owned)
+                .collect(),
+        )
     }
 
     /// A request of worker-0 with its token.
     fn joining() -> CertificateSigningRequestSpec {
         CertificateSigningRequestSpec {
             request: ByteString(pem("worker-0")),
-            signer_name: SIGNER.into(),
+            signer_name: CLIENT_SIGNER.into(),
             username: Some("system:bootstrap:abcdef".into()),
             groups: Some(vec![
                 "system:bootstrappers".into(),
                 joining_node_group(&"worker-0".parse().unwrap()),
             ]),
-            usages: Some(USAGES.map(str::to_owned).to_vec()),
+            usages: usages(CLIENT),
             ..CertificateSigningRequestSpec::default()
         }
     }
@@ -195,9 +271,25 @@ mod tests {
         }
     }
 
-    /// As if each name were given to a machine.
+    /// worker-0 asks for the certificate with which it serves at this address.
+    fn serving(node: &str, address: [u8; 4]) -> CertificateSigningRequestSpec {
+        CertificateSigningRequestSpec {
+            request: ByteString(serving_certificate_request(node, address).unwrap().into_bytes()),
+            signer_name: SERVING_SIGNER.into(),
+            usages: usages(SERVER),
+            ..renewing()
+        }
+    }
+
+    /// As if each name were given to a machine, which has the one address.
     fn decision(spec: CertificateSigningRequestSpec) -> Option<Approval> {
-        let checked = check(&spec, &Requester::of(&spec)?);
+        let signer = spec.signer_name.clone();
+        let checked = if signer == SERVING_SIGNER {
+            server_of(&spec, &Requester::of(&spec, &signer)?)
+                .and_then(|node| check_server(&spec, Some(ADDRESS.into()), node))
+        } else {
+            check_client(&spec, &Requester::of(&spec, CLIENT_SIGNER)?)
+        };
         let request = CertificateSigningRequest {
             spec,
             ..CertificateSigningRequest::default()
@@ -249,22 +341,58 @@ mod tests {
     }
 
     #[test]
+    fn a_member_serves_at_its_own_address() {
+        let approval = decision(serving("worker-0", ADDRESS)).unwrap();
+        assert_eq!(
+            (approval.approved, approval.message.as_str()),
+            (true, "for node worker-0")
+        );
+    }
+
+    /// Root on a worker wants to be taken for somebody else.
+    #[test]
+    fn a_member_serves_nowhere_else() {
+        let at = |address| serving("worker-0", address);
+        let nothing = |_: &mut CertificateSigningRequestSpec| {};
+        let elsewhere = "serves at 10.42.2.100 and by its node's name, and nowhere else";
+        // Another node, the API server, and its Service.
+        for address in [[10, 42, 2, 101], [10, 42, 1, 100], [10, 96, 0, 1]] {
+            denied(at(address), nothing, elsewhere);
+        }
+        denied(at(ADDRESS), |spec| spec.request.0 = pem("worker-0"), elsewhere);
+        denied(
+            serving("control-plane-0", ADDRESS),
+            nothing,
+            "system:node:worker-0 asks for the certificate of node control-plane-0",
+        );
+        denied(
+            at(ADDRESS),
+            |spec| spec.usages = usages(CLIENT),
+            "expected server auth alone",
+        );
+        denied(
+            at(ADDRESS),
+            |spec| (spec.username, spec.groups) = (joining().username, joining().groups),
+            "a bootstrap token is not enough",
+        );
+        let unclaimed = at(ADDRESS);
+        let refused = check_server(&unclaimed, None, "worker-0".parse().unwrap());
+        assert!(matches!(refused, Err(Refusal::NoNode(_))));
+    }
+
+    #[test]
     fn what_is_not_a_kubelets_client_certificate_is_denied() {
         denied(
             joining(),
             |spec| spec.usages = Some(vec!["server auth".into()]),
-            "expected client authentication alone",
+            "expected client auth alone",
         );
         denied(
             joining(),
             |spec| spec.usages.as_mut().unwrap().push("cert sign".into()),
-            "expected client authentication alone",
+            "expected client auth alone",
         );
-        denied(
-            joining(),
-            |spec| spec.usages = None,
-            "expected client authentication alone",
-        );
+        denied(joining(), |spec| spec.usages = None, "expected client auth alone");
         denied(
             joining(),
             |spec| spec.request.0.clear(),
@@ -272,8 +400,8 @@ mod tests {
         );
         denied(
             joining(),
-            |spec| spec.request.0 = serving("worker-0"),
-            "has no addresses",
+            |spec| spec.request = serving("worker-0", ADDRESS).request,
+            "with a name alone",
         );
         denied(
             joining(),

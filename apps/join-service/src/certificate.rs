@@ -1,16 +1,12 @@
-//! The kubelet's serving certificate, and what a kubelet may request at all, also as a client.
+//! What a kubelet's request for a certificate may say.
 //!
-//! The ticket decides what a node may be called. The request only carries the node's public key, name and addresses;
-//! everything else in it is refused or overwritten.
+//! Kubernetes' controller signs what is approved, after parsing the request with another parser, which may skip what ours takes. So
+//! only the few ways in which a kubelet writes a request are taken, byte by byte.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
-use cluster_types::{Cidr, NodeName, ParseNodeNameError};
-use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
-};
-use time::{Duration, OffsetDateTime};
+use cluster_types::{NodeName, ParseNodeNameError};
+use rcgen::{CertificateSigningRequestParams, DistinguishedName, DnType, DnValue};
 use x509_parser::asn1_rs::{Any, Class, Tag};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
@@ -19,21 +15,18 @@ use yasna::models::ObjectIdentifier;
 
 pub(crate) const ORGANIZATION: &str = "system:nodes";
 pub(crate) const NAME_PREFIX: &str = "system:node:";
-/// Allows for the difference between two machines' clocks.
-const BACKDATED: Duration = Duration::minutes(5);
-/// The same as the certificates that kubeadm issues.
-const LIFETIME: Duration = Duration::days(365);
+/// No attributes of a request (RFC 2986 section 4.1).
+const NO_ATTRIBUTES: [u8; 2] = [0xa0, 0];
 
-/// A request for nothing that a kubelet may not have.
-pub(crate) struct KubeletRequest {
-    request: CertificateSigningRequestParams,
-    /// Well-formed, but not yet known to belong to the caller.
+/// A request that names a node and is signed by its own key.
+#[derive(Debug)]
+pub(crate) struct KubeletRequest<'a> {
+    der: &'a [u8],
+    /// Well-formed, but not yet known to be the requester's.
     pub(crate) node: NodeName,
-    /// Well-formed, but not yet known to belong to the caller either.
-    addresses: Vec<Ipv4Addr>,
 }
 
-/// A request for something that no ticket allows.
+/// A request for something that no kubelet gets.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CertificateRequestError {
     #[error("the certificate request is malformed or not signed by its own key")]
@@ -48,30 +41,17 @@ pub(crate) enum CertificateRequestError {
     NodeName(#[from] ParseNodeNameError),
     #[error("the certificate request has {0} subject attributes, expected organization and common name")]
     Subject(usize),
-    #[error("the certificate request is for a certificate authority")]
-    CertificateAuthority,
-    #[error("the certificate request has a subject alternative name that is not an IPv4 address")]
-    AlternativeName,
-    #[error("a client certificate has no addresses")]
-    ClientAddresses,
-    #[error("the certificate request is not written as a kubelet writes it")]
-    NotCanonical,
-    #[error("the certificate request has {0} addresses, expected the node's one IPv4 address")]
-    Addresses(usize),
+    #[error("the certificate request is not written as a kubelet writes it, with a name alone")]
+    NotAClients,
     #[error(
-        "the certificate request is for {0}, which no node has: it is outside the private networks, or belongs to pods or Services"
+        "the certificate request is not written as a kubelet writes it that serves at {0} and by its node's name, and nowhere else"
     )]
-    NoNodesAddress(Ipv4Addr),
+    NotServingAt(Ipv4Addr),
 }
 
-/// The cluster CA could not sign.
-#[derive(Debug, thiserror::Error)]
-#[error("the cluster's certificate authority cannot sign the certificate")]
-pub(crate) struct SignError(#[from] rcgen::Error);
-
-impl KubeletRequest {
-    /// Parses a PKCS#10 request and refuses anything but a kubelet's.
-    pub(crate) fn parse(der: &[u8]) -> Result<Self, CertificateRequestError> {
+impl<'a> KubeletRequest<'a> {
+    /// Parses a PKCS#10 request, DER.
+    pub(crate) fn parse(der: &'a [u8]) -> Result<Self, CertificateRequestError> {
         // What follows the request would be overlooked here.
         let (rest, _) = X509CertificationRequest::from_der(der).map_err(|_| CertificateRequestError::Trailing)?;
         if !rest.is_empty() {
@@ -80,84 +60,84 @@ impl KubeletRequest {
         let request =
             CertificateSigningRequestParams::from_der(&der.into()).map_err(CertificateRequestError::Malformed)?;
         let node = check_subject(&request.params.distinguished_name)?;
-        if matches!(request.params.is_ca, IsCa::Ca(_)) {
-            return Err(CertificateRequestError::CertificateAuthority);
-        }
-        let addresses = addresses(&request.params.subject_alt_names)?;
-        Ok(Self {
-            request,
-            node,
-            addresses,
-        })
+        Ok(Self { der, node })
     }
 
-    /// The one address at which the kubelet will serve. It is not yet known to belong to the caller.
-    pub(crate) fn address(&self) -> Result<Ipv4Addr, CertificateRequestError> {
-        let [address] = self.addresses[..] else {
-            return Err(CertificateRequestError::Addresses(self.addresses.len()));
+    /// Takes a request for the certificate with which a kubelet logs in at the API server.
+    pub(crate) fn for_client(self) -> Result<NodeName, CertificateRequestError> {
+        if self.is_canonical_with(&[NO_ATTRIBUTES.to_vec()]) {
+            Ok(self.node)
+        } else {
+            Err(CertificateRequestError::NotAClients)
+        }
+    }
+
+    /// Takes a request for the certificate with which a kubelet serves at its node's address.
+    pub(crate) fn for_serving_at(self, address: Ipv4Addr) -> Result<NodeName, CertificateRequestError> {
+        // A kubelet adds its node's name where that is the name of the host.
+        let names = [Some(&self.node), None];
+        if self.is_canonical_with(&names.map(|name| alternative_names(name, address))) {
+            Ok(self.node)
+        } else {
+            Err(CertificateRequestError::NotServingAt(address))
+        }
+    }
+
+    /// Whether a `CertificationRequest` (RFC 2986 section 4.2) has this node's subject in one of its two canonical forms, attributes that
+    /// are exactly one of these, and nothing besides.
+    fn is_canonical_with(&self, allowed: &[Vec<u8>]) -> bool {
+        let Some([info, _algorithm, _signature]) = elements(self.der) else {
+            return false;
         };
-        let is_anothers = Cidr::PODS.contains(address) || Cidr::SERVICES.contains(address);
-        if address.is_private() && !is_anothers {
-            Ok(address)
-        } else {
-            Err(CertificateRequestError::NoNodesAddress(address))
-        }
-    }
-
-    /// Parses a kubelet's request for the certificate with which it logs in at the API server, and returns the node's name.
-    ///
-    /// # Security
-    /// Somebody else signs it, after parsing it with another parser, which may skip what this one takes. So only one way to write
-    /// the subject is taken.
-    pub(crate) fn parse_client(der: &[u8]) -> Result<NodeName, CertificateRequestError> {
-        let Self { node, addresses, .. } = Self::parse(der)?;
-        if !addresses.is_empty() {
-            return Err(CertificateRequestError::ClientAddresses);
-        }
-        if names_only(der, &node) {
-            Ok(node)
-        } else {
-            Err(CertificateRequestError::NotCanonical)
-        }
-    }
-
-    /// Signs a serving certificate. Of the request, it contains only the key and the node name.
-    pub(crate) fn sign(mut self, address: Ipv4Addr, ca_certificate: &str, ca_key: &str) -> Result<String, SignError> {
-        let issuer = Issuer::from_ca_cert_pem(ca_certificate, KeyPair::from_pem(ca_key)?)?;
-        let now = OffsetDateTime::now_utc();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("{NAME_PREFIX}{}", self.node));
-        params.subject_alt_names = vec![SanType::IpAddress(IpAddr::V4(address))];
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        // The kubelet's client certificate comes from its own bootstrap; this one must not log in anywhere.
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.not_before = now - BACKDATED;
-        params.not_after = now + LIFETIME;
-        self.request.params = params;
-        Ok(self.request.signed_by(&issuer)?.pem())
+        let Some([version, subject, _key, attributes]) = elements(info) else {
+            return false;
+        };
+        // Go writes names as PrintableString, others as UTF8String.
+        let texts: [fn(DERWriter<'_>, &str); 2] = [
+            |writer, text| writer.write_printable_string(text),
+            |writer, text| writer.write_utf8_string(text),
+        ];
+        version == [2, 1, 0]
+            && allowed.iter().any(|allowed| attributes == allowed)
+            && texts.into_iter().any(|text| subject == subject_of(&self.node, text))
     }
 }
 
-/// Whether a `CertificationRequest` (RFC 2986 section 4.2) has this node's subject in one of its two canonical forms, no attributes, and
-/// nothing besides.
-fn names_only(der: &[u8], node: &NodeName) -> bool {
-    let Some([info, _algorithm, _signature]) = elements(der) else {
-        return false;
-    };
-    let Some([version, subject, _key, attributes]) = elements(info) else {
-        return false;
-    };
-    // Go writes names as PrintableString, others as UTF8String.
-    let texts: [fn(DERWriter<'_>, &str); 2] = [
-        |writer, text| writer.write_printable_string(text),
-        |writer, text| writer.write_utf8_string(text),
-    ];
-    version == [2, 1, 0] && attributes == [0xa0, 0] && texts.into_iter().any(|text| subject == subject_of(node, text))
+/// The DER of attributes that consist of a request for one extension, the subject's alternative names (RFC 2985 section 5.4.2, RFC 5280
+/// section 4.2.1.6): a DNS name, if there is one, then the address.
+fn alternative_names(name: Option<&NodeName>, address: Ipv4Addr) -> Vec<u8> {
+    let oid = ObjectIdentifier::from_slice;
+    let names = yasna::construct_der(|writer| {
+        writer.write_sequence(|names| {
+            if let Some(name) = name {
+                let tag = yasna::Tag::context(2);
+                names
+                    .next()
+                    .write_tagged_implicit(tag, |writer| writer.write_ia5_string(name.as_str()));
+            }
+            let tag = yasna::Tag::context(7);
+            names
+                .next()
+                .write_tagged_implicit(tag, |writer| writer.write_bytes(&address.octets()));
+        });
+    });
+    yasna::construct_der(|writer| {
+        writer.write_tagged_implicit(yasna::Tag::context(0), |writer| {
+            writer.write_set(|attributes| {
+                attributes.next().write_sequence(|attribute| {
+                    attribute.next().write_oid(&oid(&[1, 2, 840, 113_549, 1, 9, 14]));
+                    attribute.next().write_set(|values| {
+                        values.next().write_sequence(|extensions| {
+                            extensions.next().write_sequence(|extension| {
+                                extension.next().write_oid(&oid(&[2, 5, 29, 17]));
+                                extension.next().write_bytes(&names);
+                            });
+                        });
+                    });
+                });
+            });
+        });
+    })
 }
 
 /// The DER of `O=system:nodes, CN=system:node:<name>`, with each text written like this.
@@ -217,130 +197,128 @@ fn text(value: Option<&DnValue>) -> String {
     text.chars().take(300).collect()
 }
 
-fn addresses(names: &[SanType]) -> Result<Vec<Ipv4Addr>, CertificateRequestError> {
-    let address = |name: &SanType| match name {
-        SanType::IpAddress(IpAddr::V4(address)) => Ok(*address),
-        _ => Err(CertificateRequestError::AlternativeName),
-    };
-    names.iter().map(address).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use rcgen::{BasicConstraints, SigningKey};
-    use x509_parser::pem::parse_x509_pem;
+    use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType, SigningKey};
 
     use super::*;
 
-    /// A good request, changed in one place.
-    fn check(change: impl FnOnce(&mut CertificateParams)) -> Result<KubeletRequest, CertificateRequestError> {
+    const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 42, 2, 100);
+
+    /// A request of worker-0, changed in one place.
+    fn request(change: impl FnOnce(&mut CertificateParams)) -> Vec<u8> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
         params
             .distinguished_name
             .push(DnType::CommonName, "system:node:worker-0");
-        params.subject_alt_names = vec![SanType::IpAddress([10, 42, 2, 100].into())];
         change(&mut params);
         let key = KeyPair::generate().unwrap();
-        KubeletRequest::parse(params.serialize_request(&key).unwrap().der())
+        params.serialize_request(&key).unwrap().der().to_vec()
     }
 
-    #[test]
-    fn a_kubelets_request_is_signed_for_serving_only() {
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca = CertificateParams::default();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca = ca.self_signed(&ca_key).unwrap();
-        // The request asks for more than it gets.
-        let request = check(|params| {
-            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        });
-        let pem = request
-            .unwrap()
-            .sign([10, 42, 2, 100].into(), &ca.pem(), &ca_key.serialize_pem())
-            .unwrap();
-        let (_, pem) = parse_x509_pem(pem.as_bytes()).unwrap();
-        let certificate = pem.parse_x509().unwrap();
-        assert_eq!(
-            certificate.subject().to_string(),
-            "O=system:nodes, CN=system:node:worker-0"
-        );
-        assert!(!certificate.is_ca());
-        let usage = certificate.key_usage().unwrap().unwrap().value;
-        assert!(usage.digital_signature() && !usage.key_cert_sign());
-        let extended = certificate.extended_key_usage().unwrap().unwrap().value;
-        assert!(extended.server_auth && !extended.client_auth && !extended.any);
+    fn client(der: &[u8]) -> Result<NodeName, CertificateRequestError> {
+        KubeletRequest::parse(der)?.for_client()
+    }
+
+    /// What a kubelet asks for that serves by these names, and is to serve at its node's address.
+    fn serving(names: Vec<SanType>) -> Result<NodeName, CertificateRequestError> {
+        let der = request(|params| params.subject_alt_names = names);
+        KubeletRequest::parse(&der)?.for_serving_at(ADDRESS)
+    }
+
+    fn subject(change: impl FnOnce(&mut DistinguishedName)) -> CertificateRequestError {
+        let der = request(|params| change(&mut params.distinguished_name));
+        KubeletRequest::parse(&der).unwrap_err()
     }
 
     #[test]
     fn cluster_administrators_are_not_made_here() {
-        let result = check(|params| {
-            params
-                .distinguished_name
-                .push(DnType::OrganizationName, "system:masters")
-        });
-        assert!(matches!(result, Err(CertificateRequestError::Organization(found)) if found == "system:masters"));
-    }
-
-    #[test]
-    fn certificate_authorities_are_not_made_here() {
-        let result = check(|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
-        assert!(matches!(result, Err(CertificateRequestError::CertificateAuthority)));
+        let refused = subject(|subject| subject.push(DnType::OrganizationName, "system:masters"));
+        assert!(matches!(refused, CertificateRequestError::Organization(found) if found == "system:masters"));
     }
 
     #[test]
     fn only_nodes_are_named() {
-        let result = check(|params| params.distinguished_name.push(DnType::CommonName, "kubernetes-admin"));
-        assert!(matches!(result, Err(CertificateRequestError::CommonName(_))));
-        let result = check(|params| {
-            params
-                .distinguished_name
-                .push(DnType::CommonName, "system:node:../etcd")
-        });
-        assert!(matches!(result, Err(CertificateRequestError::NodeName(_))));
+        let refused = subject(|subject| subject.push(DnType::CommonName, "kubernetes-admin"));
+        assert!(matches!(refused, CertificateRequestError::CommonName(_)));
+        let refused = subject(|subject| subject.push(DnType::CommonName, "system:node:../etcd"));
+        assert!(matches!(refused, CertificateRequestError::NodeName(_)));
     }
 
     #[test]
     fn further_subject_attributes_are_refused() {
-        let result = check(|params| params.distinguished_name.push(DnType::CountryName, "XX"));
-        assert!(matches!(result, Err(CertificateRequestError::Subject(3))));
+        let refused = subject(|subject| subject.push(DnType::CountryName, "XX"));
+        assert!(matches!(refused, CertificateRequestError::Subject(3)));
+    }
+
+    fn at(address: [u8; 4]) -> SanType {
+        SanType::IpAddress(address.into())
+    }
+
+    fn named(name: &str) -> SanType {
+        SanType::DnsName(name.try_into().unwrap())
     }
 
     #[test]
-    fn host_names_are_refused() {
-        let name = SanType::DnsName("kubernetes.default.svc".try_into().unwrap());
-        let result = check(|params| params.subject_alt_names.push(name));
-        assert!(matches!(result, Err(CertificateRequestError::AlternativeName)));
-    }
-
-    #[test]
-    fn a_kubelet_serves_at_its_nodes_one_address() {
-        let at = |addresses: &[[u8; 4]]| {
-            let names = addresses.iter().map(|address| SanType::IpAddress((*address).into()));
-            check(|params| params.subject_alt_names = names.collect())
-                .unwrap()
-                .address()
-        };
-        assert_eq!(at(&[[10, 42, 2, 100]]).unwrap(), Ipv4Addr::new(10, 42, 2, 100));
-        for number in [&[][..], &[[10, 42, 2, 100], [10, 42, 2, 101]]] {
-            assert!(matches!(at(number), Err(CertificateRequestError::Addresses(_))));
+    fn a_kubelet_serves_at_its_nodes_address_and_by_its_name() {
+        for names in [
+            vec![at(ADDRESS.octets())],
+            vec![named("worker-0"), at(ADDRESS.octets())],
+        ] {
+            assert_eq!(serving(names).unwrap().as_str(), "worker-0");
         }
-        // The API server's Service, a pod, this machine, and somebody outside.
-        for other in [[10, 96, 0, 1], [10, 244, 1, 2], [127, 0, 0, 1], [192, 0, 2, 1]] {
+    }
+
+    #[test]
+    fn a_kubelet_serves_nowhere_else() {
+        let own = at(ADDRESS.octets());
+        for names in [
+            vec![],
+            vec![named("worker-0")],
+            vec![at([10, 42, 1, 100])],
+            vec![own.clone(), at([10, 96, 0, 1])],
+            vec![own.clone(), own.clone()],
+            vec![named("kubernetes.default.svc"), own.clone()],
+            vec![named("worker-0"), named("kubernetes"), own.clone()],
+            vec![own.clone(), named("worker-0")],
+            vec![SanType::IpAddress(std::net::Ipv6Addr::LOCALHOST.into())],
+            vec![SanType::IpAddress(ADDRESS.to_ipv6_mapped().into())],
+            vec![own, SanType::Rfc822Name("root@worker-0".try_into().unwrap())],
+        ] {
+            let shown = format!("{names:?}");
+            let refused = serving(names);
             assert!(
-                matches!(at(&[other]), Err(CertificateRequestError::NoNodesAddress(_))),
-                "{other:?}"
+                matches!(refused, Err(CertificateRequestError::NotServingAt(ADDRESS))),
+                "{shown}: {refused:?}"
             );
         }
     }
 
+    /// Kubernetes' controller takes none of it over today.
     #[test]
-    fn other_addresses_are_refused() {
-        let result =
-            check(|params| params.subject_alt_names = vec![SanType::IpAddress(std::net::Ipv6Addr::LOCALHOST.into())]);
-        assert!(matches!(result, Err(CertificateRequestError::AlternativeName)));
+    fn nothing_else_is_asked_for() {
+        let changes: [fn(&mut CertificateParams); 2] = [
+            |params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained),
+            |params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth],
+        ];
+        for change in changes {
+            let of_client = request(change);
+            assert!(client(&of_client).is_err());
+            let of_server = request(|params| {
+                params.subject_alt_names = vec![at(ADDRESS.octets())];
+                change(params);
+            });
+            let refused = KubeletRequest::parse(&of_server).and_then(|request| request.for_serving_at(ADDRESS));
+            assert!(refused.is_err());
+        }
+    }
+
+    #[test]
+    fn a_client_has_no_addresses() {
+        let der = request(|params| params.subject_alt_names = vec![at(ADDRESS.octets())]);
+        assert!(matches!(client(&der), Err(CertificateRequestError::NotAClients)));
     }
 
     type Subject = fn(&mut yasna::DERWriterSeq<'_>);
@@ -413,7 +391,7 @@ mod tests {
 
     #[test]
     fn a_kubelets_request_is_taken_as_go_writes_it() {
-        let taken = KubeletRequest::parse_client(&Parts::of(nodes).request()).unwrap();
+        let taken = client(&Parts::of(nodes).request()).unwrap();
         assert_eq!(taken.as_str(), "worker-0");
     }
 
@@ -457,10 +435,7 @@ mod tests {
             },
         ];
         for (number, subject) in hidden.into_iter().enumerate() {
-            assert!(
-                KubeletRequest::parse_client(&Parts::of(subject).request()).is_err(),
-                "{number}"
-            );
+            assert!(client(&Parts::of(subject).request()).is_err(), "{number}");
         }
     }
 
@@ -484,11 +459,8 @@ mod tests {
             let request = parts.request();
             // Nothing before notices.
             assert!(KubeletRequest::parse(&request).is_ok(), "{number}");
-            let refused = KubeletRequest::parse_client(&request);
-            assert!(
-                matches!(refused, Err(CertificateRequestError::NotCanonical)),
-                "{number}"
-            );
+            let refused = client(&request);
+            assert!(matches!(refused, Err(CertificateRequestError::NotAClients)), "{number}");
         }
     }
 

@@ -11,7 +11,7 @@ use attestation::{
 };
 use cluster_objects::{JoinConfig, LoadJoinConfigError};
 use cluster_policy::{AdvancePolicyError, AnotherOperator, BelievedPolicy, PolicyStore};
-use cluster_types::{ClusterId, NodeRole, Variant};
+use cluster_types::{ClusterId, MeasurementSalt, NodeRole, Variant};
 use digest::Digest;
 use error_report::Chain;
 use tracing::{error, info};
@@ -69,6 +69,13 @@ enum LoadError {
     Verifier(#[from] SetUpVerifierError),
     #[error("clusterPolicy of the join configuration is refused")]
     Advance(#[from] AdvancePolicyError),
+    #[error(
+        "measurementSalt of the join configuration is refused: {new} is not {in_force}, and a cluster keeps its salt"
+    )]
+    Salt {
+        new: MeasurementSalt,
+        in_force: MeasurementSalt,
+    },
 }
 
 impl UncheckedConfig {
@@ -123,8 +130,15 @@ impl Config {
     /// Whether another configuration is in force now.
     fn reload(&self) -> Result<bool, LoadError> {
         let new = JoinConfig::load(&self.folder)?;
-        if new == self.in_force().config {
+        let old = self.in_force();
+        if new == old.config {
             return Ok(false);
+        }
+        if new.measurement_salt != old.config.measurement_salt {
+            return Err(LoadError::Salt {
+                new: new.measurement_salt,
+                in_force: old.config.measurement_salt,
+            });
         }
         let new = CheckedConfig::check(new, &self.anchor, self.variants)?;
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
@@ -278,6 +292,17 @@ mod tests {
             (other.cluster, other.serial) = (ClusterId::new([9; 32]), 9)
         });
         assert!(matches!(refused, Err(LoadError::AnotherCluster { .. })));
+    }
+
+    /// The key service would refuse each ticket, also those of nodes that come back.
+    #[test]
+    fn another_salt_is_refused_while_the_service_runs() {
+        let (folder, running) = running(&example());
+        let mut changed = example().config();
+        changed.measurement_salt = MeasurementSalt::new([9; 32]);
+        mount(&changed, &folder.path().join("config")).unwrap();
+        assert!(matches!(running.reload(), Err(LoadError::Salt { .. })));
+        assert_eq!(running.in_force().config, example().config());
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! The JoinService: admits only nodes that prove what they run, and hands them what they need.
 //!
-//! Both sides attest. A node gets its own disk key and no other: the disk's UUID is drawn for the attested machine, and a name
-//! belongs to the machine that claimed it first. It becomes a control plane only with the operator's grant. Its kubelet certificate says what
-//! the ticket allows, not what the request says. Which images are admitted and what nodes install is the operator's signed
-//! policy; an edited ConfigMap changes neither.
+//! Both sides attest. This service is the door, and the key service decides: it appraises the node's Evidence once more, and what it
+//! releases is sealed to the node, so this service never holds a node's keys. A name belongs to the machine that claimed it first. A
+//! kubelet certificate says what the ticket allows, not what the request says. Which images are admitted and what nodes install is the
+//! operator's signed policy; an edited ConfigMap changes neither.
 
+mod api_server;
 mod approver;
 mod certificate;
 mod config;
-mod pki;
 mod service;
 mod ticket;
 
@@ -23,7 +23,6 @@ use attested_tls::{Endpoint, PeerPolicy, incoming};
 use clap::Parser;
 use cluster_objects::Cluster;
 use cluster_policy::PolicyStore;
-use cluster_types::{HostPort, Service};
 use grpc_api::join::api_server::ApiServer;
 use key_service_client::KeyServiceClient;
 use prometheus_client::registry::Registry;
@@ -31,8 +30,8 @@ use service_runtime::{AttesterArgs, RuntimeArgs, listen, start, start_logging};
 use tonic::transport::Server;
 use tracing::info;
 
+use crate::api_server::ApiServerCertificate;
 use crate::config::{ConfiguredVerifier, TrustAnchor, UncheckedConfig};
-use crate::pki::Pki;
 use crate::service::JoinService;
 use crate::ticket::TicketIssuer;
 
@@ -52,31 +51,19 @@ struct Args {
     /// File with the newest cluster policy that this node has seen, on the encrypted state disk.
     #[arg(long, default_value = "/run/constellation/policy/cluster-policy")]
     policy_store: PathBuf,
-    /// Folder with the cluster's certificate authorities.
-    #[arg(long, default_value = "/etc/kubernetes/pki")]
-    pki: PathBuf,
-    /// The key service, as host:port.
-    #[arg(long, default_value_t = key_service())]
-    key_service: HostPort,
-    /// File with a service-account token for audience key-service, which the kubelet renews.
-    #[arg(long, default_value = "/var/run/secrets/key-service/token")]
-    key_service_token: PathBuf,
+    /// File with the certificate of the API server on this control plane.
+    #[arg(long, default_value = "/etc/kubernetes/pki/apiserver.crt")]
+    api_server_certificate: PathBuf,
+    /// Unix socket of the key service on this control plane.
+    #[arg(long, default_value = "/run/constellation/key-service/socket")]
+    key_service: PathBuf,
     /// Seconds after which a session ends. Whoever opens another one is appraised again.
-    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=120))]
     session_limit: u64,
     #[command(flatten)]
     attester: AttesterArgs,
     #[command(flatten)]
     runtime: RuntimeArgs,
-}
-
-/// Where the cluster's DNS has it.
-fn key_service() -> HostPort {
-    let [port] = Service::Key.ports() else {
-        unreachable!("it has one port")
-    };
-    let address = format!("{}:{}", Service::Key.dns_name(), port.number);
-    address.parse().expect("a DNS name and a port")
 }
 
 /// Runs the service until it is told to end.
@@ -94,18 +81,15 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
         store: PolicyStore::new(args.policy_store),
     };
     let config = config.check(anchor, variants)?;
-    let keys = KeyServiceClient::new(
-        args.key_service.as_str(),
-        config.in_force().config.key_service_key,
-        args.key_service_token,
-    )
-    .context("--key-service")?;
-    let pki = Pki::open(args.pki).context("--pki")?;
+    let keys = KeyServiceClient::new(&args.key_service);
+    let api_server = ApiServerCertificate::open(args.api_server_certificate).context("--api-server-certificate")?;
     let cluster = Cluster::connect().await?;
-    let issuer = TicketIssuer::new(cluster.clone(), keys, pki, config.clone());
+    let issuer = TicketIssuer::new(cluster.clone(), keys.clone(), api_server, config.clone());
     let service = JoinService::new(issuer, &mut metrics);
     let peer = PeerPolicy::Attested(Arc::new(Verifiers::one(ConfiguredVerifier::new(config.clone()))));
-    let endpoint = Arc::new(Endpoint::new(Some(attester), peer));
+    // The key service draws the nonces, because it appraises the Evidence too before it releases anything.
+    let endpoint = Endpoint::new(Some(attester), peer).with_nonces(Arc::new(keys));
+    let endpoint = Arc::new(endpoint);
 
     let runtime = start(args.runtime, metrics).await?;
     let reloading = tokio::spawn(config.reload_on_change());

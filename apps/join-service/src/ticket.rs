@@ -3,32 +3,25 @@
 use std::error::Error;
 use std::net::Ipv4Addr;
 
-use attestation::UnixTime;
 use attested_tls::AttestedNode;
 use cluster_objects::{Cluster, CreateBootstrapTokenError, NodeRecordError, ReadComponentsError};
-use cluster_policy::{AnotherCluster, BelievedPolicy, UnlistedRelease};
-use cluster_types::{DiskUuid, NodeRole, ParseDiskUuidError};
+use cluster_policy::UnlistedRelease;
+use cluster_types::{Cidr, DiskUuid, NodeName, ParseDiskUuidError, ParseNodeNameError};
 use grpc_api::join::{
-    ControlPlaneCertOrKey, IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest,
-    IssueRejoinTicketResponse, MasterSecret,
+    IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest, IssueRejoinTicketResponse,
 };
 use jiff::Timestamp;
-use key_derivation::cluster_id;
-use key_service_client::{KeyServiceClient, KeyServiceError};
-use role_grant::{RequestedRole, RoleGrant, RoleGrantError};
-use secret::MeasurementSecret;
+use key_service_client::{KeyServiceClient, KeyServiceError, PresentedPolicy, WantedRole};
 use tonic::Status;
-use uuid::Uuid;
 
-use crate::certificate::{CertificateRequestError, KubeletRequest, SignError};
+use crate::api_server::{ApiServerCertificate, ReadCertificateError};
 use crate::config::{CheckedConfig, Config};
-use crate::pki::{Pki, ReadPkiError};
 
 /// Answers the requests of attested nodes with tickets.
 pub(crate) struct TicketIssuer {
     cluster: Cluster,
     keys: KeyServiceClient,
-    pki: Pki,
+    api_server: ApiServerCertificate,
     config: Config,
 }
 
@@ -37,17 +30,17 @@ pub(crate) struct TicketIssuer {
 pub(crate) enum IssueTicketError {
     #[error("disk_uuid is invalid")]
     Disk(#[from] ParseDiskUuidError),
-    #[error("certificate_request is refused")]
-    Certificate(#[from] CertificateRequestError),
-    #[error("role_grant is refused")]
-    RoleGrant(#[from] RoleGrantError),
+    #[error("node_name is invalid")]
+    Name(#[from] ParseNodeNameError),
+    #[error("node_address is refused: {0:?} is not an IPv4 address that a node can have")]
+    Address(String),
     #[error("role_grant is refused: is_control_plane is not set, and only control planes need a grant")]
     NoRoleToGrant,
-    #[error("disk_uuid is not a disk of this machine")]
-    DiskRecord(#[source] NodeRecordError),
-    #[error("certificate_request is refused: {0} is the API server's address")]
+    #[error("this machine is not a node of this cluster")]
+    NotAMember(#[source] NodeRecordError),
+    #[error("node_address is refused: {0} is the API server's")]
     ApiServersAddress(Ipv4Addr),
-    #[error("certificate_request names a node or an address that is not this machine's")]
+    #[error("node_name or node_address is not this machine's")]
     NameRecord(#[source] NodeRecordError),
     #[error(transparent)]
     Key(#[from] KeyServiceError),
@@ -57,34 +50,32 @@ pub(crate) enum IssueTicketError {
     Components(#[from] ReadComponentsError),
     #[error("the join configuration names components that nodes may not install")]
     Unlisted(#[from] UnlistedRelease),
-    #[error("measurementSalt of the join configuration is refused")]
-    Salt(#[from] AnotherCluster),
     #[error(transparent)]
-    Pki(#[from] ReadPkiError),
-    #[error(transparent)]
-    Sign(#[from] SignError),
+    ApiServer(#[from] ReadCertificateError),
 }
 
 impl IssueTicketError {
     /// What the node is told if its request is at fault: which field, and why. `None` if the fault is ours.
     ///
     /// # Security
-    /// The node has attested, and it learns only about its own request. It does not learn who owns a disk or a name.
+    /// The node has attested, and it learns only about its own request. It does not learn who owns a name.
     pub(crate) fn refusal(&self) -> Option<Status> {
         match self {
-            Self::Disk(_) | Self::Certificate(_) | Self::ApiServersAddress(_) => {
+            Self::Disk(_) | Self::Name(_) | Self::Address(_) | Self::ApiServersAddress(_) => {
                 Some(Status::invalid_argument(self.with_reason()))
             }
-            Self::RoleGrant(_) | Self::NoRoleToGrant => Some(Status::permission_denied(self.with_reason())),
-            Self::DiskRecord(NodeRecordError::Api { .. }) | Self::NameRecord(NodeRecordError::Api { .. }) => None,
-            Self::DiskRecord(_) | Self::NameRecord(_) => Some(Status::permission_denied(self.to_string())),
-            Self::Key(_)
+            Self::NoRoleToGrant | Self::Key(KeyServiceError::GrantRefused(_)) => {
+                Some(Status::permission_denied(self.with_reason()))
+            }
+            Self::Key(KeyServiceError::SecondTicket) => Some(Status::failed_precondition(self.to_string())),
+            Self::Key(KeyServiceError::NoSealingKey) => Some(Status::invalid_argument(self.to_string())),
+            Self::NotAMember(NodeRecordError::Api { .. }) | Self::NameRecord(NodeRecordError::Api { .. }) => None,
+            Self::NotAMember(_) | Self::NameRecord(_) => Some(Status::permission_denied(self.to_string())),
+            Self::Key(KeyServiceError::Refused(_) | KeyServiceError::Nonce(_))
             | Self::Token(_)
             | Self::Components(_)
             | Self::Unlisted(_)
-            | Self::Salt(_)
-            | Self::Pki(_)
-            | Self::Sign(_) => None,
+            | Self::ApiServer(_) => None,
         }
     }
 
@@ -98,11 +89,16 @@ impl IssueTicketError {
 }
 
 impl TicketIssuer {
-    pub(crate) fn new(cluster: Cluster, keys: KeyServiceClient, pki: Pki, config: Config) -> Self {
+    pub(crate) fn new(
+        cluster: Cluster,
+        keys: KeyServiceClient,
+        api_server: ApiServerCertificate,
+        config: Config,
+    ) -> Self {
         Self {
             cluster,
             keys,
-            pki,
+            api_server,
             config,
         }
     }
@@ -110,14 +106,11 @@ impl TicketIssuer {
     /// Issues a ticket to a node that is new to the cluster.
     ///
     /// 1. Parse the request.
-    /// 2. Derive the cluster id, which must be the policy's.
-    /// 3. Read the components, which the policy must list.
-    /// 4. Check a control plane's grant, which the operator signed for this machine.
-    /// 5. Bind name and address to this machine, unless they belong to another one.
-    /// 6. Draw a disk, and fetch its key.
-    /// 7. Sign the certificate with which the kubelet serves, and create a bootstrap token.
-    /// 8. For a control plane, add the PKI and the master secret.
-    /// 9. Record the disk for this machine.
+    /// 2. Read the components, which the policy must list.
+    /// 3. Bind name and address to this machine, unless they belong to another one.
+    /// 4. Let the key service admit the node: it appraises the node's Evidence itself, checks a control plane's grant, draws a disk, and
+    ///    gives secrets, with a control plane's keys, that only the node can open.
+    /// 5. Create a bootstrap token, with which the kubelet requests its certificate.
     ///
     /// # Cancel safety
     /// Claims remain, which is harmless because they are the caller's. A bootstrap token expires by itself.
@@ -127,54 +120,36 @@ impl TicketIssuer {
         request: IssueJoinTicketRequest,
     ) -> Result<IssueJoinTicketResponse, IssueTicketError> {
         let IssueJoinTicketRequest {
-            certificate_request,
             is_control_plane,
             role_grant,
+            node_name,
+            node_address,
         } = request;
         let in_force = self.config.in_force();
         let CheckedConfig { config, policy, .. } = &*in_force;
-        let (kubelet, address) = self.parse_kubelet(&certificate_request)?;
-        if !is_control_plane && !role_grant.is_empty() {
-            return Err(IssueTicketError::NoRoleToGrant);
-        }
-        let measurement_secret = self.measurement_secret().await?;
-        policy.must_be_for(cluster_id(&measurement_secret, &config.measurement_salt))?;
+        let (name, address) = (node_name.parse::<NodeName>()?, self.parse_address(&node_address)?);
+        let role = match (is_control_plane, role_grant.is_empty()) {
+            (true, _) => WantedRole::ControlPlane(&role_grant),
+            (false, true) => WantedRole::Worker,
+            (false, false) => return Err(IssueTicketError::NoRoleToGrant),
+        };
         let components = self.cluster.components(&config.components).await?;
         policy.must_list(&components)?;
-        if is_control_plane {
-            check_grant(policy, node, &role_grant)?;
-        }
-        let claimed = self.cluster.claim(&kubelet.node, address, node.identity()).await;
+        let claimed = self.cluster.claim(&name, address, node.identity()).await;
         claimed.map_err(IssueTicketError::NameRecord)?;
-        // No disk with data has it, so whoever gets its key can read nothing with it.
-        let disk = DiskUuid::from(Uuid::new_v4());
-        let state_disk_key = self.keys.data_key(&disk.to_string()).await?;
-        let token = self.cluster.create_bootstrap_token(&kubelet.node, Timestamp::now());
+        let admitted = self.keys.admit(node.presented(), presented(&in_force), role);
+        let sealed_secrets = admitted.await?;
+        let token = self.cluster.create_bootstrap_token(&name, Timestamp::now());
         let token = token.await?;
-        let kubelet_cert = kubelet.sign(address, &self.pki.ca_certificate()?, &self.pki.ca_key()?)?;
-        let (control_plane_files, master_secret) = if is_control_plane {
-            (self.control_plane_files()?, Some(self.master_secret(node).await?))
-        } else {
-            (Vec::new(), None)
-        };
-        // Only now: a request that fails must not push the disk of a member out of its record.
-        let added = self.cluster.add_disk(disk, node.identity()).await;
-        added.map_err(IssueTicketError::DiskRecord)?;
         Ok(IssueJoinTicketResponse {
-            state_disk_key: state_disk_key.to_vec(),
             measurement_salt: config.measurement_salt.as_bytes().to_vec(),
-            measurement_secret: measurement_secret.expose().to_vec(),
-            kubelet_cert: kubelet_cert.into_bytes(),
             api_server_endpoint: config.api_server_endpoint.to_string(),
             token: token.expose().to_owned(),
-            discovery_token_ca_cert_hash: self.pki.ca_pin()?,
-            control_plane_files,
             kubernetes_version: components.kubernetes_version().to_string(),
             kubernetes_components: components.components().iter().map(Into::into).collect(),
-            master_secret,
             component_mirror: config.component_mirror.clone(),
             cluster_policy: policy.as_bytes().to_vec(),
-            disk_uuid: disk.to_string(),
+            sealed_secrets,
         })
     }
 
@@ -186,57 +161,54 @@ impl TicketIssuer {
     ) -> Result<IssueRejoinTicketResponse, IssueTicketError> {
         let IssueRejoinTicketRequest { disk_uuid } = request;
         let disk: DiskUuid = disk_uuid.parse()?;
-        let checked = self.cluster.check_disk(disk, node.identity()).await;
-        checked.map_err(IssueTicketError::DiskRecord)?;
+        let in_force = self.config.in_force();
+        let member = self.cluster.must_have_a_name(node.identity()).await;
+        member.map_err(IssueTicketError::NotAMember)?;
         Ok(IssueRejoinTicketResponse {
-            state_disk_key: self.keys.data_key(&disk.to_string()).await?.to_vec(),
-            measurement_secret: self.measurement_secret().await?.expose().to_vec(),
+            sealed_secrets: self.keys.readmit(node.presented(), presented(&in_force), disk).await?,
+            cluster_policy: in_force.policy.as_bytes().to_vec(),
         })
     }
 
-    /// A kubelet's request, and the address at which it will serve: one that nodes can have, and not the API server's. Both certificates
-    /// come from one CA, so the kubelet's would pass for the API server's.
-    fn parse_kubelet(&self, request: &[u8]) -> Result<(KubeletRequest, Ipv4Addr), IssueTicketError> {
-        let kubelet = KubeletRequest::parse(request)?;
-        let address = kubelet.address()?;
-        if self.pki.api_server_addresses()?.contains(&address) {
+    /// The address at which the node's kubelet will serve: one that nodes can have, and not the API server's.
+    fn parse_address(&self, text: &str) -> Result<Ipv4Addr, IssueTicketError> {
+        let address = text.parse().ok().filter(|address| is_of_nodes(*address));
+        let address = address.ok_or_else(|| IssueTicketError::Address(text.chars().take(64).collect()))?;
+        if self.api_server.addresses()?.contains(&address) {
             return Err(IssueTicketError::ApiServersAddress(address));
         }
-        Ok((kubelet, address))
-    }
-
-    async fn measurement_secret(&self) -> Result<MeasurementSecret, KeyServiceError> {
-        Ok(MeasurementSecret::from_bytes(
-            self.keys.data_key("measurementSecret").await?,
-        ))
-    }
-
-    async fn master_secret(&self, node: &AttestedNode) -> Result<MasterSecret, KeyServiceError> {
-        let (key, salt) = self.keys.master_secret(node.identity().to_string()).await?;
-        Ok(MasterSecret {
-            key: key.expose().to_vec(),
-            salt,
-        })
-    }
-
-    fn control_plane_files(&self) -> Result<Vec<ControlPlaneCertOrKey>, ReadPkiError> {
-        let files = self.pki.control_plane_files()?.into_iter();
-        Ok(files
-            .map(|(name, data)| ControlPlaneCertOrKey {
-                name: name.to_owned(),
-                data: data.expose().to_vec(),
-            })
-            .collect())
+        Ok(address)
     }
 }
 
-/// The host sets the clock. It can keep a grant alive for too long, but the grant is still for this machine alone.
-fn check_grant(policy: &BelievedPolicy, node: &AttestedNode, grant: &[u8]) -> Result<(), RoleGrantError> {
-    let now = UnixTime::from_seconds(u64::try_from(Timestamp::now().as_second()).unwrap_or(u64::MAX));
-    let requested = RequestedRole {
-        cluster: policy.cluster,
-        machine: node.identity(),
-        role: NodeRole::ControlPlane,
-    };
-    RoleGrant::check(grant, policy.operator(), &requested, policy.min_grant_serial, now)
+/// In a private network, and neither a pod's nor a Service's.
+fn is_of_nodes(address: Ipv4Addr) -> bool {
+    address.is_private() && !Cidr::PODS.contains(address) && !Cidr::SERVICES.contains(address)
+}
+
+fn presented(in_force: &CheckedConfig) -> PresentedPolicy<'_> {
+    PresentedPolicy {
+        policy: &in_force.policy,
+        measurement_salt: &in_force.config.measurement_salt,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_have_private_addresses_that_belong_to_nobody_else() {
+        for (address, expected) in [
+            ([10, 42, 2, 100], true),
+            ([192, 168, 1, 1], true),
+            // The API server's Service, a pod, the machine itself, and somebody outside.
+            ([10, 96, 0, 1], false),
+            ([10, 244, 1, 2], false),
+            ([127, 0, 0, 1], false),
+            ([192, 0, 2, 1], false),
+        ] {
+            assert_eq!(is_of_nodes(address.into()), expected, "{address:?}");
+        }
+    }
 }

@@ -18,18 +18,14 @@ const BAD: &[(&[&str], &[&str])] = &[
     (&["--health-address", ""], &["--health-address", "socket address"]),
     (&["--metrics-address", "x"], &["--metrics-address", "socket address"]),
     (&["--config", ""], &["--config", "value is required"]),
-    (&["--pki", ""], &["--pki", "value is required"]),
-    (&["--policy-store", ""], &["--policy-store", "value is required"]),
-    (&["--key-service", ""], &["--key-service", "<host>:<port>"]),
-    (&["--key-service", "host"], &["--key-service", "<host>:<port>"]),
-    (&["--key-service", "host:0"], &["--key-service", "<host>:<port>"]),
-    (&["--key-service", "http://host:1"], &["--key-service", "<host>:<port>"]),
     (
-        &["--key-service-token", ""],
-        &["--key-service-token", "value is required"],
+        &["--api-server-certificate", ""],
+        &["--api-server-certificate", "value is required"],
     ),
+    (&["--policy-store", ""], &["--policy-store", "value is required"]),
+    (&["--key-service", ""], &["--key-service", "value is required"]),
     (&["--emulator", ""], &["--emulator", "value is required"]),
-    (&["--session-limit", "0"], &["--session-limit", "1..=3600"]),
+    (&["--session-limit", "0"], &["--session-limit", "1..=120"]),
     (&["--session-limit", "1h"], &["--session-limit", "invalid digit"]),
     (&["--verbose"], &["--verbose"]),
     (&["now"], &["now"]),
@@ -53,9 +49,12 @@ fn bad_input_to_each_flag_gives_one_error_that_names_it() {
 }
 
 #[test]
-fn a_pki_that_cannot_be_used_is_named() {
-    let output = run_on_member(&example(), &example(), &["--pki", "/nonexistent"]);
-    must_say_one_error(&output, &["--pki", "cannot read ca.crt of the cluster's PKI"]);
+fn a_certificate_that_cannot_be_used_is_named() {
+    let output = run_on_member(&example(), &example(), &["--api-server-certificate", "/nonexistent"]);
+    must_say_one_error(
+        &output,
+        &["--api-server-certificate", "cannot read the API server's certificate"],
+    );
 }
 
 /// Whoever may write the configuration does not choose whom the service obeys.
@@ -118,7 +117,6 @@ fn bad_input_to_each_key_of_the_configuration_names_it() {
         ("clusterPolicy", ""),
         ("clusterPolicy", "nonsense"),
         ("measurementSalt", "short"),
-        ("keyServicePublicKey", "00"),
         ("apiServerEndpoint", "10.42.1.100"),
         ("apiServerEndpoint", "a b:1"),
         ("components", ""),

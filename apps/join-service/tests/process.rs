@@ -12,19 +12,21 @@ use cluster_objects::{components_config_map, joining_node_group};
 use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 use deployment::Object;
 use digest::Digest;
+use grpc_api::join::api_client::ApiClient;
 use grpc_api::join::{IssueJoinTicketRequest, IssueRejoinTicketRequest};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Api;
 use kube::api::PostParams;
 use kubernetes_components::{Component, ComponentList};
+use node_secrets::SHARED_FILES;
 use polling::{Failed, Schedule};
 use serde_json::json;
 use test_machines::{SOFTWARE_TPM, Technology, for_each_technology};
-use test_services::{ControlPlane, JoinConfigExample, JoiningNode, client_certificate_request, join_request};
+use test_services::{Admitted, ControlPlane, JoinConfigExample, JoiningNode, client_certificate_request, join_request};
 use tonic::{Code, Status};
 
-/// Of no node.
+/// The UUID of a disk that nobody has.
 const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
 
 for_each_technology!(async:
@@ -49,7 +51,7 @@ fn request(name: &str) -> IssueJoinTicketRequest {
 }
 
 fn request_at(name: &str, address: [u8; 4]) -> IssueJoinTicketRequest {
-    join_request(name, address).unwrap()
+    join_request(name, address)
 }
 
 fn rejoin(disk: &str) -> IssueRejoinTicketRequest {
@@ -80,30 +82,33 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
     let worker = JoiningNode::boot(technology).unwrap();
 
     // The node sees that the service belongs to an initialised node of its own image.
-    let (mut client, peer) = control_plane.session(&worker, Purpose::Join).await.unwrap();
+    let session = control_plane.session(&worker, Purpose::Join).await.unwrap();
     let expected = Membership::new(control_plane.cluster_id(), NodeRole::ControlPlane);
-    assert!(peer.unwrap().result().statements().membership.is(&expected));
-    let ticket = client.issue_join_ticket(request("worker-0")).await;
-    let ticket = ticket
-        .unwrap_or_else(|error| panic!("{error}\n{}", control_plane.logs()))
-        .into_inner();
-    let key_of = |disk: &str| kek.state_disk_key(disk.parse().unwrap()).expose().to_vec();
-    assert_eq!(ticket.state_disk_key, key_of(&ticket.disk_uuid));
-    assert_eq!(ticket.measurement_secret, kek.measurement_secret().expose());
+    assert!(session.node.unwrap().result().statements().membership.is(&expected));
+    let admitted = control_plane.join(&worker, request("worker-0")).await;
+    let Admitted { ticket, secrets } = admitted.unwrap_or_else(|error| panic!("{error}\n{}", control_plane.logs()));
+    let key_of = |node: &JoiningNode, disk| {
+        let identity = node.attester().identity();
+        *kek.state_disk_key(disk, identity.as_bytes()).expose()
+    };
+    assert_eq!(*secrets.state_disk_key.expose(), key_of(&worker, secrets.disk));
+    assert_eq!(secrets.measurement_secret.expose(), kek.measurement_secret().expose());
     assert_eq!(ticket.token.len(), 23);
-    assert!(ticket.discovery_token_ca_cert_hash.starts_with("sha256:"));
-    assert!(ticket.control_plane_files.is_empty() && ticket.master_secret.is_none());
+    assert_eq!(secrets.cluster_ca, control_plane.key_service().cluster_ca());
+    assert!(secrets.control_plane.is_none());
+    assert_eq!(secrets.policy, Digest::of(&ticket.cluster_policy));
 
     // The same machine can request a ticket again, and gets a disk that holds nothing.
-    let again = control_plane.join(&worker, request("worker-0")).await.unwrap();
-    assert_ne!(again.disk_uuid, ticket.disk_uuid);
-    assert_eq!(again.state_disk_key, key_of(&again.disk_uuid));
+    let again = control_plane.join(&worker, request("worker-0")).await.unwrap().secrets;
+    assert_ne!(again.disk, secrets.disk);
+    assert_eq!(*again.state_disk_key.expose(), key_of(&worker, again.disk));
     // Another machine gets neither its disk key nor its name, and does not learn whose they are. It can still have a name of its own,
     // and no more than one.
     let thief = JoiningNode::boot(technology).unwrap();
-    let disk_of_another = "disk_uuid is not a disk of this machine";
-    let not_its_name = "certificate_request names a node or an address that is not this machine's";
+    let not_its_name = "node_name or node_address is not this machine's";
     check_not_owner(control_plane.join(&thief, request("worker-0")).await, not_its_name);
+    let refused = control_plane.rejoin(&thief, secrets.disk).await;
+    check_not_owner(refused, "this machine is not a node of this cluster");
     control_plane.join(&thief, request("worker-1")).await.unwrap();
     check_not_owner(control_plane.join(&thief, request("worker-2")).await, not_its_name);
     check_not_owner(control_plane.join(&worker, request("worker-3")).await, not_its_name);
@@ -116,11 +121,11 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
     for (address, what) in [
         (
             [10, 42, 1, 100],
-            "certificate_request is refused: 10.42.1.100 is the API server's address",
+            "node_address is refused: 10.42.1.100 is the API server's",
         ),
         (
             [10, 96, 0, 1],
-            "certificate_request is refused: the certificate request is for 10.96.0.1, which no node has",
+            "node_address is refused: \"10.96.0.1\" is not an IPv4 address that a node can have",
         ),
     ] {
         let refused = control_plane.join(&another, request_at("worker-4", address)).await;
@@ -145,26 +150,30 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
         .join(&worker, wish(control_plane.grant(&worker)))
         .await
         .unwrap();
-    assert_eq!(granted.control_plane_files.len(), 8);
-    assert_eq!(
-        granted.master_secret.unwrap().key,
-        control_plane.master_secret().expose_key()
-    );
+    let granted = granted.secrets.control_plane.unwrap();
+    let master_secret = control_plane.master_secret();
+    assert_eq!(granted.master_secret.expose_key(), master_secret.expose_key());
+    assert_eq!(granted.files.len(), SHARED_FILES.len());
 
-    // After a reboot the machine gets its disk key again, whichever of the tickets it used; another one does not.
-    let (mut client, _) = control_plane.session(&worker, Purpose::Rejoin).await.unwrap();
-    for disk in [&ticket.disk_uuid, &again.disk_uuid] {
-        let rejoined = client.issue_rejoin_ticket(rejoin(disk)).await.unwrap().into_inner();
-        assert_eq!(rejoined.state_disk_key, key_of(disk));
+    // After a reboot the machine gets its disk key again, whichever of the tickets it used.
+    for disk in [secrets.disk, again.disk] {
+        let rejoined = control_plane.rejoin(&worker, disk).await.unwrap();
+        assert_eq!(*rejoined.state_disk_key.expose(), key_of(&worker, disk));
+        assert!(rejoined.control_plane.is_none());
     }
-    // A disk that nobody claimed is the first node's, for instance.
-    check_not_owner(client.issue_rejoin_ticket(rejoin(DISK)).await, disk_of_another);
-    let (mut client, _) = control_plane.session(&thief, Purpose::Rejoin).await.unwrap();
-    let stolen = client.issue_rejoin_ticket(rejoin(&ticket.disk_uuid)).await;
-    check_not_owner(stolen, disk_of_another);
+    // Another one gets a key that opens nothing, and one that never requested a ticket gets nothing.
+    let stolen = control_plane.rejoin(&thief, secrets.disk).await.unwrap();
+    assert_eq!(*stolen.state_disk_key.expose(), key_of(&thief, secrets.disk));
+    assert_ne!(*stolen.state_disk_key.expose(), key_of(&worker, secrets.disk));
+    let stranger = JoiningNode::boot(technology).unwrap();
+    let refused = control_plane.rejoin(&stranger, secrets.disk).await;
+    check_not_owner(refused, "this machine is not a node of this cluster");
     // A session for one purpose does not serve the other.
+    let session = control_plane.session(&thief, Purpose::Rejoin).await.unwrap();
     check_refused(
-        client.issue_join_ticket(request("worker-1")).await,
+        ApiClient::new(session.channel)
+            .issue_join_ticket(request("worker-1"))
+            .await,
         Code::PermissionDenied,
         "the session is not attested for this purpose",
     );
@@ -184,19 +193,19 @@ async fn bad_input_to_each_field_gives_one_error_that_names_it(technology: &'sta
     let node = JoiningNode::boot(technology).unwrap();
     let cases: [(Change, Code, &str); 7] = [
         (
-            |m| m.certificate_request.clear(),
+            |m| m.node_address.clear(),
             Code::InvalidArgument,
-            "certificate_request is refused: the certificate request is malformed",
+            "node_address is refused: \"\" is not an IPv4 address",
         ),
         (
-            |m| m.certificate_request.truncate(64),
+            |m| m.node_address = "10.42.2.1/8".into(),
             Code::InvalidArgument,
-            "certificate_request is refused: the certificate request is malformed",
+            "node_address is refused: \"10.42.2.1/8\" is not an IPv4 address",
         ),
         (
-            |m| m.certificate_request = request("../n").certificate_request,
+            |m| m.node_name = "../n".into(),
             Code::InvalidArgument,
-            "certificate_request is refused: the certificate request does not name a valid node",
+            "node_name is invalid: ",
         ),
         (
             |m| m.is_control_plane = true,
@@ -224,7 +233,8 @@ async fn bad_input_to_each_field_gives_one_error_that_names_it(technology: &'sta
         change(&mut message);
         check_refused(control_plane.join(&node, message).await, code, what);
     }
-    let (mut client, _) = control_plane.session(&node, Purpose::Rejoin).await.unwrap();
+    let session = control_plane.session(&node, Purpose::Rejoin).await.unwrap();
+    let mut client = ApiClient::new(session.channel);
     for bad in ["", "measurementSecret", &DISK.to_uppercase(), &format!("{DISK}\n")] {
         let refused = client.issue_rejoin_ticket(rejoin(bad)).await;
         check_refused(
@@ -244,6 +254,16 @@ async fn until_logged(control_plane: &ControlPlane, text: &str) {
     };
     let logged = tokio::time::timeout(Duration::from_secs(60), logged).await;
     assert!(logged.is_ok(), "{text:?} is not in {}", control_plane.logs());
+}
+
+/// A configuration is looked at a moment later.
+async fn until_admitted(control_plane: &ControlPlane, worker: &JoiningNode) {
+    let admitted = async {
+        while control_plane.join(worker, request("worker-0")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), admitted).await.unwrap();
 }
 
 /// They run our image, and would be new nodes of their own cluster.
@@ -279,7 +299,7 @@ async fn an_edited_configuration_changes_neither_who_is_admitted_nor_what_is_ins
     let worker = JoiningNode::boot(technology).unwrap();
     let join = async || control_plane.join(&worker, request("worker-0")).await;
     let signed = control_plane.config().policy();
-    assert_eq!(join().await.unwrap().cluster_policy, signed.as_bytes());
+    assert_eq!(join().await.unwrap().ticket.cluster_policy, signed.as_bytes());
 
     // A policy that somebody else signed: the operator's stays in force.
     let other = JoinConfigExample {
@@ -291,11 +311,11 @@ async fn an_edited_configuration_changes_neither_who_is_admitted_nor_what_is_ins
         .edit_config("clusterPolicy", other.policy().as_bytes())
         .unwrap();
     until_logged(&control_plane, "is signed by operator").await;
-    assert_eq!(join().await.unwrap().cluster_policy, signed.as_bytes());
+    assert_eq!(join().await.unwrap().ticket.cluster_policy, signed.as_bytes());
     control_plane.edit_config("clusterPolicy", signed.as_bytes()).unwrap();
 
     // Components that the policy does not list, though they are in the cluster.
-    let admin = control_plane.key_service().cluster().admin().unwrap();
+    let admin = control_plane.cluster().admin().unwrap();
     let trojan = Component {
         url: "bin/kubelet".parse().unwrap(),
         hash: Digest::of(b"trojan"),
@@ -312,45 +332,57 @@ async fn an_edited_configuration_changes_neither_who_is_admitted_nor_what_is_ins
     until_logged(&control_plane, "does not list Kubernetes v1.35.3").await;
     let name = control_plane.config().components.config_map_name();
     control_plane.edit_config("components", name.as_bytes()).unwrap();
+    until_admitted(&control_plane, &worker).await;
 
     // The salt of another cluster's id.
     control_plane.edit_config("measurementSalt", &[8; 32]).unwrap();
-    let what = "measurementSalt of the join configuration is refused";
-    let refused = async {
-        while !control_plane.logs().contains(what) {
-            let _ = join().await;
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), refused).await.unwrap();
-    check_refused(join().await, Code::Unavailable, "the ticket cannot be issued now");
+    until_logged(&control_plane, "measurementSalt of the join configuration is refused").await;
+    assert_eq!(join().await.unwrap().ticket.cluster_policy, signed.as_bytes());
 }
 
 /// What was appraised once may not be accepted any more.
 #[tokio::test]
-async fn a_session_ends_and_its_node_is_appraised_again() {
+async fn a_session_ends_after_its_limit() {
     let program = Path::new(env!("CARGO_BIN_EXE_join-service"));
     let arguments = ["--session-limit", "2"];
     let control_plane = ControlPlane::start_with(program.parent().unwrap(), SOFTWARE_TPM, &arguments).await;
     let control_plane = control_plane.unwrap();
     let worker = JoiningNode::boot(SOFTWARE_TPM).unwrap();
-    let (mut client, _) = control_plane.session(&worker, Purpose::Join).await.unwrap();
-    client.issue_join_ticket(request("worker-0")).await.unwrap();
-    // The client opens another session when this one ends.
-    worker.machine().change_image().unwrap();
+    let session = control_plane.session(&worker, Purpose::Join).await.unwrap();
+    let mut client = ApiClient::new(session.channel);
+    let mut is_open = async || {
+        let answer = client.issue_join_ticket(request("../n")).await;
+        answer.unwrap_err().code() == Code::InvalidArgument
+    };
+    assert!(is_open().await);
     let ended = async {
-        while client.issue_join_ticket(request("worker-0")).await.is_ok() {
+        while is_open().await {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap();
+    worker.machine().change_image().unwrap();
+    let refused = control_plane.session(&worker, Purpose::Join).await;
+    assert!(matches!(refused, Err(HandshakeError::RefusedByPeer(_))));
+}
+
+/// A session is good for one ticket.
+#[tokio::test]
+async fn a_second_ticket_needs_another_session() {
+    let control_plane = start(SOFTWARE_TPM).await;
+    let worker = JoiningNode::boot(SOFTWARE_TPM).unwrap();
+    let session = control_plane.session(&worker, Purpose::Join).await.unwrap();
+    let mut client = ApiClient::new(session.channel);
+    client.issue_join_ticket(request("worker-0")).await.unwrap();
+    let refused = client.issue_join_ticket(request("worker-0")).await;
+    check_refused(refused, Code::FailedPrecondition, "this session has had its ticket");
 }
 
 /// Whoever has a bootstrap token asks for another node's certificate too.
 #[tokio::test]
 async fn kubelets_get_client_certificates_in_their_own_names_only() {
     let control_plane = start(SOFTWARE_TPM).await;
-    let cluster = control_plane.key_service().cluster();
+    let cluster = control_plane.cluster();
     let admin = cluster.admin().unwrap();
     // What kubeadm does.
     let binding = serde_json::from_value::<ClusterRoleBinding>(json!({

@@ -1,146 +1,312 @@
 //! Callers' requests, parsed.
 
-use cluster_types::key_service::MAX_KEY_LEN;
-use grpc_api::kms::{GetDataKeyRequest, GetMasterSecretRequest};
-use key_derivation::{Label, ParseKeyIdError};
+use attestation::{
+    Direction, Evidence, Nonce, ParseEvidenceError, Purpose, SessionEvidence, SessionParts, UnknownPurpose,
+};
+use cluster_types::{DiskUuid, MeasurementSalt, ParseDiskUuidError, SealingPublicKey, WrongLength};
+use digest::Digest;
+use grpc_api::kms;
 
-use crate::policy::Access;
-
-/// A request in which every field is valid.
-pub(crate) trait Wanted {
-    fn access(&self) -> Access;
-    /// Who gets the key, if not the caller itself.
-    fn recipient(&self) -> Option<&str>;
+/// A node that wants secrets, and what the caller says it may be appraised by.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) session: SessionEvidence,
+    pub(crate) sealing_key: SealingPublicKey,
+    pub(crate) policy: Vec<u8>,
+    pub(crate) measurement_salt: MeasurementSalt,
+    pub(crate) wanted: Wanted,
 }
 
-/// A derived key.
+/// What the node wants.
 #[derive(Debug)]
-pub(crate) struct DataKey {
-    pub(crate) label: Label,
-    /// Its length, in bytes.
-    pub(crate) length: usize,
+pub(crate) enum Wanted {
+    /// To become a worker.
+    Worker,
+    /// To become a control plane, with this role grant.
+    ControlPlane(Vec<u8>),
+    /// To open this disk again.
+    Disk(DiskUuid),
 }
-
-/// The machine that will get the master secret: an attested identity in hex.
-#[derive(Debug)]
-pub(crate) struct Recipient(String);
 
 /// An invalid field.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InvalidRequest {
-    #[error("data_key_id: {0}")]
-    DataKeyId(#[from] ParseKeyIdError),
-    #[error("length: {0} bytes, expected 1 to {MAX_KEY_LEN}")]
-    Length(u32),
-    #[error("recipient: {0:?} is not an attested identity of 64 lower-case hex digits")]
-    Recipient(String),
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    #[error("session.evidence: {0}")]
+    Evidence(#[from] ParseEvidenceError),
+    #[error("session.purpose: {0}")]
+    UnknownPurpose(#[from] UnknownPurpose),
+    #[error("session.purpose: {actual}, expected {expected}")]
+    Purpose { actual: Purpose, expected: Purpose },
+    #[error("{what}: {actual} bytes, expected 32")]
+    Length { what: &'static str, actual: usize },
+    #[error("{0}")]
+    WrongLength(#[from] WrongLength),
+    #[error("role_grant: is_control_plane is not set, and only control planes need a grant")]
+    NoRoleToGrant,
+    #[error("disk_uuid: {0}")]
+    Disk(#[from] ParseDiskUuidError),
+    #[error("purpose: {0}: no keys are released for it")]
+    NoKeysFor(Purpose),
 }
 
-impl DataKey {
-    pub(crate) fn parse(message: &GetDataKeyRequest) -> Result<Self, InvalidRequest> {
-        let GetDataKeyRequest { data_key_id, length } = message;
-        let label = Label::from_key_id(data_key_id)?;
-        let in_bytes = usize::try_from(*length).ok();
-        let in_bytes = in_bytes.filter(|_| (1..=MAX_KEY_LEN).contains(length));
+/// The purpose of a session in which keys are released.
+pub(crate) fn parse_purpose(message: kms::DrawNonceRequest) -> Result<Purpose, InvalidRequest> {
+    let kms::DrawNonceRequest { purpose } = message;
+    match purpose.parse()? {
+        purpose @ (Purpose::Join | Purpose::Rejoin) => Ok(purpose),
+        other => Err(InvalidRequest::NoKeysFor(other)),
+    }
+}
+
+impl Request {
+    pub(crate) fn parse_admit(message: kms::AdmitNodeRequest) -> Result<Self, InvalidRequest> {
+        let kms::AdmitNodeRequest {
+            session,
+            policy,
+            is_control_plane,
+            role_grant,
+        } = message;
+        let wanted = match (is_control_plane, role_grant.is_empty()) {
+            (true, _) => Wanted::ControlPlane(role_grant),
+            (false, true) => Wanted::Worker,
+            (false, false) => return Err(InvalidRequest::NoRoleToGrant),
+        };
+        Self::new(session, policy, wanted)
+    }
+
+    pub(crate) fn parse_readmit(message: kms::ReadmitNodeRequest) -> Result<Self, InvalidRequest> {
+        let kms::ReadmitNodeRequest {
+            session,
+            policy,
+            disk_uuid,
+        } = message;
+        Self::new(session, policy, Wanted::Disk(disk_uuid.parse()?))
+    }
+
+    fn new(
+        session: Option<kms::SessionEvidence>,
+        policy: Option<kms::PresentedPolicy>,
+        wanted: Wanted,
+    ) -> Result<Self, InvalidRequest> {
+        let purpose = match &wanted {
+            Wanted::Worker | Wanted::ControlPlane(_) => Purpose::Join,
+            Wanted::Disk(_) => Purpose::Rejoin,
+        };
+        let kms::PresentedPolicy {
+            cluster_policy,
+            measurement_salt,
+        } = policy.ok_or(InvalidRequest::Missing("policy"))?;
+        let (session, sealing_key) = parse_session(session.ok_or(InvalidRequest::Missing("session"))?, purpose)?;
         Ok(Self {
-            label,
-            length: in_bytes.ok_or(InvalidRequest::Length(*length))?,
+            session,
+            sealing_key,
+            policy: cluster_policy,
+            measurement_salt: MeasurementSalt::try_from(measurement_salt.as_slice())?,
+            wanted,
         })
     }
 }
 
-impl Wanted for DataKey {
-    fn access(&self) -> Access {
-        Access::DataKey(self.label)
+/// Nodes open sessions, so they are the clients.
+fn parse_session(
+    message: kms::SessionEvidence,
+    expected: Purpose,
+) -> Result<(SessionEvidence, SealingPublicKey), InvalidRequest> {
+    let kms::SessionEvidence {
+        evidence,
+        purpose,
+        exporter,
+        node_leaf,
+        service_leaf,
+        nonce,
+        sealing_key,
+    } = message;
+    let purpose: Purpose = purpose.parse()?;
+    if purpose != expected {
+        return Err(InvalidRequest::Purpose {
+            actual: purpose,
+            expected,
+        });
     }
-
-    fn recipient(&self) -> Option<&str> {
-        None
-    }
+    let sealing_key = SealingPublicKey::new(array("session.sealing_key", &sealing_key)?);
+    let parts = SessionParts {
+        direction: Direction::Client,
+        exporter: array("session.exporter", &exporter)?,
+        attester_leaf: Digest::new(array("session.node_leaf", &node_leaf)?),
+        verifier_leaf: Digest::new(array("session.service_leaf", &service_leaf)?),
+        nonce: Nonce::new(array("session.nonce", &nonce)?),
+        purpose,
+        sealing_key: Some(sealing_key),
+    };
+    let evidence = Evidence::parse(&evidence)?;
+    Ok((SessionEvidence { parts, evidence }, sealing_key))
 }
 
-impl Recipient {
-    /// Each machine has one spelling, so that the audit log can be searched.
-    pub(crate) fn parse(message: &GetMasterSecretRequest) -> Result<Self, InvalidRequest> {
-        let GetMasterSecretRequest { recipient: text } = message;
-        let digit = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
-        if text.len() == 64 && text.bytes().all(digit) {
-            Ok(Self(text.clone()))
-        } else {
-            Err(InvalidRequest::Recipient(text.chars().take(64).collect()))
-        }
-    }
-}
-
-impl Wanted for Recipient {
-    fn access(&self) -> Access {
-        Access::MasterSecret
-    }
-
-    fn recipient(&self) -> Option<&str> {
-        Some(&self.0)
-    }
+fn array(what: &'static str, bytes: &[u8]) -> Result<[u8; 32], InvalidRequest> {
+    let wrong = |_| InvalidRequest::Length {
+        what,
+        actual: bytes.len(),
+    };
+    bytes.try_into().map_err(wrong)
 }
 
 #[cfg(test)]
 mod tests {
+    use cluster_types::Variant;
+
     use super::*;
 
     const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
 
-    #[test]
-    fn bad_input_to_each_field_of_a_data_key_request_names_it() {
-        for (id, length, expected) in [
-            (
-                "",
-                32,
-                "data_key_id: \"\" is not a key id: expected measurementSecret or the UUID",
-            ),
-            ("key-measurementSecret", 32, "data_key_id: \"key-measurementSecret\""),
-            ("keyServiceIdentity", 32, "data_key_id: \"keyServiceIdentity\""),
-            ("operatorIdentity", 32, "data_key_id: \"operatorIdentity\""),
-            ("3F2504E0-4F89-11D3-9A0C-0305E82C3301", 32, "data_key_id: \"3F2504E0"),
-            ("../etc/passwd", 32, "data_key_id: \"../etc/passwd\""),
-            (DISK, 0, "length: 0 bytes, expected 1 to 64"),
-            (DISK, 65, "length: 65 bytes, expected 1 to 64"),
-            (DISK, u32::MAX, "length: 4294967295 bytes, expected 1 to 64"),
-        ] {
-            let message = GetDataKeyRequest {
-                data_key_id: id.into(),
-                length,
-            };
-            let error = DataKey::parse(&message).unwrap_err().to_string();
-            assert!(error.starts_with(expected), "{id:?}, {length}: {error}");
-            assert_eq!(error.lines().count(), 1, "{error}");
-        }
-        for length in [1, 64] {
-            let message = GetDataKeyRequest {
-                data_key_id: DISK.into(),
-                length,
-            };
-            assert_eq!(DataKey::parse(&message).unwrap().length, length as usize);
+    fn session() -> kms::SessionEvidence {
+        let evidence = Evidence {
+            variant: Variant::ALL[0],
+            body: vec![1],
+        };
+        kms::SessionEvidence {
+            evidence: evidence.encode(),
+            purpose: "join".into(),
+            exporter: vec![1; 32],
+            node_leaf: vec![2; 32],
+            service_leaf: vec![3; 32],
+            nonce: vec![4; 32],
+            sealing_key: vec![5; 32],
         }
     }
 
-    #[test]
-    fn bad_input_to_the_recipient_of_the_master_secret_names_it() {
-        for bad in [
-            "",
-            "ab",
-            &"ab".repeat(33),
-            &"AB".repeat(32),
-            &"zz".repeat(32),
-            &"\n".repeat(64),
-        ] {
-            let message = GetMasterSecretRequest { recipient: bad.into() };
-            let error = Recipient::parse(&message).unwrap_err().to_string();
-            assert!(error.starts_with("recipient: "), "{bad:?}: {error}");
-            assert!(error.contains("64 lower-case hex digits"), "{bad:?}: {error}");
-            assert_eq!(error.lines().count(), 1, "{error}");
+    fn policy() -> kms::PresentedPolicy {
+        kms::PresentedPolicy {
+            cluster_policy: vec![6],
+            measurement_salt: vec![7; 32],
         }
-        let message = GetMasterSecretRequest {
-            recipient: "ab".repeat(32),
+    }
+
+    fn check(change: impl FnOnce(&mut kms::SessionEvidence)) -> Result<Request, InvalidRequest> {
+        let mut session = session();
+        change(&mut session);
+        Request::parse_admit(kms::AdmitNodeRequest {
+            session: Some(session),
+            policy: Some(policy()),
+            is_control_plane: false,
+            role_grant: Vec::new(),
+        })
+    }
+
+    fn check_rejoin(purpose: &str, disk: &str) -> Result<Request, InvalidRequest> {
+        Request::parse_readmit(kms::ReadmitNodeRequest {
+            session: Some(kms::SessionEvidence {
+                purpose: purpose.into(),
+                ..session()
+            }),
+            policy: Some(policy()),
+            disk_uuid: disk.into(),
+        })
+    }
+
+    #[test]
+    fn each_part_of_the_session_is_where_the_node_put_it() {
+        let Request {
+            session,
+            sealing_key,
+            policy,
+            measurement_salt,
+            wanted,
+        } = check(|_| {}).unwrap();
+        let expected = SessionParts {
+            direction: Direction::Client,
+            exporter: [1; 32],
+            attester_leaf: Digest::new([2; 32]),
+            verifier_leaf: Digest::new([3; 32]),
+            nonce: Nonce::new([4; 32]),
+            purpose: Purpose::Join,
+            sealing_key: Some(SealingPublicKey::new([5; 32])),
         };
-        assert_eq!(Recipient::parse(&message).unwrap().0, "ab".repeat(32));
+        assert_eq!(session.parts, expected);
+        assert_eq!(sealing_key, SealingPublicKey::new([5; 32]));
+        assert_eq!((policy, measurement_salt), (vec![6], MeasurementSalt::new([7; 32])));
+        assert!(matches!(wanted, Wanted::Worker));
+        assert!(matches!(check_rejoin("rejoin", DISK).unwrap().wanted, Wanted::Disk(_)));
+    }
+
+    #[test]
+    fn bad_input_to_each_field_gives_one_error_that_names_it() {
+        type Change = fn(&mut kms::SessionEvidence);
+        let cases: [(Change, &str); 9] = [
+            (
+                |s| s.evidence = vec![0xff],
+                "session.evidence: the evidence is malformed",
+            ),
+            (|s| s.purpose.clear(), "session.purpose: \"\" is not a purpose"),
+            (
+                |s| s.purpose = "rejoin".into(),
+                "session.purpose: rejoin, expected join",
+            ),
+            (|s| s.exporter.clear(), "session.exporter: 0 bytes, expected 32"),
+            (|s| s.node_leaf.push(1), "session.node_leaf: 33 bytes, expected 32"),
+            (|s| s.service_leaf.clear(), "session.service_leaf: 0 bytes, expected 32"),
+            (|s| s.nonce.clear(), "session.nonce: 0 bytes, expected 32"),
+            (|s| s.sealing_key.clear(), "session.sealing_key: 0 bytes, expected 32"),
+            (|s| s.sealing_key.push(1), "session.sealing_key: 33 bytes, expected 32"),
+        ];
+        for (change, expected) in cases {
+            let error = check(change).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        let error = check_rejoin("join", DISK).unwrap_err().to_string();
+        assert_eq!(error, "session.purpose: join, expected rejoin");
+        let error = check_rejoin("rejoin", &DISK.to_uppercase()).unwrap_err().to_string();
+        assert!(error.starts_with("disk_uuid: "), "{error}");
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let check = |session, policy| {
+            let request = kms::AdmitNodeRequest {
+                session,
+                policy,
+                is_control_plane: true,
+                role_grant: Vec::new(),
+            };
+            Request::parse_admit(request).unwrap_err().to_string()
+        };
+        assert_eq!(check(None, Some(policy())), "session is missing");
+        assert_eq!(check(Some(session()), None), "policy is missing");
+        let short = kms::PresentedPolicy {
+            measurement_salt: vec![7; 31],
+            ..policy()
+        };
+        let error = check(Some(session()), Some(short));
+        assert_eq!(error, "MeasurementSalt has 31 bytes, expected 32");
+    }
+
+    #[test]
+    fn a_worker_with_a_grant_is_a_mistake() {
+        let request = kms::AdmitNodeRequest {
+            session: Some(session()),
+            policy: Some(policy()),
+            is_control_plane: false,
+            role_grant: vec![1],
+        };
+        assert!(matches!(
+            Request::parse_admit(request),
+            Err(InvalidRequest::NoRoleToGrant)
+        ));
+    }
+
+    #[test]
+    fn nonces_are_drawn_for_sessions_that_release_keys_alone() {
+        let check = |purpose: &str| {
+            parse_purpose(kms::DrawNonceRequest {
+                purpose: purpose.into(),
+            })
+        };
+        assert_eq!(check("join").unwrap(), Purpose::Join);
+        assert_eq!(check("rejoin").unwrap(), Purpose::Rejoin);
+        for other in ["init", "recover", "verify"] {
+            assert!(matches!(check(other), Err(InvalidRequest::NoKeysFor(_))), "{other}");
+        }
+        assert!(matches!(check(""), Err(InvalidRequest::UnknownPurpose(_))));
     }
 }

@@ -1,44 +1,50 @@
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
-use accept_loop::accept;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use grpc_api::kms::api_server::ApiServer;
-use key_service_client::server_config;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
+use tower::limit::GlobalConcurrencyLimitLayer;
 
 use crate::service::KeyService;
 
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-const CONCURRENT_HANDSHAKES: usize = 32;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
-const MAX_MESSAGE_LEN: usize = 4096;
+/// Evidence and policy have at most 320 KiB.
+const MAX_MESSAGE_LEN: usize = 512 * 1024;
+/// Of all connections together: what a request takes is in memory until it is answered or times out.
+const CONCURRENT_REQUESTS: usize = 16;
 
-/// Serves `constellation.kms.v1.API` over TLS until the service drains.
-pub(crate) async fn serve(
-    service: KeyService,
-    listener: TcpListener,
-    identity_seed: &[u8; 32],
-    draining: impl Future<Output = ()>,
-) -> Result<()> {
-    let acceptor = TlsAcceptor::from(server_config(identity_seed));
-    let incoming = accept(listener, CONCURRENT_HANDSHAKES, move |stream| {
-        handshake(acceptor.clone(), stream)
-    });
-    Server::builder()
-        .timeout(REQUEST_TIMEOUT)
-        .add_service(ApiServer::new(service).max_decoding_message_size(MAX_MESSAGE_LEN))
-        .serve_with_incoming_shutdown(incoming, draining)
-        .await?;
-    Ok(())
+/// Listens on a socket of this path, in place of one that an earlier run left there.
+pub(crate) fn listen(socket: &Path) -> Result<UnixListener> {
+    let name = socket.display();
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("--socket: cannot replace {name}"));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).with_context(|| format!("--socket: cannot listen on {name}"))?;
+    fs::set_permissions(socket, Permissions::from_mode(0o600))
+        .with_context(|| format!("--socket: cannot set the mode of {name}"))?;
+    Ok(listener)
 }
 
-async fn handshake(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-    timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream))
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the caller did not finish the TLS handshake"))?
+/// Serves `constellation.kms.v1.API` until the service drains.
+pub(crate) async fn serve(
+    service: KeyService,
+    listener: UnixListener,
+    draining: impl Future<Output = ()>,
+) -> Result<()> {
+    Server::builder()
+        .timeout(REQUEST_TIMEOUT)
+        .layer(GlobalConcurrencyLimitLayer::new(CONCURRENT_REQUESTS))
+        .add_service(ApiServer::new(service).max_decoding_message_size(MAX_MESSAGE_LEN))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), draining)
+        .await?;
+    Ok(())
 }

@@ -1,161 +1,314 @@
-use cluster_objects::{Caller, Cluster, ReviewTokenError};
-use cluster_types::key_service::AUDIENCE;
+use std::io;
+use std::sync::Arc;
+
+use attestation::{AppraisalError, AttestedIdentity, NotAffirmed, Purpose, UnixTime};
+use audit_log::AuditLog;
+use cluster_types::{DiskUuid, NodeRole};
+use digest::Digest;
 use error_report::Chain;
 use grpc_api::kms::api_server::Api;
-use grpc_api::kms::{GetDataKeyRequest, GetDataKeyResponse, GetMasterSecretRequest, GetMasterSecretResponse};
+use grpc_api::kms::{
+    AdmitNodeRequest, AdmitNodeResponse, DrawNonceRequest, DrawNonceResponse, ReadmitNodeRequest, ReadmitNodeResponse,
+};
 use jiff::Timestamp;
-use key_derivation::{Epoch, Label, MasterSecret};
+use key_derivation::{Label, MasterSecret};
+use node_secrets::{ControlPlaneSecrets, KeyServiceKey, NodeSecrets, SealError, seal};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
-use tonic::{Request, Response, Status};
-use tracing::{error, info, warn};
-use zeroize::Zeroizing;
+use role_grant::{RequestedRole, RoleGrant, RoleGrantError};
+use tokio::sync::Semaphore;
+use tonic::{Response, Status};
+use tracing::{info, warn};
+use uuid::Uuid;
 
-use crate::audit::{AuditLog, Decision, Record};
-use crate::policy::Access;
-use crate::request::{DataKey, InvalidRequest, Recipient, Wanted};
+use crate::audit::{Decision, Record};
+use crate::nonces::{NonceError, Nonces};
+use crate::policy::{InForce, PolicyGate, PolicyRefused};
+use crate::request::{InvalidRequest, Request, Wanted, parse_purpose};
+use crate::shared_files::{ReadSharedFileError, SharedFiles};
 
-/// Longer tokens are refused unread. Real ones have about 1 KiB.
-const MAX_TOKEN_LEN: usize = 16 * 1024;
+/// How many decisions are made at once.
+const AT_WORK: usize = 16;
+
 /// The implementation of `constellation.kms.v1.API`.
 pub(crate) struct KeyService {
+    releases: Arc<Releases>,
+    /// A request that is given up goes on until the disk is done.
+    at_work: Arc<Semaphore>,
+}
+
+/// Decides on releases, and records them. Its methods block.
+struct Releases {
     master_secret: MasterSecret,
-    cluster: Cluster,
+    signer: KeyServiceKey,
+    gate: PolicyGate,
+    shared_files: SharedFiles,
+    nonces: Nonces,
     audit: AuditLog,
+    refused: AuditLog,
     granted: Counter,
     denied: Counter,
 }
 
-impl KeyService {
-    pub(crate) fn new(master_secret: MasterSecret, cluster: Cluster, audit: AuditLog, metrics: &mut Registry) -> Self {
-        let (granted, denied) = (Counter::default(), Counter::default());
-        metrics.register("key_service_granted", "Keys handed out", granted.clone());
-        metrics.register("key_service_denied", "Requests refused", denied.clone());
-        Self {
-            master_secret,
-            cluster,
-            audit,
-            granted,
-            denied,
-        }
-    }
+/// What a node gets once it is recorded.
+struct Release {
+    keys: Vec<String>,
+    sealed: Vec<u8>,
+}
 
-    /// Seed of the key by which callers recognise this service.
-    pub(crate) fn identity_seed(&self) -> Zeroizing<[u8; 32]> {
-        self.master_secret.kek().derive_array(Label::KeyServiceIdentity)
-    }
+/// A node whose Evidence was affirmed.
+#[derive(Clone, Copy)]
+struct Affirmed {
+    machine: AttestedIdentity,
+    policy_serial: u64,
+}
 
-    /// 1. Authenticate the caller by its token.
-    /// 2. Parse the request: only an authenticated caller learns what is wrong with it.
-    /// 3. Authorise the caller for this key.
-    /// 4. Record the decision; without a record, no key leaves.
-    async fn admit<M, W: Wanted>(
-        &self,
-        request: &Request<M>,
-        parse: impl FnOnce(&M) -> Result<W, InvalidRequest>,
-    ) -> Result<W, Status> {
-        let caller = self.authenticate(request).await.inspect_err(|_| {
-            self.denied.inc();
-        })?;
-        let wanted = parse(request.get_ref()).map_err(|invalid| {
-            self.denied.inc();
-            warn!(caller = caller.username, error = %invalid, "invalid request");
-            Status::invalid_argument(invalid.to_string())
-        })?;
-        self.authorise(&caller, wanted.access(), wanted.recipient()).await?;
-        Ok(wanted)
-    }
+/// A node gets nothing.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Nonce(#[from] NonceError),
+    #[error("the cluster policy is refused")]
+    Policy(#[from] PolicyRefused),
+    #[error(transparent)]
+    Appraisal(#[from] AppraisalError),
+    #[error(transparent)]
+    NotAffirmed(#[from] NotAffirmed),
+    #[error("role_grant is refused")]
+    Grant(#[from] RoleGrantError),
+    #[error(transparent)]
+    Files(#[from] ReadSharedFileError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error("the decision cannot be recorded, so nothing is released")]
+    Audit(#[source] io::Error),
+}
 
-    /// Decides, and returns when the decision has been recorded.
-    async fn authorise(&self, caller: &Caller, access: Access, recipient: Option<&str>) -> Result<(), Status> {
-        let decision = if access.is_allowed_to(&caller.username) {
-            Decision::Granted
-        } else {
-            Decision::Denied
-        };
-        self.record(caller, access, recipient, decision).await?;
-        match decision {
-            Decision::Granted => {
-                self.granted.inc();
-                info!(caller = caller.username, key = %access, "key granted");
-                Ok(())
+impl Refusal {
+    /// A node learns what is wrong with its own grant, and the caller what is wrong with what it brought.
+    fn status(&self) -> Status {
+        let reason = Chain(self).to_string();
+        match self {
+            Self::Grant(_) => Status::permission_denied(reason),
+            Self::Policy(_) => Status::failed_precondition(reason),
+            Self::Nonce(NonceError::Used) => Status::aborted(reason),
+            Self::Nonce(_) | Self::Appraisal(_) | Self::NotAffirmed(_) | Self::Seal(_) => {
+                Status::unauthenticated(reason)
             }
-            Decision::Denied => {
-                self.denied.inc();
-                warn!(caller = caller.username, key = %access, "key denied");
-                Err(Status::permission_denied("this caller may not have this key"))
-            }
+            Self::Files(_) | Self::Audit(_) => Status::unavailable(reason),
         }
-    }
-
-    async fn authenticate<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        let token = bearer_token(request).ok_or_else(|| {
-            warn!(error = "the request has no usable token", "caller not authenticated");
-            Status::unauthenticated("a service-account token for audience key-service is required")
-        })?;
-        self.cluster
-            .review_token(token, AUDIENCE)
-            .await
-            .map_err(|error| match error {
-                ReviewTokenError::Api(_) => {
-                    error!(error = %Chain(&error), "token review failed");
-                    Status::unavailable("the token cannot be reviewed now")
-                }
-                ReviewTokenError::NotAuthentic(_) | ReviewTokenError::Audience(_) => {
-                    warn!(error = %Chain(&error), "caller not authenticated");
-                    Status::unauthenticated("the token is not accepted here")
-                }
-            })
-    }
-
-    async fn record(
-        &self,
-        caller: &Caller,
-        access: Access,
-        recipient: Option<&str>,
-        decision: Decision,
-    ) -> Result<(), Status> {
-        let record = Record {
-            time: Timestamp::now(),
-            caller: caller.username.clone(),
-            pod: caller.pod.clone(),
-            key: access.to_string(),
-            recipient: recipient.map(str::to_owned),
-            decision,
-        };
-        self.audit.write(record).await.map_err(|error| {
-            error!(%error, "cannot write the audit record");
-            Status::unavailable("the request cannot be recorded, so no key is handed out")
-        })
     }
 }
 
-fn bearer_token<T>(request: &Request<T>) -> Option<&str> {
-    request
-        .metadata()
-        .get("authorization")
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.strip_prefix("Bearer "))
-        .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN_LEN)
+impl KeyService {
+    pub(crate) fn new(
+        master_secret: MasterSecret,
+        gate: PolicyGate,
+        shared_files: SharedFiles,
+        audit: AuditLog,
+        refused: AuditLog,
+        metrics: &mut Registry,
+    ) -> Self {
+        let (granted, denied) = (Counter::default(), Counter::default());
+        metrics.register("key_service_granted", "Requests granted", granted.clone());
+        metrics.register("key_service_denied", "Requests denied", denied.clone());
+        let releases = Releases {
+            signer: KeyServiceKey::of(&master_secret),
+            master_secret,
+            gate,
+            shared_files,
+            nonces: Nonces::new(),
+            audit,
+            refused,
+            granted,
+            denied,
+        };
+        Self {
+            releases: Arc::new(releases),
+            at_work: Arc::new(Semaphore::new(AT_WORK)),
+        }
+    }
+
+    /// The disk takes a while, and the signature of a quote a fifth of a millisecond.
+    async fn release(&self, request: Result<Request, InvalidRequest>) -> Result<Vec<u8>, Status> {
+        let releases = self.releases.clone();
+        let request = request.map_err(|invalid| {
+            releases.denied.inc();
+            warn!(error = %Chain(&invalid), "invalid request");
+            Status::invalid_argument(Chain(&invalid).to_string())
+        })?;
+        let permit = self.at_work.clone().acquire_owned().await;
+        let released = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            releases.release(&request)
+        })
+        .await;
+        released.map_err(|_| Status::internal("the request was cut off"))?
+    }
+}
+
+impl Releases {
+    /// Decides, and returns what the node gets when that is on record.
+    fn release(&self, request: &Request) -> Result<Vec<u8>, Status> {
+        let purpose = request.session.parts.purpose;
+        match self.decide(request) {
+            Ok(sealed) => {
+                self.granted.inc();
+                Ok(sealed)
+            }
+            Err(refusal) => {
+                self.denied.inc();
+                warn!(%purpose, reason = %Chain(&refusal), "no keys released");
+                Err(refusal.status())
+            }
+        }
+    }
+
+    /// 1. The nonce was drawn here, for this purpose and not long ago.
+    /// 2. The policy is the operator's, for this cluster, and not an earlier one.
+    /// 3. By it, the Evidence is affirmed, and bound to the nonce and to the key to which the secrets will be sealed.
+    /// 4. The nonce was not used before. What was refused so far is not recorded: anyone who reaches the socket could fill the log with it.
+    /// 5. A control plane has the operator's grant for this machine.
+    /// 6. The decision is on record.
+    fn decide(&self, request: &Request) -> Result<Vec<u8>, Refusal> {
+        let parts = &request.session.parts;
+        self.nonces.check(self.nonces.now(), &parts.nonce, parts.purpose)?;
+        let in_force = self.gate.put_in_force(&request.policy, &request.measurement_salt)?;
+        let binding = request.session.binding();
+        let result = in_force
+            .verifiers
+            .appraise(&request.session.evidence, &binding, time_of_day())?;
+        let node = Affirmed {
+            machine: result.into_affirmed()?.identity(),
+            policy_serial: in_force.policy.serial,
+        };
+        self.nonces.spend(&parts.nonce)?;
+        let release = self.release_to(node.machine, request, &in_force);
+        self.record(node, parts.purpose, &release)?;
+        Ok(release?.sealed)
+    }
+
+    /// Everything that comes after the Evidence.
+    fn release_to(&self, machine: AttestedIdentity, request: &Request, in_force: &InForce) -> Result<Release, Refusal> {
+        if let Wanted::ControlPlane(grant) = &request.wanted {
+            let policy = &in_force.policy;
+            let requested = RequestedRole {
+                cluster: policy.cluster,
+                machine,
+                role: NodeRole::ControlPlane,
+            };
+            RoleGrant::check(
+                grant,
+                policy.operator(),
+                &requested,
+                policy.min_grant_serial,
+                time_of_day(),
+            )?;
+        }
+        let secrets = self.secrets(&request.wanted, machine, in_force)?;
+        let binding = request.session.binding();
+        let sealed = seal(&secrets, &request.sealing_key, &binding, &self.signer)?;
+        Ok(Release {
+            keys: key_ids(&secrets, machine),
+            sealed,
+        })
+    }
+
+    /// A key of a disk is always one of this machine's: whoever names another machine's disk gets a key that opens nothing.
+    fn secrets(
+        &self,
+        wanted: &Wanted,
+        machine: AttestedIdentity,
+        in_force: &InForce,
+    ) -> Result<NodeSecrets, ReadSharedFileError> {
+        let kek = self.master_secret.kek();
+        let disk = match wanted {
+            Wanted::Worker | Wanted::ControlPlane(_) => DiskUuid::from(Uuid::new_v4()),
+            Wanted::Disk(disk) => *disk,
+        };
+        let control_plane = match wanted {
+            Wanted::ControlPlane(_) => Some(ControlPlaneSecrets {
+                master_secret: self.master_secret.duplicate(),
+                files: self.shared_files.read()?,
+            }),
+            Wanted::Worker | Wanted::Disk(_) => None,
+        };
+        Ok(NodeSecrets {
+            disk,
+            state_disk_key: kek.state_disk_key(disk, machine.as_bytes()),
+            measurement_secret: kek.measurement_secret(),
+            policy: Digest::of(in_force.policy.as_bytes()),
+            cluster_ca: self.shared_files.cluster_ca()?,
+            control_plane,
+        })
+    }
+
+    fn record(&self, node: Affirmed, purpose: Purpose, release: &Result<Release, Refusal>) -> Result<(), Refusal> {
+        let record = Record {
+            time: Timestamp::now(),
+            purpose: purpose.as_str(),
+            machine: node.machine.to_string(),
+            policy_serial: node.policy_serial,
+            keys: release.as_ref().map(|release| release.keys.clone()).unwrap_or_default(),
+            decision: if release.is_ok() {
+                Decision::Granted
+            } else {
+                Decision::Denied
+            },
+            reason: release.as_ref().err().map(|refusal| Chain(refusal).to_string()),
+        };
+        if release.is_err() {
+            return self.refused.write(&record).map_err(Refusal::Audit);
+        }
+        self.audit.write(&record).map_err(Refusal::Audit)?;
+        info!(%purpose, machine = record.machine, keys = ?record.keys, "keys released");
+        Ok(())
+    }
+}
+
+fn key_ids(secrets: &NodeSecrets, machine: AttestedIdentity) -> Vec<String> {
+    let disk = Label::StateDisk {
+        disk: secrets.disk,
+        machine: *machine.as_bytes(),
+    };
+    let of_control_plane = secrets.control_plane.as_ref().map(|_| ["masterSecret", "sharedFiles"]);
+    let labels = [disk, Label::MeasurementSecret].map(|label| label.to_string());
+    let of_control_plane = of_control_plane.into_iter().flatten().map(str::to_owned);
+    labels.into_iter().chain(of_control_plane).collect()
+}
+
+/// The host sets it. It can keep a grant alive for too long, but the grant is still for one machine alone.
+fn time_of_day() -> UnixTime {
+    UnixTime::from_seconds(u64::try_from(Timestamp::now().as_second()).unwrap_or(u64::MAX))
 }
 
 #[tonic::async_trait]
 impl Api for KeyService {
-    async fn get_data_key(&self, request: Request<GetDataKeyRequest>) -> Result<Response<GetDataKeyResponse>, Status> {
-        let DataKey { label, length } = self.admit(&request, DataKey::parse).await?;
-        let key = self.master_secret.kek().derive(label, Epoch(0), length);
-        let key = key.map_err(|error| Status::internal(error.to_string()))?;
-        Ok(Response::new(GetDataKeyResponse { data_key: key.to_vec() }))
+    async fn draw_nonce(
+        &self,
+        request: tonic::Request<DrawNonceRequest>,
+    ) -> Result<Response<DrawNonceResponse>, Status> {
+        let purpose = parse_purpose(request.into_inner());
+        let purpose = purpose.map_err(|invalid| Status::invalid_argument(Chain(&invalid).to_string()))?;
+        let nonces = &self.releases.nonces;
+        Ok(Response::new(DrawNonceResponse {
+            nonce: nonces.draw(nonces.now(), purpose).as_bytes().to_vec(),
+        }))
     }
 
-    async fn get_master_secret(
+    async fn admit_node(
         &self,
-        request: Request<GetMasterSecretRequest>,
-    ) -> Result<Response<GetMasterSecretResponse>, Status> {
-        self.admit(&request, Recipient::parse).await?;
-        Ok(Response::new(GetMasterSecretResponse {
-            key: self.master_secret.expose_key().to_vec(),
-            salt: self.master_secret.salt().to_vec(),
-        }))
+        request: tonic::Request<AdmitNodeRequest>,
+    ) -> Result<Response<AdmitNodeResponse>, Status> {
+        let sealed_secrets = self.release(Request::parse_admit(request.into_inner())).await?;
+        Ok(Response::new(AdmitNodeResponse { sealed_secrets }))
+    }
+
+    async fn readmit_node(
+        &self,
+        request: tonic::Request<ReadmitNodeRequest>,
+    ) -> Result<Response<ReadmitNodeResponse>, Status> {
+        let sealed_secrets = self.release(Request::parse_readmit(request.into_inner())).await?;
+        Ok(Response::new(ReadmitNodeResponse { sealed_secrets }))
     }
 }

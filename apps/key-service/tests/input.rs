@@ -5,14 +5,18 @@
 use std::process::{Command, Output};
 
 use key_derivation::MasterSecret;
+use node_secrets::SHARED_FILES;
 use test_services::must_say_one_error;
 
 const BAD: &[(&[&str], &[&str])] = &[
-    (&["--address", "9000"], &["--address", "socket address"]),
+    (&["--socket", ""], &["--socket", "value is required"]),
+    (&["--policy-store", ""], &["--policy-store", "value is required"]),
     (&["--health-address", ""], &["--health-address", "socket address"]),
     (&["--metrics-address", "x"], &["--metrics-address", "socket address"]),
     (&["--master-secret", ""], &["--master-secret", "value is required"]),
     (&["--audit-log", ""], &["--audit-log", "value is required"]),
+    (&["--refused-log", ""], &["--refused-log", "value is required"]),
+    (&["--shared-files", ""], &["--shared-files", "value is required"]),
     (&["--verbose"], &["--verbose"]),
     (&["now"], &["now"]),
     (
@@ -28,7 +32,7 @@ const BAD: &[(&[&str], &[&str])] = &[
 /// Runs the service, which must exit at once.
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_key-service"));
-    command.args(arguments).env_remove("KUBECONFIG").output().unwrap()
+    command.args(arguments).output().unwrap()
 }
 
 #[test]
@@ -45,7 +49,44 @@ fn an_audit_log_that_cannot_be_written_is_named() {
     std::fs::write(&secret, MasterSecret::generate().to_json().as_bytes()).unwrap();
     let secret = secret.to_str().unwrap();
     let output = run(&["--master-secret", secret, "--audit-log", "/nonexistent/log"]);
-    must_say_one_error(&output, &["--audit-log: cannot open /nonexistent/log", "No such file"]);
+    must_say_one_error(&output, &["--audit-log: cannot use /nonexistent/log", "No such file"]);
+}
+
+#[test]
+fn files_that_are_missing_and_a_socket_that_cannot_be_made_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("secret"), MasterSecret::generate().to_json().as_bytes()).unwrap();
+    let files = |arguments: &[&str]| {
+        let secret = path("secret");
+        let (audit, refused) = (path("audit"), path("refused"));
+        let logs = ["--audit-log", &audit, "--refused-log", &refused];
+        run(&[&["--master-secret", &secret], &logs[..], arguments].concat())
+    };
+    must_say_one_error(
+        &files(&["--shared-files", "/nonexistent"]),
+        &[
+            "--shared-files",
+            "cannot read ca.crt of the cluster's shared files",
+            "No such file",
+        ],
+    );
+    std::fs::create_dir_all(path("shared/etcd")).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
+    for name in SHARED_FILES {
+        std::fs::write(path(&format!("shared/{name}")), certificate.pem()).unwrap();
+    }
+    let shared = path("shared");
+    for (socket, named) in [
+        ("/nonexistent/socket".to_owned(), "cannot listen on /nonexistent/socket"),
+        // A folder is not replaced.
+        (path("."), "cannot replace"),
+    ] {
+        let addresses = ["--health-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"];
+        let output = files(&[&["--shared-files", &shared, "--socket", &socket], &addresses[..]].concat());
+        must_say_one_error(&output, &["--socket", named]);
+    }
 }
 
 #[test]

@@ -49,16 +49,16 @@ const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
 
 async fn opening_a_session_verifies_the_node(technology: &'static dyn Technology) {
     let service = start(technology).await;
-    let (grpc, node) = channel(&endpoint(new_node(technology)), Purpose::Verify, service.address())
+    let session = channel(&endpoint(new_node(technology)), Purpose::Verify, service.address())
         .await
         .unwrap();
-    assert!(node.is_some());
+    assert!(session.node.is_some());
 
     let nonce = Nonce::generate();
     let request = GetAttestationRequest {
         nonce: nonce.as_bytes().to_vec(),
     };
-    let response = ApiClient::new(grpc.clone())
+    let response = ApiClient::new(session.channel)
         .get_attestation(request)
         .await
         .unwrap()
@@ -72,12 +72,13 @@ async fn opening_a_session_verifies_the_node(technology: &'static dyn Technology
 
 async fn grpc_names_what_is_wrong_with_a_request(technology: &'static dyn Technology) {
     let service = start(technology).await;
-    let (grpc, _) = channel(&endpoint(new_node(technology)), Purpose::Verify, service.address())
+    let session = channel(&endpoint(new_node(technology)), Purpose::Verify, service.address())
         .await
         .unwrap();
     for length in [0, 31, 33] {
         let request = GetAttestationRequest { nonce: vec![0; length] };
-        let status = ApiClient::new(grpc.clone()).get_attestation(request).await.unwrap_err();
+        let mut client = ApiClient::new(session.channel.clone());
+        let status = client.get_attestation(request).await.unwrap_err();
         let expected = format!("nonce: the nonce has {length} bytes, expected 32 random bytes");
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, &*expected));
     }

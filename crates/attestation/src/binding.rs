@@ -4,26 +4,30 @@
 //!
 //! ```text
 //! SHA-512( field(domain) ‖ field(direction) ‖ field(exporter) ‖ field(SHA-256(attester's leaf))
-//!        ‖ field(SHA-256(verifier's leaf)) ‖ field(nonce) ‖ field(purpose) )
+//!        ‖ field(SHA-256(verifier's leaf)) ‖ field(nonce) ‖ field(purpose) ‖ field(sealing key) )
 //! ```
 //!
 //! where `field(x)` is the length of `x` as four big-endian bytes, then `x`; `domain` is
-//! `constellation attested-tls v1`, `direction` is `client` or `server`, the attester's side of the handshake, and
-//! `purpose` is the name of a [`Purpose`]. Direction and both leaves stop reflection and relay, the exporter ties it to
-//! the session, the nonce makes it fresh, and the purpose keeps it from serving another one.
+//! `constellation attested-tls v2`, `direction` is `client` or `server`, the attester's side of the handshake,
+//! `purpose` is the name of a [`Purpose`], and `sealing key` is empty if the attester offers none. Direction and both leaves
+//! stop reflection and relay, the exporter ties it to the session, the nonce makes it fresh, and the purpose keeps it from serving
+//! another one. Secrets for this attester are encrypted to the sealing key, whoever carries them.
 
 use std::fmt;
 use std::str::FromStr;
 
 use aws_lc_rs::digest::{SHA512, digest};
 use aws_lc_rs::rand;
+use cluster_types::SealingPublicKey;
 use digest::Digest;
 
-const SESSION_DOMAIN: &str = "constellation attested-tls v1";
+use crate::Evidence;
+
+const SESSION_DOMAIN: &str = "constellation attested-tls v2";
 const STANDALONE_DOMAIN: &str = "constellation standalone evidence v1";
 
 /// Random bytes by which a verifier knows that Evidence was made for it and just now (RFC 9334 section 10).
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nonce([u8; 32]);
 
 impl Nonce {
@@ -35,7 +39,7 @@ impl Nonce {
         Self(bytes)
     }
 
-    /// A nonce that came from a peer.
+    /// A nonce that was drawn before, here or by a peer.
     #[must_use]
     pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
@@ -118,20 +122,31 @@ impl Direction {
 }
 
 /// Everything that identifies one session to both of its ends.
-#[derive(Clone, Copy)]
-pub struct SessionParts<'a> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionParts {
     /// The attester's side.
     pub direction: Direction,
     /// TLS exporter of the session (RFC 8446 section 7.5).
-    pub exporter: &'a [u8; 32],
+    pub exporter: [u8; 32],
     /// SHA-256 of the attester's leaf certificate, DER.
-    pub attester_leaf: &'a Digest,
+    pub attester_leaf: Digest,
     /// SHA-256 of the verifier's leaf certificate, DER.
-    pub verifier_leaf: &'a Digest,
+    pub verifier_leaf: Digest,
     /// The verifier's nonce.
-    pub nonce: &'a Nonce,
+    pub nonce: Nonce,
     /// What the session is for.
     pub purpose: Purpose,
+    /// To which secrets for the attester are sealed, if it offers a key.
+    pub sealing_key: Option<SealingPublicKey>,
+}
+
+/// Evidence with all that it is bound to, so that a verifier outside the session can appraise it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionEvidence {
+    /// What it must be bound to.
+    pub parts: SessionParts,
+    /// As its attester made it.
+    pub evidence: Evidence,
 }
 
 /// The 64 bytes that a report carries, or the first half of them where it has no room for more.
@@ -141,15 +156,17 @@ pub struct ReportBinding([u8; 64]);
 impl ReportBinding {
     /// Binds to one TLS session.
     #[must_use]
-    pub fn for_session(parts: &SessionParts<'_>) -> Self {
+    pub fn for_session(parts: &SessionParts) -> Self {
+        let sealing_key = parts.sealing_key.as_ref().map(SealingPublicKey::as_bytes);
         Self::of_fields(&[
             SESSION_DOMAIN.as_bytes(),
             parts.direction.as_str().as_bytes(),
-            parts.exporter,
+            &parts.exporter,
             parts.attester_leaf.as_bytes(),
             parts.verifier_leaf.as_bytes(),
             parts.nonce.as_bytes(),
             parts.purpose.as_str().as_bytes(),
+            sealing_key.map_or(&[], |key| &key[..]),
         ])
     }
 
@@ -191,6 +208,14 @@ impl ReportBinding {
     }
 }
 
+impl SessionEvidence {
+    /// The bytes that the Evidence must carry.
+    #[must_use]
+    pub fn binding(&self) -> ReportBinding {
+        ReportBinding::for_session(&self.parts)
+    }
+}
+
 impl fmt::Debug for ReportBinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ReportBinding({})", hex::encode(self.0))
@@ -205,15 +230,15 @@ mod tests {
         Digest::new([byte; 32])
     }
 
-    fn check(change: impl FnOnce(&mut SessionParts<'_>)) -> ReportBinding {
-        let (exporter, own, peer, nonce) = ([1; 32], leaf(2), leaf(3), Nonce::new([4; 32]));
+    fn check(change: impl FnOnce(&mut SessionParts)) -> ReportBinding {
         let mut parts = SessionParts {
             direction: Direction::Client,
-            exporter: &exporter,
-            attester_leaf: &own,
-            verifier_leaf: &peer,
-            nonce: &nonce,
+            exporter: [1; 32],
+            attester_leaf: leaf(2),
+            verifier_leaf: leaf(3),
+            nonce: Nonce::new([4; 32]),
             purpose: Purpose::Join,
+            sealing_key: Some(SealingPublicKey::new([5; 32])),
         };
         change(&mut parts);
         ReportBinding::for_session(&parts)
@@ -223,28 +248,33 @@ mod tests {
     #[test]
     fn encoding_matches_the_vectors() {
         assert_eq!(hex::encode(check(|_| {}).as_bytes()), SESSION_VECTOR);
+        let without_key = check(|parts| parts.sealing_key = None);
+        assert_eq!(hex::encode(without_key.as_bytes()), SESSION_WITHOUT_KEY_VECTOR);
         let standalone = ReportBinding::standalone(&Nonce::new([4; 32]));
         assert_eq!(hex::encode(standalone.as_bytes()), STANDALONE_VECTOR);
     }
 
-    const SESSION_VECTOR: &str = "c76d846a2ac484d26e2d3a36c7f013fee83e4a841bfea208f868e7b35f70ff95\
-        46b02788264c2f5a00f8380015df18015591edb8e00509424386e48149592b19";
+    const SESSION_VECTOR: &str = "919a2dbe26d7ff7a5681bc403b5fb51f20c2cdb06820233fbd20e591000f3e5b\
+        0281b6bca6fd5ecabb2bb8c85393322c0bf3f3fafcca3a4a747efcb5d12cb9ee";
+    const SESSION_WITHOUT_KEY_VECTOR: &str = "f1aee7bec95a067596a370ff85660115a7693ba8154e0cd1aad3838113c6bf0a\
+        82904a8f96a8be68e4376e83038e40e25e1dcc6238edbaa661b68a70823691ca";
     const STANDALONE_VECTOR: &str = "9868874c43eb908497bb85e76742b4400d0e0d8cc6a5a25b94960597cd4380ce\
         a2919a81ffbaf6f9e34c0e5ea4684b4c1bf03ddc7953f86b91e74b541cfd9da8";
 
     #[test]
     fn every_part_changes_the_binding() {
-        const OTHER_LEAF: Digest = Digest::new([9; 32]);
-        const OTHER_NONCE: Nonce = Nonce::new([9; 32]);
+        let other_key = SealingPublicKey::new([9; 32]);
         let changed = [
             check(|_| {}),
             check(|parts| parts.direction = Direction::Server),
-            check(|parts| parts.exporter = &[9; 32]),
-            check(|parts| parts.attester_leaf = &OTHER_LEAF),
-            check(|parts| parts.verifier_leaf = &OTHER_LEAF),
+            check(|parts| parts.exporter = [9; 32]),
+            check(|parts| parts.attester_leaf = leaf(9)),
+            check(|parts| parts.verifier_leaf = leaf(9)),
             check(|parts| std::mem::swap(&mut parts.attester_leaf, &mut parts.verifier_leaf)),
-            check(|parts| parts.nonce = &OTHER_NONCE),
+            check(|parts| parts.nonce = Nonce::new([9; 32])),
             check(|parts| parts.purpose = Purpose::Rejoin),
+            check(|parts| parts.sealing_key = None),
+            check(|parts| parts.sealing_key = Some(other_key)),
         ];
         for (i, one) in changed.iter().enumerate() {
             for other in &changed[..i] {

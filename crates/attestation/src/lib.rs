@@ -21,7 +21,7 @@ mod variants;
 
 pub use appraisal::{AppraisalError, Endorsements, UnixTime, Verifier, Verifiers, any_of};
 pub use attester::{AttestError, Attester, DeviceError, MeasuringAttester};
-pub use binding::{Direction, Nonce, Purpose, ReportBinding, SessionParts, UnknownPurpose};
+pub use binding::{Direction, Nonce, Purpose, ReportBinding, SessionEvidence, SessionParts, UnknownPurpose};
 pub use claim::{Claim, ClaimValue, Comparison, Finding, Severity};
 pub use evidence::{Evidence, MAX_EVIDENCE_LEN, ParseEvidenceError};
 pub use measured::Measured;

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use attestation::{
     AppraisalError, AttestError, Attester, Evidence, ExpectedMembership, MeasuringAttester, Membership, Nonce, Outcome,
-    Purpose, ReportBinding,
+    Purpose, ReportBinding, SessionEvidence, UnixTime,
 };
-use cluster_types::{ClusterId, NodeRole, OperatorPublicKey, Variant};
+use cluster_types::{ClusterId, NodeRole, OperatorPublicKey, SealingPublicKey, Variant};
 use test_machines::{Machine, SOFTWARE_KEY, SOFTWARE_TPM, Technology, for_each_technology, verifiers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, copy_bidirectional, duplex};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
 use crate::frame::{self, Hello, Kind, Verdict};
 use crate::leaf::Leaf;
-use crate::{AttestedStream, Endpoint, HandshakeError, Limits, PeerPolicy};
+use crate::{AttestedStream, Endpoint, HandshakeError, Limits, NonceSource, PeerPolicy};
 
 type Handshake = Result<AttestedStream<DuplexStream>, HandshakeError>;
 
@@ -77,6 +77,8 @@ fn must_be_bound_to_something_else(technology: &dyn Technology, result: Handshak
 
 for_each_technology!(async:
     both_sides_attest_and_talk,
+    what_a_node_presents_covers_its_sealing_key,
+    without_a_nonce_there_is_no_session,
     only_one_side_attests_where_the_policy_says_so,
     a_changed_image_is_refused_and_told_only_the_category,
     a_warning_opens_no_session,
@@ -91,6 +93,7 @@ for_each_technology!(async:
     a_peer_that_skips_its_evidence_is_refused,
     another_version_of_the_exchange_is_refused,
     a_short_nonce_is_refused,
+    a_short_sealing_key_is_refused,
     a_peer_that_does_not_accept_our_variant_gets_no_quote,
 );
 
@@ -104,11 +107,58 @@ async fn both_sides_attest_and_talk(technology: &dyn Technology) {
     assert_eq!(far.node().unwrap().identity(), joining.attester.identity());
     assert_eq!(far.node().unwrap().purpose(), Purpose::Join);
 
+    assert_eq!(near.own_binding(), Some(far.node().unwrap().presented().binding()));
+    assert_eq!(far.own_binding(), Some(near.node().unwrap().presented().binding()));
+
     near.write_all(b"hello").await.unwrap();
     near.flush().await.unwrap();
     let mut received = [0; 5];
     far.read_exact(&mut received).await.unwrap();
     assert_eq!(&received, b"hello");
+}
+
+/// Whoever relays what a server was shown can have it appraised elsewhere, and cannot put another key into it.
+async fn what_a_node_presents_covers_its_sealing_key(technology: &dyn Technology) {
+    let joining = node(technology);
+    let key = SealingPublicKey::new([7; 32]);
+    let client = Endpoint::new(joining.attester(), anyone()).with_sealing_key(key);
+    let nonce = Nonce::generate();
+    let server = Endpoint::new(None, new_node(technology)).with_nonces(Arc::new(Fixed(Some(nonce))));
+    let (near, far) = check(&client, &server, Purpose::Join).await;
+    let (near, far) = (near.unwrap(), far.unwrap());
+    let presented = far.node().unwrap().presented();
+    assert_eq!((presented.parts.sealing_key, presented.parts.nonce), (Some(key), nonce));
+    assert_eq!(near.own_binding(), Some(presented.binding()));
+
+    let verifiers = verifiers(technology, ExpectedMembership::New);
+    let elsewhere = |presented: &SessionEvidence| {
+        verifiers.appraise(&presented.evidence, &presented.binding(), UnixTime::from_seconds(0))
+    };
+    elsewhere(presented).unwrap();
+    let mut forged = presented.clone();
+    for sealing_key in [Some(SealingPublicKey::new([8; 32])), None] {
+        forged.parts.sealing_key = sealing_key;
+        let error = elsewhere(&forged).unwrap_err();
+        assert!(technology.is_bound_to_something_else(&error), "{error:?}");
+    }
+}
+
+/// Who appraises elsewhere cannot be asked for a nonce, so there is nothing it would believe.
+async fn without_a_nonce_there_is_no_session(technology: &dyn Technology) {
+    let joining = node(technology);
+    let client = Endpoint::new(joining.attester(), anyone());
+    let server = Endpoint::new(None, new_node(technology)).with_nonces(Arc::new(Fixed(None)));
+    let (_, far) = check(&client, &server, Purpose::Join).await;
+    assert!(matches!(far, Err(HandshakeError::NoNonce(_))));
+}
+
+struct Fixed(Option<Nonce>);
+
+#[tonic::async_trait]
+impl NonceSource for Fixed {
+    async fn draw(&self, _: Purpose) -> io::Result<Nonce> {
+        self.0.ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
 }
 
 async fn only_one_side_attests_where_the_policy_says_so(technology: &dyn Technology) {
@@ -345,17 +395,26 @@ async fn a_peer_that_skips_its_evidence_is_refused(technology: &dyn Technology) 
 }
 
 async fn another_version_of_the_exchange_is_refused(technology: &dyn Technology) {
-    let Kind::Hello(mut future) = hello(None) else {
+    let Kind::Hello(mut former) = hello(None) else {
         unreachable!("made as a hello")
     };
-    future.version = 2;
-    let result = server_after_hello(technology, Kind::Hello(future)).await;
-    assert!(matches!(result, Err(HandshakeError::Version(2))));
+    former.version = 1;
+    let result = server_after_hello(technology, Kind::Hello(former)).await;
+    assert!(matches!(result, Err(HandshakeError::Version(1))));
 }
 
 async fn a_short_nonce_is_refused(technology: &dyn Technology) {
     let result = server_after_hello(technology, hello(Some(vec![0; 31]))).await;
     assert!(matches!(result, Err(HandshakeError::NonceLength(31))));
+}
+
+async fn a_short_sealing_key_is_refused(technology: &dyn Technology) {
+    let Kind::Hello(mut short) = hello(Some(vec![0; 32])) else {
+        unreachable!("made as a hello")
+    };
+    short.sealing_key = Some(vec![0; 31]);
+    let result = server_after_hello(technology, Kind::Hello(short)).await;
+    assert!(matches!(result, Err(HandshakeError::SealingKey(_))));
 }
 
 async fn a_peer_that_does_not_accept_our_variant_gets_no_quote(technology: &dyn Technology) {
@@ -484,10 +543,11 @@ async fn attacker_connects(stream: DuplexStream) -> TlsStream<DuplexStream> {
 fn hello(nonce: Option<Vec<u8>>) -> Kind {
     let accepts = Variant::ALL.iter().map(ToString::to_string).collect();
     Kind::Hello(Hello {
-        version: 1,
+        version: 2,
         purpose: "join".into(),
         nonce,
         accepts,
+        sealing_key: None,
     })
 }
 

@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attestation::{Attester, Direction, Purpose};
+use cluster_types::SealingPublicKey;
 use digest::Digest;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -11,6 +12,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use crate::error::HandshakeError;
 use crate::exchange::{Exchange, Expected};
 use crate::leaf::Leaf;
+use crate::nonce::{NonceSource, OwnNonces};
 use crate::policy::PeerPolicy;
 use crate::stream::AttestedStream;
 
@@ -44,6 +46,8 @@ pub struct Endpoint {
     client: Arc<ClientConfig>,
     attester: Option<Arc<dyn Attester>>,
     peer: PeerPolicy,
+    nonces: Arc<dyn NonceSource>,
+    sealing_key: Option<SealingPublicKey>,
     limits: Limits,
 }
 
@@ -58,8 +62,24 @@ impl Endpoint {
             client: leaf.client_config(),
             attester,
             peer,
+            nonces: Arc::new(OwnNonces),
+            sealing_key: None,
             limits: Limits::default(),
         }
+    }
+
+    /// Requests Evidence over nonces from elsewhere: another program will appraise it too.
+    #[must_use]
+    pub fn with_nonces(mut self, nonces: Arc<dyn NonceSource>) -> Self {
+        self.nonces = nonces;
+        self
+    }
+
+    /// Offers a key to which secrets can be sealed. This side's Evidence covers it.
+    #[must_use]
+    pub fn with_sealing_key(mut self, key: SealingPublicKey) -> Self {
+        self.sealing_key = Some(key);
+        self
     }
 
     /// Sets other limits.
@@ -127,6 +147,8 @@ impl Endpoint {
             leaf: &self.leaf,
             attester: self.attester.as_ref(),
             peer: &self.peer,
+            nonces: &*self.nonces,
+            sealing_key: self.sealing_key,
             direction,
         }
         .run(expected, tls)

@@ -2,6 +2,7 @@ use std::io;
 use std::time::Duration;
 
 use attestation::{AppraisalError, AttestError, NotAffirmed, ParseEvidenceError};
+use cluster_types::WrongLength;
 
 /// A session could not be established.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +17,7 @@ pub enum HandshakeError {
     #[error("the peer sent an unexpected message, expected its {0}")]
     UnexpectedMessage(&'static str),
     /// The peer speaks another version.
-    #[error("the peer speaks version {0} of the exchange, expected 1")]
+    #[error("the peer speaks version {0} of the exchange, expected 2")]
     Version(u32),
     /// The peer requests a session for a purpose that is not offered here.
     #[error("the peer requests a session for {0:?}, which is not offered here")]
@@ -24,6 +25,12 @@ pub enum HandshakeError {
     /// A nonce of the wrong length.
     #[error("the peer's nonce has {0} bytes, expected 32")]
     NonceLength(usize),
+    /// A sealing key of the wrong length.
+    #[error("the peer's hello is malformed")]
+    SealingKey(#[from] WrongLength),
+    /// Whoever appraises the peer drew no nonce.
+    #[error("cannot draw a nonce for the peer's evidence")]
+    NoNonce(#[source] io::Error),
     /// The peer requests Evidence, and this side cannot attest.
     #[error("the peer requests evidence, but this program does not attest")]
     CannotAttest,

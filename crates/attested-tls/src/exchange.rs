@@ -3,20 +3,22 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use attestation::{
-    Affirmed, Attester, Direction, Evidence, Nonce, Purpose, ReportBinding, SessionParts, UnixTime, Verifiers,
+    Attester, Direction, Evidence, Nonce, Purpose, ReportBinding, SessionEvidence, SessionParts, UnixTime, Verifiers,
 };
+use cluster_types::SealingPublicKey;
 use digest::Digest;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsStream;
 
 use crate::error::HandshakeError;
 use crate::frame::{self, Hello, Kind, Verdict};
+use crate::nonce::NonceSource;
 use crate::policy::PeerPolicy;
 use crate::stream::{AttestedNode, AttestedStream};
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Label of the TLS exporter. None of our other protocols uses it.
-const EXPORTER_LABEL: &[u8] = b"EXPORTER-constellation-attested-tls-v1";
+const EXPORTER_LABEL: &[u8] = b"EXPORTER-constellation-attested-tls-v2";
 
 /// The purposes that a side accepts.
 pub(crate) enum Expected<'a> {
@@ -31,6 +33,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) leaf: &'a Digest,
     pub(crate) attester: Option<&'a Arc<dyn Attester>>,
     pub(crate) peer: &'a PeerPolicy,
+    pub(crate) nonces: &'a dyn NonceSource,
+    pub(crate) sealing_key: Option<SealingPublicKey>,
     pub(crate) direction: Direction,
 }
 
@@ -39,8 +43,15 @@ struct Agreed {
     purpose: Purpose,
     own_nonce: Option<Nonce>,
     peer_nonce: Option<Nonce>,
+    peer_sealing_key: Option<SealingPublicKey>,
     exporter: [u8; 32],
     peer_leaf: Digest,
+}
+
+/// What one side's hello says of its Evidence, and requests of the other's.
+struct Said {
+    nonce: Option<Nonce>,
+    sealing_key: Option<SealingPublicKey>,
 }
 
 impl Exchange<'_> {
@@ -53,24 +64,23 @@ impl Exchange<'_> {
         S: AsyncRead + AsyncWrite + Send + Unpin,
     {
         let agreed = self.say_hello(&expected, &mut tls).await?;
-        let affirmed = match self.direction {
+        let (node, own_binding) = match self.direction {
             Direction::Client => {
-                let affirmed = self.appraise_peer(&agreed, &mut tls).await?;
+                let node = self.appraise_peer(&agreed, &mut tls).await?;
                 accept_peer(&mut tls).await?;
-                self.attest(&agreed, &mut tls).await?;
+                let own_binding = self.attest(&agreed, &mut tls).await?;
                 read_verdict(&mut tls).await?;
-                affirmed
+                (node, own_binding)
             }
             Direction::Server => {
-                self.attest(&agreed, &mut tls).await?;
+                let own_binding = self.attest(&agreed, &mut tls).await?;
                 read_verdict(&mut tls).await?;
-                let affirmed = self.appraise_peer(&agreed, &mut tls).await?;
+                let node = self.appraise_peer(&agreed, &mut tls).await?;
                 accept_peer(&mut tls).await?;
-                affirmed
+                (node, own_binding)
             }
         };
-        let node = affirmed.map(|affirmed| AttestedNode::new(affirmed, agreed.purpose));
-        Ok(AttestedStream::new(tls, agreed.purpose, node))
+        Ok(AttestedStream::new(tls, agreed.purpose, node, own_binding))
     }
 
     /// Exchanges hellos, the client's first.
@@ -78,32 +88,38 @@ impl Exchange<'_> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let own_nonce = match self.peer {
-            PeerPolicy::Attested(_) => Some(Nonce::generate()),
-            PeerPolicy::Unattested { .. } => None,
-        };
-        let (purpose, peer_hello) = match expected {
+        let (purpose, own_nonce, peer_hello) = match expected {
             Expected::Exactly(purpose) => {
+                let own_nonce = self.draw_nonce(*purpose).await?;
                 frame::write(tls, self.hello(*purpose, own_nonce.as_ref())).await?;
                 let peer_hello = read_hello(tls).await?;
-                (agreed_purpose(&peer_hello, &[*purpose])?, peer_hello)
+                (agreed_purpose(&peer_hello, &[*purpose])?, own_nonce, peer_hello)
             }
             Expected::OneOf(offered) => {
                 let peer_hello = read_hello(tls).await?;
                 let purpose = agreed_purpose(&peer_hello, offered)?;
+                let own_nonce = self.draw_nonce(purpose).await?;
                 frame::write(tls, self.hello(purpose, own_nonce.as_ref())).await?;
-                (purpose, peer_hello)
+                (purpose, own_nonce, peer_hello)
             }
         };
-        let peer_nonce = self.nonce_for_our_evidence(peer_hello)?;
+        let Said { nonce, sealing_key } = self.said_by_peer(peer_hello)?;
         let (exporter, peer_leaf) = session(tls)?;
         Ok(Agreed {
             purpose,
             own_nonce,
-            peer_nonce,
+            peer_nonce: nonce,
+            peer_sealing_key: sealing_key,
             exporter,
             peer_leaf,
         })
+    }
+
+    async fn draw_nonce(&self, purpose: Purpose) -> Result<Option<Nonce>, HandshakeError> {
+        match self.peer {
+            PeerPolicy::Attested(_) => Ok(Some(self.nonces.draw(purpose).await.map_err(HandshakeError::NoNonce)?)),
+            PeerPolicy::Unattested { .. } => Ok(None),
+        }
     }
 
     fn hello(&self, purpose: Purpose, nonce: Option<&Nonce>) -> Kind {
@@ -116,19 +132,28 @@ impl Exchange<'_> {
             purpose: purpose.to_string(),
             nonce: nonce.map(|nonce| nonce.as_bytes().to_vec()),
             accepts,
+            sealing_key: self.sealing_key.map(|key| key.as_bytes().to_vec()),
         })
     }
 
     /// A peer that requests Evidence must get it. There is no session in which it was requested and not given.
-    fn nonce_for_our_evidence(&self, hello: Hello) -> Result<Option<Nonce>, HandshakeError> {
+    fn said_by_peer(&self, hello: Hello) -> Result<Said, HandshakeError> {
         let Hello {
             // Version and purpose were agreed upon before.
             version: _,
             purpose: _,
             nonce,
             accepts,
+            sealing_key,
         } = hello;
-        let Some(nonce) = nonce else { return Ok(None) };
+        let sealing_key = sealing_key.map(|key| SealingPublicKey::try_from(key.as_slice()));
+        let sealing_key = sealing_key.transpose()?;
+        let Some(nonce) = nonce else {
+            return Ok(Said {
+                nonce: None,
+                sealing_key,
+            });
+        };
         let nonce: [u8; 32] = nonce
             .as_slice()
             .try_into()
@@ -137,31 +162,35 @@ impl Exchange<'_> {
         if !accepts.iter().any(|accepted| accepted == variant.as_str()) {
             return Err(HandshakeError::VariantNotAccepted(variant));
         }
-        Ok(Some(Nonce::new(nonce)))
+        Ok(Said {
+            nonce: Some(Nonce::new(nonce)),
+            sealing_key,
+        })
     }
 
-    /// Sends Evidence if the peer requested it.
-    async fn attest<S>(&self, agreed: &Agreed, tls: &mut TlsStream<S>) -> Result<(), HandshakeError>
+    /// Sends Evidence if the peer requested it, and says to what it is bound.
+    async fn attest<S>(&self, agreed: &Agreed, tls: &mut TlsStream<S>) -> Result<Option<ReportBinding>, HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let (Some(nonce), Some(attester)) = (&agreed.peer_nonce, self.attester) else {
-            return Ok(());
+        let (Some(nonce), Some(attester)) = (agreed.peer_nonce, self.attester) else {
+            return Ok(None);
         };
         let binding = ReportBinding::for_session(&SessionParts {
             direction: self.direction,
-            exporter: &agreed.exporter,
-            attester_leaf: self.leaf,
-            verifier_leaf: &agreed.peer_leaf,
+            exporter: agreed.exporter,
+            attester_leaf: *self.leaf,
+            verifier_leaf: agreed.peer_leaf,
             nonce,
             purpose: agreed.purpose,
+            sealing_key: self.sealing_key,
         });
         let attester = attester.clone();
         let evidence = tokio::task::spawn_blocking(move || attester.attest(&binding))
             .await
             .map_err(|_| io::Error::other("the attesting task was cancelled"))??;
         frame::write(tls, Kind::Evidence(evidence.encode())).await?;
-        Ok(())
+        Ok(Some(binding))
     }
 
     /// Reads and appraises the peer's Evidence if the policy requires it, and tells the peer if it is refused.
@@ -169,26 +198,27 @@ impl Exchange<'_> {
         &self,
         agreed: &Agreed,
         tls: &mut TlsStream<S>,
-    ) -> Result<Option<Affirmed>, HandshakeError>
+    ) -> Result<Option<AttestedNode>, HandshakeError>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let (PeerPolicy::Attested(verifiers), Some(nonce)) = (self.peer, &agreed.own_nonce) else {
+        let (PeerPolicy::Attested(verifiers), Some(nonce)) = (self.peer, agreed.own_nonce) else {
             return Ok(None);
         };
         let Kind::Evidence(evidence) = frame::read(tls).await? else {
             return Err(HandshakeError::UnexpectedMessage("evidence"));
         };
-        let binding = ReportBinding::for_session(&SessionParts {
+        let parts = SessionParts {
             direction: opposite(self.direction),
-            exporter: &agreed.exporter,
-            attester_leaf: &agreed.peer_leaf,
-            verifier_leaf: self.leaf,
+            exporter: agreed.exporter,
+            attester_leaf: agreed.peer_leaf,
+            verifier_leaf: *self.leaf,
             nonce,
             purpose: agreed.purpose,
-        });
-        match appraise(verifiers, &evidence, &binding) {
-            Ok(affirmed) => Ok(Some(affirmed)),
+            sealing_key: agreed.peer_sealing_key,
+        };
+        match appraise(verifiers, &evidence, parts) {
+            Ok(node) => Ok(Some(node)),
             Err(error) => {
                 let category = "attestation failed".to_owned();
                 frame::write(
@@ -205,9 +235,13 @@ impl Exchange<'_> {
     }
 }
 
-fn appraise(verifiers: &Verifiers, evidence: &[u8], binding: &ReportBinding) -> Result<Affirmed, HandshakeError> {
-    let evidence = Evidence::parse(evidence)?;
-    Ok(verifiers.appraise(&evidence, binding, now())?.into_affirmed()?)
+fn appraise(verifiers: &Verifiers, evidence: &[u8], parts: SessionParts) -> Result<AttestedNode, HandshakeError> {
+    let presented = SessionEvidence {
+        parts,
+        evidence: Evidence::parse(evidence)?,
+    };
+    let result = verifiers.appraise(&presented.evidence, &presented.binding(), now())?;
+    Ok(AttestedNode::new(result.into_affirmed()?, presented))
 }
 
 /// The only place where sessions read the clock. The host may set it, so it only decides what expires.

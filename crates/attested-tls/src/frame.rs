@@ -37,6 +37,9 @@ pub(crate) struct Hello {
     /// The variants of Evidence that it accepts.
     #[prost(string, repeated, tag = "4")]
     pub(crate) accepts: Vec<String>,
+    /// 32 bytes from a side to which secrets can be sealed, absent otherwise. Its Evidence covers them.
+    #[prost(bytes = "vec", optional, tag = "5")]
+    pub(crate) sealing_key: Option<Vec<u8>>,
 }
 
 /// Whether a side continues.

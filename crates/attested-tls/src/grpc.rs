@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use accept_loop::accept;
-use attestation::Purpose;
+use attestation::{Purpose, ReportBinding};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -44,6 +44,17 @@ impl AttestedStream<TcpStream> {
     }
 }
 
+/// A gRPC channel in one session.
+#[derive(Debug)]
+pub struct AttestedChannel {
+    /// It never reconnects, because what was proven holds only for this session.
+    pub channel: Channel,
+    /// The peer, if the policy required it to attest.
+    pub node: Option<AttestedNode>,
+    /// What this side's Evidence was bound to, if the peer required some.
+    pub own_binding: Option<ReportBinding>,
+}
+
 /// The attested caller of a request, for this purpose.
 ///
 /// # Errors
@@ -73,22 +84,16 @@ pub fn incoming(
 
 /// Opens one session and a gRPC channel inside it.
 ///
-/// The channel never reconnects, because what was proven holds only for this session.
-///
 /// # Errors
 /// When the peer cannot be reached, or the session cannot be established.
-pub async fn channel(
-    endpoint: &Endpoint,
-    purpose: Purpose,
-    address: &str,
-) -> Result<(Channel, Option<AttestedNode>), HandshakeError> {
+pub async fn channel(endpoint: &Endpoint, purpose: Purpose, address: &str) -> Result<AttestedChannel, HandshakeError> {
     let connect = tokio::time::timeout(endpoint.limits().handshake, TcpStream::connect(address));
     let stream = connect
         .await
         .map_err(|_| HandshakeError::TimedOut(endpoint.limits().handshake))??;
     stream.set_nodelay(true)?;
     let session = endpoint.connect(purpose, stream).await?;
-    let node = session.node().cloned();
+    let (node, own_binding) = (session.node().cloned(), session.own_binding());
     let mut session = Some(TokioIo::new(session));
     let connector = tower::service_fn(move |_: Uri| {
         let session = session
@@ -100,5 +105,9 @@ pub async fn channel(
         .connect_with_connector(connector)
         .await
         .map_err(io::Error::other)?;
-    Ok((channel, node))
+    Ok(AttestedChannel {
+        channel,
+        node,
+        own_binding,
+    })
 }

@@ -11,7 +11,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
 /// Distinguishes our protocol from others on the same port, and its version from later ones.
-const ALPN: &[u8] = b"constellation-attested-tls/1";
+const ALPN: &[u8] = b"constellation-attested-tls/2";
 /// Required by X.509, but never compared.
 const SUBJECT: &str = "constellation";
 

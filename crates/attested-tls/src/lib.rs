@@ -5,7 +5,8 @@
 //! Both sides present a self-signed certificate over a key made in this process. A certificate carries no trust; the
 //! handshake proves possession of its key. Then, before any application byte, each side sends
 //!
-//! 1. a hello: version, purpose, a fresh nonce if it verifies the other, and the variants it accepts;
+//! 1. a hello: version, purpose, a fresh nonce if it verifies the other, the variants it accepts, and a key if secrets can be
+//!    sealed to it;
 //! 2. if the peer requests it: Evidence over the [`ReportBinding`](attestation::ReportBinding) of this session;
 //! 3. a verdict.
 //!
@@ -27,6 +28,7 @@ mod exchange;
 mod frame;
 mod grpc;
 mod leaf;
+mod nonce;
 mod policy;
 mod stream;
 
@@ -35,6 +37,7 @@ mod attacks;
 
 pub use endpoint::{Endpoint, Limits};
 pub use error::HandshakeError;
-pub use grpc::{Peer, attested_node, channel, incoming};
+pub use grpc::{AttestedChannel, Peer, attested_node, channel, incoming};
+pub use nonce::NonceSource;
 pub use policy::PeerPolicy;
 pub use stream::{AttestedNode, AttestedStream};

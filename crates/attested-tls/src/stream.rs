@@ -1,8 +1,9 @@
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use attestation::{Affirmed, AttestationResult, AttestedIdentity, Purpose};
+use attestation::{Affirmed, AttestationResult, AttestedIdentity, Purpose, ReportBinding, SessionEvidence};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsStream;
 
@@ -13,12 +14,15 @@ use tokio_rustls::TlsStream;
 #[derive(Clone, Debug)]
 pub struct AttestedNode {
     affirmed: Affirmed,
-    purpose: Purpose,
+    presented: Arc<SessionEvidence>,
 }
 
 impl AttestedNode {
-    pub(crate) fn new(affirmed: Affirmed, purpose: Purpose) -> Self {
-        Self { affirmed, purpose }
+    pub(crate) fn new(affirmed: Affirmed, presented: SessionEvidence) -> Self {
+        Self {
+            affirmed,
+            presented: Arc::new(presented),
+        }
     }
 
     /// The peer's attested identity.
@@ -30,7 +34,13 @@ impl AttestedNode {
     /// The purpose of the session.
     #[must_use]
     pub fn purpose(&self) -> Purpose {
-        self.purpose
+        self.presented.parts.purpose
+    }
+
+    /// What the peer presented, for whoever appraises it again.
+    #[must_use]
+    pub fn presented(&self) -> &SessionEvidence {
+        &self.presented
     }
 
     /// Everything the appraisal found.
@@ -46,17 +56,34 @@ pub struct AttestedStream<S> {
     tls: TlsStream<S>,
     purpose: Purpose,
     node: Option<AttestedNode>,
+    own_binding: Option<ReportBinding>,
 }
 
 impl<S> AttestedStream<S> {
-    pub(crate) fn new(tls: TlsStream<S>, purpose: Purpose, node: Option<AttestedNode>) -> Self {
-        Self { tls, purpose, node }
+    pub(crate) fn new(
+        tls: TlsStream<S>,
+        purpose: Purpose,
+        node: Option<AttestedNode>,
+        own_binding: Option<ReportBinding>,
+    ) -> Self {
+        Self {
+            tls,
+            purpose,
+            node,
+            own_binding,
+        }
     }
 
     /// The peer, if the policy required it to attest.
     #[must_use]
     pub fn node(&self) -> Option<&AttestedNode> {
         self.node.as_ref()
+    }
+
+    /// What this side's Evidence was bound to, if the peer required some.
+    #[must_use]
+    pub fn own_binding(&self) -> Option<ReportBinding> {
+        self.own_binding
     }
 
     /// The purpose that both sides agreed on.

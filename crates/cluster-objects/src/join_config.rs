@@ -1,7 +1,6 @@
 use std::path::Path;
 
 use cluster_policy::SignedPolicy;
-use cluster_types::key_service::KeyServicePublicKey;
 use cluster_types::{HostPort, MeasurementSalt, Service};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -14,15 +13,13 @@ pub const JOIN_CONFIG: &str = "join-config";
 ///
 /// # Security
 /// Cluster-admins can write it. Which images are admitted and what nodes install is in the policy, which counts only if the operator
-/// signed it. The rest is believed, the key service's public key too.
+/// signed it; the salt must give the policy's cluster. Of the rest, a wrong value makes joining fail.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JoinConfig {
     /// Whom to admit, and what joining nodes install.
     pub policy: SignedPolicy,
     /// The salt of the cluster id, which is part of every ticket. The policy names the id.
     pub measurement_salt: MeasurementSalt,
-    /// The public key of the key service.
-    pub key_service_key: KeyServicePublicKey,
     /// The API server's address for nodes.
     pub api_server_endpoint: HostPort,
     /// The name of the ConfigMap with the list of components that joining nodes install. The policy has its digest.
@@ -56,7 +53,6 @@ pub enum LoadJoinConfigError {
 /// The key of the ConfigMap with the signed policy.
 pub const CLUSTER_POLICY: &str = "clusterPolicy";
 const MEASUREMENT_SALT: &str = "measurementSalt";
-const KEY_SERVICE_KEY: &str = "keyServicePublicKey";
 const API_SERVER_ENDPOINT: &str = "apiServerEndpoint";
 const COMPONENTS: &str = "components";
 const COMPONENT_MIRROR: &str = "componentMirror";
@@ -68,7 +64,6 @@ impl JoinConfig {
     #[must_use]
     pub fn to_config_map(&self) -> ConfigMap {
         let data = [
-            (KEY_SERVICE_KEY, self.key_service_key.to_string()),
             (API_SERVER_ENDPOINT, self.api_server_endpoint.to_string()),
             (COMPONENTS, self.components.clone()),
             (COMPONENT_MIRROR, self.component_mirror.clone()),
@@ -106,10 +101,6 @@ impl JoinConfig {
                 .map_err(|error| invalid(CLUSTER_POLICY, error_report::Chain(&error)))?,
             measurement_salt: MeasurementSalt::try_from(bytes(MEASUREMENT_SALT)?.as_slice())
                 .map_err(|error| invalid(MEASUREMENT_SALT, error))?,
-            key_service_key: text(KEY_SERVICE_KEY)?
-                .trim()
-                .parse()
-                .map_err(|error| invalid(KEY_SERVICE_KEY, error))?,
             api_server_endpoint: text(API_SERVER_ENDPOINT)?
                 .parse()
                 .map_err(|error| invalid(API_SERVER_ENDPOINT, error))?,
@@ -155,7 +146,7 @@ fn invalid(key: &'static str, reason: impl ToString) -> LoadJoinConfigError {
 #[cfg(test)]
 mod tests {
     use cluster_policy::{BelievedPolicy, ClusterPolicy, Release};
-    use cluster_types::{ClusterId, Variant};
+    use cluster_types::{ClusterId, KeyServicePublicKey, Variant};
     use digest::Digest;
     use measurements::ReferenceValues;
     use operator_key::OperatorKey;
@@ -172,12 +163,12 @@ mod tests {
                 components: Digest::new([4; 32]),
             }],
             min_grant_serial: 0,
+            key_service: KeyServicePublicKey::new([3; 32]),
         };
         let signed = BelievedPolicy::sign(&policy, &OperatorKey::from_seed(&[5; 32]));
         JoinConfig {
             policy: signed.unwrap().into_signed(),
             measurement_salt: MeasurementSalt::new([1; 32]),
-            key_service_key: KeyServicePublicKey::new([3; 32]),
             api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
             components: "k8s-components-sha256-aa".into(),
             component_mirror: "http://10.0.2.2:1234/mirror".into(),
@@ -208,7 +199,6 @@ mod tests {
         for key in [
             CLUSTER_POLICY,
             MEASUREMENT_SALT,
-            KEY_SERVICE_KEY,
             API_SERVER_ENDPOINT,
             COMPONENTS,
             COMPONENT_MIRROR,

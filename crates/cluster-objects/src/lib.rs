@@ -4,7 +4,6 @@
 //! decides nothing about trust: callers bring attested identities and get stored facts.
 
 mod bootstrap_token;
-mod caller;
 mod certificate_request;
 mod components;
 mod join_config;
@@ -13,7 +12,6 @@ mod node_record;
 use kube::{Client, Config};
 
 pub use bootstrap_token::{BootstrapToken, CreateBootstrapTokenError, joining_node_group};
-pub use caller::{Caller, ReviewTokenError};
 pub use certificate_request::{Approval, Approver, CertificateRequestsError};
 pub use components::{ReadComponentsError, components_config_map};
 pub use join_config::{CLUSTER_POLICY, JOIN_CONFIG, JoinConfig, LoadJoinConfigError};

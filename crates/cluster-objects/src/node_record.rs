@@ -3,14 +3,14 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use attestation::AttestedIdentity;
-use cluster_types::{DiskUuid, NodeName};
+use cluster_types::NodeName;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Error};
 
 use crate::Cluster;
 
-/// The namespace that holds only records of which machine a disk, a node name or an address belongs to.
+/// The namespace that holds only records of which machine a node name or an address belongs to.
 pub const RECORDS_NAMESPACE: &str = "constellation-nodes";
 
 /// Key of the record of a name or address: whose it is.
@@ -18,11 +18,8 @@ const IDENTITY: &str = "attestedIdentity";
 /// Keys of a machine's record.
 const NAME: &str = "name";
 const ADDRESS: &str = "address";
-const DISKS: &str = "disks";
-/// A machine that gets more tickets loses its oldest disk. An honest one uses the disk of the last ticket that it received.
-const MAX_DISKS: usize = 8;
 
-/// A disk, node name or address belongs to another machine, or its record cannot be read.
+/// A node name or address belongs to another machine, or its record cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeRecordError {
     /// A name or an address belongs to another machine.
@@ -46,14 +43,6 @@ pub enum NodeRecordError {
     /// The machine has claimed no name.
     #[error("machine {0} has no name")]
     NoName(AttestedIdentity),
-    /// No ticket of this machine named this disk.
-    #[error("disk {disk} does not belong to machine {attested}")]
-    NotItsDisk {
-        /// The disk whose key was requested.
-        disk: DiskUuid,
-        /// The machine that attested.
-        attested: AttestedIdentity,
-    },
     /// The API server failed.
     #[error("the record {record} could not be {action}")]
     Api {
@@ -92,12 +81,11 @@ impl fmt::Display for Property {
     }
 }
 
-/// What a machine has: one name, one address, and the disks of its last tickets, the newest last.
+/// What a machine has.
 #[derive(Debug, PartialEq, Eq)]
 struct MachineRecord {
     name: String,
     address: String,
-    disks: Vec<String>,
 }
 
 impl MachineRecord {
@@ -105,38 +93,21 @@ impl MachineRecord {
         Self {
             name: name.to_string(),
             address: address.to_string(),
-            disks: Vec::new(),
         }
     }
 
-    /// Whoever can write the record can make a machine's disk anybody's; nothing here trusts it more than that.
+    /// Whoever can write the record chooses what is in it.
     fn read(object: &ConfigMap) -> Self {
         let text = |key| object.data.as_ref().and_then(|data| data.get(key)).cloned();
         let text = |key| text(key).unwrap_or_default();
         Self {
             name: text(NAME),
             address: text(ADDRESS),
-            disks: text(DISKS).split_whitespace().map(str::to_owned).collect(),
         }
     }
 
     fn data(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([
-            (NAME.into(), self.name.clone()),
-            (ADDRESS.into(), self.address.clone()),
-            (DISKS.into(), self.disks.join("\n")),
-        ])
-    }
-
-    fn has(&self, disk: DiskUuid) -> bool {
-        self.disks.contains(&disk.to_string())
-    }
-
-    fn with(mut self, disk: DiskUuid) -> Self {
-        self.disks.push(disk.to_string());
-        let surplus = self.disks.len().saturating_sub(MAX_DISKS);
-        self.disks.drain(..surplus);
-        self
+        BTreeMap::from([(NAME.into(), self.name.clone()), (ADDRESS.into(), self.address.clone())])
     }
 }
 
@@ -165,10 +136,7 @@ impl Cluster {
                     .await?;
                 self.must_be_free_of(&Property::Address(known.address.clone()), &wanted_address, machine)
                     .await?;
-                let claimed = MachineRecord {
-                    disks: known.disks.clone(),
-                    ..MachineRecord::new(name, address)
-                };
+                let claimed = MachineRecord::new(name, address);
                 if claimed != known {
                     object.data = Some(claimed.data());
                     self.replace(&record, &object).await?;
@@ -179,30 +147,22 @@ impl Cluster {
         self.bind(&wanted_address, machine).await
     }
 
-    /// Gives a new disk to a machine that has claimed its name.
+    /// Checks that this machine has a node name.
     ///
     /// # Errors
-    /// When it has not, or the API server fails.
-    pub async fn add_disk(&self, disk: DiskUuid, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        let record = record_of(machine);
-        let mut object = self.get(&record).await?.ok_or(NodeRecordError::NoName(machine))?;
-        object.data = Some(MachineRecord::read(&object).with(disk).data());
-        self.replace(&record, &object).await
-    }
-
-    /// Checks that a ticket of this machine named this disk.
-    ///
-    /// # Errors
-    /// When none did, or the API server fails.
-    pub async fn check_disk(&self, disk: DiskUuid, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        let record = self.get(&record_of(machine)).await?;
-        if record.is_some_and(|object| MachineRecord::read(&object).has(disk)) {
-            Ok(())
-        } else {
-            Err(NodeRecordError::NotItsDisk {
-                disk,
+    /// When it has claimed none, the name is another machine's, or the API server fails.
+    pub async fn must_have_a_name(&self, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+        let object = self.get(&record_of(machine)).await?;
+        let record = MachineRecord::read(&object.ok_or(NodeRecordError::NoName(machine))?);
+        let name = Property::Name(record.name);
+        match self.owner_of(&name).await? {
+            Some(owner) if owner == machine.to_string() => Ok(()),
+            Some(owner) => Err(NodeRecordError::BelongsToAnother {
+                what: name.to_string(),
+                owner,
                 attested: machine,
-            })
+            }),
+            None => Err(NodeRecordError::NoName(machine)),
         }
     }
 
@@ -213,6 +173,21 @@ impl Cluster {
     pub async fn has_node(&self, name: &NodeName) -> Result<bool, NodeRecordError> {
         let owner = self.owner_of(&Property::Name(name.to_string())).await?;
         Ok(owner.is_some())
+    }
+
+    /// The address at which the kubelet of this node serves, if a machine has both.
+    ///
+    /// # Errors
+    /// When the API server fails.
+    pub async fn address_of(&self, name: &NodeName) -> Result<Option<Ipv4Addr>, NodeRecordError> {
+        let Some(machine) = self.owner_of(&Property::Name(name.to_string())).await? else {
+            return Ok(None);
+        };
+        let object = self.get(&format!("machine-{machine}")).await?;
+        let record = MachineRecord::read(&object.unwrap_or_default());
+        let owner = self.owner_of(&Property::Address(record.address.clone())).await?;
+        let is_its_own = record.name == name.as_str() && owner.as_deref() == Some(&machine);
+        Ok(is_its_own.then(|| record.address.parse().ok()).flatten())
     }
 
     /// The API server lets only one creation of a name succeed, so two machines cannot both be first.
@@ -307,31 +282,15 @@ mod tests {
         MachineRecord::new(&"worker-0".parse().unwrap(), Ipv4Addr::new(10, 42, 2, 100))
     }
 
-    fn disk(number: u8) -> DiskUuid {
-        format!("3f2504e0-4f89-11d3-9a0c-0305e82c33{number:02x}")
-            .parse()
-            .unwrap()
-    }
-
     #[test]
     fn a_record_is_read_as_it_was_written() {
-        let record = new().with(disk(1)).with(disk(2));
-        let read = MachineRecord::read(&object("machine", &record.data()));
-        assert_eq!(read, record);
-        assert!(read.has(disk(1)) && read.has(disk(2)) && !read.has(disk(3)));
-    }
-
-    /// Whoever asks again and again leaves nothing that grows.
-    #[test]
-    fn a_machine_keeps_the_disks_of_its_last_tickets() {
-        let record = (0..20).fold(new(), |record, number| record.with(disk(number)));
-        let kept: Vec<_> = (0..20).filter(|number| record.has(disk(*number))).collect();
-        assert_eq!(kept, (12..20).collect::<Vec<_>>());
+        let record = new();
+        assert_eq!(MachineRecord::read(&object("machine", &record.data())), record);
     }
 
     #[test]
     fn a_record_without_content_gives_nothing() {
         let record = MachineRecord::read(&ConfigMap::default());
-        assert!(record.name.is_empty() && !record.has(disk(1)));
+        assert!(record.name.is_empty() && record.address.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-use cluster_types::{ClusterId, KubernetesVersion};
+use cluster_types::{ClusterId, KeyServicePublicKey, KubernetesVersion};
 use digest::Digest;
 use kubernetes_components::ComponentList;
 use measurements::ReferenceValues;
@@ -16,6 +16,8 @@ pub struct ClusterPolicy {
     pub releases: Vec<Release>,
     /// Role grants with a lower serial are void.
     pub min_grant_serial: u64,
+    /// The key whose signature nodes require on their secrets.
+    pub key_service: KeyServicePublicKey,
 }
 
 /// A Kubernetes release that nodes may install.

@@ -3,7 +3,7 @@ use std::ops::Deref;
 
 use attestation::{Expectations, ExpectedStatements, SetUpVerifierError, Variants, Verifier, any_of};
 use base64::prelude::{BASE64_STANDARD, Engine};
-use cluster_types::{ClusterId, OperatorPublicKey, ParseKubernetesVersionError, WrongLength};
+use cluster_types::{ClusterId, KeyServicePublicKey, OperatorPublicKey, ParseKubernetesVersionError, WrongLength};
 use digest::Digest;
 use kubernetes_components::ComponentList;
 use measurements::{ParseReferenceValuesError, ReferenceValues};
@@ -132,6 +132,8 @@ struct PolicyMessage {
     releases: Vec<ReleaseMessage>,
     #[prost(uint64, tag = "5")]
     min_grant_serial: u64,
+    #[prost(bytes = "vec", tag = "6")]
+    key_service: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -177,9 +179,14 @@ impl SignedPolicy {
         &self.signer
     }
 
-    /// All that a store needs of a policy that was believed when it was stored.
+    /// Of a policy that was believed when it was stored.
     pub(crate) fn serial(&self) -> u64 {
         self.policy.serial
+    }
+
+    /// Of a policy that was believed when it was stored.
+    pub(crate) fn cluster(&self) -> ClusterId {
+        self.policy.cluster
     }
 
     /// Believes the policy if its signer is the operator whom the believer obeys.
@@ -200,8 +207,8 @@ impl SignedPolicy {
 
 impl BelievedPolicy {
     /// Signs a policy: the protobuf message `{ 1: policy, 2: operator's public key, 3: Ed25519 signature }`, in which the policy is
-    /// `{ 1: cluster id, 2: serial, 3: images, 4: releases, 5: least serial of a grant }`, an image the document of its reference
-    /// values, and a release `{ 1: version, 2: SHA-256 of the list of components }`.
+    /// `{ 1: cluster id, 2: serial, 3: images, 4: releases, 5: least serial of a grant, 6: key service's public key }`, an image
+    /// the document of its reference values, and a release `{ 1: version, 2: SHA-256 of the list of components }`.
     ///
     /// # Errors
     /// When no one could parse it.
@@ -312,6 +319,7 @@ impl From<&ClusterPolicy> for PolicyMessage {
             images,
             releases,
             min_grant_serial,
+            key_service,
         } = policy;
         let release = |Release { version, components }: &Release| ReleaseMessage {
             version: version.to_string(),
@@ -323,6 +331,7 @@ impl From<&ClusterPolicy> for PolicyMessage {
             images: images.iter().map(|image| image.to_json().into_bytes()).collect(),
             releases: releases.iter().map(release).collect(),
             min_grant_serial: *min_grant_serial,
+            key_service: key_service.as_bytes().to_vec(),
         }
     }
 }
@@ -337,6 +346,7 @@ impl TryFrom<PolicyMessage> for ClusterPolicy {
             images,
             releases,
             min_grant_serial,
+            key_service,
         } = message;
         if serial == 0 || min_grant_serial > serial {
             return Err(ParsePolicyError::Serial {
@@ -350,6 +360,7 @@ impl TryFrom<PolicyMessage> for ClusterPolicy {
             images: parse_images(&images)?,
             releases: parse_releases(releases)?,
             min_grant_serial,
+            key_service: KeyServicePublicKey::try_from(key_service.as_slice())?,
         })
     }
 }
@@ -418,6 +429,7 @@ pub(crate) mod tests {
             images: vec![image(Variant::ALL[0])],
             releases: vec![release("v1.35.4")],
             min_grant_serial: 4,
+            key_service: KeyServicePublicKey::new([6; 32]),
         }
     }
 
@@ -490,8 +502,8 @@ pub(crate) mod tests {
     /// A later version's field could be a condition.
     #[test]
     fn a_field_that_this_version_does_not_know_is_refused() {
-        let field_6 = [0x30, 1];
-        let policy = [PolicyMessage::from(&policy()).encode_to_vec(), field_6.to_vec()].concat();
+        let field_7 = [0x38, 1];
+        let policy = [PolicyMessage::from(&policy()).encode_to_vec(), field_7.to_vec()].concat();
         let mut message = SignedMessage {
             signature: operator().sign(SignatureDomain::ClusterPolicy, &policy),
             policy,
@@ -500,7 +512,7 @@ pub(crate) mod tests {
         let refused = SignedPolicy::parse(&message.encode_to_vec());
         assert!(matches!(refused, Err(ParsePolicyError::Malformed)));
         message = SignedMessage::decode(check(|_| {}).unwrap().as_bytes()).unwrap();
-        let refused = SignedPolicy::parse(&[message.encode_to_vec(), field_6.to_vec()].concat());
+        let refused = SignedPolicy::parse(&[message.encode_to_vec(), field_7.to_vec()].concat());
         assert!(matches!(refused, Err(ParsePolicyError::Malformed)));
     }
 
@@ -561,6 +573,8 @@ pub(crate) mod tests {
             &[0x22, u8::try_from(release.len()).unwrap()],
             &release,
             &[0x28, 4],
+            &[0x32, 32],
+            &[6; 32],
         ]
         .concat();
         let operator = operator();

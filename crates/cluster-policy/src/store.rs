@@ -3,6 +3,7 @@ use std::io;
 use std::path::PathBuf;
 
 use atomic_file::Access;
+use cluster_types::ClusterId;
 
 use crate::{BelievedPolicy, ParsePolicyError, SignedPolicy};
 
@@ -15,6 +16,14 @@ pub struct PolicyStore {
 /// A policy that cannot follow the one that was in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotNewerError {
+    /// A machine has one cluster for as long as it has its state disk.
+    #[error("the cluster policy is for cluster {presented}, but this machine is part of cluster {seen}")]
+    AnotherCluster {
+        /// The cluster of the policies before.
+        seen: ClusterId,
+        /// The cluster of this one.
+        presented: ClusterId,
+    },
     /// It would take the cluster back.
     #[error("the cluster policy has serial {presented}, but serial {seen} has been in force on this machine")]
     Older {
@@ -120,6 +129,12 @@ enum Next {
 
 /// Whether a policy may be in force after the newest one that was seen.
 fn follows(seen: &SignedPolicy, presented: &BelievedPolicy) -> Result<Next, NotNewerError> {
+    if presented.cluster != seen.cluster() {
+        return Err(NotNewerError::AnotherCluster {
+            seen: seen.cluster(),
+            presented: presented.cluster,
+        });
+    }
     if presented.serial < seen.serial() {
         return Err(NotNewerError::Older {
             seen: seen.serial(),
@@ -181,6 +196,23 @@ mod tests {
             );
         }
         store.advance(&with(4, 0)).unwrap();
+    }
+
+    /// The operator terminated that cluster; its policies are still the operator's.
+    #[test]
+    fn a_policy_for_another_cluster_is_never_in_force() {
+        let (_folder, store) = store(2);
+        let mut other = policy();
+        (other.cluster, other.serial) = (ClusterId::new([9; 32]), 9);
+        let other = BelievedPolicy::sign(&other, &operator()).unwrap();
+        assert_eq!(
+            refused(&store, &other),
+            NotNewerError::AnotherCluster {
+                seen: policy().cluster,
+                presented: ClusterId::new([9; 32]),
+            }
+        );
+        store.advance(&with(3, 0)).unwrap();
     }
 
     #[test]

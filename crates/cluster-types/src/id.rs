@@ -74,6 +74,16 @@ public_array! {
     OperatorPublicKey
 }
 
+public_array! {
+    /// The Ed25519 public key of a cluster's key service. The cluster policy names it, so that a node knows from whom its secrets are.
+    KeyServicePublicKey
+}
+
+public_array! {
+    /// The X25519 public key to which a node's secrets are sealed. The node makes it for one session, and its Evidence covers it.
+    SealingPublicKey
+}
+
 impl OperatorPublicKey {
     /// What a node measures that obeys this operator: `constellation operator v1`, then the key.
     #[must_use]

@@ -3,7 +3,7 @@
 pub enum Service {
     /// Admits nodes that prove what they run.
     Join,
-    /// Hands out keys to authenticated callers.
+    /// Releases keys to nodes that prove what they run.
     Key,
     /// Proves what its node runs.
     Verification,
@@ -23,6 +23,10 @@ pub struct ServicePort {
 impl Service {
     /// All services. The key service comes first, because the join service calls it.
     pub const ALL: [Self; 3] = [Self::Key, Self::Join, Self::Verification];
+
+    /// The user of the key service: nobody else's on a node, because its files hold the cluster's keys. systemd gives these numbers to no one
+    /// (`docs/UIDS-GIDS.md` in its sources), and other container images have smaller or larger ones.
+    pub const KEY_SERVICE_USER: u32 = 61_000;
 
     /// The Kubernetes namespace of the services and their configuration.
     pub const NAMESPACE: &str = "kube-system";
@@ -45,24 +49,13 @@ impl Service {
         format!("localhost/constellation/{}:v{}", self.name(), env!("CARGO_PKG_VERSION"))
     }
 
-    /// Its name in the cluster's DNS.
-    #[must_use]
-    pub fn dns_name(self) -> String {
-        format!("{}.{}", self.name(), Self::NAMESPACE)
-    }
-
-    /// Its service account, as the API server names it.
-    #[must_use]
-    pub fn username(self) -> String {
-        format!("system:serviceaccount:{}:{}", Self::NAMESPACE, self.name())
-    }
-
     /// The ports at which it is reached.
     #[must_use]
     pub const fn ports(self) -> &'static [ServicePort] {
         match self {
             Self::Join => &[ServicePort::JOIN],
-            Self::Key => &[ServicePort::KEY],
+            // It has a Unix socket.
+            Self::Key => &[],
             Self::Verification => &[ServicePort::VERIFICATION, ServicePort::VERIFICATION_HTTP],
         }
     }
@@ -78,7 +71,6 @@ impl ServicePort {
     pub const VERIFICATION_HTTP_ON_NODE: u16 = 30080;
 
     const JOIN: Self = Self::new("grpc", 9090, Some(Self::JOIN_ON_NODE));
-    const KEY: Self = Self::new("grpc", 9000, None);
     const VERIFICATION: Self = Self::new("grpc", 9090, Some(Self::VERIFICATION_ON_NODE));
     const VERIFICATION_HTTP: Self = Self::new("http", 8080, Some(Self::VERIFICATION_HTTP_ON_NODE));
 

@@ -2,12 +2,10 @@ use std::collections::BTreeMap;
 
 use cluster_objects::JOIN_CONFIG;
 use cluster_types::Service;
-use cluster_types::key_service::AUDIENCE;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, GRPCAction, PodSecurityContext, PodSpec,
-    PodTemplateSpec, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
-    ServiceAccountTokenProjection, Toleration, Volume, VolumeMount, VolumeProjection,
+    PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, Toleration, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -15,10 +13,10 @@ use kube::api::ObjectMeta;
 
 use crate::volumes::host_path;
 
-/// The user of pods that need neither a device nor a file of root.
-const UNPRIVILEGED: i64 = 65532;
 const HEALTH_PORT: i32 = 8090;
 const METRICS_PORT: i32 = 8091;
+/// None of the keys that lie beside it.
+const API_SERVER_CERTIFICATE: &str = "/etc/kubernetes/pki/apiserver.crt";
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
 pub(super) fn labels(service: Service) -> BTreeMap<String, String> {
@@ -57,7 +55,7 @@ fn pod(service: Service) -> PodSpec {
         containers: vec![container(service)],
         volumes: Some(mounts(service).into_iter().map(|mount| mount.volume).collect()),
         service_account_name: Some(service.name().into()),
-        automount_service_account_token: Some(service != Service::Verification),
+        automount_service_account_token: Some(service == Service::Join),
         node_selector: (service != Service::Verification).then_some(control_planes),
         priority_class_name: Some("system-node-critical".into()),
         // Nodes must be able to join and be verified in any state.
@@ -100,8 +98,7 @@ fn container(service: Service) -> Container {
     }
 }
 
-/// Only root can open the TPM, and the kernel allows devices only in privileged containers. Only root can read the cluster's
-/// CA key. The key service needs neither.
+/// Only root can open the TPM, and the kernel allows devices only in privileged containers. The key service does not need it.
 fn security(service: Service) -> SecurityContext {
     let least = SecurityContext {
         read_only_root_filesystem: Some(true),
@@ -109,8 +106,8 @@ fn security(service: Service) -> SecurityContext {
     };
     match service {
         Service::Key => SecurityContext {
-            run_as_user: Some(UNPRIVILEGED),
-            run_as_group: Some(UNPRIVILEGED),
+            run_as_user: Some(Service::KEY_SERVICE_USER.into()),
+            run_as_group: Some(Service::KEY_SERVICE_USER.into()),
             run_as_non_root: Some(true),
             allow_privilege_escalation: Some(false),
             capabilities: Some(Capabilities {
@@ -171,14 +168,19 @@ fn mounts(service: Service) -> Vec<Mount> {
         Service::Key => vec![
             host_path("master-secret", "/run/state/constellation/master-secret.json", "File")
                 .at("/run/constellation/master-secret.json", true),
+            host_path("policy", "/run/state/constellation/key-policy", "Directory")
+                .at("/run/constellation/key-policy", false),
+            host_path("shared-files", "/run/state/constellation/shared-files", "Directory")
+                .at("/run/constellation/shared-files", true),
+            key_service_socket().at("/run/constellation/key-service", false),
             host_path("audit", "/var/log/constellation", "Directory").at("/var/log/constellation", false),
         ],
         Service::Join => vec![
             join_config().at("/var/config", true),
             host_path("policy", "/run/state/constellation/policy", "Directory").at("/run/constellation/policy", false),
-            host_path("pki", "/etc/kubernetes/pki", "Directory").at("/etc/kubernetes/pki", true),
+            host_path("api-server", API_SERVER_CERTIFICATE, "File").at(API_SERVER_CERTIFICATE, true),
             host_path("tpm", "/dev/tpmrm0", "CharDevice").at("/dev/tpmrm0", false),
-            key_service_token().at("/var/run/secrets/key-service", true),
+            key_service_socket().at("/run/constellation/key-service", true),
         ],
         Service::Verification => vec![host_path("tpm", "/dev/tpmrm0", "CharDevice").at("/dev/tpmrm0", false)],
     }
@@ -212,24 +214,7 @@ fn join_config() -> Volume {
     }
 }
 
-/// A token that is valid only for the key service.
-fn key_service_token() -> Volume {
-    let token = ServiceAccountTokenProjection {
-        audience: Some(AUDIENCE.into()),
-        expiration_seconds: Some(600),
-        path: "token".into(),
-    };
-    let projection = VolumeProjection {
-        service_account_token: Some(token),
-        ..VolumeProjection::default()
-    };
-    let source = ProjectedVolumeSource {
-        sources: Some(vec![projection]),
-        ..ProjectedVolumeSource::default()
-    };
-    Volume {
-        name: "key-service-token".into(),
-        projected: Some(source),
-        ..Volume::default()
-    }
+/// The folder with the key service's socket: not the socket itself, which is another one after each start.
+fn key_service_socket() -> Volume {
+    host_path("key-service", "/run/state/constellation/key-service", "Directory")
 }

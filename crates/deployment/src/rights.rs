@@ -13,22 +13,22 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 pub(super) fn rights(service: Service) -> Vec<Object> {
     let mut objects = vec![Object::new(ServiceAccount {
         metadata: named(service, Some(Service::NAMESPACE)),
-        automount_service_account_token: Some(service != Service::Verification),
+        automount_service_account_token: Some(service == Service::Join),
         ..ServiceAccount::default()
     })];
     match service {
-        Service::Key => objects.extend(everywhere(
-            service,
-            vec![rule("authentication.k8s.io", "tokenreviews", &["create"])],
-        )),
         Service::Join => {
             // Bootstrap tokens are created but never read back. The list of components is in a ConfigMap named by its hash.
             let rules = vec![rule("", "secrets", &["create"]), rule("", "configmaps", &["get"])];
             objects.extend(within(service, Service::NAMESPACE, rules));
-            // It decides which kubelets get a client certificate.
+            // It decides which kubelets get a certificate.
             let requests = "certificatesigningrequests";
             let mut approve = rule(CERTIFICATES, "signers", &["approve"]);
-            approve.resource_names = Some(vec!["kubernetes.io/kube-apiserver-client-kubelet".into()]);
+            let signers = [
+                "kubernetes.io/kube-apiserver-client-kubelet",
+                "kubernetes.io/kubelet-serving",
+            ];
+            approve.resource_names = Some(signers.map(str::to_owned).to_vec());
             objects.extend(everywhere(
                 service,
                 vec![
@@ -43,7 +43,7 @@ pub(super) fn rights(service: Service) -> Vec<Object> {
                 vec![rule("", "configmaps", &["get", "create", "update"])],
             ));
         }
-        Service::Verification => {}
+        Service::Key | Service::Verification => {}
     }
     objects
 }

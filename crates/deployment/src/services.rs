@@ -6,9 +6,13 @@ use kube::api::ObjectMeta;
 use super::pods::{daemon_set, labels};
 use crate::Object;
 
-/// DaemonSet and Service.
+/// DaemonSet, and a Service if it has ports.
 pub(super) fn objects(service: Service) -> Vec<Object> {
-    vec![Object::new(daemon_set(service)), Object::new(front(service))]
+    let mut objects = vec![Object::new(daemon_set(service))];
+    if !service.ports().is_empty() {
+        objects.push(Object::new(front(service)));
+    }
+    objects
 }
 
 /// The Service through which a program is reached.

@@ -57,10 +57,6 @@ async fn services_may_do_only_what_is_listed_here() {
         object.apply(&admin).await.unwrap();
     }
     cluster
-        .wait_until_allowed("key-service", "create", "authentication.k8s.io", "tokenreviews")
-        .await
-        .unwrap();
-    cluster
         .wait_until_allowed("join-service", "get", "", "configmaps")
         .await
         .unwrap();
@@ -78,9 +74,6 @@ async fn services_may_do_only_what_is_listed_here() {
     assert_eq!(
         found,
         [
-            "key-service in kube-system: create authentication.k8s.io/tokenreviews",
-            "key-service in constellation-nodes: create authentication.k8s.io/tokenreviews",
-            "key-service in default: create authentication.k8s.io/tokenreviews",
             "join-service in kube-system: approve certificates.k8s.io/signers",
             "join-service in kube-system: create /secrets",
             "join-service in kube-system: get /configmaps",

@@ -45,10 +45,14 @@ impl Kek {
         Ok(key)
     }
 
-    /// The DEK of a state disk in epoch 0.
+    /// The DEK of the state disk of a machine, which its attested identity names, in epoch 0.
     #[must_use]
-    pub fn state_disk_key(&self, disk: DiskUuid) -> StateDiskKey {
-        StateDiskKey::from_bytes(*self.derive_array(Label::Disk(disk)))
+    pub fn state_disk_key(&self, disk: DiskUuid, machine: &[u8; 32]) -> StateDiskKey {
+        let label = Label::StateDisk {
+            disk,
+            machine: *machine,
+        };
+        StateDiskKey::from_bytes(*self.derive_array(label))
     }
 
     /// The secret that the cluster id is derived from.
@@ -97,12 +101,14 @@ mod tests {
         hex::decode(hex).unwrap()
     }
 
-    fn check(secret: &[u8], salt: &[u8], id: &str, expected: &str) {
+    fn check(secret: &[u8], salt: &[u8], label: Label, expected: &str) {
         let kek = Kek::extract(secret, salt);
-        let key = kek
-            .derive(Label::from_key_id(id).unwrap(), Epoch(0), expected.len() / 2)
-            .unwrap();
+        let key = kek.derive(label, Epoch(0), expected.len() / 2).unwrap();
         assert_eq!(hex::encode(&*key), expected);
+    }
+
+    fn disk(uuid: &str) -> Label {
+        Label::Disk(uuid.parse().unwrap())
     }
 
     fn counting(from: u8) -> Vec<u8> {
@@ -116,9 +122,14 @@ mod tests {
     #[test]
     fn disk_keys_match_the_vectors() {
         let zeros = "2b5c829f691bfd4232f8aac464bccc07e605c7c8e82cbca09837e86d0b6d0665";
-        check(&[0; 32], &[0; 32], "00000000-0000-0000-0000-000000000000", zeros);
+        check(&[0; 32], &[0; 32], disk("00000000-0000-0000-0000-000000000000"), zeros);
         let ones = "1484aa39d3415e906e07940ff215d8b1eee705d3027dba93306af4abff4f70be";
-        check(&[0xff; 32], &[0xff; 32], "ffffffff-ffff-ffff-ffff-ffffffffffff", ones);
+        check(
+            &[0xff; 32],
+            &[0xff; 32],
+            disk("ffffffff-ffff-ffff-ffff-ffffffffffff"),
+            ones,
+        );
         let own = "b3017f279485bfc977e16fb6b42446651495163196d45e49b474bc410b56b8ad\
                    987dae11a90f80181ed339a9644174c746f84096b5f010b70371e580d77f5d58\
                    c32652e77d1379892f6c9ed29ef71e28afe15328858b743c23dd55ed3f379d01";
@@ -126,23 +137,36 @@ mod tests {
             check(
                 &bytes(M),
                 &bytes(S),
-                "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+                disk("3f2504e0-4f89-11d3-9a0c-0305e82c3301"),
                 &own[..2 * length],
             );
         }
     }
 
+    /// Computed with Python's hmac and hashlib: HKDF-SHA256 with the info `key-stateDisk-<UUID>-<identity in hex>`.
+    #[test]
+    fn keys_of_state_disks_match_the_vector_and_belong_to_one_machine() {
+        let kek = Kek::extract(&bytes(M), &bytes(S));
+        let disk = "3f2504e0-4f89-11d3-9a0c-0305e82c3301".parse().unwrap();
+        let key = |machine| hex::encode(kek.state_disk_key(disk, &[machine; 32]).expose());
+        assert_eq!(
+            key(0xab),
+            "e75f3653219c6144d8fc6b5ef3cc8d83ed6faa1fd90c5ee71cc8d52d3af36a38"
+        );
+        assert_ne!(key(0xab), key(0xac));
+    }
+
     #[test]
     fn measurement_secrets_match_the_vectors() {
         let first = "4790578891f3fe6cc22cb661ecdc1b7e33121b1287546a52ba33a9136719c213";
-        check(&counting(0x40), &counting(0x60), "measurementSecret", first);
+        check(&counting(0x40), &counting(0x60), Label::MeasurementSecret, first);
         let own = "28dde1e6d5b9d0ea72ea90a40f40b36adac2c9617116576814e63c269d6bef9c";
-        check(&bytes(M), &bytes(S), "measurementSecret", own);
+        check(&bytes(M), &bytes(S), Label::MeasurementSecret, own);
         let short_master = "d94ba18b7a947f237df861d0172184549d68b6a928436bcaf971e407659d410d";
         check(
             &(0..16).collect::<Vec<_>>(),
             &bytes(S),
-            "measurementSecret",
+            Label::MeasurementSecret,
             short_master,
         );
     }

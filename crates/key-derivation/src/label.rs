@@ -5,13 +5,20 @@ use cluster_types::DiskUuid;
 /// The purpose of a derived key. No two labels have the same encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Label {
-    /// The DEK of a state disk or an encrypted volume. Both have the same form, as they did in the predecessor.
+    /// The DEK of an encrypted volume, as the predecessor derived it.
     Disk(DiskUuid),
+    /// The DEK of a node's state disk. It belongs to one machine: another one that names the disk gets another key.
+    StateDisk {
+        /// The UUID that the disk's header has.
+        disk: DiskUuid,
+        /// The attested identity of the machine whose disk it is.
+        machine: [u8; 32],
+    },
     /// The secret that the cluster id is derived from.
     MeasurementSecret,
-    /// The private key with which the key service proves its identity to callers.
+    /// The private key with which the key service signs what it hands to nodes.
     KeyServiceIdentity,
-    /// The private key with which the operator signs role grants.
+    /// The private key with which the operator signs.
     OperatorIdentity,
 }
 
@@ -19,27 +26,7 @@ pub enum Label {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u32);
 
-/// A key id that names none of the keys that are handed out.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not a key id: expected measurementSecret or the UUID of a disk in lower case")]
-pub struct ParseKeyIdError(String);
-
 impl Label {
-    /// Reads the id by which a caller of the key service names a key.
-    ///
-    /// Only keys that may leave the key service have such an id; the identities have none.
-    ///
-    /// # Errors
-    /// When the id is neither `measurementSecret` nor a disk UUID.
-    pub fn from_key_id(id: &str) -> Result<Self, ParseKeyIdError> {
-        if id == "measurementSecret" {
-            return Ok(Self::MeasurementSecret);
-        }
-        id.parse()
-            .map(Self::Disk)
-            .map_err(|_| ParseKeyIdError(id.chars().take(64).collect()))
-    }
-
     /// The `info` input of HKDF.
     ///
     /// Labels of epoch 0 start with `key-` and those of later epochs with `epoch-`, so they cannot collide.
@@ -55,6 +42,7 @@ impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disk(uuid) => uuid.fmt(f),
+            Self::StateDisk { disk, machine } => write!(f, "stateDisk-{disk}-{}", hex::encode(machine)),
             Self::MeasurementSecret => f.write_str("measurementSecret"),
             Self::KeyServiceIdentity => f.write_str("keyServiceIdentity"),
             Self::OperatorIdentity => f.write_str("operatorIdentity"),
@@ -71,9 +59,16 @@ mod tests {
     #[test]
     fn no_two_labels_encode_to_the_same_bytes() {
         let disk = |n: u128| Label::Disk(uuid_of(n));
+        let state_disk = |n: u128, machine| Label::StateDisk {
+            disk: uuid_of(n),
+            machine: [machine; 32],
+        };
         let labels = [
             disk(0),
             disk(1),
+            state_disk(0, 0),
+            state_disk(0, 1),
+            state_disk(1, 0),
             Label::MeasurementSecret,
             Label::KeyServiceIdentity,
             Label::OperatorIdentity,
@@ -97,19 +92,5 @@ mod tests {
         )
         .parse()
         .unwrap()
-    }
-
-    #[test]
-    fn identities_cannot_be_asked_for() {
-        for id in [
-            "keyServiceIdentity",
-            "operatorIdentity",
-            "clusterID",
-            "",
-            "key-measurementSecret",
-            "MeasurementSecret",
-        ] {
-            assert!(Label::from_key_id(id).is_err(), "{id}");
-        }
     }
 }

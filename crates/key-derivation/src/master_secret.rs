@@ -100,6 +100,15 @@ impl MasterSecret {
         Kek::extract(&self.key, &self.salt)
     }
 
+    /// A copy, for a control plane.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        Self {
+            key: self.key.clone(),
+            salt: self.salt.clone(),
+        }
+    }
+
     /// The secret bytes, for the one message that carries them to a control plane.
     #[must_use]
     pub fn expose_key(&self) -> &[u8] {

@@ -1,145 +1,198 @@
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use attestation::{Nonce, Purpose, SessionEvidence};
+use attested_tls::NonceSource;
 use backon::{ConstantBuilder, Retryable};
-use cluster_types::Service;
-use cluster_types::key_service::KeyServicePublicKey;
+use cluster_policy::BelievedPolicy;
+use cluster_types::{DiskUuid, MeasurementSalt, SealingPublicKey};
+use grpc_api::kms;
 use grpc_api::kms::api_client::ApiClient;
-use grpc_api::kms::{GetDataKeyRequest, GetDataKeyResponse, GetMasterSecretRequest, GetMasterSecretResponse};
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use secret::SecretBytes;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tonic::metadata::{Ascii, MetadataValue};
+use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
-use crate::identity::client_config;
-
-/// Time limit for one attempt, and for connecting.
+/// Time limit for one attempt.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// In a new cluster, the key service and the cluster's DNS start just before they are needed, and a node that is refused comes
-/// back only later, with new Evidence.
+/// The key service may start just before its first call. Only requests for nonces are repeated: something is released once for each.
 const DELAYS: ConstantBuilder = ConstantBuilder::new()
     .with_delay(Duration::from_secs(1))
     .with_max_times(4);
 
-/// A client of the key service.
+/// A client of the key service of this control plane.
+#[derive(Clone)]
 pub struct KeyServiceClient {
     channel: Channel,
-    token: PathBuf,
 }
 
-/// The key service handed out no usable key.
+/// The policy by which the key service is to decide, and the salt that ties it to the cluster.
+#[derive(Clone, Copy)]
+pub struct PresentedPolicy<'a> {
+    /// Signed by the operator.
+    pub policy: &'a BelievedPolicy,
+    /// One input of the cluster id.
+    pub measurement_salt: &'a MeasurementSalt,
+}
+
+/// The role that a new node requests.
+#[derive(Clone, Copy, Debug)]
+pub enum WantedRole<'a> {
+    /// Needs no grant.
+    Worker,
+    /// With the role grant that the node presented.
+    ControlPlane(&'a [u8]),
+}
+
+/// The key service released nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyServiceError {
-    /// The service-account token cannot be read.
-    #[error("cannot read the service-account token {path}")]
-    Token {
-        /// The file in which the kubelet should have stored it.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The token contains characters that are invalid in a token.
-    #[error("the service-account token {0} is malformed")]
-    MalformedToken(PathBuf),
-    /// The key service refused or could not be reached.
-    #[error("the key service did not hand out the key")]
-    Refused(#[from] Status),
-    /// The key does not have the requested length.
-    #[error("the key service handed out {0} bytes, expected 32")]
-    Length(usize),
+    /// It refused the node's role grant.
+    #[error("{0}")]
+    GrantRefused(String),
+    /// Something was released in this session before.
+    #[error("this session has had its ticket; open another one")]
+    SecondTicket,
+    /// It refused something else, or did not answer.
+    #[error("the key service refused or did not answer: {}", .0.message())]
+    Refused(Status),
+    /// Nodes whose Evidence covers no key cannot get anything.
+    #[error("the node offers no key to which its secrets can be sealed")]
+    NoSealingKey,
+    /// Not a nonce.
+    #[error("the key service's nonce has {0} bytes, expected 32")]
+    Nonce(usize),
+}
+
+impl From<KeyServiceError> for io::Error {
+    fn from(error: KeyServiceError) -> Self {
+        Self::other(error)
+    }
 }
 
 impl KeyServiceClient {
-    /// Will connect to `address` (`host:port`) when the first key is needed, and read the token from a file each time,
-    /// because the kubelet renews it there.
-    ///
-    /// # Errors
-    /// When the address is not `host:port`.
-    pub fn new(address: &str, pinned: KeyServicePublicKey, token: PathBuf) -> Result<Self, tonic::transport::Error> {
-        let config = client_config(pinned);
-        // The scheme is http, because we do TLS ourselves and tonic must not add its own.
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-            .timeout(TIMEOUT)
-            .connect_timeout(TIMEOUT);
-        let connector = tower::service_fn(move |uri: Uri| connect(config.clone(), uri));
-        Ok(Self {
+    /// Will connect to this socket when the first call is made.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        let socket: PathBuf = socket.into();
+        let connector = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+        });
+        let endpoint = Endpoint::from_static("http://key-service.invalid").timeout(TIMEOUT);
+        Self {
             channel: endpoint.connect_with_connector_lazy(connector),
-            token,
-        })
+        }
     }
 
-    /// Fetches a key of 32 bytes by its id.
+    /// Draws a nonce for the Evidence of one session.
     ///
     /// # Errors
-    /// When this caller may not have it, or the key service fails. If it cannot be reached, it is tried again for a few seconds.
-    pub async fn data_key(&self, id: &str) -> Result<[u8; 32], KeyServiceError> {
-        let request = GetDataKeyRequest {
-            data_key_id: id.to_owned(),
-            length: 32,
+    /// When the key service fails. While it cannot be reached, the request is repeated for a few seconds.
+    pub async fn nonce(&self, purpose: Purpose) -> Result<Nonce, KeyServiceError> {
+        let request = kms::DrawNonceRequest {
+            purpose: purpose.to_string(),
         };
-        let ask = || async {
-            let request = self.authenticated(request.clone()).await?;
-            Ok(ApiClient::new(self.channel.clone()).get_data_key(request).await?)
-        };
-        let response = ask.retry(DELAYS).when(is_out_of_reach).await?;
-        let GetDataKeyResponse { data_key } = response.into_inner();
-        let key = SecretBytes::from_vec(data_key);
-        key.expose()
-            .try_into()
-            .map_err(|_| KeyServiceError::Length(key.expose().len()))
+        let ask = || async { self.api().draw_nonce(request.clone()).await };
+        let response = ask.retry(DELAYS).when(is_out_of_reach).await;
+        let kms::DrawNonceResponse { nonce } = response.map_err(KeyServiceError::Refused)?.into_inner();
+        let bytes = nonce.as_slice().try_into();
+        bytes.map(Nonce::new).map_err(|_| KeyServiceError::Nonce(nonce.len()))
     }
 
-    /// Fetches the master secret and its salt, for the control plane with this attested identity.
+    /// The sealed secrets of a node that is new to the cluster.
     ///
     /// # Errors
-    /// As for [`Self::data_key`].
-    pub async fn master_secret(&self, recipient: String) -> Result<(SecretBytes, Vec<u8>), KeyServiceError> {
-        let request = GetMasterSecretRequest { recipient };
-        let ask = || async {
-            let request = self.authenticated(request.clone()).await?;
-            Ok(ApiClient::new(self.channel.clone()).get_master_secret(request).await?)
+    /// When the key service does not admit it, or fails.
+    pub async fn admit(
+        &self,
+        node: &SessionEvidence,
+        policy: PresentedPolicy<'_>,
+        role: WantedRole<'_>,
+    ) -> Result<Vec<u8>, KeyServiceError> {
+        let (is_control_plane, role_grant) = match role {
+            WantedRole::Worker => (false, Vec::new()),
+            WantedRole::ControlPlane(grant) => (true, grant.to_vec()),
         };
-        let response = ask.retry(DELAYS).when(is_out_of_reach).await?;
-        let GetMasterSecretResponse { key, salt } = response.into_inner();
-        Ok((SecretBytes::from_vec(key), salt))
+        let request = kms::AdmitNodeRequest {
+            session: Some(session(node)?),
+            policy: Some(message_of(policy)),
+            is_control_plane,
+            role_grant,
+        };
+        let kms::AdmitNodeResponse { sealed_secrets } = released(self.api().admit_node(request).await)?;
+        Ok(sealed_secrets)
     }
 
-    async fn authenticated<T>(&self, message: T) -> Result<Request<T>, KeyServiceError> {
-        let token = tokio::fs::read_to_string(&self.token)
-            .await
-            .map_err(|source| KeyServiceError::Token {
-                path: self.token.clone(),
-                source,
-            })?;
-        let mut bearer: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
-            .parse()
-            .map_err(|_| KeyServiceError::MalformedToken(self.token.clone()))?;
-        // Keeps it out of HPACK's tables and of every Debug output.
-        bearer.set_sensitive(true);
-        let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", bearer);
-        Ok(request)
+    /// The sealed secrets with which a member opens its state disk.
+    ///
+    /// # Errors
+    /// When the key service does not readmit it, or fails.
+    pub async fn readmit(
+        &self,
+        node: &SessionEvidence,
+        policy: PresentedPolicy<'_>,
+        disk: DiskUuid,
+    ) -> Result<Vec<u8>, KeyServiceError> {
+        let request = kms::ReadmitNodeRequest {
+            session: Some(session(node)?),
+            policy: Some(message_of(policy)),
+            disk_uuid: disk.to_string(),
+        };
+        let kms::ReadmitNodeResponse { sealed_secrets } = released(self.api().readmit_node(request).await)?;
+        Ok(sealed_secrets)
+    }
+
+    fn api(&self) -> ApiClient<Channel> {
+        ApiClient::new(self.channel.clone())
     }
 }
 
-fn is_out_of_reach(error: &KeyServiceError) -> bool {
-    matches!(error, KeyServiceError::Refused(status) if status.code() == Code::Unavailable)
+/// Sessions whose Evidence the key service will appraise.
+#[tonic::async_trait]
+impl NonceSource for KeyServiceClient {
+    async fn draw(&self, purpose: Purpose) -> io::Result<Nonce> {
+        Ok(self.nonce(purpose).await?)
+    }
 }
 
-async fn connect(
-    config: Arc<ClientConfig>,
-    uri: Uri,
-) -> std::io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
-    let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-    let stream = TcpStream::connect(authority).await?;
-    stream.set_nodelay(true)?;
-    let name = ServerName::try_from(Service::Key.name()).expect("a fixed DNS name is valid");
-    Ok(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
+fn is_out_of_reach(status: &Status) -> bool {
+    status.code() == Code::Unavailable
+}
+
+fn released<T>(response: Result<tonic::Response<T>, Status>) -> Result<T, KeyServiceError> {
+    match response {
+        Ok(response) => Ok(response.into_inner()),
+        Err(status) if status.code() == Code::PermissionDenied => {
+            Err(KeyServiceError::GrantRefused(status.message().into()))
+        }
+        Err(status) if status.code() == Code::Aborted => Err(KeyServiceError::SecondTicket),
+        Err(status) => Err(KeyServiceError::Refused(status)),
+    }
+}
+
+fn session(node: &SessionEvidence) -> Result<kms::SessionEvidence, KeyServiceError> {
+    let parts = &node.parts;
+    let sealing_key = parts.sealing_key.as_ref().map(SealingPublicKey::as_bytes);
+    Ok(kms::SessionEvidence {
+        evidence: node.evidence.encode(),
+        purpose: parts.purpose.to_string(),
+        exporter: parts.exporter.to_vec(),
+        node_leaf: parts.attester_leaf.as_bytes().to_vec(),
+        service_leaf: parts.verifier_leaf.as_bytes().to_vec(),
+        nonce: parts.nonce.as_bytes().to_vec(),
+        sealing_key: sealing_key.ok_or(KeyServiceError::NoSealingKey)?.to_vec(),
+    })
+}
+
+fn message_of(presented: PresentedPolicy<'_>) -> kms::PresentedPolicy {
+    let PresentedPolicy {
+        policy,
+        measurement_salt,
+    } = presented;
+    kms::PresentedPolicy {
+        cluster_policy: policy.as_bytes().to_vec(),
+        measurement_salt: measurement_salt.as_bytes().to_vec(),
+    }
 }

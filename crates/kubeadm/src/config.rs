@@ -177,12 +177,12 @@ pub(crate) struct KubeletConfiguration {
     pub(crate) read_only_port: u16,
     pub(crate) rotate_certificates: bool,
     pub(crate) seccomp_default: bool,
+    #[serde(rename = "serverTLSBootstrap")]
+    pub(crate) server_tls_bootstrap: bool,
     pub(crate) static_pod_path: &'static str,
     pub(crate) streaming_connection_idle_timeout: &'static str,
     pub(crate) system_reserved: BTreeMap<&'static str, &'static str>,
-    pub(crate) tls_cert_file: &'static str,
     pub(crate) tls_min_version: &'static str,
-    pub(crate) tls_private_key_file: &'static str,
     pub(crate) volume_plugin_dir: &'static str,
 }
 

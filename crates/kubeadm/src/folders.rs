@@ -11,9 +11,11 @@ pub struct Folders {
 }
 
 impl Folders {
-    /// The certificate of the kubelet's own server, below the root folder.
-    pub(crate) const KUBELET_CERT: &str = "/run/state/kubelet/pki/kubelet-serving.crt";
-    pub(crate) const KUBELET_KEY: &str = "/run/state/kubelet/pki/kubelet-serving.key";
+    pub(crate) const CA_CERT: &str = "/etc/kubernetes/pki/ca.crt";
+    pub(crate) const CA_KEY: &str = "/etc/kubernetes/pki/ca.key";
+    /// The authority of kubelets' serving certificates.
+    pub(crate) const KUBELET_CA_CERT: &str = "/etc/kubernetes/pki/kubelet-ca.crt";
+    pub(crate) const KUBELET_CA_KEY: &str = "/etc/kubernetes/pki/kubelet-ca.key";
     pub(crate) const AUDIT_POLICY: &str = "/etc/kubernetes/audit-policy.yaml";
     pub(crate) const ADMISSION: &str = "/etc/kubernetes/admission.yaml";
     pub(crate) const PATCHES: &str = "/etc/kubernetes/patches";
@@ -38,7 +40,7 @@ impl Folders {
 
     /// The certificate of the cluster's CA, PEM.
     pub(crate) fn ca_cert(&self) -> PathBuf {
-        self.pki().join("ca.crt")
+        self.path(Self::CA_CERT)
     }
 
     pub(crate) fn kubernetes(&self, name: &str) -> PathBuf {
@@ -48,14 +50,6 @@ impl Folders {
     /// In memory, so that a crash leaves nothing behind on a disk.
     pub(crate) fn temporary(&self) -> PathBuf {
         self.path("/run/constellation")
-    }
-
-    pub(crate) fn kubelet_cert(&self) -> PathBuf {
-        self.path(Self::KUBELET_CERT)
-    }
-
-    pub(crate) fn kubelet_key(&self) -> PathBuf {
-        self.path(Self::KUBELET_KEY)
     }
 }
 

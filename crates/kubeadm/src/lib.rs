@@ -8,7 +8,7 @@
 mod api_server;
 mod config;
 mod folders;
-mod kubelet_certificate;
+mod kubelet_authority;
 mod kubelet_kubeconfig;
 mod names;
 mod render;
@@ -18,7 +18,6 @@ mod token;
 
 pub use api_server::{ApiServer, Checking, HealthCheckError, OwnApiServer, StartTimeoutError};
 pub use folders::Folders;
-pub use kubelet_certificate::{IssueCertificateError, KubeletKey, PendingCertificate};
 pub use names::{CertSan, ClusterName, ParseNameError};
 pub use render::{ADMISSION, ADMISSION_PLUGINS};
 pub use run::{InitError, JoinError, Kubeadm, Kubeconfig};

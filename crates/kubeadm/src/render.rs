@@ -231,6 +231,7 @@ fn cluster_configuration(cluster: &ClusterSettings, node: &NodeSettings) -> Clus
                 argument("tls-min-version", "VersionTLS13"),
             ]
             .into_iter()
+            .chain(signers())
             .chain(patient_leader())
             .collect(),
         },
@@ -254,6 +255,22 @@ fn cluster_configuration(cluster: &ClusterSettings, node: &NodeSettings) -> Clus
             },
         },
     }
+}
+
+/// Which authority signs what the join service or an administrator has approved, and for how long. Kubelets renew theirs by themselves,
+/// as long as the join service approves it. Kubernetes takes these only if kubeadm's one pair for all signers is not there.
+fn signers() -> [Argument; 9] {
+    [
+        argument("cluster-signing-cert-file", ""),
+        argument("cluster-signing-key-file", ""),
+        argument("cluster-signing-duration", "72h0m0s"),
+        argument("cluster-signing-kube-apiserver-client-cert-file", Folders::CA_CERT),
+        argument("cluster-signing-kube-apiserver-client-key-file", Folders::CA_KEY),
+        argument("cluster-signing-kubelet-client-cert-file", Folders::CA_CERT),
+        argument("cluster-signing-kubelet-client-key-file", Folders::CA_KEY),
+        argument("cluster-signing-kubelet-serving-cert-file", Folders::KUBELET_CA_CERT),
+        argument("cluster-signing-kubelet-serving-key-file", Folders::KUBELET_CA_KEY),
+    ]
 }
 
 /// With the default of 15 seconds, a slow machine's controllers exit because they could not renew in time, and starting them
@@ -284,7 +301,7 @@ fn api_server(cluster: &ClusterSettings, node: &NodeSettings) -> ApiServer {
             argument("audit-log-path", "/var/log/kubernetes/audit/audit.log"),
             argument("audit-policy-file", Folders::AUDIT_POLICY),
             argument("enable-admission-plugins", ADMISSION_PLUGINS),
-            argument("kubelet-certificate-authority", "/etc/kubernetes/pki/ca.crt"),
+            argument("kubelet-certificate-authority", Folders::KUBELET_CA_CERT),
             argument("profiling", "false"),
             argument("tls-min-version", "VersionTLS13"),
         ],
@@ -339,13 +356,12 @@ fn kubelet_configuration() -> KubeletConfiguration {
         read_only_port: 0,
         rotate_certificates: true,
         seccomp_default: true,
+        server_tls_bootstrap: true,
         static_pod_path: "/etc/kubernetes/manifests",
         streaming_connection_idle_timeout: "30m0s",
         system_reserved: BTreeMap::from([("cpu", "100m"), ("memory", "192Mi"), ("ephemeral-storage", "512Mi")]),
-        tls_cert_file: Folders::KUBELET_CERT,
         // Go chooses the cipher suites of TLS 1.3 itself and would ignore a list.
         tls_min_version: "VersionTLS13",
-        tls_private_key_file: Folders::KUBELET_KEY,
         volume_plugin_dir: VOLUME_PLUGINS,
     }
 }

@@ -10,10 +10,10 @@ use tempfile::NamedTempFile;
 
 use crate::api_server::wait_until_healthy;
 use crate::folders::replace_file;
+use crate::kubelet_authority::KubeletAuthority;
 use crate::kubelet_kubeconfig::use_renewed_certificate;
 use crate::{
-    ApiServer, BootstrapToken, ClusterSettings, Folders, IssueCertificateError, JoinSettings, KubeletKey, NodeSettings,
-    StartTimeoutError, render,
+    ApiServer, BootstrapToken, ClusterSettings, Folders, JoinSettings, NodeSettings, StartTimeoutError, render,
 };
 
 /// Slow machines need minutes to create a cluster; a node that takes longer than this has failed.
@@ -55,9 +55,6 @@ pub enum InitError {
     /// kubeadm started an API server that does not work.
     #[error(transparent)]
     ApiServer(#[from] StartTimeoutError),
-    /// The node's kubelet got no certificate.
-    #[error("cannot issue a certificate for the node's kubelet")]
-    Certificate(#[from] IssueCertificateError),
 }
 
 /// The node could not join.
@@ -86,7 +83,7 @@ impl Kubeadm {
     ///
     /// 1. The audit policy and the patches for the static pods are written.
     /// 2. kubeadm generates the cluster's keys and certificates.
-    /// 3. The node's kubelet gets a certificate from the new CA.
+    /// 3. The authority of kubelets' serving certificates is made.
     /// 4. kubeadm starts the API server and writes the cluster's first objects.
     /// 5. Once the API server is healthy, kubeadm starts the controllers. Beside one that is starting, the controller manager would
     ///    take the lead and exit after ten seconds, and its successor would wait until the lease expires.
@@ -112,7 +109,7 @@ impl Kubeadm {
         self.write_settings()?;
         self.kubeadm(&["init", "phase", "certs", "all"], &config, &token, &[])
             .await?;
-        self.certify_kubelet(node, now)?;
+        self.make_kubelet_authority(now)?;
         self.kubeadm(&["init"], &config, &token, &[START_API_SERVER]).await?;
         let ca_cert = fs::read_to_string(self.folders.ca_cert())?;
         wait_until_healthy(&*self.api_server, node.address, &ca_cert).await?;
@@ -136,22 +133,14 @@ impl Kubeadm {
         Ok(())
     }
 
-    /// Writes the kubelet's server key and certificate where the kubelet's configuration names them.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub fn write_kubelet_certificate(&self, key: &KubeletKey, certificate_pem: &[u8]) -> io::Result<()> {
-        replace_file(&self.folders.kubelet_key(), key.to_pem().as_bytes(), 0o600)?;
-        replace_file(&self.folders.kubelet_cert(), certificate_pem, 0o644)
-    }
-
-    fn certify_kubelet(&self, node: &NodeSettings, now: SystemTime) -> Result<(), InitError> {
-        let ca_cert = fs::read_to_string(self.folders.ca_cert())?;
-        let ca_key = zeroize::Zeroizing::new(fs::read_to_string(self.folders.pki().join("ca.key"))?);
-        let key = KubeletKey::generate();
-        let certificate = key.issue(node, &ca_cert, &ca_key, now)?;
-        self.write_kubelet_certificate(&key, certificate.as_bytes())?;
-        Ok(())
+    fn make_kubelet_authority(&self, now: SystemTime) -> io::Result<()> {
+        let KubeletAuthority { certificate, key } = KubeletAuthority::generate(now);
+        replace_file(&self.folders.path(Folders::KUBELET_CA_KEY), key.as_bytes(), 0o600)?;
+        replace_file(
+            &self.folders.path(Folders::KUBELET_CA_CERT),
+            certificate.as_bytes(),
+            0o644,
+        )
     }
 
     fn take_kubeconfig(&self) -> Result<Kubeconfig, InitError> {
@@ -358,7 +347,7 @@ mod tests {
         assert!(file("etc/kubernetes/audit-policy.yaml").exists());
         assert!(file("etc/kubernetes/admission.yaml").exists());
         assert!(file("etc/kubernetes/patches/kube-apiserver.yaml").exists());
-        let key = fs::metadata(file("run/state/kubelet/pki/kubelet-serving.key")).unwrap();
+        let key = fs::metadata(file("etc/kubernetes/pki/kubelet-ca.key")).unwrap();
         assert_eq!(key.permissions().mode() & 0o777, 0o600);
         assert_no_config_left(&fake);
     }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{ObjectMeta, PostParams};
@@ -103,14 +103,11 @@ impl TestCluster {
     /// # Errors
     /// When the API refuses the token.
     pub async fn service_account(&self, name: &str) -> Result<Client> {
-        self.bearer(self.token(name, None).await?)
+        self.bearer(self.token(name).await?)
     }
 
-    /// A token of a service account of `kube-system`, made on demand, for one audience or for the API itself.
-    ///
-    /// # Errors
-    /// When the API refuses.
-    pub async fn token(&self, name: &str, audience: Option<&str>) -> Result<String> {
+    /// A token of a service account of `kube-system`, made on demand.
+    async fn token(&self, name: &str) -> Result<String> {
         let accounts: Api<ServiceAccount> = Api::namespaced(self.admin()?, "kube-system");
         let account = ServiceAccount {
             metadata: ObjectMeta {
@@ -122,14 +119,7 @@ impl TestCluster {
         if accounts.get_opt(name).await?.is_none() {
             accounts.create(&PostParams::default(), &account).await?;
         }
-        let spec = TokenRequestSpec {
-            audiences: audience.into_iter().map(str::to_owned).collect(),
-            ..TokenRequestSpec::default()
-        };
-        let request = TokenRequest {
-            spec,
-            ..TokenRequest::default()
-        };
+        let request = TokenRequest::default();
         let response = accounts
             .create_token_request(name, &PostParams::default(), &request)
             .await?;
@@ -141,7 +131,7 @@ impl TestCluster {
     /// # Errors
     /// When the API refuses the token.
     pub async fn kubeconfig(&self, service_account: &str) -> Result<PathBuf> {
-        let token = self.token(service_account, None).await?;
+        let token = self.token(service_account).await?;
         let path = self.folder.path().join(format!("{service_account}.conf"));
         let config = serde_json::json!({
             "apiVersion": "v1",

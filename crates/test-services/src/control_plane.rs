@@ -3,31 +3,40 @@ use std::process::Command;
 
 use anyhow::Result;
 use attestation::{Membership, Purpose};
-use attested_tls::{AttestedNode, HandshakeError, channel};
+use attested_tls::{AttestedChannel, HandshakeError, channel};
 use cluster_objects::components_config_map;
-use cluster_types::key_service::AUDIENCE;
-use cluster_types::{ClusterId, NodeRole, Service};
+use cluster_types::{ClusterId, DiskUuid, NodeRole, Service};
 use deployment::Object;
-use grpc_api::join::IssueJoinTicketRequest;
-use grpc_api::join::IssueJoinTicketResponse;
 use grpc_api::join::api_client::ApiClient;
-use key_derivation::{Label, MasterSecret, cluster_id};
+use grpc_api::join::{IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest};
+use key_derivation::MasterSecret;
 use kubernetes_components::ComponentList;
+use node_secrets::NodeSecrets;
 use operator_key::OperatorKey;
 use rcgen::{CertificateParams, KeyPair, SanType};
 use role_grant::RoleGrant;
 use tempfile::TempDir;
-use test_cluster::free_address;
+use test_cluster::{TestCluster, free_address};
 use test_machines::{Machine, Technology, master_secret, program};
 use tonic::Status;
-use tonic::transport::Channel;
 
-use crate::join_config::{SALT, write};
+use crate::join_config::write;
+use crate::process::Listens;
 use crate::{JoinConfigExample, JoiningNode, KeyService, ServiceProcess, mount};
+
+/// A ticket, and the secrets that only its node can read.
+#[derive(Debug)]
+pub struct Admitted {
+    /// As the join service sent it.
+    pub ticket: IssueJoinTicketResponse,
+    /// From the key service.
+    pub secrets: NodeSecrets,
+}
 
 /// In the certificate of the cluster's API server.
 const API_SERVER: [u8; 4] = [10, 42, 1, 100];
 const CONFIG: &str = "config";
+const CERTIFICATE: &str = "apiserver.crt";
 const POLICY_STORE: &str = "cluster-policy";
 
 /// A control plane: API server, key service, join service and the machine they run on.
@@ -35,7 +44,7 @@ pub struct ControlPlane {
     join_service: ServiceProcess,
     address: String,
     key_service: KeyService,
-    config: JoinConfigExample,
+    cluster: TestCluster,
     folder: TempDir,
     _machine: Box<dyn Machine>,
 }
@@ -54,31 +63,33 @@ impl ControlPlane {
     /// # Errors
     /// When a part does not come up.
     pub async fn start_with(programs: &Path, technology: &dyn Technology, arguments: &[&str]) -> Result<Self> {
-        let key_service = KeyService::start(programs, master_secret()).await?;
+        let (cluster, key_service) = tokio::join!(
+            TestCluster::start(),
+            KeyService::start(programs, technology, master_secret())
+        );
+        let (cluster, key_service) = (cluster?, key_service?);
         let (machine, folder) = (technology.boot()?, TempDir::with_prefix("join-service-")?);
         // What the bootstrapper does on the first node.
-        let cluster = cluster_id_of(key_service.master_secret());
+        let config = key_service.config();
         machine
             .attester()?
-            .measure_membership(&Membership::new(cluster, NodeRole::ControlPlane))?;
-        let config = JoinConfigExample {
-            operator_seed: *key_service.master_secret().kek().derive_array(Label::OperatorIdentity),
-            cluster,
-            key_service_key: key_service.public_key(),
-            ..JoinConfigExample::of(technology)
-        };
+            .measure_membership(&Membership::new(config.cluster, NodeRole::ControlPlane))?;
         write(&folder.path().join(POLICY_STORE), config.policy().as_bytes())?;
         mount(&config.config(), &folder.path().join(CONFIG))?;
-        write_pki(&folder.path().join("pki"), &key_service)?;
-        apply(&key_service, &config.components).await?;
+        write_api_server_certificate(&folder.path().join(CERTIFICATE))?;
+        apply(&cluster, &config.components).await?;
         let address = free_address()?;
         let mut command = program(technology, programs, Service::Join.name());
-        command.args(arguments);
+        command
+            .args(arguments)
+            .env("KUBECONFIG", cluster.kubeconfig(Service::Join.name()).await?)
+            .arg("--key-service")
+            .arg(key_service.socket());
         Ok(Self {
-            join_service: start_join_service(command, folder.path(), &key_service, &*machine, &address).await?,
+            join_service: start_join_service(command, folder.path(), &*machine, &address).await?,
             address,
             key_service,
-            config,
+            cluster,
             folder,
             _machine: machine,
         })
@@ -96,6 +107,12 @@ impl ControlPlane {
         &self.key_service
     }
 
+    /// The API server.
+    #[must_use]
+    pub fn cluster(&self) -> &TestCluster {
+        &self.cluster
+    }
+
     /// `host:port` of the join service.
     #[must_use]
     pub fn address(&self) -> &str {
@@ -105,7 +122,7 @@ impl ControlPlane {
     /// What the join service was started with.
     #[must_use]
     pub fn config(&self) -> &JoinConfigExample {
-        &self.config
+        self.key_service.config()
     }
 
     /// Whoever may write the ConfigMap changes one key, which the join service then finds mounted.
@@ -125,34 +142,58 @@ impl ControlPlane {
     /// The cluster it is the control plane of.
     #[must_use]
     pub fn cluster_id(&self) -> ClusterId {
-        cluster_id_of(self.master_secret())
+        self.config().cluster
     }
 
     /// A session of a node with the join service.
     ///
     /// # Errors
     /// When one refuses the other.
-    pub async fn session(
-        &self,
-        node: &JoiningNode,
-        purpose: Purpose,
-    ) -> Result<(ApiClient<Channel>, Option<AttestedNode>), HandshakeError> {
-        let (channel, peer) = channel(&node.endpoint(), purpose, &self.address).await?;
-        Ok((ApiClient::new(channel), peer))
+    pub async fn session(&self, node: &JoiningNode, purpose: Purpose) -> Result<AttestedChannel, HandshakeError> {
+        channel(&node.endpoint(), purpose, &self.address).await
     }
 
-    /// Opens a session and requests a ticket.
+    /// Opens a session, requests a ticket, and opens its secrets.
     ///
     /// # Errors
     /// When there is no ticket.
-    pub async fn join(
-        &self,
-        node: &JoiningNode,
-        request: IssueJoinTicketRequest,
-    ) -> Result<IssueJoinTicketResponse, Status> {
+    ///
+    /// # Panics
+    /// When the secrets are not the node's.
+    pub async fn join(&self, node: &JoiningNode, request: IssueJoinTicketRequest) -> Result<Admitted, Status> {
         let session = self.session(node, Purpose::Join).await;
-        let (mut client, _) = session.map_err(|error| Status::from_error(error.into()))?;
-        client.issue_join_ticket(request).await.map(tonic::Response::into_inner)
+        let session = session.map_err(|error| Status::from_error(error.into()))?;
+        let ticket = ApiClient::new(session.channel.clone())
+            .issue_join_ticket(request)
+            .await?;
+        let ticket = ticket.into_inner();
+        let secrets = self.open(node, &session, &ticket.sealed_secrets);
+        Ok(Admitted { ticket, secrets })
+    }
+
+    /// Opens a session as a member would after a reboot, and requests the key of a disk.
+    ///
+    /// # Errors
+    /// When there is no ticket.
+    ///
+    /// # Panics
+    /// When the secrets are not the node's.
+    pub async fn rejoin(&self, node: &JoiningNode, disk: DiskUuid) -> Result<NodeSecrets, Status> {
+        let session = self.session(node, Purpose::Rejoin).await;
+        let session = session.map_err(|error| Status::from_error(error.into()))?;
+        let request = IssueRejoinTicketRequest {
+            disk_uuid: disk.to_string(),
+        };
+        let ticket = ApiClient::new(session.channel.clone())
+            .issue_rejoin_ticket(request)
+            .await?;
+        Ok(self.open(node, &session, &ticket.into_inner().sealed_secrets))
+    }
+
+    fn open(&self, node: &JoiningNode, session: &AttestedChannel, sealed: &[u8]) -> NodeSecrets {
+        let binding = session.own_binding.expect("join services require Evidence");
+        let key_service = &self.config().key_service_key;
+        node_secrets::open(sealed, node.sealing_key(), &binding, key_service).expect("sealed to this node")
     }
 
     /// The operator's word that this machine may be a control plane.
@@ -163,7 +204,7 @@ impl ControlPlane {
             machine: node.attester().identity(),
             role: NodeRole::ControlPlane,
             not_after: u64::MAX,
-            serial: self.config.serial,
+            serial: self.config().serial,
         };
         grant.sign(&OperatorKey::of(self.master_secret()))
     }
@@ -175,35 +216,15 @@ impl ControlPlane {
     }
 }
 
-fn cluster_id_of(master_secret: &MasterSecret) -> ClusterId {
-    cluster_id(&master_secret.kek().measurement_secret(), &SALT)
-}
-
-/// The cluster's own authority; of what only is handed on, the names.
-fn write_pki(folder: &Path, key_service: &KeyService) -> Result<()> {
-    let authority = key_service.cluster().pki();
-    write(&folder.join("ca.crt"), authority.ca_certificate().as_bytes())?;
-    write(&folder.join("ca.key"), authority.ca_key().as_bytes())?;
+fn write_api_server_certificate(file: &Path) -> Result<()> {
     let mut api_server = CertificateParams::default();
     api_server.subject_alt_names = vec![SanType::IpAddress(API_SERVER.into())];
     let api_server = api_server.self_signed(&KeyPair::generate()?)?;
-    write(&folder.join("apiserver.crt"), api_server.pem().as_bytes())?;
-    for name in [
-        "sa.key",
-        "sa.pub",
-        "front-proxy-ca.crt",
-        "front-proxy-ca.key",
-        "etcd/ca.crt",
-        "etcd/ca.key",
-    ] {
-        write(&folder.join(name), name.as_bytes())?;
-    }
-    Ok(())
+    write(file, api_server.pem().as_bytes())
 }
 
 /// The rights that the CLI applies, and nothing more.
-async fn apply(key_service: &KeyService, components: &ComponentList) -> Result<()> {
-    let cluster = key_service.cluster();
+async fn apply(cluster: &TestCluster, components: &ComponentList) -> Result<()> {
     let admin = cluster.admin()?;
     deployment::namespace().apply(&admin).await?;
     let components = Object::new(components_config_map(components));
@@ -218,24 +239,18 @@ async fn apply(key_service: &KeyService, components: &ComponentList) -> Result<(
 async fn start_join_service(
     mut command: Command,
     folder: &Path,
-    key_service: &KeyService,
     machine: &dyn Machine,
     address: &str,
 ) -> Result<ServiceProcess> {
-    let (cluster, name) = (key_service.cluster(), Service::Join.name());
-    let token = cluster.token(name, Some(AUDIENCE)).await?;
     command
-        .env("KUBECONFIG", cluster.kubeconfig(name).await?)
-        .args(["--key-service", key_service.address()])
-        .arg("--key-service-token")
-        .arg(key_service.token_file(&token)?)
+        .args(["--address", address])
         .arg("--config")
         .arg(folder.join(CONFIG))
         .arg("--policy-store")
         .arg(folder.join(POLICY_STORE))
-        .arg("--pki")
-        .arg(folder.join("pki"))
+        .arg("--api-server-certificate")
+        .arg(folder.join(CERTIFICATE))
         .arg("--emulator")
         .arg(machine.emulator());
-    ServiceProcess::start(command, address, folder.join("log")).await
+    ServiceProcess::start(command, &Listens::Tcp(address.to_owned()), folder.join("log")).await
 }

@@ -4,8 +4,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use cluster_objects::JoinConfig;
 use cluster_policy::{BelievedPolicy, ClusterPolicy, Release};
-use cluster_types::key_service::KeyServicePublicKey;
-use cluster_types::{ClusterId, MeasurementSalt};
+use cluster_types::{ClusterId, KeyServicePublicKey, MeasurementSalt};
 use kubernetes_components::ComponentList;
 use measurements::ReferenceValues;
 use operator_key::OperatorKey;
@@ -22,11 +21,13 @@ pub struct JoinConfigExample {
     pub cluster: ClusterId,
     /// The policy's serial.
     pub serial: u64,
+    /// Role grants with a lower serial are void.
+    pub min_grant_serial: u64,
     /// What nodes install.
     pub components: ComponentList,
     /// Where they find it.
     pub component_mirror: &'static str,
-    /// The key service's public key.
+    /// By which nodes know the key service.
     pub key_service_key: KeyServicePublicKey,
 }
 
@@ -43,6 +44,7 @@ impl JoinConfigExample {
             operator_seed: [6; 32],
             cluster: ClusterId::new([1; 32]),
             serial: 1,
+            min_grant_serial: 0,
             components: ComponentList::new(version, Vec::new()).expect("a list"),
             component_mirror: "http://10.0.2.2:1/mirror",
             key_service_key: KeyServicePublicKey::new([7; 32]),
@@ -66,7 +68,8 @@ impl JoinConfigExample {
             serial: self.serial,
             images: vec![self.image.clone()],
             releases: vec![Release::of(&self.components)],
-            min_grant_serial: 0,
+            min_grant_serial: self.min_grant_serial,
+            key_service: self.key_service_key,
         };
         BelievedPolicy::sign(&policy, &self.operator()).expect("a policy")
     }
@@ -80,7 +83,6 @@ impl JoinConfigExample {
         JoinConfig {
             policy: self.policy().into_signed(),
             measurement_salt: SALT,
-            key_service_key: self.key_service_key,
             api_server_endpoint: "10.42.1.100:6443".parse().expect("an address"),
             components: self.components.config_map_name(),
             component_mirror: self.component_mirror.into(),
@@ -89,7 +91,7 @@ impl JoinConfigExample {
 }
 
 /// The salt of the id of clusters in tests.
-pub(crate) const SALT: MeasurementSalt = MeasurementSalt::new([5; 32]);
+pub const SALT: MeasurementSalt = MeasurementSalt::new([5; 32]);
 
 /// Writes the join configuration into a folder, as the kubelet mounts it.
 ///

@@ -3,70 +3,90 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use anyhow::Result;
+use cluster_policy::PolicyStore;
 use cluster_types::Service;
-use cluster_types::key_service::KeyServicePublicKey;
-use key_derivation::{Label, MasterSecret};
-use key_service_client::{KeyServiceClient, public_key};
+use digest::Digest;
+use key_derivation::{Label, MasterSecret, cluster_id};
+use key_service_client::KeyServiceClient;
+use node_secrets::{KeyServiceKey, SHARED_FILES};
+use rcgen::{CertificateParams, KeyPair, PublicKeyData};
 use tempfile::TempDir;
-use test_cluster::{TestCluster, free_address};
+use test_machines::{Technology, program};
 
-use crate::ServiceProcess;
-use crate::process::command;
+use crate::join_config::{SALT, write};
+use crate::process::Listens;
+use crate::{JoinConfigExample, ServiceProcess};
 
-/// A key service and the API server that tells it who calls.
+/// A key service, as it runs on a control plane.
 pub struct KeyService {
     process: ServiceProcess,
+    audit_log: PathBuf,
+    cluster_ca: Digest,
     folder: TempDir,
-    address: String,
+    config: JoinConfigExample,
     master_secret: MasterSecret,
-    cluster: TestCluster,
 }
 
 impl KeyService {
-    /// Starts both, with the rights that the CLI applies and nothing more.
+    /// Starts it with what the bootstrapper leaves for it.
     ///
     /// # Errors
-    /// When one of them does not come up.
-    pub async fn start(programs: &Path, master_secret: MasterSecret) -> Result<Self> {
+    /// When it does not come up.
+    pub async fn start(programs: &Path, technology: &dyn Technology, master_secret: MasterSecret) -> Result<Self> {
         let folder = TempDir::with_prefix("key-service-")?;
         let audit_log = folder.path().join("audit");
-        Self::start_in(folder, programs, master_secret, &audit_log).await
+        Self::start_in(folder, programs, technology, master_secret, &audit_log).await
     }
 
     /// The same with an audit log elsewhere.
     ///
     /// # Errors
-    /// When one of them does not come up.
-    pub async fn start_with_audit_log(programs: &Path, master_secret: MasterSecret, audit_log: &Path) -> Result<Self> {
-        Self::start_in(
-            TempDir::with_prefix("key-service-")?,
-            programs,
-            master_secret,
-            audit_log,
-        )
-        .await
+    /// When it does not come up.
+    pub async fn start_with_audit_log(
+        programs: &Path,
+        technology: &dyn Technology,
+        master_secret: MasterSecret,
+        audit_log: &Path,
+    ) -> Result<Self> {
+        let folder = TempDir::with_prefix("key-service-")?;
+        Self::start_in(folder, programs, technology, master_secret, audit_log).await
     }
 
-    async fn start_in(folder: TempDir, programs: &Path, master_secret: MasterSecret, audit_log: &Path) -> Result<Self> {
-        let cluster = TestCluster::start().await?;
-        grant_rights(&cluster).await?;
-        let secret = folder.path().join("master-secret");
-        fs::write(&secret, master_secret.to_json().as_bytes())?;
-        let address = free_address()?;
-        let mut command = command(programs, Service::Key.name());
-        command
-            .env("KUBECONFIG", cluster.kubeconfig(Service::Key.name()).await?)
-            .arg("--master-secret")
-            .arg(secret)
-            .arg("--audit-log")
-            .arg(audit_log);
+    async fn start_in(
+        folder: TempDir,
+        programs: &Path,
+        technology: &dyn Technology,
+        master_secret: MasterSecret,
+        audit_log: &Path,
+    ) -> Result<Self> {
+        let config = cluster_config(technology, &master_secret);
+        let secret = master_secret.to_json();
+        fs::write(folder.path().join("master-secret"), secret.as_bytes())?;
+        PolicyStore::new(folder.path().join("cluster-policy")).write(&config.policy())?;
+        let shared_files = folder.path().join("shared-files");
+        for name in SHARED_FILES {
+            write(&shared_files.join(name), name.as_bytes())?;
+        }
+        let ca = KeyPair::generate()?;
+        let certificate = CertificateParams::default().self_signed(&ca)?;
+        write(&shared_files.join("ca.crt"), certificate.pem().as_bytes())?;
         Ok(Self {
-            process: ServiceProcess::start(command, &address, folder.path().join("log")).await?,
+            process: run(folder.path(), programs, technology, audit_log).await?,
+            audit_log: audit_log.to_owned(),
+            cluster_ca: Digest::of(&ca.subject_public_key_info()),
             folder,
-            address,
+            config,
             master_secret,
-            cluster,
         })
+    }
+
+    /// Starts it once more where the one before has left off.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn restart(&mut self, programs: &Path, technology: &dyn Technology) -> Result<()> {
+        self.process = run(self.folder.path(), programs, technology, &self.audit_log).await?;
+        Ok(())
     }
 
     /// The running program.
@@ -83,16 +103,16 @@ impl KeyService {
         self.process.terminate()
     }
 
-    /// The API server.
+    /// Where it listens.
     #[must_use]
-    pub fn cluster(&self) -> &TestCluster {
-        &self.cluster
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
     }
 
-    /// Where the service listens, as `host:port`.
+    /// A client, which needs nothing but the socket.
     #[must_use]
-    pub fn address(&self) -> &str {
-        &self.address
+    pub fn client(&self) -> KeyServiceClient {
+        KeyServiceClient::new(&self.socket())
     }
 
     /// What its keys are derived from.
@@ -101,43 +121,16 @@ impl KeyService {
         &self.master_secret
     }
 
-    /// By which callers know it.
+    /// The configuration of the cluster, with the policy that it was started with.
     #[must_use]
-    pub fn public_key(&self) -> KeyServicePublicKey {
-        public_key(&self.master_secret.kek().derive_array(Label::KeyServiceIdentity))
+    pub fn config(&self) -> &JoinConfigExample {
+        &self.config
     }
 
-    /// A client that presents a token of this service account for this audience.
-    ///
-    /// # Errors
-    /// When the API server makes no token.
-    pub async fn client(&self, account: &str, audience: Option<&str>) -> Result<KeyServiceClient> {
-        self.client_with_token(&self.cluster.token(account, audience).await?)
-    }
-
-    /// A client that presents this token.
-    ///
-    /// # Errors
-    /// When its file cannot be written.
-    pub fn client_with_token(&self, token: &str) -> Result<KeyServiceClient> {
-        Ok(KeyServiceClient::new(
-            &self.address,
-            self.public_key(),
-            self.token_file(token)?,
-        )?)
-    }
-
-    /// A file that holds this token for as long as the key service is there.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn token_file(&self, token: &str) -> Result<PathBuf> {
-        let (_, path) = tempfile::Builder::new()
-            .prefix("token-")
-            .tempfile_in(self.folder.path())?
-            .keep()?;
-        fs::write(&path, token)?;
-        Ok(path)
+    /// By which nodes will know the cluster's CA: SHA-256 of its public key.
+    #[must_use]
+    pub fn cluster_ca(&self) -> Digest {
+        self.cluster_ca
     }
 
     /// Everything it logged so far.
@@ -146,20 +139,46 @@ impl KeyService {
         self.process.log()
     }
 
-    /// Everything it recorded so far.
+    /// What it recorded of nodes that were refused.
+    #[must_use]
+    pub fn refused(&self) -> String {
+        fs::read_to_string(self.folder.path().join("refused")).unwrap_or_default()
+    }
+
+    /// Everything it recorded of releases so far.
     #[must_use]
     pub fn audit(&self) -> String {
-        fs::read_to_string(self.folder.path().join("audit")).unwrap_or_default()
+        fs::read_to_string(&self.audit_log).unwrap_or_default()
     }
 }
 
-async fn grant_rights(cluster: &TestCluster) -> Result<()> {
-    let admin = cluster.admin()?;
-    for object in deployment::rights(Service::Key) {
-        object.apply(&admin).await?;
+async fn run(folder: &Path, programs: &Path, technology: &dyn Technology, audit_log: &Path) -> Result<ServiceProcess> {
+    let socket = folder.join("socket");
+    let mut command = program(technology, programs, Service::Key.name());
+    command
+        .arg("--socket")
+        .arg(&socket)
+        .arg("--master-secret")
+        .arg(folder.join("master-secret"))
+        .arg("--policy-store")
+        .arg(folder.join("cluster-policy"))
+        .arg("--shared-files")
+        .arg(folder.join("shared-files"))
+        .arg("--audit-log")
+        .arg(audit_log)
+        .arg("--refused-log")
+        .arg(folder.join("refused"));
+    ServiceProcess::start(command, &Listens::Unix(socket), folder.join("log")).await
+}
+
+/// The configuration of the cluster with this master secret, whose salt is [`SALT`].
+#[must_use]
+pub fn cluster_config(technology: &dyn Technology, master_secret: &MasterSecret) -> JoinConfigExample {
+    let kek = master_secret.kek();
+    JoinConfigExample {
+        operator_seed: *kek.derive_array(Label::OperatorIdentity),
+        cluster: cluster_id(&kek.measurement_secret(), &SALT),
+        key_service_key: KeyServiceKey::of(master_secret).public(),
+        ..JoinConfigExample::of(technology)
     }
-    let account = Service::Key.name();
-    cluster
-        .wait_until_allowed(account, "create", "authentication.k8s.io", "tokenreviews")
-        .await
 }

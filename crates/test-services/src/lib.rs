@@ -11,9 +11,9 @@ mod node;
 mod process;
 mod verification_service;
 
-pub use control_plane::ControlPlane;
-pub use join_config::{JoinConfigExample, mount};
-pub use key_service::KeyService;
-pub use node::{JoiningNode, client_certificate_request, join_request};
+pub use control_plane::{Admitted, ControlPlane};
+pub use join_config::{JoinConfigExample, SALT, mount};
+pub use key_service::{KeyService, cluster_config};
+pub use node::{JoiningNode, client_certificate_request, join_request, presented, serving_certificate_request};
 pub use process::{ServiceProcess, must_say_one_error};
 pub use verification_service::VerificationService;

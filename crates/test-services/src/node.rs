@@ -1,10 +1,16 @@
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::Result;
-use attestation::{Attester, ExpectedMembership, MeasuringAttester};
+use attestation::{
+    Attester, Direction, ExpectedMembership, MeasuringAttester, Nonce, Purpose, ReportBinding, SessionEvidence,
+    SessionParts,
+};
 use attested_tls::{Endpoint, PeerPolicy};
 use cluster_types::OperatorPublicKey;
+use digest::Digest;
 use grpc_api::join::IssueJoinTicketRequest;
+use node_secrets::SealingKey;
 use rcgen::{CertificateParams, CertificateSigningRequest, DistinguishedName, DnType, KeyPair, SanType};
 use test_machines::{Machine, Technology, operator, verifiers};
 
@@ -12,6 +18,7 @@ use test_machines::{Machine, Technology, operator, verifiers};
 pub struct JoiningNode {
     technology: &'static dyn Technology,
     attester: Arc<dyn MeasuringAttester>,
+    sealing_key: SealingKey,
     // After the attester, which still speaks to it when it is dropped.
     machine: Box<dyn Machine>,
 }
@@ -34,6 +41,7 @@ impl JoiningNode {
         Ok(Self {
             technology,
             attester: machine.attester()?,
+            sealing_key: SealingKey::generate(),
             machine,
         })
     }
@@ -42,6 +50,12 @@ impl JoiningNode {
     #[must_use]
     pub fn attester(&self) -> &dyn MeasuringAttester {
         &*self.attester
+    }
+
+    /// To which its secrets are sealed.
+    #[must_use]
+    pub fn sealing_key(&self) -> &SealingKey {
+        &self.sealing_key
     }
 
     /// The machine itself.
@@ -55,20 +69,37 @@ impl JoiningNode {
     pub fn endpoint(&self) -> Endpoint {
         let attester: Arc<dyn Attester> = self.attester.clone();
         let accepted = verifiers(self.technology, ExpectedMembership::Any);
-        Endpoint::new(Some(attester), PeerPolicy::Attested(Arc::new(accepted)))
+        let endpoint = Endpoint::new(Some(attester), PeerPolicy::Attested(Arc::new(accepted)));
+        endpoint.with_sealing_key(self.sealing_key.public())
     }
 }
 
-/// What a worker requests.
+/// What a machine presents to join in a TLS session that never existed. Only an end of that session could tell.
 ///
 /// # Errors
-/// When no key can be made.
-pub fn join_request(name: &str, address: [u8; 4]) -> Result<IssueJoinTicketRequest> {
-    let request = certificate_request(name, vec![SanType::IpAddress(address.into())])?;
-    Ok(IssueJoinTicketRequest {
-        certificate_request: request.der().to_vec(),
+/// When its device fails.
+pub fn presented(attester: &dyn Attester, nonce: Nonce, purpose: Purpose, key: &SealingKey) -> Result<SessionEvidence> {
+    let parts = SessionParts {
+        direction: Direction::Client,
+        exporter: [1; 32],
+        attester_leaf: Digest::new([2; 32]),
+        verifier_leaf: Digest::new([3; 32]),
+        nonce,
+        purpose,
+        sealing_key: Some(key.public()),
+    };
+    let evidence = attester.attest(&ReportBinding::for_session(&parts))?;
+    Ok(SessionEvidence { parts, evidence })
+}
+
+/// What a worker requests.
+#[must_use]
+pub fn join_request(name: &str, address: [u8; 4]) -> IssueJoinTicketRequest {
+    IssueJoinTicketRequest {
+        node_name: name.to_owned(),
+        node_address: Ipv4Addr::from(address).to_string(),
         ..IssueJoinTicketRequest::default()
-    })
+    }
 }
 
 /// What the kubelet of this node requests at the API server to log in there, PEM.
@@ -77,6 +108,15 @@ pub fn join_request(name: &str, address: [u8; 4]) -> Result<IssueJoinTicketReque
 /// When no key can be made.
 pub fn client_certificate_request(name: &str) -> Result<String> {
     Ok(certificate_request(name, Vec::new())?.pem()?)
+}
+
+/// What the kubelet of this node requests to serve at this address, PEM.
+///
+/// # Errors
+/// When no key can be made, or the name is not a DNS name.
+pub fn serving_certificate_request(name: &str, address: [u8; 4]) -> Result<String> {
+    let names = vec![SanType::DnsName(name.try_into()?), SanType::IpAddress(address.into())];
+    Ok(certificate_request(name, names)?.pem()?)
 }
 
 fn certificate_request(name: &str, addresses: Vec<SanType>) -> Result<CertificateSigningRequest> {

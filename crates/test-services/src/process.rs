@@ -1,15 +1,33 @@
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use polling::{Failed, Schedule};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 const INTERVAL: Duration = Duration::from_millis(20);
 /// Also on a machine that compiles meanwhile.
 const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// Where a service takes calls.
+pub(crate) enum Listens {
+    /// At this `host:port`.
+    Tcp(String),
+    /// At a Unix socket.
+    Unix(PathBuf),
+}
+
+impl Listens {
+    async fn connect(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(address) => TcpStream::connect(address).await.map(drop),
+            Self::Unix(socket) => UnixStream::connect(socket).await.map(drop),
+        }
+    }
+}
 
 /// A running service. Dropping it ends it.
 pub struct ServiceProcess {
@@ -19,9 +37,8 @@ pub struct ServiceProcess {
 
 impl ServiceProcess {
     /// Starts a service with what all of them need, and waits until it listens.
-    pub(crate) async fn start(mut command: Command, address: &str, log: PathBuf) -> Result<Self> {
+    pub(crate) async fn start(mut command: Command, listens: &Listens, log: PathBuf) -> Result<Self> {
         command
-            .args(["--address", address])
             .args(["--health-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"])
             .stdin(Stdio::null())
             .stderr(File::create(&log)?);
@@ -29,16 +46,16 @@ impl ServiceProcess {
             format!("{command:?}: is it built? `make test` and `make bench` build all programs first")
         })?;
         let mut process = Self { child, log };
-        process.wait_until_listening(address).await?;
+        process.wait_until_listening(listens).await?;
         Ok(process)
     }
 
-    async fn wait_until_listening(&mut self, address: &str) -> Result<()> {
+    async fn wait_until_listening(&mut self, listens: &Listens) -> Result<()> {
         let child = &mut self.child;
         let attempt = || {
             let ended = child.try_wait();
             async move {
-                match (TcpStream::connect(address).await, ended) {
+                match (listens.connect().await, ended) {
                     (Ok(_), _) => Ok(()),
                     (Err(error), Ok(None)) => Err(Failed::Retry(error.to_string())),
                     (Err(_), Ok(Some(status))) => Err(Failed::Stop(status.to_string())),
@@ -90,8 +107,4 @@ pub fn must_say_one_error(output: &Output, named: &[&str]) {
     assert!(named.iter().all(|name| error.contains(name)), "{named:?}: {error}");
     let errors = error.lines().filter(|line| line.to_lowercase().starts_with("error:"));
     assert_eq!(errors.count(), 1, "{error}");
-}
-
-pub(crate) fn command(programs: &Path, name: &str) -> Command {
-    Command::new(programs.join(name))
 }

@@ -7,6 +7,7 @@ use test_cluster::free_address;
 use test_machines::{Machine, Technology, program};
 
 use crate::ServiceProcess;
+use crate::process::Listens;
 
 /// A verification service and the machine it runs on.
 pub struct VerificationService {
@@ -35,11 +36,12 @@ impl VerificationService {
         let (address, http_address) = (free_address()?, free_address()?);
         let mut command = program(technology, programs, Service::Verification.name());
         command
+            .args(["--address", &address])
             .args(["--http-address", &http_address])
             .arg("--emulator")
             .arg(machine.emulator());
         Ok(Self {
-            process: ServiceProcess::start(command, &address, folder.path().join("log")).await?,
+            process: ServiceProcess::start(command, &Listens::Tcp(address.clone()), folder.path().join("log")).await?,
             address,
             http_address,
             _folder: folder,

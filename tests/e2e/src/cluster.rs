@@ -145,14 +145,17 @@ impl Cluster {
         Ok(String::from_utf8(result.stdout)?)
     }
 
+    /// The administrator's kubeconfig.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.workspace().join(names::ADMIN_CONF)
+    }
+
     /// kubectl with the administrator's access.
     #[must_use]
     pub fn kubectl_command(&self) -> Command {
         let mut command = Command::new(self.mirror.folder().join("bin/kubectl"));
-        command
-            .arg("--kubeconfig")
-            .arg(self.workspace().join(names::ADMIN_CONF))
-            .stdin(Stdio::null());
+        command.arg("--kubeconfig").arg(self.kubeconfig()).stdin(Stdio::null());
         command
     }
 
@@ -202,6 +205,17 @@ impl Cluster {
         let mut kubectl = self.kubectl_command();
         // The last one counts.
         kubectl.arg("--kubeconfig").arg(kubeconfig.path());
+        create(kubectl, object)
+    }
+
+    /// Creates an object as the kubelet of this node would.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn create_as_kubelet(&self, node: &str, object: &Value) -> Result<()> {
+        let mut kubectl = self.kubectl_command();
+        kubectl.args(["--as", &format!("system:node:{node}")]);
+        kubectl.args(["--as-group", "system:nodes", "--as-group", "system:authenticated"]);
         create(kubectl, object)
     }
 
@@ -288,19 +302,6 @@ impl Cluster {
             .join("state.img");
         let header = Header::read_from(&mut File::open(path)?, ExpectedDisk::FirstSeen)?;
         Ok(header.metadata().disk())
-    }
-
-    /// The state disks that the join service has recorded, also of machines that never became nodes.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn recorded_disks(&self) -> Result<Vec<String>> {
-        let records = ["get", "configmaps", "--namespace", "constellation-nodes"];
-        let output = ["--output", "jsonpath={range .items[*]}{.data.disks}{\"\\n\"}{end}"];
-        let disks = self.kubectl(records.iter().chain(&output))?;
-        let disks: Vec<_> = disks.split_whitespace().map(str::to_owned).collect();
-        ensure!(!disks.is_empty(), "no disk is recorded");
-        Ok(disks)
     }
 
     /// A machine by the name of its node.

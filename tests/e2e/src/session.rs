@@ -146,7 +146,7 @@ async fn open(vm: &mut Vm, image: &ReferenceValues) -> Result<Result<Opened, Not
     let start = Instant::now();
     loop {
         match channel(&endpoint, Purpose::Init, &vm.bootstrapper().to_string()).await {
-            Ok((channel, node)) => return Ok(Ok((channel, node.context("the node did not attest")?))),
+            Ok(session) => return Ok(Ok((session.channel, session.node.context("the node did not attest")?))),
             Err(HandshakeError::NotAffirmed(refusal)) => return Ok(Err(refusal)),
             // The port is not open yet: QEMU takes the connection and drops it.
             Err(error @ HandshakeError::Io(_)) if start.elapsed() > CONNECT_LIMIT => {

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::routing::get;
 use clap::Parser;
-use tokio::net::TcpListener;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, UnixStream};
 
 /// Kept short, so that callers can tell a slow answer from none.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,6 +32,15 @@ enum Action {
         /// The address to ask.
         url: String,
     },
+    /// Forward connections to a Unix socket.
+    Forward {
+        /// The port, on all addresses.
+        #[arg(long)]
+        port: u16,
+        /// The socket that they are forwarded to.
+        #[arg(long)]
+        to: PathBuf,
+    },
     /// Write a text into a file, for instance a setting of the kernel.
     Write {
         /// The file to write to.
@@ -45,6 +55,7 @@ async fn main() -> Result<()> {
     match Action::parse() {
         Action::Serve { port, text } => serve(port, text).await,
         Action::Fetch { url } => fetch(&url).await,
+        Action::Forward { port, to } => forward(port, to).await,
         Action::Write { path, text } => fs::write(&path, text).with_context(|| format!("writing {}", path.display())),
     }
 }
@@ -58,6 +69,18 @@ async fn serve(port: u16, text: String) -> Result<()> {
         .route("/load", get(async move || load));
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
     Ok(axum::serve(listener, router).await?)
+}
+
+async fn forward(port: u16, to: PathBuf) -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
+    loop {
+        let (mut caller, _) = listener.accept().await?;
+        let to = to.clone();
+        tokio::spawn(async move {
+            let mut service = UnixStream::connect(to).await?;
+            copy_bidirectional(&mut caller, &mut service).await
+        });
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "the answer is the result")]

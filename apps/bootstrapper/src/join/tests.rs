@@ -1,25 +1,28 @@
 //! The join client against a join service in this process, inside attested TLS with machines of each technology.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 
 use attestation::{ExpectedMembership, Membership, Purpose};
 use attested_tls::{Endpoint, incoming};
-use cluster_types::{ClusterId, MeasurementSalt, NodeRole, OperatorPublicKey};
+use cluster_types::{ClusterId, MeasurementSalt, NodeName, NodeRole, OperatorPublicKey};
+use digest::Digest;
 use grpc_api::join::api_server::{Api, ApiServer};
 use grpc_api::join::{
     IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest, IssueRejoinTicketResponse,
 };
-use key_derivation::cluster_id;
-use secret::MeasurementSecret;
+use key_derivation::{MasterSecret, cluster_id};
+use node_secrets::{KeyServiceKey, NodeSecrets, OpenError, seal};
+use secret::{MeasurementSecret, StateDiskKey};
 use test_machines::{Machine, Technology, for_each_technology};
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
 
 use super::*;
 use crate::disk::StateDisk;
 use crate::files::Stage;
-use crate::request::tests::{operator_key, policy};
+use crate::request::tests::{key_service, operator_key, policy};
 use crate::run::{Boot, boot};
 use crate::tests::fixture::{Logs, TestNode, components};
 use crate::tests::operator;
@@ -38,6 +41,8 @@ for_each_technology!(async:
     a_join_service_of_another_image_is_refused,
     another_operators_join_service_is_refused,
     a_ticket_for_another_cluster_is_refused,
+    secrets_that_are_not_the_key_services_are_refused,
+    a_join_service_that_requires_no_evidence_is_refused,
     a_worker_that_poses_as_join_service_is_refused,
     a_join_client_that_comes_second_lets_the_init_server_be,
     what_a_mirror_made_a_worker_fetch_is_gone_before_its_state_is_written,
@@ -49,16 +54,12 @@ fn cluster() -> ClusterId {
     cluster_id(&secret, &MeasurementSalt::new(SALT))
 }
 
+/// Without secrets, which a join service does not have.
 fn ticket() -> IssueJoinTicketResponse {
     IssueJoinTicketResponse {
-        disk_uuid: TICKET_DISK.into(),
-        state_disk_key: STATE_DISK_KEY.to_vec(),
         measurement_salt: SALT.to_vec(),
-        measurement_secret: MEASUREMENT_SECRET.to_vec(),
-        kubelet_cert: b"certificate".to_vec(),
         api_server_endpoint: "10.42.1.100:6443".into(),
         token: TOKEN.into(),
-        discovery_token_ca_cert_hash: format!("sha256:{}", "ab".repeat(32)),
         kubernetes_version: "v1.35.4".into(),
         kubernetes_components: components(),
         cluster_policy: policy(&operator_key(), cluster(), &components()),
@@ -66,8 +67,23 @@ fn ticket() -> IssueJoinTicketResponse {
     }
 }
 
-/// Gives the same ticket to everyone who is new and of this image.
-struct FakeJoinService(IssueJoinTicketResponse);
+/// What the key service seals to whoever attests.
+fn secrets() -> NodeSecrets {
+    NodeSecrets {
+        disk: TICKET_DISK.parse().unwrap(),
+        state_disk_key: StateDiskKey::from_bytes(STATE_DISK_KEY),
+        measurement_secret: MeasurementSecret::from_bytes(MEASUREMENT_SECRET),
+        policy: Digest::of(&ticket().cluster_policy),
+        cluster_ca: Digest::new([0xab; 32]),
+        control_plane: None,
+    }
+}
+
+/// Gives the same ticket to everyone who is new and of this image, with secrets from this key service.
+struct FakeJoinService {
+    ticket: IssueJoinTicketResponse,
+    key_service: KeyServiceKey,
+}
 
 #[tonic::async_trait]
 impl Api for FakeJoinService {
@@ -75,15 +91,21 @@ impl Api for FakeJoinService {
         &self,
         request: Request<IssueJoinTicketRequest>,
     ) -> Result<Response<IssueJoinTicketResponse>, Status> {
-        attested_tls::attested_node(&request, Purpose::Join)?;
+        let presented = attested_tls::attested_node(&request, Purpose::Join)?.presented();
+        let (to, binding) = (presented.parts.sealing_key.unwrap(), presented.binding());
+        let sealed_secrets = seal(&secrets(), &to, &binding, &self.key_service).unwrap();
         let IssueJoinTicketRequest {
-            certificate_request,
             is_control_plane,
             role_grant,
+            node_name,
+            node_address,
         } = request.into_inner();
-        assert!(!certificate_request.is_empty());
+        assert!(node_name.parse::<NodeName>().is_ok() && node_address.parse::<Ipv4Addr>().is_ok());
         assert!(!is_control_plane && role_grant.is_empty());
-        Ok(Response::new(self.0.clone()))
+        Ok(Response::new(IssueJoinTicketResponse {
+            sealed_secrets,
+            ..self.ticket.clone()
+        }))
     }
 
     async fn issue_rejoin_ticket(
@@ -127,12 +149,21 @@ fn membership(role: NodeRole) -> Membership {
 
 /// A join service on this machine.
 async fn service(joining: &TestNode, machine: Box<dyn Machine>, ticket: IssueJoinTicketResponse) -> Service {
+    service_beside(key_service(), joining, machine, ticket).await
+}
+
+async fn service_beside(
+    key_service: KeyServiceKey,
+    joining: &TestNode,
+    machine: Box<dyn Machine>,
+    ticket: IssueJoinTicketResponse,
+) -> Service {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let attester = machine.attester().unwrap();
     let endpoint = Arc::new(Endpoint::new(Some(attester), joining.accepts(ExpectedMembership::New)));
     let server = tonic::transport::Server::builder()
-        .add_service(ApiServer::new(FakeJoinService(ticket)))
+        .add_service(ApiServer::new(FakeJoinService { ticket, key_service }))
         .serve_with_incoming(incoming(listener, endpoint, &[Purpose::Join]));
     tokio::spawn(server);
     Service {
@@ -145,7 +176,7 @@ async fn check(
     technology: &'static dyn Technology,
     machine: impl FnOnce(&TestNode) -> Box<dyn Machine>,
     ticket: IssueJoinTicketResponse,
-) -> Result<Admission, AskError> {
+) -> Result<Ticket, AskError> {
     let join_service = Arc::new(OnceLock::new());
     let joining = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
     let service = service(&joining, machine(&joining), ticket).await;
@@ -180,7 +211,6 @@ async fn a_worker_joins_the_cluster_that_its_join_service_proves(technology: &'s
     assert_eq!(joining.disk.uuid().unwrap().to_string(), TICKET_DISK);
     assert_eq!(joining.node.files.load_state().unwrap().stage, Stage::Member);
     assert!(!joining.file("run/state/constellation/master-secret.json").exists());
-    assert!(joining.file("run/state/kubelet/pki/kubelet-serving.key").exists());
     assert_eq!(joining.programs.calls(), ["ip address", "ip link", "kubeadm join"]);
     logs.assert_free_of(&[b"canary", &MEASUREMENT_SECRET, &STATE_DISK_KEY, TOKEN.as_bytes()]);
 }
@@ -246,7 +276,7 @@ async fn another_operators_join_service_is_refused(technology: &'static dyn Tech
 
 async fn a_ticket_for_another_cluster_is_refused(technology: &'static dyn Technology) {
     let foreign = IssueJoinTicketResponse {
-        measurement_secret: vec![7; 32],
+        cluster_policy: policy(&operator_key(), ClusterId::new([7; 32]), &components()),
         ..ticket()
     };
     let error = check(technology, member, foreign).await.err().unwrap();
@@ -254,6 +284,51 @@ async fn a_ticket_for_another_cluster_is_refused(technology: &'static dyn Techno
         matches!(error, AskError::Ticket(InvalidTicket::NotOurControlPlane { .. })),
         "{error}"
     );
+}
+
+/// There would be no Evidence that covers the sealing key.
+async fn a_join_service_that_requires_no_evidence_is_refused(technology: &'static dyn Technology) {
+    let join_service = Arc::new(OnceLock::new());
+    let joining = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
+    let machine = member(&joining);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    join_service.set(listener.local_addr().unwrap()).unwrap();
+    let reason = "it takes anyone";
+    let endpoint = Endpoint::new(Some(machine.attester().unwrap()), PeerPolicy::Unattested { reason });
+    let served = FakeJoinService {
+        ticket: ticket(),
+        key_service: key_service(),
+    };
+    let server = tonic::transport::Server::builder()
+        .add_service(ApiServer::new(served))
+        .serve_with_incoming(incoming(listener, Arc::new(endpoint), &[Purpose::Join]));
+    tokio::spawn(server);
+    joining.node.obey_operator().await.unwrap();
+    let endpoint = endpoint_for_members(&joining.node).unwrap();
+    let somewhere = SocketAddrV4::new([10, 42, 1, 100].into(), 30090);
+    let error = ask(&joining.node, &endpoint, somewhere).await.err().unwrap();
+    assert!(matches!(error, AskError::NotAskedToAttest), "{error}");
+}
+
+/// Whoever has taken over the join service, but not the master secret, chooses no key for the node's disk.
+async fn secrets_that_are_not_the_key_services_are_refused(technology: &'static dyn Technology) {
+    let join_service = Arc::new(OnceLock::new());
+    let joining = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
+    let other = MasterSecret::new(Zeroizing::new(vec![9; 32]), vec![9; 32]).unwrap();
+    let service = service_beside(KeyServiceKey::of(&other), &joining, member(&joining), ticket()).await;
+    join_service.set(service.address).unwrap();
+    joining.node.obey_operator().await.unwrap();
+    let endpoint = endpoint_for_members(&joining.node).unwrap();
+    let somewhere = SocketAddrV4::new([10, 42, 1, 100].into(), 30090);
+    let error = ask(&joining.node, &endpoint, somewhere).await.err().unwrap();
+    assert!(
+        matches!(
+            error,
+            AskError::Ticket(InvalidTicket::Secrets(OpenError::NotFromKeyService(_)))
+        ),
+        "{error}"
+    );
+    assert!(matches!(boot(&*joining.node.attester).unwrap(), Boot::New));
 }
 
 async fn a_worker_that_poses_as_join_service_is_refused(technology: &'static dyn Technology) {
@@ -300,7 +375,10 @@ async fn a_failed_worker_tries_kubeadm_again_and_then_gives_up(technology: &'sta
     attester
         .measure_membership(&membership(NodeRole::ControlPlane))
         .unwrap();
-    let ticket = Ticket::parse(ticket(), &attester.membership().unwrap(), &operator(), NodeRole::Worker).unwrap();
+    let service = attester.membership().unwrap();
+    let ticket = ticket::tests::sealed_to_this_node(ticket(), &secrets(), |ticket, session| {
+        Ticket::parse(ticket, session, &service, &operator(), NodeRole::Worker).unwrap()
+    });
     assert!(join_cluster(&joining.node, &ticket).await.is_err());
     assert_eq!(joining.programs.calls(), ["kubeadm join"; 3]);
 }

@@ -1,39 +1,26 @@
 //! A ticket from a join service, checked against what the service attested.
 
-use attestation::{Measured, Membership};
-use cluster_policy::{BelievedPolicy, RefusePolicyError};
+use attestation::{Measured, Membership, ReportBinding};
+use cluster_policy::{BelievedPolicy, RefusePolicyError, SignedPolicy};
 use cluster_types::{
-    ClusterId, DiskUuid, MeasurementSalt, NodeRole, OperatorPublicKey, ParseDiskUuidError, ParseHostPortError,
-    WrongLength,
+    ClusterId, DiskUuid, MeasurementSalt, NodeRole, OperatorPublicKey, ParseHostPortError, WrongLength,
 };
 use component_installer::{ComponentMirror, ParseMirrorAddressError};
 use digest::{Digest, oci};
-use grpc_api::join::{ControlPlaneCertOrKey, IssueJoinTicketResponse, MasterSecret as MasterSecretMessage};
-use key_derivation::{MasterSecret, ParseMasterSecretError, cluster_id};
+use grpc_api::join::IssueJoinTicketResponse;
+use key_derivation::cluster_id;
 use kubeadm::{JoinSettings, ParseTokenError};
 use kubernetes_components::ComponentList;
-use secret::{MeasurementSecret, StateDiskKey};
+use node_secrets::{ControlPlaneSecrets, NodeSecrets, OpenError, SealingKey};
+use secret::StateDiskKey;
 use zeroize::Zeroizing;
 
 use crate::request::{InvalidRequest, parse_component_list};
-
-/// The files that control planes of a cluster share, below `/etc/kubernetes/pki` (kubeadm's "shared certificates").
-const SHARED_FILES: [&str; 8] = [
-    "ca.crt",
-    "ca.key",
-    "etcd/ca.crt",
-    "etcd/ca.key",
-    "front-proxy-ca.crt",
-    "front-proxy-ca.key",
-    "sa.key",
-    "sa.pub",
-];
 
 /// Everything a node needs to join. It names the cluster, and the join service that issued it is a control plane of that cluster.
 pub(super) struct Ticket {
     pub(super) cluster: ClusterId,
     pub(super) measurement_salt: MeasurementSalt,
-    pub(super) kubelet_certificate: Vec<u8>,
     pub(super) settings: JoinSettings,
     /// Signed by the operator whom this node obeys.
     pub(super) policy: BelievedPolicy,
@@ -41,30 +28,21 @@ pub(super) struct Ticket {
     pub(super) components: ComponentList,
     /// `None` stands for the platform's own mirror.
     pub(super) mirror: Option<ComponentMirror>,
-    pub(super) control_plane: Option<ControlPlaneParts>,
+    pub(super) control_plane: Option<ControlPlaneSecrets>,
     /// The UUID that the state disk gets with its key.
     pub(super) disk: DiskUuid,
     state_disk_key: Option<StateDiskKey>,
 }
 
-/// What only control planes get.
-pub(super) struct ControlPlaneParts {
-    pub(super) master_secret: MasterSecret,
-    pub(super) files: Vec<SharedFile>,
-}
-
-pub(super) struct SharedFile {
-    /// One of the known names.
-    pub(super) name: &'static str,
-    pub(super) content: Zeroizing<Vec<u8>>,
+/// What ties secrets to this node and this session.
+pub(super) struct OwnSession<'a> {
+    pub(super) sealing_key: &'a SealingKey,
+    /// Of this node's Evidence.
+    pub(super) binding: &'a ReportBinding,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InvalidTicket {
-    #[error("the state disk key has {0} bytes, expected 32")]
-    StateDiskKey(usize),
-    #[error("the measurement secret has {0} bytes, expected 32")]
-    MeasurementSecret(usize),
     #[error(transparent)]
     MeasurementSalt(#[from] WrongLength),
     #[error(
@@ -75,98 +53,93 @@ pub(super) enum InvalidTicket {
         expected: Digest,
         actual: Digest,
     },
-    #[error("the ticket's disk_uuid is malformed")]
-    Disk(#[from] ParseDiskUuidError),
-    #[error("the ticket has no kubelet certificate")]
-    NoKubeletCertificate,
     #[error("the bootstrap token is malformed")]
     Token(#[from] ParseTokenError),
     #[error("the address of the API server is malformed")]
     Endpoint(#[from] ParseHostPortError),
-    #[error("the hash of the cluster CA is malformed")]
-    CaHash(#[from] oci::ParseOciDigestError),
     #[error("the list of components is malformed")]
     Components(#[from] InvalidRequest),
     #[error("the ticket's cluster policy is refused")]
     Policy(#[from] RefusePolicyError),
+    #[error("the ticket's sealed_secrets are refused")]
+    Secrets(#[from] OpenError),
     #[error("the address of the mirror is malformed")]
     Mirror(#[from] ParseMirrorAddressError),
     #[error("the ticket has no master secret, which a control plane needs")]
     NoMasterSecret,
-    #[error("the master secret is malformed")]
-    MasterSecret(#[from] ParseMasterSecretError),
     #[error("the master secret belongs to another cluster")]
     ForeignMasterSecret,
-    #[error("the ticket's control plane files are {0:?}, expected each of the eight shared files once")]
-    SharedFiles(Vec<String>),
+    #[error("the ticket has a master secret, which no worker requested")]
+    UnwantedMasterSecret,
+    #[error("the secrets were released by another policy than the ticket's")]
+    AnotherPolicy,
 }
 
 impl Ticket {
-    /// Parses a ticket and checks that it is for the cluster of the join service that issued it, and that the operator lets nodes of
-    /// this cluster install what it lists.
+    /// Parses a ticket.
+    ///
+    /// 1. The operator whom this node obeys has signed the policy.
+    /// 2. The join service is a control plane of the policy's cluster.
+    /// 3. The secrets come from the key service that the policy names, and are for this node and this session.
+    /// 4. They were released by that policy, and are secrets of its cluster.
+    /// 5. The policy lists what the node is to install.
     ///
     /// # Security
     /// Success proves that the service is a control plane of the cluster this node is about to measure: a service cannot be
     /// made to hand out another cluster's secrets, and neither a cluster that did not attest nor a worker can lure a node. Whoever
-    /// writes the service's configuration does not choose what this node installs.
+    /// writes the service's configuration does not choose what this node installs, and whoever is between this node and the key
+    /// service does not choose its keys.
     pub(super) fn parse(
         message: IssueJoinTicketResponse,
+        session: &OwnSession<'_>,
         service: &Measured<Membership>,
         operator: &OperatorPublicKey,
         role: NodeRole,
     ) -> Result<Self, InvalidTicket> {
         let IssueJoinTicketResponse {
-            state_disk_key,
             measurement_salt,
-            measurement_secret,
-            kubelet_cert,
             api_server_endpoint,
             token,
-            discovery_token_ca_cert_hash,
-            control_plane_files,
             kubernetes_version,
             kubernetes_components,
-            master_secret,
             component_mirror,
             cluster_policy,
-            disk_uuid,
+            sealed_secrets,
         } = message;
         // Secrets are wiped wherever parsing ends.
-        let state_disk_key = Zeroizing::new(state_disk_key);
-        let measurement_secret = Zeroizing::new(measurement_secret);
         let token = Zeroizing::new(token);
-        let control_plane = ControlPlaneMessage::new(master_secret, control_plane_files);
 
-        let measurement_secret = MeasurementSecret::from_slice(&measurement_secret)
-            .ok_or(InvalidTicket::MeasurementSecret(measurement_secret.len()))?;
+        let policy = believe(&cluster_policy, operator)?;
+        check_service(policy.cluster, service)?;
+        let NodeSecrets {
+            disk,
+            state_disk_key,
+            measurement_secret,
+            // It was compared.
+            policy: _,
+            cluster_ca,
+            control_plane,
+        } = open_secrets(&sealed_secrets, session, &policy)?;
         let measurement_salt = MeasurementSalt::try_from(measurement_salt.as_slice())?;
         let cluster = cluster_id(&measurement_secret, &measurement_salt);
-        check_service(cluster, service)?;
-        let state_disk_key =
-            StateDiskKey::from_slice(&state_disk_key).ok_or(InvalidTicket::StateDiskKey(state_disk_key.len()))?;
-        let control_plane = match role {
-            NodeRole::Worker => None,
-            NodeRole::ControlPlane => Some(ControlPlaneParts::parse(control_plane, cluster, &measurement_salt)?),
-        };
-        if kubelet_cert.is_empty() {
-            return Err(InvalidTicket::NoKubeletCertificate);
-        }
+        policy.must_be_for(cluster).map_err(RefusePolicyError::from)?;
+        let control_plane = check_role(role, control_plane, cluster, &measurement_salt)?;
         let components = parse_component_list(&kubernetes_version, kubernetes_components)?;
+        policy.must_list(&components).map_err(RefusePolicyError::from)?;
         Ok(Self {
             cluster,
-            policy: BelievedPolicy::for_new_member(&cluster_policy, operator, cluster, &components)?,
+            policy,
             measurement_salt,
-            kubelet_certificate: kubelet_cert,
             settings: JoinSettings {
                 role,
                 endpoint: api_server_endpoint.parse()?,
                 token: token.parse()?,
-                ca_cert_hash: oci::format(&oci::parse(&discovery_token_ca_cert_hash)?),
+                ca_cert_hash: oci::format(&cluster_ca),
             },
             mirror: parse_mirror(&component_mirror)?,
             components,
             control_plane,
-            disk: disk_uuid.parse()?,
+            disk,
             state_disk_key: Some(state_disk_key),
         })
     }
@@ -188,22 +161,22 @@ impl std::fmt::Debug for Ticket {
     }
 }
 
-/// The parts of a message that are for control planes only, wiped when dropped.
-struct ControlPlaneMessage {
-    master_secret: Option<(Zeroizing<Vec<u8>>, Vec<u8>)>,
-    /// Name and content.
-    files: Vec<(String, Zeroizing<Vec<u8>>)>,
+fn believe(policy: &[u8], operator: &OperatorPublicKey) -> Result<BelievedPolicy, RefusePolicyError> {
+    Ok(SignedPolicy::parse(policy)?.believe(|signer| signer == operator)?)
 }
 
-impl ControlPlaneMessage {
-    fn new(master_secret: Option<MasterSecretMessage>, files: Vec<ControlPlaneCertOrKey>) -> Self {
-        Self {
-            master_secret: master_secret.map(|MasterSecretMessage { key, salt }| (Zeroizing::new(key), salt)),
-            files: files
-                .into_iter()
-                .map(|ControlPlaneCertOrKey { name, data }| (name, Zeroizing::new(data)))
-                .collect(),
-        }
+/// The secrets that the key service of this policy released for this session, by this policy.
+fn open_secrets(
+    sealed: &[u8],
+    session: &OwnSession<'_>,
+    policy: &BelievedPolicy,
+) -> Result<NodeSecrets, InvalidTicket> {
+    let OwnSession { sealing_key, binding } = session;
+    let secrets = node_secrets::open(sealed, sealing_key, binding, &policy.key_service)?;
+    if secrets.policy == Digest::of(policy.as_bytes()) {
+        Ok(secrets)
+    } else {
+        Err(InvalidTicket::AnotherPolicy)
     }
 }
 
@@ -225,40 +198,36 @@ fn parse_mirror(address: &str) -> Result<Option<ComponentMirror>, ParseMirrorAdd
     (!address.is_empty()).then(|| address.parse()).transpose()
 }
 
-impl ControlPlaneParts {
-    fn parse(message: ControlPlaneMessage, cluster: ClusterId, salt: &MeasurementSalt) -> Result<Self, InvalidTicket> {
-        let (key, master_salt) = message.master_secret.ok_or(InvalidTicket::NoMasterSecret)?;
-        let master_secret = MasterSecret::new(key, master_salt)?;
-        if cluster_id(&master_secret.kek().measurement_secret(), salt) != cluster {
-            return Err(InvalidTicket::ForeignMasterSecret);
+/// A control plane gets what makes it one, of this cluster, and a worker does not.
+fn check_role(
+    role: NodeRole,
+    secrets: Option<ControlPlaneSecrets>,
+    cluster: ClusterId,
+    salt: &MeasurementSalt,
+) -> Result<Option<ControlPlaneSecrets>, InvalidTicket> {
+    match (role, secrets) {
+        (NodeRole::Worker, None) => Ok(None),
+        (NodeRole::Worker, Some(_)) => Err(InvalidTicket::UnwantedMasterSecret),
+        (NodeRole::ControlPlane, None) => Err(InvalidTicket::NoMasterSecret),
+        (NodeRole::ControlPlane, Some(secrets)) => {
+            if cluster_id(&secrets.master_secret.kek().measurement_secret(), salt) != cluster {
+                return Err(InvalidTicket::ForeignMasterSecret);
+            }
+            Ok(Some(secrets))
         }
-        Ok(Self {
-            master_secret,
-            files: parse_shared_files(message.files)?,
-        })
     }
-}
-
-/// Names are looked up in a list and never used as they are: a name made up by the service could lead anywhere.
-fn parse_shared_files(files: Vec<(String, Zeroizing<Vec<u8>>)>) -> Result<Vec<SharedFile>, InvalidTicket> {
-    let mut names: Vec<String> = files.iter().map(|(name, _)| name.chars().take(64).collect()).collect();
-    names.sort();
-    if names != SHARED_FILES {
-        return Err(InvalidTicket::SharedFiles(names));
-    }
-    let known = |(name, content): (String, _)| {
-        let name = SHARED_FILES.into_iter().find(|known| *known == name)?;
-        Some(SharedFile { name, content })
-    };
-    Ok(files.into_iter().filter_map(known).collect())
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use attestation::Nonce;
     use grpc_api::components::Component;
+    use key_derivation::MasterSecret;
+    use node_secrets::{SHARED_FILES, SharedFile, seal};
+    use secret::MeasurementSecret;
 
     use super::*;
-    use crate::request::tests::{operator_key, policy};
+    use crate::request::tests::{key_service, operator_key, policy};
     use crate::tests::fixture::DISK;
 
     fn master_secret() -> MasterSecret {
@@ -268,10 +237,6 @@ pub(crate) mod tests {
     const SALT: [u8; 32] = [9; 32];
 
     fn message() -> IssueJoinTicketResponse {
-        let file = |name: &&str| ControlPlaneCertOrKey {
-            name: (*name).into(),
-            data: b"content".to_vec(),
-        };
         let components = vec![Component {
             url: "bin/kubelet".into(),
             hash: format!("sha256:{}", "00".repeat(32)),
@@ -279,24 +244,61 @@ pub(crate) mod tests {
             extract: false,
         }];
         IssueJoinTicketResponse {
-            disk_uuid: DISK.into(),
-            state_disk_key: vec![1; 32],
             measurement_salt: SALT.to_vec(),
-            measurement_secret: master_secret().kek().measurement_secret().expose().to_vec(),
-            kubelet_cert: b"certificate".to_vec(),
             api_server_endpoint: "10.42.1.100:6443".into(),
             token: "abcdef.0123456789abcdef".into(),
-            discovery_token_ca_cert_hash: format!("sha256:{}", "ab".repeat(32)),
-            control_plane_files: SHARED_FILES.iter().map(file).collect(),
             kubernetes_version: "v1.35.4".into(),
             cluster_policy: policy(&operator_key(), cluster(), &components),
             kubernetes_components: components,
-            master_secret: Some(MasterSecretMessage {
-                key: master_secret().expose_key().to_vec(),
-                salt: master_secret().salt().to_vec(),
-            }),
             ..IssueJoinTicketResponse::default()
         }
+    }
+
+    fn secrets() -> NodeSecrets {
+        NodeSecrets {
+            disk: DISK.parse().unwrap(),
+            state_disk_key: StateDiskKey::from_bytes([1; 32]),
+            measurement_secret: master_secret().kek().measurement_secret(),
+            policy: Digest::of(&message().cluster_policy),
+            cluster_ca: Digest::new([0xab; 32]),
+            control_plane: Some(ControlPlaneSecrets {
+                master_secret: master_secret(),
+                files: SHARED_FILES.map(file).into(),
+            }),
+        }
+    }
+
+    fn file(name: &'static str) -> SharedFile {
+        SharedFile {
+            name,
+            content: Zeroizing::new(b"content".to_vec()),
+        }
+    }
+
+    fn of_worker() -> NodeSecrets {
+        NodeSecrets {
+            control_plane: None,
+            ..secrets()
+        }
+    }
+
+    fn session_binding() -> ReportBinding {
+        ReportBinding::standalone(&Nonce::new([5; 32]))
+    }
+
+    /// Adds secrets to a ticket as the key service does, and parses it as the node of that session does.
+    pub(crate) fn sealed_to_this_node<T>(
+        mut message: IssueJoinTicketResponse,
+        secrets: &NodeSecrets,
+        parse: impl FnOnce(IssueJoinTicketResponse, &OwnSession<'_>) -> T,
+    ) -> T {
+        let (sealing_key, binding) = (SealingKey::generate(), session_binding());
+        message.sealed_secrets = seal(secrets, &sealing_key.public(), &binding, &key_service()).unwrap();
+        let session = OwnSession {
+            sealing_key: &sealing_key,
+            binding: &binding,
+        };
+        parse(message, &session)
     }
 
     fn cluster() -> ClusterId {
@@ -323,6 +325,18 @@ pub(crate) mod tests {
         Measured::new("register", shown(&Membership::new(cluster(), role)), NEW, shown)
     }
 
+    fn parse(
+        message: IssueJoinTicketResponse,
+        secrets: &NodeSecrets,
+        service: &Measured<Membership>,
+        operator: &OperatorPublicKey,
+        role: NodeRole,
+    ) -> Result<Ticket, InvalidTicket> {
+        sealed_to_this_node(message, secrets, |message, session| {
+            Ticket::parse(message, session, service, operator, role)
+        })
+    }
+
     fn check(change: impl FnOnce(&mut IssueJoinTicketResponse)) -> Result<Ticket, InvalidTicket> {
         check_from(&member(), change)
     }
@@ -333,27 +347,51 @@ pub(crate) mod tests {
     ) -> Result<Ticket, InvalidTicket> {
         let mut message = message();
         change(&mut message);
-        Ticket::parse(message, service, &operator(), NodeRole::ControlPlane)
+        parse(message, &secrets(), service, &operator(), NodeRole::ControlPlane)
+    }
+
+    fn check_secrets(change: impl FnOnce(&mut NodeSecrets)) -> Result<Ticket, InvalidTicket> {
+        let mut secrets = secrets();
+        change(&mut secrets);
+        parse(message(), &secrets, &member(), &operator(), NodeRole::ControlPlane)
     }
 
     #[test]
     fn a_ticket_of_the_services_own_cluster_is_good() {
         let ticket = check(|_| {}).unwrap();
         assert_eq!(ticket.cluster, cluster());
-        assert_eq!(ticket.control_plane.unwrap().files.len(), 8);
+        // The join service does not choose whom this node takes for the API server.
+        assert_eq!(ticket.settings.ca_cert_hash, format!("sha256:{}", "ab".repeat(32)));
+        assert_eq!(ticket.control_plane.unwrap().files.len(), 10);
     }
 
     #[test]
     fn a_worker_takes_nothing_of_a_control_plane() {
-        let ticket = Ticket::parse(message(), &member(), &operator(), NodeRole::Worker).unwrap();
+        let ticket = parse(message(), &of_worker(), &member(), &operator(), NodeRole::Worker).unwrap();
         assert!(ticket.control_plane.is_none());
+        let refused = parse(message(), &secrets(), &member(), &operator(), NodeRole::Worker);
+        assert!(matches!(refused, Err(InvalidTicket::UnwantedMasterSecret)));
+    }
+
+    /// The join service presented one to the key service and another one here, which lists an older Kubernetes.
+    #[test]
+    fn the_policy_is_the_one_by_which_the_secrets_were_released() {
+        let refused = check_secrets(|secrets| secrets.policy = Digest::of(b"another"));
+        assert!(matches!(refused, Err(InvalidTicket::AnotherPolicy)));
     }
 
     #[test]
     fn another_clusters_ticket_is_refused() {
-        let other = check(|ticket| ticket.measurement_secret = vec![7; 32]);
-        assert!(matches!(other, Err(InvalidTicket::NotOurControlPlane { .. })));
-        let other = check(|ticket| ticket.measurement_salt = vec![7; 32]);
+        let is_of_another = |result| matches!(result, Err(InvalidTicket::Policy(RefusePolicyError::Cluster(_))));
+        let other = MeasurementSecret::from_bytes([7; 32]);
+        assert!(is_of_another(check_secrets(
+            |secrets| secrets.measurement_secret = other
+        )));
+        assert!(is_of_another(check(|ticket| ticket.measurement_salt = vec![7; 32])));
+        let other = check(|ticket| {
+            let components = &ticket.kubernetes_components;
+            ticket.cluster_policy = policy(&operator_key(), ClusterId::new([7; 32]), components);
+        });
         assert!(matches!(other, Err(InvalidTicket::NotOurControlPlane { .. })));
         let silent = check_from(&Measured::new("register", NEW, NEW, shown), |_| {});
         assert!(matches!(silent, Err(InvalidTicket::NotOurControlPlane { .. })));
@@ -368,32 +406,11 @@ pub(crate) mod tests {
     #[test]
     fn bad_input_to_each_field_gives_one_error_that_names_it() {
         type Change = fn(&mut IssueJoinTicketResponse);
-        let cases: [(Change, &str); 28] = [
-            (
-                |t| t.disk_uuid.clear(),
-                "the ticket's disk_uuid is malformed: \"\" is not a UUID",
-            ),
-            (
-                |t| t.disk_uuid = "measurementSecret".into(),
-                "the ticket's disk_uuid is malformed",
-            ),
-            (
-                |t| t.state_disk_key.clear(),
-                "the state disk key has 0 bytes, expected 32",
-            ),
-            (
-                |t| t.state_disk_key.push(1),
-                "the state disk key has 33 bytes, expected 32",
-            ),
-            (
-                |t| t.measurement_secret.clear(),
-                "the measurement secret has 0 bytes, expected 32",
-            ),
+        let cases: [(Change, &str); 15] = [
             (
                 |t| t.measurement_salt.clear(),
                 "MeasurementSalt has 0 bytes, expected 32",
             ),
-            (|t| t.kubelet_cert.clear(), "the ticket has no kubelet certificate"),
             (|t| t.token.clear(), "the bootstrap token is malformed"),
             (|t| t.token.push('\n'), "the bootstrap token is malformed"),
             (|t| t.api_server_endpoint.clear(), "the address of the API server"),
@@ -416,10 +433,6 @@ pub(crate) mod tests {
             (
                 |t| t.api_server_endpoint = "host:1\nx: y".into(),
                 "the address of the API server",
-            ),
-            (
-                |t| t.discovery_token_ca_cert_hash.clear(),
-                "the hash of the cluster CA is malformed",
             ),
             (
                 |t| t.kubernetes_version = "1.35".into(),
@@ -445,27 +458,6 @@ pub(crate) mod tests {
                 |t| t.component_mirror = "file:///".into(),
                 "the address of the mirror is malformed: \"file:///\"",
             ),
-            (|t| t.master_secret = None, "the ticket has no master secret"),
-            (
-                |t| t.master_secret.as_mut().unwrap().key.clear(),
-                "the master secret is malformed: key of the master secret has 0 bytes",
-            ),
-            (
-                |t| t.master_secret.as_mut().unwrap().salt.clear(),
-                "the master secret is malformed: salt of the master secret has 0 bytes",
-            ),
-            (
-                |t| t.master_secret.as_mut().unwrap().salt = vec![7; 32],
-                "the master secret belongs to another cluster",
-            ),
-            (
-                |t| t.control_plane_files[0].name = "../../shadow".into(),
-                "the ticket's control plane files are [\"../../shadow\",",
-            ),
-            (
-                |t| t.control_plane_files.clear(),
-                "the ticket's control plane files are []",
-            ),
         ];
         for (change, expected) in cases {
             let error = error_report::Chain(&check(change).unwrap_err()).to_string();
@@ -487,13 +479,8 @@ pub(crate) mod tests {
         assert!(matches!(version, RefusePolicyError::Release(_)));
         let none = refused(|ticket| ticket.cluster_policy.clear());
         assert!(matches!(none, RefusePolicyError::Parse(_)));
-        let foreign = refused(|ticket| {
-            let components = &ticket.kubernetes_components;
-            ticket.cluster_policy = policy(&operator_key(), ClusterId::new([7; 32]), components);
-        });
-        assert!(matches!(foreign, RefusePolicyError::Cluster(_)));
-        let (message, another) = (message(), OperatorPublicKey::new([7; 32]));
-        let other = Ticket::parse(message, &member(), &another, NodeRole::ControlPlane);
+        let another = OperatorPublicKey::new([7; 32]);
+        let other = parse(message(), &secrets(), &member(), &another, NodeRole::ControlPlane);
         assert!(matches!(
             other,
             Err(InvalidTicket::Policy(RefusePolicyError::Operator(_)))
@@ -502,23 +489,39 @@ pub(crate) mod tests {
 
     #[test]
     fn a_master_secret_of_another_cluster_is_refused() {
-        let foreign = check(|ticket| ticket.master_secret.as_mut().unwrap().key = vec![7; 32]);
-        assert!(matches!(foreign, Err(InvalidTicket::ForeignMasterSecret)));
+        for (key, salt) in [(vec![7; 32], vec![b'S'; 32]), (vec![b'C'; 32], vec![7; 32])] {
+            let foreign = MasterSecret::new(Zeroizing::new(key), salt).unwrap();
+            let refused = check_secrets(|secrets| secrets.control_plane.as_mut().unwrap().master_secret = foreign);
+            assert!(matches!(refused, Err(InvalidTicket::ForeignMasterSecret)));
+        }
     }
 
     #[test]
-    fn shared_files_are_the_known_ones() {
-        type Change = fn(&mut Vec<ControlPlaneCertOrKey>);
-        let changes: [Change; 4] = [
-            |files| files[0].name = "../../shadow".into(),
-            |files| files[0].name = "ca.key".into(),
-            |files| drop(files.pop()),
-            |files| files.clear(),
-        ];
-        for change in changes {
-            let result = check(|ticket| change(&mut ticket.control_plane_files));
-            assert!(matches!(result, Err(InvalidTicket::SharedFiles(_))));
-        }
+    fn a_control_plane_needs_the_master_secret() {
+        let without = check_secrets(|secrets| secrets.control_plane = None);
+        assert!(matches!(without, Err(InvalidTicket::NoMasterSecret)));
+    }
+
+    /// What was sealed for another session of this node, or is missing. Who may seal and sign is tested in `node-secrets`.
+    #[test]
+    fn secrets_of_another_session_are_refused() {
+        let other = ReportBinding::standalone(&Nonce::new([6; 32]));
+        let refused = sealed_to_this_node(message(), &secrets(), |message, session| {
+            let session = OwnSession {
+                binding: &other,
+                ..*session
+            };
+            Ticket::parse(message, &session, &member(), &operator(), NodeRole::Worker)
+        });
+        assert!(matches!(
+            refused,
+            Err(InvalidTicket::Secrets(OpenError::NotFromKeyService(_)))
+        ));
+        let refused = sealed_to_this_node(message(), &secrets(), |mut message, session| {
+            message.sealed_secrets.clear();
+            Ticket::parse(message, session, &member(), &operator(), NodeRole::Worker)
+        });
+        assert!(matches!(refused, Err(InvalidTicket::Secrets(_))));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use cluster_types::{DiskUuid, NodeRole, OperatorPublicKey};
 use digest::Digest;
 use grpc_api::components::Component;
 use kubeadm::{ApiServer, Checking};
+use node_secrets::SHARED_FILES;
 use programs::{Call, Output, Programs, Running};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use secret::StateDiskKey;
@@ -250,7 +251,11 @@ impl FakePrograms {
         let arguments: Vec<&str> = call.arguments().iter().map(String::as_str).collect();
         match (call.program(), arguments.as_slice()) {
             ("kubeadm", ["init", "phase", "certs", ..]) => {
-                fs::create_dir_all(kubernetes.join("pki")).unwrap();
+                for name in SHARED_FILES {
+                    let file = kubernetes.join("pki").join(name);
+                    fs::create_dir_all(file.parent().unwrap()).unwrap();
+                    fs::write(file, name).unwrap();
+                }
                 let key = KeyPair::generate().unwrap();
                 let mut ca = CertificateParams::default();
                 ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

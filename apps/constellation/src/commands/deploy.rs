@@ -7,8 +7,6 @@ use attestation::AttestedIdentity;
 use cluster_objects::{Cluster, JoinConfig, NodeRecordError, components_config_map};
 use deployment::{Object, PodNetwork, admission, namespace, objects, pod_network};
 use error_report::Chain;
-use key_derivation::{Label, MasterSecret};
-use key_service_client::public_key;
 use kube::Client;
 use polling::Failed;
 use terminal::Step;
@@ -28,7 +26,7 @@ const KUBERNETES_PORT: u16 = 6443;
 
 /// Applies everything. Objects that are already applied stay as they are.
 pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
-    let config = join_config(run, &run.workspace.master_secret()?)?;
+    let config = join_config(run)?;
     let network = PodNetwork {
         pod_cidr: run.config.pod_cidr.to_string(),
         node_interface: format!("^{}$", run.infrastructure()?.node_interface),
@@ -80,12 +78,10 @@ async fn record_first_node(run: &Run<'_>, client: &Client) -> Result<()> {
         .advise("check the control plane with `constellation status`, then run the same command again")
 }
 
-fn join_config(run: &Run<'_>, secret: &MasterSecret) -> Result<JoinConfig> {
-    let kek = secret.kek();
+fn join_config(run: &Run<'_>) -> Result<JoinConfig> {
     Ok(JoinConfig {
         policy: run.policy()?.into_signed(),
         measurement_salt: run.state.measurement_salt,
-        key_service_key: public_key(&kek.derive_array(Label::KeyServiceIdentity)),
         api_server_endpoint: api_server(run)?.into(),
         components: run.components.config_map_name(),
         component_mirror: run.infrastructure()?.component_mirror.clone(),

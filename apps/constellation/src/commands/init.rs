@@ -91,8 +91,10 @@ async fn connect(
             ..Limits::default()
         });
         match channel(&endpoint, Purpose::Init, &address).await {
-            Ok((channel, Some(proven))) => Ok((channel, proven.identity())),
-            Ok((_, None)) => Err(Failed::Stop(anyhow!("{} did not attest", node.name))),
+            Ok(session) => match session.node {
+                Some(proven) => Ok((session.channel, proven.identity())),
+                None => Err(Failed::Stop(anyhow!("{} did not attest", node.name))),
+            },
             Err(error) if is_booting(&error) => Err(machines::retry(&*run.provider, error)),
             Err(error) => Err(Failed::Stop(not_what_it_should_be(run, node, error))),
         }

@@ -1,6 +1,7 @@
 //! One module for each command.
 
 mod apply;
+mod audit;
 mod config;
 mod deploy;
 mod init;
@@ -20,7 +21,7 @@ use camino::Utf8Path;
 use clap::CommandFactory;
 use cluster_config::Workspace;
 
-use crate::arguments::{Arguments, Command, ConfigCommand, MiniCommand, MirrorCommand, PolicyCommand};
+use crate::arguments::{Arguments, AuditCommand, Command, ConfigCommand, MiniCommand, MirrorCommand, PolicyCommand};
 use crate::output::print;
 use crate::providers::Providers;
 
@@ -41,6 +42,7 @@ pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers, variant
         Command::Status => status::run(&workspace()?, providers).await?,
         Command::Verify(verify) => return verify::run(&workspace()?, &verify, variants).await,
         Command::Policy(PolicyCommand::Show { output }) => return policy::show(&workspace()?, output).await,
+        Command::Audit(AuditCommand::Verify { files }) => audit::check(&files)?,
         Command::Terminate(confirmation) => terminate::run(&workspace()?, &confirmation, providers)?,
         Command::Mirror(MirrorCommand::Create {
             folder,

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use cluster_config::{ClusterState, Workspace};
 use cluster_objects::{CLUSTER_POLICY, JOIN_CONFIG};
 use cluster_policy::{BelievedPolicy, ClusterPolicy, Release, SignedPolicy};
-use cluster_types::{ClusterId, OperatorPublicKey, Service};
+use cluster_types::{ClusterId, KeyServicePublicKey, OperatorPublicKey, Service};
 use deployment::is_final;
 use digest::{Digest, oci};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -40,6 +40,7 @@ struct Shown {
     images: Vec<ShownImage>,
     kubernetes: Vec<ShownRelease>,
     min_grant_serial: u64,
+    key_service: KeyServicePublicKey,
 }
 
 #[derive(Serialize)]
@@ -179,6 +180,7 @@ impl Shown {
             images,
             releases,
             min_grant_serial,
+            key_service,
         } = policy;
         let image = |image: &ReferenceValues| ShownImage {
             name: image.image().to_owned(),
@@ -195,6 +197,7 @@ impl Shown {
             images: images.iter().map(image).collect(),
             kubernetes: releases.iter().map(release).collect(),
             min_grant_serial: *min_grant_serial,
+            key_service: *key_service,
         }
     }
 }
@@ -225,6 +228,7 @@ fn text(report: &Report) -> String {
                 .map(|release| format!("Kubernetes:\t{}, components {}", release.version, release.components)),
         );
         lines.push(format!("Role grants:\tfrom serial {}", policy.min_grant_serial));
+        lines.push(format!("Key service:\t{}", policy.key_service));
     }
     lines.join("\n")
 }

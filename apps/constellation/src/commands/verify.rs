@@ -10,7 +10,7 @@ use attestation::{
     AttestationResult, Claim, Comparison, ExpectedMembership, ExpectedStatements, Membership, Outcome, Purpose,
     Variants, Verifiers,
 };
-use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
+use attested_tls::{AttestedChannel, Endpoint, HandshakeError, PeerPolicy, channel};
 use cluster_config::{ClusterState, Workspace};
 use cluster_policy::BelievedPolicy;
 use cluster_types::{ClusterId, NodeName, NodeRole};
@@ -265,11 +265,11 @@ async fn verify(endpoint: &Endpoint, node: &Machine, known: Option<&Digest>) -> 
         claims: Vec::new(),
     };
     match outcome {
-        Ok((_, Some(proven))) => {
+        Ok(AttestedChannel { node: Some(proven), .. }) => {
             verdict.fill(proven.result());
             verdict.compare_identity(known);
         }
-        Ok((_, None)) => verdict.fail("unproven", "the node did not attest".to_owned()),
+        Ok(AttestedChannel { node: None, .. }) => verdict.fail("unproven", "the node did not attest".to_owned()),
         Err(HandshakeError::NotAffirmed(refused)) => {
             verdict.fill(&refused.result);
             verdict.fail(&refused.outcome().to_string(), refused.to_string());

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use attestation::{Nonce, Purpose, ReportBinding};
 use grpc_api::join::IssueJoinTicketRequest;
+use grpc_api::join::api_client::ApiClient;
 use test_figures::{Clock, Samples, Table};
 use test_machines::SOFTWARE_TPM;
 use test_services::{ControlPlane, JoiningNode, join_request};
@@ -76,9 +77,9 @@ fn quotes(node: &JoiningNode) -> Result<Samples> {
 
 async fn join(control_plane: &ControlPlane, node: &JoiningNode, request: IssueJoinTicketRequest) -> Result<Join> {
     let start = Instant::now();
-    let (mut client, _) = control_plane.session(node, Purpose::Join).await?;
+    let opened = control_plane.session(node, Purpose::Join).await?;
     let session = start.elapsed();
-    client.issue_join_ticket(request).await?;
+    ApiClient::new(opened.channel).issue_join_ticket(request).await?;
     let ticket = start.elapsed() - session;
     Ok(Join { session, ticket })
 }
@@ -104,5 +105,5 @@ fn request() -> Result<IssueJoinTicketRequest> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let [_, high, middle, low] = u32::try_from(number)?.to_be_bytes();
-    join_request(&format!("worker-{number}"), [172, 16 + high, middle, low])
+    Ok(join_request(&format!("worker-{number}"), [172, 16 + high, middle, low]))
 }

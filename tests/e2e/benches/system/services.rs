@@ -38,7 +38,7 @@ async fn load(programs: &Path) -> Result<Figures> {
     let mut requests = Table::new("Requests to services", &Load::COLUMNS);
     keys::measure(control_plane.key_service())
         .await?
-        .write("GetDataKey", &mut requests);
+        .write("DrawNonce and AdmitNode", &mut requests);
     joins::measure(control_plane.clone(), &mut requests).await?;
     verifications(&verification)
         .await?
@@ -67,9 +67,9 @@ async fn verifications(service: &VerificationService) -> Result<Load> {
     let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(accepted)));
     let meter = Meter::start(service.process().id())?;
     let alone = Samples::take_async(Clock::Wall, ROUNDS, async || {
-        let (channel, _) = channel(&endpoint, Purpose::Verify, service.address()).await?;
+        let session = channel(&endpoint, Purpose::Verify, service.address()).await?;
         let nonce = Nonce::generate().as_bytes().to_vec();
-        ApiClient::new(channel)
+        ApiClient::new(session.channel)
             .get_attestation(GetAttestationRequest { nonce })
             .await?;
         Ok(())

@@ -1,29 +1,34 @@
 //! What the host, a machine of its own, or a pod tries against the services of a running cluster.
 
-use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use attestation::Purpose;
+use attestation::{Attester, Nonce, Purpose, SessionEvidence};
 use attested_tls::{HandshakeError, channel};
+use cluster_policy::{BelievedPolicy, ClusterPolicy};
 use cluster_types::OperatorPublicKey;
-use cluster_types::key_service::AUDIENCE;
 use e2e::{Answer, Cluster, Image, Machine, NETWORK, RUN_FOLDER, private_network_port};
 use grpc_api::join::IssueJoinTicketRequest;
-use key_derivation::Label;
-use key_service_client::{KeyServiceClient, KeyServiceError, public_key};
-use tempfile::NamedTempFile;
+use key_service_client::{KeyServiceClient, KeyServiceError, PresentedPolicy, WantedRole};
+use node_secrets::{KeyServiceKey, SealingKey};
+use operator_key::OperatorKey;
+use tempfile::TempDir;
 use test_machines::SOFTWARE_TPM;
-use test_services::join_request;
+use test_services::{join_request, presented};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpStream, UnixListener};
 use tokio::runtime::Runtime;
 use tonic::{Code, Status};
 
 use crate::rogue::Ours;
-use crate::{relay, rogue};
+use crate::{relay, rogue, workload};
 
 pub(crate) const WORKER: &str = "worker-0";
 /// An address that no node has.
 pub(crate) const ROGUE_ADDRESS: [u8; 4] = [10, 42, 9, 9];
 pub(crate) const ROGUE_NAME: &str = "worker-7";
+/// Another one: an address belongs to the machine that claims it first.
+const THIEFS_ADDRESS: [u8; 4] = [10, 42, 9, 8];
 /// The node whose metadata lies.
 const LIAR: &str = "control-plane-7";
 
@@ -122,7 +127,7 @@ pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Clus
         async {
             let request = IssueJoinTicketRequest {
                 is_control_plane: true,
-                ..join_request(ROGUE_NAME, ROGUE_ADDRESS)?
+                ..join_request(ROGUE_NAME, ROGUE_ADDRESS)
             };
             let refusal = "role_grant is refused: a control-plane needs a role grant signed by the operator";
             must_be_denied(rogue::join(&node, &service, request).await?, refusal)
@@ -130,68 +135,131 @@ pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Clus
     )
 }
 
-/// Neither as a new node under the name of the worker or the first node, nor as a node that comes back with the disk of the worker or of the first node.
+/// Neither as a new node under the name of the worker or the first node, nor as a node that comes back with the disk of one of them:
+/// another machine's request for a disk yields a key that does not open it.
 pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
-    let disks = [cluster.state_disk(WORKER)?, cluster.state_disk("control-plane-0")?];
-    let node = rogue::careless(rogue::forged(&Ours::new(cluster, image)?));
-    let (not_its_disk, not_its_name) = (
-        "disk_uuid is not a disk of this machine",
-        "certificate_request names a node or an address that is not this machine's",
+    let owners = ["control-plane-0", WORKER];
+    let machine = rogue::forged(&Ours::new(cluster, image)?);
+    let node = rogue::careless(machine.clone());
+    let key_service = KeyServiceKey::of(&cluster.master_secret()?).public();
+    let (not_a_member, not_its_name) = (
+        "this machine is not a node of this cluster",
+        "node_name or node_address is not this machine's",
     );
     in_the_log(
         cluster,
         "join-service",
-        &["ticket refused", "does not belong to machine"],
+        &["ticket refused", "belongs to machine"],
         async {
-            for name in [WORKER, "control-plane-0"] {
-                let request = join_request(name, ROGUE_ADDRESS)?;
+            for owner in owners {
+                let request = join_request(owner, THIEFS_ADDRESS);
                 must_be_denied(rogue::join(&node, &service, request).await?, not_its_name)?;
             }
-            for disk in &disks {
-                must_be_denied(rogue::rejoin(&node, &service, &disk.to_string()).await?, not_its_disk)?;
-            }
             Ok(())
+        },
+    )?;
+    in_the_log(
+        cluster,
+        "join-service",
+        &["ticket refused", "not a node of this cluster"],
+        async {
+            let disk = cluster.state_disk(WORKER)?;
+            let refused = rogue::rejoin(machine.clone(), &service, disk, &key_service).await?;
+            must_be_denied(refused, not_a_member)
+        },
+    )?;
+    let (kek, state) = (cluster.master_secret()?.kek(), cluster.state()?);
+    in_the_log(cluster, "key-service", &["keys released", "rejoin"], async {
+        // A machine with a name of its own.
+        let joined = rogue::join(&node, &service, join_request("worker-8", THIEFS_ADDRESS)).await?;
+        ensure!(joined.is_ok(), "{joined:?}");
+        for owner in owners {
+            let (disk, owner) = (cluster.state_disk(owner)?, owner.parse()?);
+            let owner = state.identities.get(&owner).context("no identity")?;
+            let stolen = rogue::rejoin(machine.clone(), &service, disk, &key_service).await??;
+            let real = kek.state_disk_key(disk, owner.as_bytes());
+            ensure!(
+                stolen.state_disk_key.expose() != real.expose(),
+                "the key opens the disk"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Whoever reaches the socket of the key service, with every right in Kubernetes: Evidence decides, and it covers who can read the
+/// answer.
+pub(crate) fn the_key_services_socket_gives_nothing_away(cluster: &Cluster, image: &Image) -> Result<()> {
+    cluster.create(&workload::socket_thief())?;
+    workload::wait_until_ready(cluster, "socket-thief")?;
+    let forwarded = cluster.forward(workload::PRIVILEGED, "pod/socket-thief", workload::THIEFS_PORT)?;
+    let folder = TempDir::new()?;
+    let socket = folder.path().join("socket");
+    let (ours, policy, salt) = (
+        Ours::new(cluster, image)?,
+        rogue::operators_policy(cluster)?,
+        cluster.state()?.measurement_salt,
+    );
+    let other_image = image.with_command_line("sysctl.kernel.sysrq=0", "sysctl.kernel.sysrq=1")?;
+    let changed = Ours {
+        image: other_image.values(),
+        ..Ours::new(cluster, image)?
+    };
+    let foreign = BelievedPolicy::sign(
+        &ClusterPolicy {
+            serial: policy.serial + 1,
+            ..(*policy).clone()
+        },
+        &OperatorKey::from_seed(&[9; 32]),
+    )?;
+    let node = rogue::forged(&ours);
+    let present = |machine: &dyn Attester, nonce| presented(machine, nonce, Purpose::Join, &SealingKey::generate());
+    let attack = async |reason: &str, policy: &BelievedPolicy, presented: &SessionEvidence| {
+        let in_force = PresentedPolicy {
+            policy,
+            measurement_salt: &salt,
+        };
+        let client = KeyServiceClient::new(&socket);
+        match client.admit(presented, in_force, WantedRole::Worker).await {
+            Err(KeyServiceError::Refused(status)) if status.message().contains(reason) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("refused, but not for {reason:?}")),
+            Ok(_) => bail!("the key service released something: {reason}"),
+        }
+    };
+    in_the_log(
+        cluster,
+        "key-service",
+        &["no keys released", "not one that was drawn here"],
+        async {
+            forward(&socket, forwarded.address())?;
+            let nonce = KeyServiceClient::new(&socket).nonce(Purpose::Join).await?;
+            let invented = present(&*node, Nonce::generate())?;
+            attack("the nonce is not one that was drawn here", &policy, &invented).await?;
+            let presented = present(&*rogue::forged(&changed), nonce)?;
+            attack("contraindicated", &policy, &presented).await?;
+            let presented = present(&*node, nonce)?;
+            attack("is signed by operator", &foreign, &presented).await?;
+            // What an honest node presented, with the thief's key in place of the node's.
+            let mut stolen = presented.clone();
+            stolen.parts.sealing_key = Some(SealingKey::generate().public());
+            attack("evidence is not authentic", &policy, &stolen).await
         },
     )
 }
 
-/// Without credentials, with those of another pod, and with a token that is good for something else.
-pub(crate) fn the_key_service_gives_nothing_to_strangers(cluster: &Cluster, _: &Image) -> Result<()> {
-    let disk = cluster.state_disk(WORKER)?.to_string();
-    let forward = cluster.forward("kube-system", "daemonset/key-service", 9000)?;
-    let seed = cluster.master_secret()?.kek().derive_array(Label::KeyServiceIdentity);
-    let token = |account: &str, audience: &[&str]| {
-        let command = ["create", "token", "--namespace", "kube-system", account];
-        cluster.kubectl(command.iter().chain(audience))
-    };
-    let for_the_service = [&format!("--audience={AUDIENCE}")[..]];
-    let strangers = [
-        (String::new(), Code::Unauthenticated, "caller not authenticated"),
-        (
-            token("default", &for_the_service)?,
-            Code::PermissionDenied,
-            "key denied",
-        ),
-        (
-            token("join-service", &[])?,
-            Code::Unauthenticated,
-            "caller not authenticated",
-        ),
-    ];
-    for (token, expected, reason) in strangers {
-        let mut file = NamedTempFile::new()?;
-        file.write_all(token.as_bytes())?;
-        let key = public_key(&seed);
-        in_the_log(cluster, "key-service", &[reason], async {
-            let client = KeyServiceClient::new(forward.address(), key, file.path().to_owned())?;
-            match client.data_key(&disk).await {
-                Err(KeyServiceError::Refused(status)) if status.code() == expected => Ok(()),
-                Err(error) => Err(error).context("refused, but for another reason"),
-                Ok(_) => bail!("the key service gave a key"),
-            }
-        })?;
-    }
+/// Forwards connections to a Unix socket to an address.
+fn forward(socket: &Path, address: &str) -> Result<()> {
+    let (listener, address) = (UnixListener::bind(socket)?, address.to_owned());
+    tokio::spawn(async move {
+        while let Ok((mut caller, _)) = listener.accept().await {
+            let address = address.clone();
+            tokio::spawn(async move {
+                let mut service = TcpStream::connect(&address).await?;
+                copy_bidirectional(&mut caller, &mut service).await
+            });
+        }
+    });
     Ok(())
 }
 

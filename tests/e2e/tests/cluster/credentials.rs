@@ -8,7 +8,7 @@ use kube::api::{Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
-use test_services::{client_certificate_request, join_request};
+use test_services::{client_certificate_request, join_request, serving_certificate_request};
 
 use crate::attacks::{ROGUE_ADDRESS, ROGUE_NAME, WORKER, blocking, in_the_log, join_service};
 use crate::rogue::{self, Ours};
@@ -17,24 +17,12 @@ use crate::rogue::{self, Ours};
 pub(crate) fn a_bootstrap_token_is_good_for_one_node_name(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
     let node = rogue::careless(rogue::forged(&Ours::new(cluster, image)?));
-    let ticket = blocking(rogue::join(&node, &service, join_request(ROGUE_NAME, ROGUE_ADDRESS)?))?;
+    let ticket = blocking(rogue::join(&node, &service, join_request(ROGUE_NAME, ROGUE_ADDRESS)))?;
     let token = cluster.kubeconfig_with(&ticket?.token)?;
     let request = |name: &str, node: &str| -> Result<()> {
-        let object = json!({
-            "apiVersion": "certificates.k8s.io/v1",
-            "kind": "CertificateSigningRequest",
-            "metadata": {"name": name},
-            "spec": {
-                "request": BASE64_STANDARD.encode(client_certificate_request(node)?),
-                "signerName": "kubernetes.io/kube-apiserver-client-kubelet",
-                "usages": ["digital signature", "client auth"],
-            },
-        });
-        cluster.create_as(&token, &object)
-    };
-    let decision = |name: &str| {
-        let output = "jsonpath={.status.conditions[*].type}: {.status.conditions[*].message}";
-        cluster.kubectl(["get", "certificatesigningrequests", name, "--output", output])
+        let pem = client_certificate_request(node)?;
+        let signer = "kubernetes.io/kube-apiserver-client-kubelet";
+        cluster.create_as(&token, &signing_request(name, &pem, signer, "client auth"))
     };
     in_the_log(
         cluster,
@@ -44,14 +32,61 @@ pub(crate) fn a_bootstrap_token_is_good_for_one_node_name(cluster: &Cluster, ima
     )?;
     request("own", ROGUE_NAME)?;
     cluster.wait_until("a certificate in its own name", || {
-        Ok(decision("own")?.starts_with("Approved: for node"))
+        Ok(decision(cluster, "own")?.starts_with("Approved: for node"))
     })?;
-    let denied = decision("anothers")?;
+    let denied = decision(cluster, "anothers")?;
     ensure!(
         denied.starts_with("Denied: the bootstrap token is not for node"),
         "{denied}"
     );
     Ok(())
+}
+
+/// Each kubelet serves with a certificate that the join service approved; without one, the API server would get no log of a pod. Root on the
+/// worker asks in its kubelet's name to serve at the API server's address, at that of its Service, and at nobody's.
+pub(crate) fn a_kubelet_serves_at_its_nodes_address_alone(cluster: &Cluster, _: &Image) -> Result<()> {
+    for node in ["control-plane-0", WORKER] {
+        cluster.wait_until("a serving certificate", || {
+            let output = "jsonpath={range .items[*]}{.spec.signerName} {.spec.username} {.status.conditions[*].type}{\"\\n\"}{end}";
+            let requests = cluster.kubectl(["get", "certificatesigningrequests", "--output", output])?;
+            let own = format!("{SERVING} system:node:{node} Approved");
+            Ok(requests.lines().any(|line| line == own))
+        })?;
+    }
+    for (name, address) in [
+        ("as-api-server", [10, 42, 1, 100]),
+        ("as-service", [10, 96, 0, 1]),
+        ("as-nobody", ROGUE_ADDRESS),
+    ] {
+        let refused = ["kubelet certificate denied", "by its node's name, and nowhere else"];
+        in_the_log(cluster, "join-service", &refused, async {
+            let pem = serving_certificate_request(WORKER, address)?;
+            cluster.create_as_kubelet(WORKER, &signing_request(name, &pem, SERVING, "server auth"))
+        })?;
+        let denied = decision(cluster, name)?;
+        ensure!(denied.starts_with("Denied: the request is refused"), "{denied}");
+    }
+    Ok(())
+}
+
+const SERVING: &str = "kubernetes.io/kubelet-serving";
+
+fn signing_request(name: &str, pem: &str, signer: &str, usage: &str) -> Value {
+    json!({
+        "apiVersion": "certificates.k8s.io/v1",
+        "kind": "CertificateSigningRequest",
+        "metadata": {"name": name},
+        "spec": {
+            "request": BASE64_STANDARD.encode(pem),
+            "signerName": signer,
+            "usages": ["digital signature", usage],
+        },
+    })
+}
+
+fn decision(cluster: &Cluster, request: &str) -> Result<String> {
+    let output = "jsonpath={.status.conditions[*].type}: {.status.conditions[*].message}";
+    cluster.kubectl(["get", "certificatesigningrequests", request, "--output", output])
 }
 
 /// The pod network's token is on every node. Root on the worker changes its own annotations with it, and nothing else.

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// What both sides expect to speak (crates/attested-tls).
-const PROTOCOL: &[u8] = b"constellation-attested-tls/1";
+const PROTOCOL: &[u8] = b"constellation-attested-tls/2";
 
 /// Relays one connection to `target`, and gives the address to connect to.
 pub(crate) async fn start(target: String) -> Result<String> {

@@ -9,11 +9,13 @@ use attestation::{
 };
 use attestation_variants::ReleaseVariants;
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
-use cluster_types::{OperatorPublicKey, Variant};
+use cluster_policy::BelievedPolicy;
+use cluster_types::{DiskUuid, KeyServicePublicKey, OperatorPublicKey, Variant};
 use e2e::{Cluster, Image};
 use grpc_api::join::api_client::ApiClient;
 use grpc_api::join::{IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest};
 use measurements::{PcrReferences, ReferenceValues};
+use node_secrets::{NodeSecrets, SealingKey};
 use operator_key::OperatorKey;
 use test_machines::InProcessAttester;
 use tonic::Status;
@@ -33,6 +35,13 @@ impl<'a> Ours<'a> {
     }
 }
 
+/// What the operator signed last.
+pub(crate) fn operators_policy(cluster: &Cluster) -> Result<BelievedPolicy> {
+    let operator = OperatorKey::of(&cluster.master_secret()?).public();
+    let signed = cluster.state()?.policy.context("the state has no policy")?;
+    Ok(signed.believe(|signer| *signer == operator)?)
+}
+
 /// A machine whose TPM says what a node of this cluster would say.
 pub(crate) fn forged(ours: &Ours<'_>) -> Arc<InProcessAttester> {
     let image: PcrReferences = ours.image.values().expect("the node image is for machines with a TPM");
@@ -40,10 +49,14 @@ pub(crate) fn forged(ours: &Ours<'_>) -> Arc<InProcessAttester> {
     Arc::new(InProcessAttester::claiming(&expected.collect(), &ours.operator))
 }
 
-/// The session of somebody who does not care who is at the other end.
+/// The session of somebody who does not care who is at the other end, and who reads no secrets.
 pub(crate) fn careless(attester: Arc<dyn Attester>) -> Endpoint {
+    careless_with(attester, &SealingKey::generate())
+}
+
+fn careless_with(attester: Arc<dyn Attester>, key: &SealingKey) -> Endpoint {
     let reason = "a rogue node accepts tickets from any service";
-    Endpoint::new(Some(attester), PeerPolicy::Unattested { reason })
+    Endpoint::new(Some(attester), PeerPolicy::Unattested { reason }).with_sealing_key(key.public())
 }
 
 /// The session of a node, which accepts members of clusters of its own image only.
@@ -176,18 +189,30 @@ pub(crate) async fn join(
     address: &str,
     request: IssueJoinTicketRequest,
 ) -> Result<Result<IssueJoinTicketResponse, Status>> {
-    let (channel, _) = channel(endpoint, Purpose::Join, address).await?;
-    let ticket = ApiClient::new(channel).issue_join_ticket(request).await;
+    let session = channel(endpoint, Purpose::Join, address).await?;
+    let ticket = ApiClient::new(session.channel).issue_join_ticket(request).await;
     Ok(ticket.map(tonic::Response::into_inner))
 }
 
 /// Asks for the key of a disk, as its node would after a reboot.
-pub(crate) async fn rejoin(endpoint: &Endpoint, address: &str, disk: &str) -> Result<Result<(), Status>> {
-    let (channel, _) = channel(endpoint, Purpose::Rejoin, address).await?;
+pub(crate) async fn rejoin(
+    attester: Arc<dyn Attester>,
+    address: &str,
+    disk: DiskUuid,
+    key_service: &KeyServicePublicKey,
+) -> Result<Result<NodeSecrets, Status>> {
+    let key = SealingKey::generate();
+    let session = channel(&careless_with(attester, &key), Purpose::Rejoin, address).await?;
     let request = IssueRejoinTicketRequest {
-        disk_uuid: disk.to_owned(),
+        disk_uuid: disk.to_string(),
     };
-    Ok(ApiClient::new(channel).issue_rejoin_ticket(request).await.map(drop))
+    let ticket = match ApiClient::new(session.channel).issue_rejoin_ticket(request).await {
+        Ok(ticket) => ticket.into_inner(),
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let binding = session.own_binding.context("the service required no Evidence")?;
+    let secrets = node_secrets::open(&ticket.sealed_secrets, &key, &binding, key_service)?;
+    Ok(Ok(secrets))
 }
 
 /// Opens a session that the service must refuse.

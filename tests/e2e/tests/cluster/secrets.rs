@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD, Engine};
 use cluster_config::names;
 use e2e::{Cluster, Image};
+use key_derivation::Label;
 use serde_json::Value;
 
 /// A secret and how it could be written down.
@@ -72,16 +73,18 @@ fn secrets(cluster: &Cluster) -> Result<Vec<Secret>> {
     let state = cluster.state()?;
     let mut secrets = vec![
         Secret::new("the master secret", master_secret.expose_key()),
+        Secret::new(
+            "the key with which the key service signs",
+            &*kek.derive_array(Label::KeyServiceIdentity),
+        ),
         Secret::new("the measurement secret", kek.measurement_secret().expose()),
         Secret::new("the init secret", state.init_secret.expose()),
     ];
-    let recorded = cluster.recorded_disks()?;
-    let recorded = recorded.iter().map(|disk| disk.parse());
-    let mut disks = recorded.collect::<Result<Vec<_>, _>>()?;
-    // The first node's is not recorded.
-    disks.push(cluster.state_disk("control-plane-0")?);
-    for disk in disks {
-        let key = kek.state_disk_key(disk);
+    let nodes = state.infrastructure.as_ref().context("no machines")?.nodes.len();
+    ensure!(state.identities.len() == nodes, "not every node's identity is known");
+    for (node, identity) in &state.identities {
+        let disk = cluster.state_disk(node.as_str())?;
+        let key = kek.state_disk_key(disk, identity.as_bytes());
         secrets.push(Secret::new("the key of a state disk", key.expose()));
     }
     Ok(secrets)

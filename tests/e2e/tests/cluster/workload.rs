@@ -9,7 +9,9 @@ const MARKER: &str = "plaintext-of-a-pod-0d5f1c";
 const WORKER: &str = "worker-0";
 const CONTROL_PLANE: &str = "control-plane-0";
 /// Whose pods may do everything on their node.
-const PRIVILEGED: &str = "privileged";
+pub(crate) const PRIVILEGED: &str = "privileged";
+/// Where [`socket_thief`] listens.
+pub(crate) const THIEFS_PORT: u16 = 9000;
 /// Addresses of pods.
 const PODS: [u8; 2] = [10, 244];
 
@@ -139,9 +141,7 @@ pub(crate) fn a_kubelet_that_starts_again_authenticates(cluster: &Cluster, _: &I
 pub(crate) fn with_the_tunnel_down_nothing_leaks(cluster: &Cluster, _: &Image) -> Result<()> {
     let url = load_of_the_other_node(cluster)?;
     cluster.create(&breaker())?;
-    cluster.wait_until("the breaker", || {
-        Ok(is_ready(&get(cluster, &["pod", "--namespace", PRIVILEGED, "breaker"])?))
-    })?;
+    wait_until_ready(cluster, "breaker")?;
     set_tunnel(cluster, "0x90")?;
     let capture = cluster.capture()?;
     let transfer = cluster.probe("client", &["fetch", &url]);
@@ -164,6 +164,13 @@ pub(crate) fn with_the_tunnel_down_nothing_leaks(cluster: &Cluster, _: &Image) -
     ])?;
     cluster.wait_until("the tunnel to come back", || {
         Ok(cluster.probe("client", &["fetch", &url])?.contains(MARKER))
+    })
+}
+
+/// Waits for a pod of the privileged namespace.
+pub(crate) fn wait_until_ready(cluster: &Cluster, pod: &str) -> Result<()> {
+    cluster.wait_until(pod, || {
+        Ok(is_ready(&get(cluster, &["pod", "--namespace", PRIVILEGED, pod])?))
     })
 }
 
@@ -283,6 +290,22 @@ fn breaker() -> Value {
     let mut pod = pod("breaker", WORKER, &["serve", "--text", "breaker", "--port", "18080"]);
     pod["metadata"]["namespace"] = json!(PRIVILEGED);
     pod["spec"]["hostNetwork"] = json!(true);
+    pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
+    pod
+}
+
+/// Forwards whoever reaches it to the socket of the key service.
+pub(crate) fn socket_thief() -> Value {
+    let port = THIEFS_PORT.to_string();
+    let mut pod = pod(
+        "socket-thief",
+        CONTROL_PLANE,
+        &["forward", "--port", &port, "--to", "/stolen/socket"],
+    );
+    pod["metadata"]["namespace"] = json!(PRIVILEGED);
+    pod["spec"]["volumes"] =
+        json!([{ "name": "stolen", "hostPath": { "path": "/run/state/constellation/key-service" } }]);
+    pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "stolen", "mountPath": "/stolen" }]);
     pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
     pod
 }
