@@ -45,7 +45,8 @@ pub(crate) enum InitialiseError {
 /// 3. The node's state, the cluster policy and the master secret are written to it.
 /// 4. Kubernetes is installed, and images are imported.
 /// 5. kubeadm creates the cluster.
-/// 6. The node's state says that it is a member.
+/// 6. What control planes share is copied for the key service.
+/// 7. The node's state says that it is a member.
 ///
 /// # Cancel safety
 /// Dropping the future leaves a node that cannot be used; it must power off.

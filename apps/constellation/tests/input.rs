@@ -92,7 +92,7 @@ const BAD: &[(&[&str], &[&str])] = &[
     ),
     (
         &["audit", "verify", "/etc/hostname"],
-        &["/etc/hostname is broken", "line 1: is not a record"],
+        &["/etc/hostname does not follow", "line 1: is not a record"],
     ),
     (
         &["mirror", "create", "", "--from", "x"],

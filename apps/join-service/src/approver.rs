@@ -49,6 +49,8 @@ enum Refusal {
     NodeOfAnother { user: String, node: NodeName },
     #[error("no machine has the node name {0}")]
     NoNode(NodeName),
+    #[error("no machine has the node name {0} and an address")]
+    NoAddress(NodeName),
 }
 
 /// Decides on requests until the task is ended. Whatever fails is tried again.
@@ -100,8 +102,16 @@ impl Approver for Servers {
         let Some(requester) = Requester::of(&request.spec, SERVING_SIGNER) else {
             return Ok(None);
         };
-        let checked = match server_of(&request.spec, &requester) {
-            Ok(node) => check_server(&request.spec, self.0.address_of(&node).await?, node),
+        let der = only_request(&request.spec.request.0);
+        let checked = match der
+            .as_deref()
+            .map_err(|_| Refusal::Pem)
+            .and_then(|der| server_of(&request.spec, &requester, der))
+        {
+            Ok(server) => {
+                let address = self.0.address_of(&server.node).await?;
+                check_server(server, address)
+            }
             Err(refusal) => Err(refusal),
         };
         Ok(Some(told(request, checked)))
@@ -152,17 +162,17 @@ impl<'a> Requester<'a> {
             .any(|group| group == ORGANIZATION)
             .then_some(Self::Node(user))
     }
+}
 
-    /// Checks that a member asks for its own node.
-    fn must_be(user: &str, node: NodeName) -> Result<NodeName, Refusal> {
-        if user.strip_prefix(NAME_PREFIX) == Some(node.as_str()) {
-            return Ok(node);
-        }
-        Err(Refusal::NodeOfAnother {
-            user: user.to_owned(),
-            node,
-        })
+/// Checks that a member asks for its own node.
+fn check_own_node(user: &str, node: &NodeName) -> Result<(), Refusal> {
+    if user.strip_prefix(NAME_PREFIX) == Some(node.as_str()) {
+        return Ok(());
     }
+    Err(Refusal::NodeOfAnother {
+        user: user.to_owned(),
+        node: node.clone(),
+    })
 }
 
 /// The DER of the one request in a PEM text (RFC 7468).
@@ -200,28 +210,30 @@ fn check_client(spec: &CertificateSigningRequestSpec, requester: &Requester<'_>)
     match requester {
         Requester::Joining(groups) if groups.contains(&joining_node_group(&node)) => Ok(node),
         Requester::Joining(_) => Err(Refusal::TokenOfAnother(node)),
-        Requester::Node(user) => Requester::must_be(user, node),
+        Requester::Node(user) => check_own_node(user, &node).map(|()| node),
     }
 }
 
-/// The name of the node that would serve. Where it would do that is not looked at yet.
-fn server_of(spec: &CertificateSigningRequestSpec, requester: &Requester<'_>) -> Result<NodeName, Refusal> {
+/// The request of a node that would serve. Where it would do that is not looked at yet.
+fn server_of<'a>(
+    spec: &CertificateSigningRequestSpec,
+    requester: &Requester<'_>,
+    der: &'a [u8],
+) -> Result<KubeletRequest<'a>, Refusal> {
     check_usages(spec, SERVER)?;
-    let node = KubeletRequest::parse(&only_request(&spec.request.0)?)?.node;
+    let request = KubeletRequest::parse(der)?;
     match requester {
-        Requester::Joining(_) => Err(Refusal::NotAMember(node)),
-        Requester::Node(user) => Requester::must_be(user, node),
+        Requester::Joining(_) => Err(Refusal::NotAMember(request.node)),
+        Requester::Node(user) => check_own_node(user, &request.node).map(|()| request),
     }
 }
 
 /// The name of the node, if it would serve at this address and nowhere else.
-fn check_server(
-    spec: &CertificateSigningRequestSpec,
-    address: Option<Ipv4Addr>,
-    node: NodeName,
-) -> Result<NodeName, Refusal> {
-    let address = address.ok_or(Refusal::NoNode(node))?;
-    Ok(KubeletRequest::parse(&only_request(&spec.request.0)?)?.for_serving_at(address)?)
+fn check_server(request: KubeletRequest<'_>, address: Option<Ipv4Addr>) -> Result<NodeName, Refusal> {
+    match address {
+        Some(address) => Ok(request.for_serving_at(address)?),
+        None => Err(Refusal::NoAddress(request.node)),
+    }
 }
 
 #[cfg(test)]
@@ -285,8 +297,9 @@ mod tests {
     fn decision(spec: CertificateSigningRequestSpec) -> Option<Approval> {
         let signer = spec.signer_name.clone();
         let checked = if signer == SERVING_SIGNER {
-            server_of(&spec, &Requester::of(&spec, &signer)?)
-                .and_then(|node| check_server(&spec, Some(ADDRESS.into()), node))
+            let requester = Requester::of(&spec, &signer)?;
+            let der = only_request(&spec.request.0).ok()?;
+            server_of(&spec, &requester, &der).and_then(|server| check_server(server, Some(ADDRESS.into())))
         } else {
             check_client(&spec, &Requester::of(&spec, CLIENT_SIGNER)?)
         };
@@ -376,8 +389,9 @@ mod tests {
             "a bootstrap token is not enough",
         );
         let unclaimed = at(ADDRESS);
-        let refused = check_server(&unclaimed, None, "worker-0".parse().unwrap());
-        assert!(matches!(refused, Err(Refusal::NoNode(_))));
+        let der = only_request(&unclaimed.request.0).unwrap();
+        let refused = check_server(KubeletRequest::parse(&der).unwrap(), None);
+        assert!(matches!(refused, Err(Refusal::NoAddress(_))));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What a kubelet's request for a certificate may say.
 //!
 //! Kubernetes' controller signs what is approved, after parsing the request with another parser, which may skip what ours takes. So
-//! only the few ways in which a kubelet writes a request are taken, byte by byte.
+//! only the few ways in which a kubelet writes a request are taken, byte by byte, apart from key and signature.
 
 use std::net::Ipv4Addr;
 

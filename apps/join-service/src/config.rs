@@ -70,7 +70,8 @@ enum LoadError {
     #[error("clusterPolicy of the join configuration is refused")]
     Advance(#[from] AdvancePolicyError),
     #[error(
-        "measurementSalt of the join configuration is refused: {new} is not {in_force}, and a cluster keeps its salt"
+        "measurementSalt of the join configuration is refused: {new} is not {in_force}, and a cluster keeps its salt; run \
+         `constellation apply`, which restores it"
     )]
     Salt {
         new: MeasurementSalt,

@@ -2,7 +2,7 @@
 //!
 //! Both sides attest. This service is the door, and the key service decides: it appraises the node's Evidence once more, and what it
 //! releases is sealed to the node, so this service never holds a node's keys. A name belongs to the machine that claimed it first. A
-//! kubelet certificate says what the ticket allows, not what the request says. Which images are admitted and what nodes install is the
+//! kubelet's certificate request is approved only if it asks for exactly its node's name and address. Which images are admitted and what nodes install is the
 //! operator's signed policy; an edited ConfigMap changes neither.
 
 mod api_server;

@@ -67,7 +67,7 @@ impl IssueTicketError {
             Self::NoRoleToGrant | Self::Key(KeyServiceError::GrantRefused(_)) => {
                 Some(Status::permission_denied(self.with_reason()))
             }
-            Self::Key(KeyServiceError::SecondTicket) => Some(Status::failed_precondition(self.to_string())),
+            Self::Key(KeyServiceError::SecondDecision) => Some(Status::failed_precondition(self.to_string())),
             Self::Key(KeyServiceError::NoSealingKey) => Some(Status::invalid_argument(self.to_string())),
             Self::NotAMember(NodeRecordError::Api { .. }) | Self::NameRecord(NodeRecordError::Api { .. }) => None,
             Self::NotAMember(_) | Self::NameRecord(_) => Some(Status::permission_denied(self.to_string())),

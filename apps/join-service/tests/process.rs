@@ -15,15 +15,19 @@ use digest::Digest;
 use grpc_api::join::api_client::ApiClient;
 use grpc_api::join::{IssueJoinTicketRequest, IssueRejoinTicketRequest};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Api;
-use kube::api::PostParams;
+use kube::api::{DeleteParams, PostParams};
 use kubernetes_components::{Component, ComponentList};
 use node_secrets::SHARED_FILES;
 use polling::{Failed, Schedule};
-use serde_json::json;
+use serde_json::{Value, json};
 use test_machines::{SOFTWARE_TPM, Technology, for_each_technology};
-use test_services::{Admitted, ControlPlane, JoinConfigExample, JoiningNode, client_certificate_request, join_request};
+use test_services::{
+    Admitted, ControlPlane, JoinConfigExample, JoiningNode, client_certificate_request, join_request,
+    serving_certificate_request,
+};
 use tonic::{Code, Status};
 
 /// The UUID of a disk that nobody has.
@@ -366,7 +370,7 @@ async fn a_session_ends_after_its_limit() {
     assert!(matches!(refused, Err(HandshakeError::RefusedByPeer(_))));
 }
 
-/// A session is good for one ticket.
+/// A session is good for one decision of the key service.
 #[tokio::test]
 async fn a_second_ticket_needs_another_session() {
     let control_plane = start(SOFTWARE_TPM).await;
@@ -375,7 +379,7 @@ async fn a_second_ticket_needs_another_session() {
     let mut client = ApiClient::new(session.channel);
     client.issue_join_ticket(request("worker-0")).await.unwrap();
     let refused = client.issue_join_ticket(request("worker-0")).await;
-    check_refused(refused, Code::FailedPrecondition, "this session has had its ticket");
+    check_refused(refused, Code::FailedPrecondition, "this session has had its decision");
 }
 
 /// Whoever has a bootstrap token asks for another node's certificate too.
@@ -444,6 +448,60 @@ async fn kubelets_get_client_certificates_in_their_own_names_only() {
         let decided = tokio::time::timeout(Duration::from_secs(60), decided).await.unwrap();
         assert_eq!(decided, expected, "{}", control_plane.logs());
     }
+}
+
+/// Whoever edits the records decides where a kubelet serves, and where they do not fit each other, it serves nowhere.
+#[tokio::test]
+async fn kubelets_serve_where_all_records_say() {
+    let control_plane = start(SOFTWARE_TPM).await;
+    let admin = control_plane.cluster().admin().unwrap();
+    let worker = JoiningNode::boot(SOFTWARE_TPM).unwrap();
+    control_plane.join(&worker, request("worker-0")).await.unwrap();
+    let own = [10, 42, 2, b'0'];
+    let machine = worker.attester().identity().to_string();
+    let denied = "Denied: no machine has the node name worker-0 and an address";
+    let serving = async |address, name: &str| {
+        let pem = serving_certificate_request("worker-0", address).unwrap();
+        let request = json!({
+            "metadata": {"name": name},
+            "spec": {
+                "request": BASE64_STANDARD.encode(pem),
+                "signerName": "kubernetes.io/kubelet-serving",
+                "usages": ["digital signature", "server auth"],
+            },
+        });
+        let user = ("system:node:worker-0", ["system:nodes", "system:masters"]);
+        let requests =
+            Api::<CertificateSigningRequest>::all(control_plane.cluster().impersonate(user.0, &user.1).unwrap());
+        let request = serde_json::from_value(request).unwrap();
+        requests.create(&PostParams::default(), &request).await.unwrap();
+        let all = Api::all(admin.clone());
+        let decided = decision_on(&all, name);
+        tokio::time::timeout(Duration::from_secs(60), decided).await.unwrap()
+    };
+    assert_eq!(serving(own, "own").await, "Approved: for node worker-0");
+    let elsewhere = serving([10, 42, 2, 99], "elsewhere").await;
+    assert!(elsewhere.starts_with("Denied: the request is refused"), "{elsewhere}");
+
+    let records = Api::<ConfigMap>::namespaced(admin.clone(), "constellation-nodes");
+    let put = async |name: &str, data: Value| {
+        let _ = records.delete(name, &DeleteParams::default()).await.unwrap();
+        let object = serde_json::from_value(json!({"metadata": {"name": name}, "data": data})).unwrap();
+        records.create(&PostParams::default(), &object).await.unwrap();
+    };
+    let (address, of_machine) = ("address-10.42.2.48", format!("machine-{machine}"));
+    put(address, json!({"attestedIdentity": "another"})).await;
+    assert_eq!(serving(own, "address-of-another").await, denied);
+    put(address, json!({"attestedIdentity": machine})).await;
+    put(&of_machine, json!({"name": "worker-1", "address": "10.42.2.48"})).await;
+    assert_eq!(serving(own, "another-name").await, denied);
+    put(&of_machine, json!({"name": "worker-0", "address": "nowhere"})).await;
+    assert_eq!(serving(own, "no-address").await, denied);
+    put(&of_machine, json!({"name": "worker-0", "address": "10.42.2.48"})).await;
+    put("node-worker-0", json!({"attestedIdentity": "another"})).await;
+    assert_eq!(serving(own, "name-of-another").await, denied);
+    put("node-worker-0", json!({"attestedIdentity": machine})).await;
+    assert_eq!(serving(own, "again").await, "Approved: for node worker-0");
 }
 
 /// Waits until there is one.

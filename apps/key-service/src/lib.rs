@@ -5,7 +5,7 @@
 //! that the caller learns nothing. An audit record is on the disk before anything leaves. The master secret is read from the encrypted
 //! state disk once, at the start, and no Kubernetes object holds it.
 //!
-//! It has no network and no rights in Kubernetes: it serves a Unix socket of its control plane.
+//! It has no rights in Kubernetes, and serves its API on a Unix socket of its control plane only; probes and metrics are on TCP.
 
 mod audit;
 mod nonces;

@@ -27,7 +27,7 @@ pub(crate) enum NonceError {
     NotDrawnHere,
     #[error("the nonce is older than {LIFETIME:?}")]
     Expired,
-    #[error("this nonce was used before: a session is good for one ticket")]
+    #[error("this nonce was used before: a session is good for one decision")]
     Used,
 }
 

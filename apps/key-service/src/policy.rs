@@ -39,8 +39,11 @@ pub(crate) enum PolicyRefused {
     Operator(#[from] AnotherOperator),
     #[error(transparent)]
     Cluster(#[from] AnotherCluster),
-    #[error("the cluster policy names key service {0}, which has another master secret")]
-    KeyService(KeyServicePublicKey),
+    #[error("the cluster policy names key service {named}, but this one is {own}")]
+    KeyService {
+        named: KeyServicePublicKey,
+        own: KeyServicePublicKey,
+    },
     #[error("the cluster policy has an image that cannot be appraised")]
     Verifier(#[from] SetUpVerifierError),
     #[error(transparent)]
@@ -74,7 +77,10 @@ impl PolicyGate {
         let policy = SignedPolicy::parse(policy)?.believe(|signer| *signer == self.operator)?;
         policy.must_be_for(cluster_id(&self.measurement_secret, salt))?;
         if policy.key_service != self.key_service {
-            return Err(PolicyRefused::KeyService(policy.key_service));
+            return Err(PolicyRefused::KeyService {
+                named: policy.key_service,
+                own: self.key_service,
+            });
         }
         // A node that joins or rejoins has not measured its membership yet; it does so with the secrets that it gets.
         let statements = ExpectedStatements {
@@ -116,7 +122,7 @@ mod tests {
         (folder, gate)
     }
 
-    fn admit(gate: &PolicyGate, config: &JoinConfigExample) -> Result<u64, PolicyRefused> {
+    fn admitted(gate: &PolicyGate, config: &JoinConfigExample) -> Result<u64, PolicyRefused> {
         let in_force = gate.put_in_force(config.policy().as_bytes(), &SALT)?;
         assert_eq!(in_force.policy, config.policy());
         Ok(in_force.policy.serial)
@@ -125,11 +131,11 @@ mod tests {
     fn check(change: impl FnOnce(&mut JoinConfigExample)) -> Result<u64, PolicyRefused> {
         let first = cluster_config(SOFTWARE_TPM, &master_secret());
         let (_folder, gate) = with(&first);
-        assert_eq!(admit(&gate, &first).unwrap(), 1);
+        assert_eq!(admitted(&gate, &first).unwrap(), 1);
         let mut changed = first.clone();
         changed.serial = 2;
         change(&mut changed);
-        admit(&gate, &changed)
+        admitted(&gate, &changed)
     }
 
     #[test]
@@ -150,7 +156,7 @@ mod tests {
         assert!(matches!(refused, Err(PolicyRefused::Cluster(_))), "{refused:?}");
         let first = cluster_config(SOFTWARE_TPM, &master_secret());
         let (_folder, gate) = with(&first);
-        assert_eq!(admit(&gate, &first).unwrap(), 1);
+        assert_eq!(admitted(&gate, &first).unwrap(), 1);
         let salt = MeasurementSalt::new([9; 32]);
         let refused = gate.put_in_force(first.policy().as_bytes(), &salt).map(drop);
         assert!(matches!(refused, Err(PolicyRefused::Cluster(_))), "{refused:?}");
@@ -172,14 +178,14 @@ mod tests {
             panic!("{refused:?}")
         };
         assert!(matches!(reason, NotNewerError::AnotherCluster { .. }), "{reason:?}");
-        assert_eq!(admit(&gate, &first).unwrap(), 1);
+        assert_eq!(admitted(&gate, &first).unwrap(), 1);
     }
 
     /// Nodes would refuse what this one signs.
     #[test]
     fn a_policy_that_names_another_key_service_is_refused() {
         let refused = check(|other| other.key_service_key = KeyServicePublicKey::new([9; 32]));
-        assert!(matches!(refused, Err(PolicyRefused::KeyService(_))), "{refused:?}");
+        assert!(matches!(refused, Err(PolicyRefused::KeyService { .. })), "{refused:?}");
     }
 
     #[test]
@@ -195,9 +201,9 @@ mod tests {
             variants: &attestation_variants::ReleaseVariants,
             ..gate
         };
-        let refused = admit(&release, &other);
+        let refused = admitted(&release, &other);
         assert!(matches!(refused, Err(PolicyRefused::Verifier(_))), "{refused:?}");
-        assert_eq!(admit(&release, &first).unwrap(), 1);
+        assert_eq!(admitted(&release, &first).unwrap(), 1);
     }
 
     /// The store remembers what a service that starts again does not.
@@ -209,15 +215,15 @@ mod tests {
             ..first.clone()
         };
         let (folder, running) = with(&first);
-        assert_eq!(admit(&running, &first).unwrap(), 1);
-        assert_eq!(admit(&running, &later).unwrap(), 2);
+        assert_eq!(admitted(&running, &first).unwrap(), 1);
+        assert_eq!(admitted(&running, &later).unwrap(), 2);
         for gate in [running, gate(&folder, SOFTWARE_TPM)] {
-            let refused = admit(&gate, &first);
+            let refused = admitted(&gate, &first);
             let Err(PolicyRefused::Advance(AdvancePolicyError::NotNewer(reason))) = refused else {
                 panic!("{refused:?}")
             };
             assert_eq!(reason, NotNewerError::Older { seen: 2, presented: 1 });
-            assert_eq!(admit(&gate, &later).unwrap(), 2);
+            assert_eq!(admitted(&gate, &later).unwrap(), 2);
         }
     }
 
@@ -225,7 +231,7 @@ mod tests {
     fn without_a_store_nothing_is_in_force() {
         let folder = TempDir::new().unwrap();
         let first = cluster_config(SOFTWARE_TPM, &master_secret());
-        let refused = admit(&gate(&folder, SOFTWARE_TPM), &first);
+        let refused = admitted(&gate(&folder, SOFTWARE_TPM), &first);
         assert!(matches!(refused, Err(PolicyRefused::Advance(_))), "{refused:?}");
     }
 }

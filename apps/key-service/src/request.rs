@@ -3,7 +3,7 @@
 use attestation::{
     Direction, Evidence, Nonce, ParseEvidenceError, Purpose, SessionEvidence, SessionParts, UnknownPurpose,
 };
-use cluster_types::{DiskUuid, MeasurementSalt, ParseDiskUuidError, SealingPublicKey, WrongLength};
+use cluster_types::{DiskUuid, MeasurementSalt, ParseDiskUuidError, SealingPublicKey};
 use digest::Digest;
 use grpc_api::kms;
 
@@ -33,19 +33,21 @@ pub(crate) enum Wanted {
 pub(crate) enum InvalidRequest {
     #[error("{0} is missing")]
     Missing(&'static str),
-    #[error("session.evidence: {0}")]
+    #[error("session.evidence is invalid")]
     Evidence(#[from] ParseEvidenceError),
-    #[error("session.purpose: {0}")]
-    UnknownPurpose(#[from] UnknownPurpose),
+    #[error("{what} is invalid")]
+    UnknownPurpose {
+        what: &'static str,
+        #[source]
+        source: UnknownPurpose,
+    },
     #[error("session.purpose: {actual}, expected {expected}")]
     Purpose { actual: Purpose, expected: Purpose },
     #[error("{what}: {actual} bytes, expected 32")]
     Length { what: &'static str, actual: usize },
-    #[error("{0}")]
-    WrongLength(#[from] WrongLength),
     #[error("role_grant: is_control_plane is not set, and only control planes need a grant")]
     NoRoleToGrant,
-    #[error("disk_uuid: {0}")]
+    #[error("disk_uuid is invalid")]
     Disk(#[from] ParseDiskUuidError),
     #[error("purpose: {0}: no keys are released for it")]
     NoKeysFor(Purpose),
@@ -54,10 +56,15 @@ pub(crate) enum InvalidRequest {
 /// The purpose of a session in which keys are released.
 pub(crate) fn parse_purpose(message: kms::DrawNonceRequest) -> Result<Purpose, InvalidRequest> {
     let kms::DrawNonceRequest { purpose } = message;
-    match purpose.parse()? {
+    match purpose_in("purpose", &purpose)? {
         purpose @ (Purpose::Join | Purpose::Rejoin) => Ok(purpose),
         other => Err(InvalidRequest::NoKeysFor(other)),
     }
+}
+
+fn purpose_in(what: &'static str, text: &str) -> Result<Purpose, InvalidRequest> {
+    let purpose = text.parse();
+    purpose.map_err(|source| InvalidRequest::UnknownPurpose { what, source })
 }
 
 impl Request {
@@ -103,7 +110,7 @@ impl Request {
             session,
             sealing_key,
             policy: cluster_policy,
-            measurement_salt: MeasurementSalt::try_from(measurement_salt.as_slice())?,
+            measurement_salt: MeasurementSalt::new(array("policy.measurement_salt", &measurement_salt)?),
             wanted,
         })
     }
@@ -123,7 +130,7 @@ fn parse_session(
         nonce,
         sealing_key,
     } = message;
-    let purpose: Purpose = purpose.parse()?;
+    let purpose = purpose_in("session.purpose", &purpose)?;
     if purpose != expected {
         return Err(InvalidRequest::Purpose {
             actual: purpose,
@@ -155,6 +162,7 @@ fn array(what: &'static str, bytes: &[u8]) -> Result<[u8; 32], InvalidRequest> {
 #[cfg(test)]
 mod tests {
     use cluster_types::Variant;
+    use error_report::Chain;
 
     use super::*;
 
@@ -236,9 +244,12 @@ mod tests {
         let cases: [(Change, &str); 9] = [
             (
                 |s| s.evidence = vec![0xff],
-                "session.evidence: the evidence is malformed",
+                "session.evidence is invalid: the evidence is malformed",
             ),
-            (|s| s.purpose.clear(), "session.purpose: \"\" is not a purpose"),
+            (
+                |s| s.purpose.clear(),
+                "session.purpose is invalid: \"\" is not a purpose",
+            ),
             (
                 |s| s.purpose = "rejoin".into(),
                 "session.purpose: rejoin, expected join",
@@ -251,13 +262,13 @@ mod tests {
             (|s| s.sealing_key.push(1), "session.sealing_key: 33 bytes, expected 32"),
         ];
         for (change, expected) in cases {
-            let error = check(change).unwrap_err().to_string();
+            let error = Chain(&check(change).unwrap_err()).to_string();
             assert!(error.starts_with(expected), "{error}");
         }
         let error = check_rejoin("join", DISK).unwrap_err().to_string();
         assert_eq!(error, "session.purpose: join, expected rejoin");
         let error = check_rejoin("rejoin", &DISK.to_uppercase()).unwrap_err().to_string();
-        assert!(error.starts_with("disk_uuid: "), "{error}");
+        assert_eq!(error, "disk_uuid is invalid");
     }
 
     #[test]
@@ -278,7 +289,7 @@ mod tests {
             ..policy()
         };
         let error = check(Some(session()), Some(short));
-        assert_eq!(error, "MeasurementSalt has 31 bytes, expected 32");
+        assert_eq!(error, "policy.measurement_salt: 31 bytes, expected 32");
     }
 
     #[test]
@@ -307,6 +318,7 @@ mod tests {
         for other in ["init", "recover", "verify"] {
             assert!(matches!(check(other), Err(InvalidRequest::NoKeysFor(_))), "{other}");
         }
-        assert!(matches!(check(""), Err(InvalidRequest::UnknownPurpose(_))));
+        let unknown = check("").unwrap_err();
+        assert_eq!(unknown.to_string(), "purpose is invalid");
     }
 }

@@ -58,7 +58,7 @@ struct Release {
 
 /// A node whose Evidence was affirmed.
 #[derive(Clone, Copy)]
-struct Affirmed {
+struct AffirmedNode {
     machine: AttestedIdentity,
     policy_serial: u64,
 }
@@ -178,7 +178,7 @@ impl Releases {
         let result = in_force
             .verifiers
             .appraise(&request.session.evidence, &binding, time_of_day())?;
-        let node = Affirmed {
+        let node = AffirmedNode {
             machine: result.into_affirmed()?.identity(),
             policy_serial: in_force.policy.serial,
         };
@@ -243,7 +243,7 @@ impl Releases {
         })
     }
 
-    fn record(&self, node: Affirmed, purpose: Purpose, release: &Result<Release, Refusal>) -> Result<(), Refusal> {
+    fn record(&self, node: AffirmedNode, purpose: Purpose, release: &Result<Release, Refusal>) -> Result<(), Refusal> {
         let record = Record {
             time: Timestamp::now(),
             purpose: purpose.as_str(),

@@ -216,6 +216,9 @@ async fn a_control_plane_needs_the_operators_grant(technology: &'static dyn Tech
         (&granted["keys"][2], &granted["keys"][3]),
         (&"masterSecret".into(), &"sharedFiles".into())
     );
+    let texts = service.log() + &service.audit() + &service.refused();
+    let master_secret = service.master_secret().expose_key();
+    assert!(!texts.contains(&hex::encode(master_secret)) && !texts.contains(&format!("{master_secret:?}")));
     let refused = records(&service.refused());
     assert_eq!(refused.len(), expected + 1);
     for record in &refused {
@@ -259,14 +262,14 @@ async fn a_nonce_is_good_for_one_release(technology: &'static dyn Technology) {
     let session = in_session(&service, &node, Purpose::Join).await;
     admit(&service, &session, WantedRole::Worker).await.unwrap();
     let again = admit(&service, &session, WantedRole::Worker).await;
-    assert!(matches!(again, Err(KeyServiceError::SecondTicket)), "{again:?}");
+    assert!(matches!(again, Err(KeyServiceError::SecondDecision)), "{again:?}");
     // So does a refusal: otherwise one presentation could fill the log.
     let session = in_session(&service, &node, Purpose::Join).await;
     let refused = admit(&service, &session, WantedRole::ControlPlane(&[])).await;
     check_nodes_fault(refused, "role_grant is refused: a control-plane needs a role grant");
     for _ in 0..2 {
         let again = admit(&service, &session, WantedRole::Worker).await;
-        assert!(matches!(again, Err(KeyServiceError::SecondTicket)), "{again:?}");
+        assert!(matches!(again, Err(KeyServiceError::SecondDecision)), "{again:?}");
     }
     assert_eq!(records(&service.refused()).len(), 1);
 

@@ -172,11 +172,13 @@ mod tests {
 
     #[test]
     fn what_is_no_record_is_found() {
-        let (good, _) = lines(0..2);
+        let (good, end) = lines(0..2);
+        let (long, _) = end.line(&json!({ "text": "x".repeat(70_000) })).unwrap();
         for bad in [
             &b"\n"[..],
             b"{}\n",
             b"nonsense\n",
+            &long,
             br#"{"previous":"00"}"#,
             &good[1][..20],
         ] {

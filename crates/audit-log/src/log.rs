@@ -62,6 +62,7 @@ impl AuditLog {
                 file.set_len(len)?;
             }
             chain = chain.after(&before).after(&text[..whole]);
+            sync_folder_of(path)?;
         }
         Ok(Self {
             path: path.to_owned(),
@@ -100,13 +101,17 @@ impl AuditLog {
         rename_if_there(&self.path, &rotated(&self.path, 1))?;
         current.file = open(&self.path)?;
         current.len = 0;
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        sync_folder_of(&self.path)
     }
 }
 
 fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn rotated(path: &Path, number: u32) -> PathBuf {

@@ -183,7 +183,7 @@ impl Cluster {
         let Some(machine) = self.owner_of(&Property::Name(name.to_string())).await? else {
             return Ok(None);
         };
-        let object = self.get(&format!("machine-{machine}")).await?;
+        let object = self.get(&record_of(&machine)).await?;
         let record = MachineRecord::read(&object.unwrap_or_default());
         let owner = self.owner_of(&Property::Address(record.address.clone())).await?;
         let is_its_own = record.name == name.as_str() && owner.as_deref() == Some(&machine);
@@ -251,7 +251,7 @@ impl Cluster {
     }
 }
 
-fn record_of(machine: AttestedIdentity) -> String {
+fn record_of(machine: impl fmt::Display) -> String {
     format!("machine-{machine}")
 }
 

@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 
 /// Time limit for one attempt.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// The key service may start just before its first call. Only requests for nonces are repeated: something is released once for each.
+/// The key service may start just before its first call. Only requests for nonces are repeated: a nonce is good for one decision.
 const DELAYS: ConstantBuilder = ConstantBuilder::new()
     .with_delay(Duration::from_secs(1))
     .with_max_times(4);
@@ -51,9 +51,9 @@ pub enum KeyServiceError {
     /// It refused the node's role grant.
     #[error("{0}")]
     GrantRefused(String),
-    /// Something was released in this session before.
-    #[error("this session has had its ticket; open another one")]
-    SecondTicket,
+    /// A decision was made in this session before.
+    #[error("this session has had its decision; open another one")]
+    SecondDecision,
     /// It refused something else, or did not answer.
     #[error("the key service refused or did not answer: {}", .0.message())]
     Refused(Status),
@@ -167,7 +167,7 @@ fn released<T>(response: Result<tonic::Response<T>, Status>) -> Result<T, KeySer
         Err(status) if status.code() == Code::PermissionDenied => {
             Err(KeyServiceError::GrantRefused(status.message().into()))
         }
-        Err(status) if status.code() == Code::Aborted => Err(KeyServiceError::SecondTicket),
+        Err(status) if status.code() == Code::Aborted => Err(KeyServiceError::SecondDecision),
         Err(status) => Err(KeyServiceError::Refused(status)),
     }
 }

@@ -42,6 +42,7 @@ impl KubeletAuthority {
 
 #[cfg(test)]
 mod tests {
+    use rcgen::PublicKeyData;
     use x509_parser::pem::parse_x509_pem;
 
     use super::*;
@@ -57,6 +58,13 @@ mod tests {
         let constraints = certificate.basic_constraints().unwrap().unwrap().value;
         assert!(constraints.ca && constraints.path_len_constraint == Some(0));
         assert_eq!(certificate.validity().not_before.timestamp(), 1_800_000_000 - 7200);
-        assert!(KeyPair::from_pem(&authority.key).is_ok());
+        assert_eq!(
+            certificate.validity().not_after.timestamp(),
+            1_800_000_000 + 315_360_000
+        );
+        let usage = certificate.key_usage().unwrap().unwrap().value;
+        assert!(usage.key_cert_sign() && usage.digital_signature() && !usage.crl_sign());
+        let key = KeyPair::from_pem(&authority.key).unwrap();
+        assert_eq!(key.subject_public_key_info(), certificate.public_key().raw);
     }
 }

@@ -81,7 +81,7 @@ impl Kubeadm {
 
     /// Makes this node the first of a cluster.
     ///
-    /// 1. The audit policy and the patches for the static pods are written.
+    /// 1. The audit policy, the admission configuration and the patches for the static pods are written.
     /// 2. kubeadm generates the cluster's keys and certificates.
     /// 3. The authority of kubelets' serving certificates is made.
     /// 4. kubeadm starts the API server and writes the cluster's first objects.

@@ -12,4 +12,4 @@ mod shared;
 pub use key::{KeyServiceKey, SealingKey};
 pub use message::{ControlPlaneSecrets, NodeSecrets, ParseNodeSecretsError};
 pub use sealed::{OpenError, SealError, open, seal};
-pub use shared::{SHARED_FILES, SharedFile, UnknownFilesError};
+pub use shared::{SHARED_FILES, SharedFile, SharedFilesError};

@@ -5,7 +5,7 @@ use prost::Message;
 use secret::{MeasurementSecret, StateDiskKey};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::shared::{SharedFile, UnknownFilesError, known_files};
+use crate::shared::{SharedFile, SharedFilesError, known_files};
 
 /// The secrets of one node.
 pub struct NodeSecrets {
@@ -53,7 +53,7 @@ pub enum ParseNodeSecretsError {
     MasterSecret(#[from] ParseMasterSecretError),
     /// The names of the shared files.
     #[error(transparent)]
-    Files(#[from] UnknownFilesError),
+    Files(#[from] SharedFilesError),
 }
 
 #[derive(Clone, PartialEq, Message, Zeroize, ZeroizeOnDrop)]

@@ -250,7 +250,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// The signature would not notice: whoever has the key service's key does not open another session's secrets to a node.
+    /// Even a valid signature does not let secrets of another session be opened.
     #[test]
     fn the_session_is_part_of_the_sealing_too() {
         let key = SealingKey::generate();

@@ -25,15 +25,17 @@ pub struct SharedFile {
 
 /// The files of a control plane are not each of [`SHARED_FILES`] once.
 #[derive(Debug, thiserror::Error)]
-#[error("the control plane's files are {0:?}, expected each of the ten shared files once")]
-pub struct UnknownFilesError(Vec<String>);
+#[error("the control plane's files are {actual:?}, expected each of the {} shared files once", SHARED_FILES.len())]
+pub struct SharedFilesError {
+    actual: Vec<String>,
+}
 
 /// Names are looked up in a list and never used as they are: another name could lead anywhere.
-pub(crate) fn known_files(files: Vec<(String, Zeroizing<Vec<u8>>)>) -> Result<Vec<SharedFile>, UnknownFilesError> {
+pub(crate) fn known_files(files: Vec<(String, Zeroizing<Vec<u8>>)>) -> Result<Vec<SharedFile>, SharedFilesError> {
     let mut names: Vec<String> = files.iter().map(|(name, _)| name.chars().take(64).collect()).collect();
     names.sort();
     if names != SHARED_FILES {
-        return Err(UnknownFilesError(names));
+        return Err(SharedFilesError { actual: names });
     }
     let known = |(name, content): (String, _)| {
         let name = SHARED_FILES.into_iter().find(|known| *known == name)?;

@@ -1,4 +1,4 @@
-//! Connections of callers that nothing is known of: every pod reaches the ports of probes and metrics.
+//! Connections of unknown callers: every pod reaches the ports of probes and metrics.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,7 +19,7 @@ const PLACES: usize = 32;
 /// Pause after accepting failed, for instance because there were no file descriptors left.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
-/// Keeps the newest connections: when all places are taken, a new one ends the oldest. Whoever opens many and holds them costs no
+/// Keeps the newest connections: when all places are taken, a new one ends the oldest. Whoever opens many and holds them costs bounded
 /// memory, and does not keep the kubelet's short ones away.
 pub(crate) struct Newest {
     listener: TcpListener,
@@ -27,7 +27,7 @@ pub(crate) struct Newest {
     open: VecDeque<(Weak<()>, CancellationToken)>,
 }
 
-/// An accepted connection, which reads an error once it has lost its place.
+/// An accepted connection, on which everything fails once it has lost its place.
 pub(crate) struct Connection {
     stream: TcpStream,
     lost: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -89,21 +89,32 @@ impl Connected for Connection {
     }
 }
 
+impl Connection {
+    fn check_place(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.lost.as_mut().poll(cx).is_ready() {
+            Err(io::ErrorKind::ConnectionAborted.into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.lost.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
+        self.check_place(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        // A peer that reads nothing keeps its server writing.
+        self.check_place(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check_place(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -158,6 +169,25 @@ mod tests {
             client.check(HealthCheckRequest::default()).await.unwrap();
         }
         must_be_ended(held.remove(0)).await;
+    }
+
+    /// A peer that asks again and again and reads no answer.
+    #[tokio::test]
+    async fn a_peer_that_reads_nothing_loses_its_place_too() {
+        let (listener, address) = listen().await;
+        let mut registry = Registry::default();
+        for number in 0..1000 {
+            let counter = prometheus_client::metrics::counter::Counter::<u64>::default();
+            registry.register(format!("a_counter_{number}"), "Makes answers long", counter);
+        }
+        crate::metrics::serve(listener, registry, CancellationToken::new());
+        let mut greedy = TcpStream::connect(address).await.unwrap();
+        let requests = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+        // The server stops to read when it cannot write.
+        let asked = tokio::time::timeout(Duration::from_secs(2), greedy.write_all(&requests)).await;
+        drop(asked);
+        let _held = hold_connections(address).await;
+        must_be_ended(greedy).await;
     }
 
     #[tokio::test]

@@ -14,7 +14,9 @@ pub(crate) fn check(files: &[Utf8PathBuf]) -> Result<()> {
     let (mut chain, mut records) = (None::<Chain>, 0);
     for file in files {
         let opened = File::open(file).with_context(|| format!("cannot read {file}"))?;
-        let (after, found) = verify(BufReader::new(opened), chain).with_context(|| format!("{file} is broken"))?;
+        let (after, found) = verify(BufReader::new(opened), chain).with_context(|| {
+            format!("{file} does not follow the files before it, or was changed: name the oldest file first, and copy it again if it was being written")
+        })?;
         (chain, records) = (Some(after), records + found);
     }
     let last = chain.context("no file was named")?;

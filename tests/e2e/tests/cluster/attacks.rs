@@ -127,7 +127,8 @@ pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Clus
         async {
             let request = IssueJoinTicketRequest {
                 is_control_plane: true,
-                ..join_request(ROGUE_NAME, ROGUE_ADDRESS)
+                // A name that nobody else wants later: it belongs to this machine now.
+                ..join_request("worker-6", [10, 42, 9, 6])
             };
             let refusal = "role_grant is refused: a control-plane needs a role grant signed by the operator";
             must_be_denied(rogue::join(&node, &service, request).await?, refusal)
@@ -195,7 +196,6 @@ pub(crate) fn the_key_services_socket_gives_nothing_away(cluster: &Cluster, imag
     workload::wait_until_ready(cluster, "socket-thief")?;
     let forwarded = cluster.forward(workload::PRIVILEGED, "pod/socket-thief", workload::THIEFS_PORT)?;
     let folder = TempDir::new()?;
-    let socket = folder.path().join("socket");
     let (ours, policy, salt) = (
         Ours::new(cluster, image)?,
         rogue::operators_policy(cluster)?,
@@ -213,39 +213,41 @@ pub(crate) fn the_key_services_socket_gives_nothing_away(cluster: &Cluster, imag
         },
         &OperatorKey::from_seed(&[9; 32]),
     )?;
-    let node = rogue::forged(&ours);
+    let (node, changed) = (rogue::forged(&ours), rogue::forged(&changed));
     let present = |machine: &dyn Attester, nonce| presented(machine, nonce, Purpose::Join, &SealingKey::generate());
-    let attack = async |reason: &str, policy: &BelievedPolicy, presented: &SessionEvidence| {
-        let in_force = PresentedPolicy {
+    // What an honest node presented, with the thief's key in place of the node's.
+    let steal = |nonce| {
+        let mut stolen = present(&*node, nonce)?;
+        stolen.parts.sealing_key = Some(SealingKey::generate().public());
+        Ok(stolen)
+    };
+    type Present<'a> = &'a dyn Fn(Nonce) -> Result<SessionEvidence>;
+    let attacks: [(&str, &BelievedPolicy, Present<'_>); 4] = [
+        ("the nonce is not one that was drawn here", &policy, &|_| {
+            present(&*node, Nonce::generate())
+        }),
+        ("contraindicated", &policy, &|nonce| present(&*changed, nonce)),
+        ("is signed by operator", &foreign, &|nonce| present(&*node, nonce)),
+        ("evidence is not authentic", &policy, &steal),
+    ];
+    for (number, (reason, policy, present)) in attacks.into_iter().enumerate() {
+        let socket = folder.path().join(number.to_string());
+        let policy = PresentedPolicy {
             policy,
             measurement_salt: &salt,
         };
-        let client = KeyServiceClient::new(&socket);
-        match client.admit(presented, in_force, WantedRole::Worker).await {
-            Err(KeyServiceError::Refused(status)) if status.message().contains(reason) => Ok(()),
-            Err(error) => Err(error).with_context(|| format!("refused, but not for {reason:?}")),
-            Ok(_) => bail!("the key service released something: {reason}"),
-        }
-    };
-    in_the_log(
-        cluster,
-        "key-service",
-        &["no keys released", "not one that was drawn here"],
-        async {
+        in_the_log(cluster, "key-service", &["no keys released", reason], async {
             forward(&socket, forwarded.address())?;
-            let nonce = KeyServiceClient::new(&socket).nonce(Purpose::Join).await?;
-            let invented = present(&*node, Nonce::generate())?;
-            attack("the nonce is not one that was drawn here", &policy, &invented).await?;
-            let presented = present(&*rogue::forged(&changed), nonce)?;
-            attack("contraindicated", &policy, &presented).await?;
-            let presented = present(&*node, nonce)?;
-            attack("is signed by operator", &foreign, &presented).await?;
-            // What an honest node presented, with the thief's key in place of the node's.
-            let mut stolen = presented.clone();
-            stolen.parts.sealing_key = Some(SealingKey::generate().public());
-            attack("evidence is not authentic", &policy, &stolen).await
-        },
-    )
+            let client = KeyServiceClient::new(&socket);
+            let presented = present(client.nonce(Purpose::Join).await?)?;
+            match client.admit(&presented, policy, WantedRole::Worker).await {
+                Err(KeyServiceError::Refused(status)) if status.message().contains(reason) => Ok(()),
+                Err(error) => Err(error).with_context(|| format!("refused, but not for {reason:?}")),
+                Ok(_) => bail!("the key service released something: {reason}"),
+            }
+        })?;
+    }
+    Ok(())
 }
 
 /// Forwards connections to a Unix socket to an address.

@@ -44,8 +44,8 @@ impl Secret {
     }
 }
 
-/// Every file of this machine about the cluster, every log of a pod, the journals and audit logs of both nodes, and every
-/// object of the cluster. That the search finds things shows where they may be.
+/// Every file of this machine about the cluster, every log of a pod in `kube-system`, the journals of both nodes, the audit logs of the
+/// control plane, and every object of the cluster. That the search finds things shows where they may be.
 pub(crate) fn no_secret_is_in_a_log_or_an_object(cluster: &Cluster, _: &Image) -> Result<()> {
     let secrets = secrets(cluster)?;
     let allowed = fs::read(cluster.workspace().join(names::MASTER_SECRET))?;
@@ -165,11 +165,17 @@ fn node_logs(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
                 .map(|file| format!("{folder}{file}")),
         );
     }
-    if node.starts_with("control-plane") {
-        let audits = ["kubernetes/audit/audit.log", "constellation/key-audit.log"];
-        logs.extend(audits.map(|log| format!("{root}{log}")));
-    }
     ensure!(!logs.is_empty(), "{node} has no journal");
+    if node.starts_with("control-plane") {
+        let folder = format!("{root}constellation/");
+        let of_key_service = links(cluster, &folder)?;
+        ensure!(
+            of_key_service.contains(&"key-audit.log".to_owned()),
+            "{of_key_service:?}"
+        );
+        logs.extend(of_key_service.into_iter().map(|log| format!("{folder}{log}")));
+        logs.push(format!("{root}kubernetes/audit/audit.log"));
+    }
     Ok(logs)
 }
 
