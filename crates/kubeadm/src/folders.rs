@@ -32,12 +32,6 @@ impl Folders {
         self.root.join(absolute.trim_start_matches('/'))
     }
 
-    /// The folder with the cluster's keys and certificates.
-    #[must_use]
-    pub fn pki(&self) -> PathBuf {
-        self.path("/etc/kubernetes/pki")
-    }
-
     /// The certificate of the cluster's CA, PEM.
     pub(crate) fn ca_cert(&self) -> PathBuf {
         self.path(Self::CA_CERT)
