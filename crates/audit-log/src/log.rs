@@ -1,3 +1,4 @@
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -50,7 +51,7 @@ impl AuditLog {
         let (mut len, mut chain) = (0, Chain::new());
         // A device has no records to continue.
         if file.metadata()?.is_file() {
-            let before = match fs::read(rotated(path, 1)) {
+            let before = match fs::read(beside(path, 1)) {
                 Ok(before) => before,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
                 Err(error) => return Err(error),
@@ -93,13 +94,17 @@ impl AuditLog {
         Ok(())
     }
 
-    /// A crash at any point leaves files that follow each other.
+    /// A crash at any point leaves files that follow each other. The new file is there before the old ones move: on a disk without room
+    /// for it, every attempt would otherwise push one of them out.
     fn rotate(&self, current: &mut Current) -> io::Result<()> {
+        let new = beside(&self.path, "new");
+        let file = open(&new)?;
         for number in (1..self.limits.kept).rev() {
-            rename_if_there(&rotated(&self.path, number), &rotated(&self.path, number + 1))?;
+            rename_if_there(&beside(&self.path, number), &beside(&self.path, number + 1))?;
         }
-        rename_if_there(&self.path, &rotated(&self.path, 1))?;
-        current.file = open(&self.path)?;
+        rename_if_there(&self.path, &beside(&self.path, 1))?;
+        fs::rename(new, &self.path)?;
+        current.file = file;
         current.len = 0;
         sync_folder_of(&self.path)
     }
@@ -114,9 +119,9 @@ fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-fn rotated(path: &Path, number: u32) -> PathBuf {
+fn beside(path: &Path, suffix: impl Display) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
+    name.push(format!(".{suffix}"));
     name.into()
 }
 
@@ -150,7 +155,7 @@ mod tests {
     /// All files, oldest first, verified as one chain; and how many records they have.
     fn records(folder: &TempDir) -> u64 {
         let path = folder.path().join("log");
-        let files = (1..=9).rev().map(|number| rotated(&path, number)).chain([path.clone()]);
+        let files = (1..=9).rev().map(|number| beside(&path, number)).chain([path.clone()]);
         let (mut chain, mut records) = (None, 0);
         for file in files.filter(|file| file.exists()) {
             let (after, found) = verify(BufReader::new(File::open(file).unwrap()), chain).unwrap();
@@ -215,12 +220,37 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("log");
         write(&open_in(&folder), 0);
-        fs::rename(&path, rotated(&path, 1)).unwrap();
+        fs::rename(&path, beside(&path, 1)).unwrap();
         write(&open_in(&folder), 1);
         assert_eq!(records(&folder), 2);
         fs::remove_file(&path).unwrap();
         write(&open_in(&folder), 2);
         assert_eq!(records(&folder), 2);
+    }
+
+    /// The disk has no room for another file.
+    #[test]
+    fn a_log_that_cannot_go_on_keeps_what_it_has() {
+        let folder = TempDir::new().unwrap();
+        let log = open_in(&folder);
+        let mut written = 0;
+        while !folder.path().join("log.2").exists() {
+            write(&log, 0);
+            written += 1;
+        }
+        let obstacle = folder.path().join("log.new");
+        fs::create_dir(&obstacle).unwrap();
+        while log.write(&json!({ "number": 0 })).is_ok() {
+            written += 1;
+        }
+        for _ in 0..5 {
+            log.write(&json!({ "number": 0 })).unwrap_err();
+        }
+        assert_eq!(records(&folder), written);
+        fs::remove_dir(&obstacle).unwrap();
+        write(&log, 0);
+        assert!(folder.path().join("log.3").exists());
+        assert_eq!(records(&folder), written + 1);
     }
 
     #[test]
