@@ -1,4 +1,4 @@
-//! Rules of admission that Kubernetes does not have by itself: who may change what of a Node.
+//! Rules of admission that Kubernetes does not have by itself: who may change what of a Node, and which pods count as Kubernetes' own.
 //!
 //! RBAC allows a field of an object to everyone who may write the object. flannel may write the status of every Node, and a status
 //! update takes labels and annotations with it: flannel's token, which every node has, could make any Node a control plane and lead
@@ -19,13 +19,14 @@ use crate::{Object, pod_network};
 /// The annotation by which Kubernetes' own objects say what they are for.
 pub(crate) const DESCRIPTION: &str = "kubernetes.io/description";
 
-/// One rule for Nodes.
 struct Rule {
     name: &'static str,
     /// Why it exists.
     reason: &'static str,
+    /// Of the core group.
+    resources: &'static [&'static str],
     operations: &'static [&'static str],
-    /// Of whom it is asked, as a CEL expression.
+    /// Which requests it is for, as a CEL expression.
     applies_to: (&'static str, String),
     /// Names for CEL expressions, which the checks use.
     variables: Vec<(&'static str, &'static str)>,
@@ -36,11 +37,18 @@ struct Rule {
 /// Every rule. They are applied before the account of the pod network exists; the API server enforces them a moment later.
 #[must_use]
 pub fn admission() -> Vec<Object> {
-    [roles_of_nodes(), network_of_nodes(), addresses_of_nodes()]
-        .into_iter()
-        .flat_map(Rule::into_objects)
-        .collect()
+    [
+        roles_of_nodes(),
+        network_of_nodes(),
+        addresses_of_nodes(),
+        system_pods(),
+    ]
+    .into_iter()
+    .flat_map(Rule::into_objects)
+    .collect()
 }
+
+const NODES: &[&str] = &["nodes", "nodes/status"];
 
 /// The fields of the new and the old Node that the checks compare. There is no old one while a Node is created.
 const LABELS: [(&str, &str); 2] = [
@@ -64,6 +72,7 @@ fn roles_of_nodes() -> Rule {
         name: "constellation-node-roles",
         reason: "A pod that holds keys runs where a Node has the role of a control plane. Only the operator's administrators and kubeadm, \
                  which has their rights, say which Node that is.",
+        resources: NODES,
         operations: &["CREATE", "UPDATE"],
         applies_to: (
             "not-an-administrator",
@@ -92,6 +101,7 @@ fn network_of_nodes() -> Rule {
         name: "constellation-pod-network",
         reason: "The pod network's token is on every node. It writes which key and address belong to the Node that it is bound to, and \
                  nothing else: a node's packets must not be led to another machine.",
+        resources: NODES,
         operations: &["UPDATE"],
         applies_to: (
             "the-pod-network",
@@ -128,6 +138,7 @@ fn addresses_of_nodes() -> Rule {
         name: "constellation-node-addresses",
         reason: "A kubelet that says which addresses its pods have, or whose key belongs to them, leads the packets for another node's pods \
                  to itself. The controller manager and the pod network say that.",
+        resources: NODES,
         operations: &["CREATE", "UPDATE"],
         applies_to: ("a-kubelet", "'system:nodes' in request.userInfo.groups".to_owned()),
         variables: vec![ANNOTATIONS[0]],
@@ -142,6 +153,28 @@ fn addresses_of_nodes() -> Rule {
                 "a kubelet does not speak for the pod network",
             ),
         ],
+    }
+}
+
+/// Kubernetes itself lets every pod take these classes.
+fn system_pods() -> Rule {
+    let privileged =
+        "namespaceObject.metadata.?labels['pod-security.kubernetes.io/enforce'].orValue('') == 'privileged'";
+    Rule {
+        name: "constellation-system-pods",
+        reason: "A kubelet whose disk or memory is full does not evict pods of these classes, and evicts others for them: such a pod can fill \
+                 a control plane's disk for good. They are for Kubernetes' own pods, and for those that may become root anyway.",
+        resources: &["pods"],
+        operations: &["CREATE"],
+        applies_to: (
+            "a-system-class",
+            "object.spec.?priorityClassName.orValue('').startsWith('system-')".to_owned(),
+        ),
+        variables: Vec::new(),
+        checks: vec![(
+            format!("request.namespace == '{}' || {privileged}", Service::NAMESPACE),
+            "the system-* priority classes are for pods of kube-system and of namespaces that enforce Pod Security `privileged`",
+        )],
     }
 }
 
@@ -169,11 +202,12 @@ impl Rule {
     }
 
     fn into_spec(self) -> ValidatingAdmissionPolicySpec {
-        let nodes = NamedRuleWithOperations {
+        let strings = |values: &[&str]| values.iter().map(|&value| value.into()).collect();
+        let requests = NamedRuleWithOperations {
             api_groups: Some(vec![String::new()]),
             api_versions: Some(vec!["v1".into()]),
-            operations: Some(self.operations.iter().map(|&operation| operation.into()).collect()),
-            resources: Some(vec!["nodes".into(), "nodes/status".into()]),
+            operations: Some(strings(self.operations)),
+            resources: Some(strings(self.resources)),
             ..NamedRuleWithOperations::default()
         };
         let (name, expression) = self.applies_to;
@@ -191,7 +225,7 @@ impl Rule {
             // What cannot be checked is refused.
             failure_policy: Some("Fail".into()),
             match_constraints: Some(MatchResources {
-                resource_rules: Some(vec![nodes]),
+                resource_rules: Some(vec![requests]),
                 ..MatchResources::default()
             }),
             match_conditions: Some(vec![MatchCondition {

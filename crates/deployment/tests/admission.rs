@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Error};
@@ -49,12 +49,16 @@ async fn cluster() -> TestCluster {
     cluster
 }
 
-/// The API server takes a moment until it knows a rule.
+/// The API server takes a moment until it knows a rule, and the priority classes.
 async fn until_in_force(cluster: &TestCluster) {
     let unbound = cluster.service_account("flannel").await.unwrap();
     let touch = json!({ "metadata": { "annotations": { "flannel.alpha.coreos.com/probe": "1" } } });
+    let pods = pods_in(cluster, "default").await;
+    let critical = pod(json!({ "priorityClassName": "system-node-critical" }));
     let in_force = async {
-        while patch(&unbound, OWN, &touch).await.is_ok() {
+        while !is_denied(&patch(&unbound, OWN, &touch).await)
+            || !is_denied(&pods.create(&PostParams::default(), &critical).await)
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -96,6 +100,11 @@ async fn patch(client: &Client, node: &str, change: &Value) -> Result<(), Error>
         .patch_status(node, &PatchParams::default(), &Patch::Strategic(change))
         .await;
     patched.map(drop)
+}
+
+/// By one of our rules.
+fn is_denied<T>(result: &Result<T, Error>) -> bool {
+    matches!(result, Err(Error::Api(status)) if status.message.contains("denied request"))
 }
 
 fn must_be_refused<T>(result: Result<T, Error>, reason: &str) {
@@ -160,9 +169,7 @@ async fn a_kubelet_takes_no_other_nodes_addresses() {
     let addresses = json!({ "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24"] });
     // RBAC takes a moment.
     let known = async {
-        while !matches!(create(node(json!({}), addresses.clone())).await,
-            Err(Error::Api(status)) if status.message.contains("denied request"))
-        {
+        while !is_denied(&create(node(json!({}), addresses.clone())).await) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
@@ -231,19 +238,7 @@ async fn roles_of_nodes_are_the_administrators_to_change() {
 #[tokio::test]
 async fn pods_that_reach_the_host_are_refused_outside_kubernetes_own_namespace() {
     let cluster = TestCluster::start().await.unwrap();
-    let admin = cluster.admin().unwrap();
-    let account = from(json!({ "metadata": { "name": "default" } }));
-    let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), "default");
-    accounts.create(&PostParams::default(), &account).await.unwrap();
-    let pods: Api<Pod> = Api::namespaced(admin.clone(), "default");
-    let pod = |change: Value| {
-        let mut pod = json!({
-            "metadata": { "generateName": "pod-" },
-            "spec": { "containers": [{ "name": "c", "image": "i" }] },
-        });
-        json_patch(&mut pod, change);
-        from::<Pod>(pod)
-    };
+    let pods = pods_in(&cluster, "default").await;
     for change in [
         json!({ "hostNetwork": true }),
         json!({ "hostPID": true }),
@@ -258,10 +253,56 @@ async fn pods_that_reach_the_host_are_refused_outside_kubernetes_own_namespace()
     pods.create(&PostParams::default(), &pod(json!({}))).await.unwrap();
 }
 
-fn json_patch(pod: &mut Value, change: Value) {
+/// The kubelet would not evict it, however much of the disk it takes.
+#[tokio::test]
+async fn pods_are_kubernetes_own_only_where_they_may_be_root() {
+    let cluster = cluster().await;
+    let namespaces: Api<Namespace> = Api::all(cluster.admin().unwrap());
+    for (name, level) in [("baseline", "baseline"), ("privileged", "privileged")] {
+        let labels = json!({ "pod-security.kubernetes.io/enforce": level });
+        let namespace = from(json!({ "metadata": { "name": name, "labels": labels } }));
+        namespaces.create(&PostParams::default(), &namespace).await.unwrap();
+    }
+    let create = async |namespace: &str, class: &str| {
+        let pods = pods_in(&cluster, namespace).await;
+        let pod = pod(json!({ "priorityClassName": class }));
+        pods.create(&PostParams::default(), &pod).await
+    };
+    for class in ["system-node-critical", "system-cluster-critical"] {
+        for namespace in ["default", "baseline"] {
+            must_be_refused(
+                create(namespace, class).await,
+                "the system-* priority classes are for pods of kube-system",
+            );
+        }
+        for namespace in ["kube-system", "privileged"] {
+            create(namespace, class).await.unwrap();
+        }
+    }
+    let pods = pods_in(&cluster, "default").await;
+    pods.create(&PostParams::default(), &pod(json!({}))).await.unwrap();
+}
+
+/// In a namespace where pods can be created without a controller manager, which makes the account.
+async fn pods_in(cluster: &TestCluster, namespace: &str) -> Api<Pod> {
+    let admin = cluster.admin().unwrap();
+    let accounts: Api<ServiceAccount> = Api::namespaced(admin.clone(), namespace);
+    if accounts.get_opt("default").await.unwrap().is_none() {
+        let account = from(json!({ "metadata": { "name": "default" } }));
+        accounts.create(&PostParams::default(), &account).await.unwrap();
+    }
+    Api::namespaced(admin, namespace)
+}
+
+fn pod(change: Value) -> Pod {
+    let mut pod = json!({
+        "metadata": { "generateName": "pod-" },
+        "spec": { "containers": [{ "name": "c", "image": "i" }] },
+    });
     for (field, value) in change.as_object().unwrap() {
         pod["spec"][field] = value.clone();
     }
+    from(pod)
 }
 
 /// It could take the address of the API server on every node.
