@@ -19,6 +19,9 @@ use crate::{kubeconfig, machines};
 /// Time limit for the API server: a cluster that does not answer must not make the command hang.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Of a Node that joined by attestation, Kubernetes keeps the Node when its machine goes.
+const NOT_A_MACHINE: &str = "none of the machines of this workspace: you removed its machine, or a cluster-admin approved its certificate without attestation";
+
 /// Prints what is known, and changes nothing.
 pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Result<()> {
     // Looked at first: a command that ends now has stored what it did.
@@ -67,6 +70,19 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
         if let Some(reason) = reason {
             print(&format!("  {}", shown(reason)))?;
         }
+    }
+    let unknown = seen
+        .iter()
+        .filter(|(name, _)| made.iter().all(|machine| machine.name != **name));
+    for (name, node) in unknown {
+        let (name, kubernetes) = (name.as_str(), describe(Some(node)));
+        print(&format!(
+            "{name:<20} {:<14} {:<15} {:<9} {kubernetes}",
+            "-", "-", "none"
+        ))?;
+        print(&format!(
+            "  {NOT_A_MACHINE}; to remove it, run `kubectl delete node {name}`"
+        ))?;
     }
     Ok(())
 }
