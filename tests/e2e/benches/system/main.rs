@@ -60,7 +60,7 @@ fn memory(mut processes: Vec<(&'static str, Memory)>, node: &node::Figures, work
         resident: sum(|memory| memory.resident),
         peak: sum(|memory| memory.peak),
     };
-    let aim = "aim: under 64 MiB".to_owned();
+    let aim = "aim: under 40 MiB".to_owned();
     table.row("together", cells(together).into_iter().chain([aim]));
     for (name, memory) in cluster::bootstrappers(workspace)? {
         table.row(format!("bootstrapper of {name}, last `make up`"), cells(memory));
