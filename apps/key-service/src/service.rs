@@ -1,7 +1,7 @@
 use std::io;
 use std::sync::Arc;
 
-use attestation::{AppraisalError, AttestedIdentity, NotAffirmed, Purpose, UnixTime};
+use attestation::{AppraisalError, AttestedIdentity, NotAffirmed, Purpose, ReportBinding, UnixTime};
 use audit_log::AuditLog;
 use cluster_types::{DiskUuid, NodeRole};
 use digest::Digest;
@@ -183,13 +183,19 @@ impl Releases {
             policy_serial: in_force.policy.serial,
         };
         self.nonces.spend(&parts.nonce)?;
-        let release = self.release_to(node.machine, request, &in_force);
+        let release = self.release_to(node.machine, request, &binding, &in_force);
         self.record(node, parts.purpose, &release)?;
         Ok(release?.sealed)
     }
 
     /// Everything that comes after the Evidence.
-    fn release_to(&self, machine: AttestedIdentity, request: &Request, in_force: &InForce) -> Result<Release, Refusal> {
+    fn release_to(
+        &self,
+        machine: AttestedIdentity,
+        request: &Request,
+        binding: &ReportBinding,
+        in_force: &InForce,
+    ) -> Result<Release, Refusal> {
         if let Wanted::ControlPlane(grant) = &request.wanted {
             let policy = &in_force.policy;
             let requested = RequestedRole {
@@ -206,8 +212,7 @@ impl Releases {
             )?;
         }
         let secrets = self.secrets(&request.wanted, machine, in_force)?;
-        let binding = request.session.binding();
-        let sealed = seal(&secrets, &request.sealing_key, &binding, &self.signer)?;
+        let sealed = seal(&secrets, &request.sealing_key, binding, &self.signer)?;
         Ok(Release {
             keys: key_ids(&secrets, machine),
             sealed,
