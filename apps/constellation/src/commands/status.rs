@@ -19,8 +19,8 @@ use crate::{kubeconfig, machines};
 /// Time limit for the API server: a cluster that does not answer must not make the command hang.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Of a Node that joined by attestation, Kubernetes keeps the Node when its machine goes.
-const NOT_A_MACHINE: &str = "none of the machines of this workspace: you removed its machine, or a cluster-admin approved its certificate without attestation";
+/// Kubernetes keeps the Node of a machine that is gone.
+const NOT_A_MACHINE: &str = "none of the machines of this workspace: you removed its machine, or a cluster-admin made it a node without attestation";
 
 /// Prints what is known, and changes nothing.
 pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Result<()> {
