@@ -63,7 +63,7 @@ static FIXED: LazyLock<Fixed> = LazyLock::new(|| {
             state_disk_key: StateDiskKey::from_bytes([1; 32]),
             measurement_secret: master_secret().kek().measurement_secret(),
             policy: Digest::of(policy.as_bytes()),
-            cluster_ca: Digest::new([6; 32]),
+            cluster_ca: b"certificate".to_vec().into(),
             control_plane,
         };
         seal(&secrets, &sealing_key.public(), &binding, &key_service).expect("a key")

@@ -98,7 +98,7 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
     assert_eq!(*secrets.state_disk_key.expose(), key_of(&worker, secrets.disk));
     assert_eq!(secrets.measurement_secret.expose(), kek.measurement_secret().expose());
     assert_eq!(ticket.token.len(), 23);
-    assert_eq!(secrets.cluster_ca, control_plane.key_service().cluster_ca());
+    assert_eq!(&secrets.cluster_ca, control_plane.key_service().cluster_ca());
     assert!(secrets.control_plane.is_none());
     assert_eq!(secrets.policy, Digest::of(&ticket.cluster_policy));
 

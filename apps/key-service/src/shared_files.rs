@@ -1,8 +1,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use digest::Digest;
 use node_secrets::{SHARED_FILES, SharedFile};
+use rustls::pki_types::CertificateDer;
 use x509_parser::pem::parse_x509_pem;
 use zeroize::Zeroizing;
 
@@ -37,12 +37,12 @@ impl SharedFiles {
         SHARED_FILES.into_iter().map(read).collect()
     }
 
-    /// SHA-256 of the public key of the cluster's CA, by which kubeadm recognises the API server.
-    pub(crate) fn cluster_ca(&self) -> Result<Digest, ReadSharedFileError> {
+    /// The certificate of the cluster's CA, by which a node knows the API server.
+    pub(crate) fn cluster_ca(&self) -> Result<CertificateDer<'static>, ReadSharedFileError> {
         let bytes = self.read_one(CA)?;
         let (_, pem) = parse_x509_pem(&bytes).map_err(|_| ReadSharedFileError::Ca)?;
-        let certificate = pem.parse_x509().map_err(|_| ReadSharedFileError::Ca)?;
-        Ok(Digest::of(certificate.public_key().raw))
+        pem.parse_x509().map_err(|_| ReadSharedFileError::Ca)?;
+        Ok(pem.contents.into())
     }
 
     fn read_one(&self, name: &'static str) -> Result<Vec<u8>, ReadSharedFileError> {
@@ -52,7 +52,7 @@ impl SharedFiles {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, KeyPair, PublicKeyData};
+    use rcgen::{CertificateParams, KeyPair};
 
     use super::*;
 
@@ -61,14 +61,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("etcd")).unwrap();
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::default().self_signed(&key).unwrap().pem();
+        let ca = CertificateParams::default().self_signed(&key).unwrap();
+        let certificate = ca.pem();
         for name in SHARED_FILES {
             std::fs::write(folder.path().join(name), &certificate).unwrap();
         }
         let open = || SharedFiles::open(folder.path().into());
         let files = open().unwrap();
         assert_eq!(files.read().unwrap().len(), SHARED_FILES.len());
-        assert_eq!(files.cluster_ca().unwrap(), Digest::of(&key.subject_public_key_info()));
+        assert_eq!(files.cluster_ca().unwrap(), *ca.der());
         for name in SHARED_FILES {
             std::fs::remove_file(folder.path().join(name)).unwrap();
             let error = open().err().unwrap().to_string();

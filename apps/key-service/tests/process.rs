@@ -108,7 +108,7 @@ async fn a_worker_gets_its_secrets_and_they_are_on_record(technology: &'static d
     assert_eq!(secrets.state_disk_key.expose(), key.expose());
     assert_eq!(secrets.measurement_secret.expose(), kek.measurement_secret().expose());
     assert_eq!(secrets.policy, Digest::of(service.config().policy().as_bytes()));
-    assert_eq!(secrets.cluster_ca, service.cluster_ca());
+    assert_eq!(&secrets.cluster_ca, service.cluster_ca());
     assert!(secrets.control_plane.is_none());
 
     let [record] = &records(&service.audit())[..] else {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -48,15 +49,34 @@ pub(crate) struct JoinConfiguration<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Discovery<'a> {
-    pub(crate) bootstrap_token: BootstrapTokenDiscovery<'a>,
+    pub(crate) file: FileDiscovery<'a>,
+    pub(crate) tls_bootstrap_token: &'a str,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct BootstrapTokenDiscovery<'a> {
-    pub(crate) token: &'a str,
-    pub(crate) api_server_endpoint: &'a str,
-    pub(crate) ca_cert_hashes: [&'a str; 1],
+pub(crate) struct FileDiscovery<'a> {
+    pub(crate) kube_config_path: &'a Path,
+}
+
+/// The body of a kubeconfig that names an API server, and nobody who talks to it.
+#[derive(Serialize)]
+pub(crate) struct DiscoveryKubeconfig<'a> {
+    pub(crate) clusters: [NamedCluster<'a>; 1],
+}
+
+#[derive(Serialize)]
+pub(crate) struct NamedCluster<'a> {
+    pub(crate) name: &'static str,
+    pub(crate) cluster: Cluster<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Cluster<'a> {
+    pub(crate) server: &'a str,
+    /// PEM in base64.
+    pub(crate) certificate_authority_data: &'a str,
 }
 
 #[derive(Serialize)]

@@ -1,15 +1,19 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::Path;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use cluster_types::NodeRole;
+use pem::{EncodeConfig, LineEnding, Pem};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::config::{
-    ApiServer, Argument, Authentication, Authorization, BootstrapTokenDiscovery, BootstrapTokenEntry,
-    ClusterConfiguration, Component, Discovery, Document, Enabled, Etcd, HostPathMount, InitConfiguration,
-    JoinConfiguration, JoinControlPlane, KubeProxyConfiguration, KubeletConfiguration, LocalApiEndpoint, Networking,
-    NodeRegistration, Patches, Timeouts,
+    ApiServer, Argument, Authentication, Authorization, BootstrapTokenEntry, Cluster, ClusterConfiguration, Component,
+    Discovery, DiscoveryKubeconfig, Document, Enabled, Etcd, FileDiscovery, HostPathMount, InitConfiguration,
+    JoinConfiguration, JoinControlPlane, KubeProxyConfiguration, KubeletConfiguration, LocalApiEndpoint, NamedCluster,
+    Networking, NodeRegistration, Patches, Timeouts,
 };
 use crate::{BootstrapToken, ClusterSettings, Folders, JoinSettings, NodeSettings, ProxyMode};
 
@@ -114,15 +118,35 @@ pub(crate) fn init(cluster: &ClusterSettings, node: &NodeSettings, token: &Boots
     ])
 }
 
-/// The configuration of `kubeadm join`. Whatever is the same for all nodes comes from the cluster.
-pub(crate) fn join(join: &JoinSettings, node: &NodeSettings) -> Zeroizing<String> {
+/// By what kubeadm knows the API server when it joins. Given a digest of the CA's key instead, it would read the CA from
+/// `kube-public/cluster-info`, and trust a whole bundle if one of its certificates had that digest.
+pub(crate) fn discovery(join: &JoinSettings) -> Zeroizing<String> {
+    let certificate = Pem::new("CERTIFICATE", join.cluster_ca.as_ref());
+    let pem = pem::encode_config(&certificate, EncodeConfig::new().set_line_ending(LineEnding::LF));
+    documents(&[&Document {
+        api_version: "v1",
+        kind: "Config",
+        body: DiscoveryKubeconfig {
+            clusters: [NamedCluster {
+                // kubeadm takes the cluster without a name; one with a name would need a context and a user.
+                name: "",
+                cluster: Cluster {
+                    server: &format!("https://{}", join.endpoint),
+                    certificate_authority_data: &BASE64.encode(pem),
+                },
+            }],
+        },
+    }])
+}
+
+/// The configuration of `kubeadm join`, with the path of [`discovery`]. Whatever is the same for all nodes comes from the cluster.
+pub(crate) fn join(join: &JoinSettings, node: &NodeSettings, discovery: &Path) -> Zeroizing<String> {
     let body = JoinConfiguration {
         discovery: Discovery {
-            bootstrap_token: BootstrapTokenDiscovery {
-                token: join.token.expose(),
-                api_server_endpoint: join.endpoint.as_str(),
-                ca_cert_hashes: [&join.ca_cert_hash],
+            file: FileDiscovery {
+                kube_config_path: discovery,
             },
+            tls_bootstrap_token: join.token.expose(),
         },
         node_registration: node_registration(node),
         control_plane: (join.role == NodeRole::ControlPlane).then(|| JoinControlPlane {
@@ -417,9 +441,11 @@ pub(crate) mod tests {
             role,
             endpoint: "10.42.1.100:6443".parse().unwrap(),
             token: "abcdef.0123456789abcdef".parse().unwrap(),
-            ca_cert_hash: format!("sha256:{}", "ab".repeat(32)),
+            cluster_ca: b"certificate".to_vec().into(),
         }
     }
+
+    const DISCOVERY: &str = "/run/constellation/kubeadm-discovery.yaml";
 
     #[test]
     fn init_configuration_is_hardened() {
@@ -429,12 +455,17 @@ pub(crate) mod tests {
 
     #[test]
     fn worker_joins_with_a_token() {
-        insta::assert_snapshot!(join(&join_settings(NodeRole::Worker), &node()).as_str());
+        insta::assert_snapshot!(join(&join_settings(NodeRole::Worker), &node(), DISCOVERY.as_ref()).as_str());
+    }
+
+    #[test]
+    fn one_ca_is_trusted() {
+        insta::assert_snapshot!(discovery(&join_settings(NodeRole::Worker)).as_str());
     }
 
     #[test]
     fn control_plane_announces_its_own_address() {
-        insta::assert_snapshot!(join(&join_settings(NodeRole::ControlPlane), &node()).as_str());
+        insta::assert_snapshot!(join(&join_settings(NodeRole::ControlPlane), &node(), DISCOVERY.as_ref()).as_str());
     }
 
     #[test]

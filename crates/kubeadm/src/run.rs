@@ -126,7 +126,8 @@ impl Kubeadm {
     /// # Cancel safety
     /// Dropping the future ends kubeadm; joining can be repeated.
     pub async fn join(&self, join: &JoinSettings, node: &NodeSettings) -> Result<(), JoinError> {
-        let config = self.secret_file(&render::join(join, node))?;
+        let discovery = self.secret_file(&render::discovery(join))?;
+        let config = self.secret_file(&render::join(join, node, discovery.path()))?;
         self.write_settings()?;
         self.remove_leftovers().await?;
         self.kubeadm(&["join"], &config, &join.token, &[]).await?;

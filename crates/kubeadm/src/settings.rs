@@ -1,6 +1,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use cluster_types::{Cidr, HostPort, KubernetesVersion, NodeName, NodeRole};
+use rustls::pki_types::CertificateDer;
 
 use crate::{BootstrapToken, CertSan, ClusterName};
 
@@ -52,6 +53,6 @@ pub struct JoinSettings {
     pub endpoint: HostPort,
     /// Proves to the cluster that this node may request a kubelet certificate.
     pub token: BootstrapToken,
-    /// Proves to this node that it is talking to its cluster: `sha256:` and the hash of the CA's public key.
-    pub ca_cert_hash: String,
+    /// The cluster's CA: proves to this node that it is talking to its cluster.
+    pub cluster_ca: CertificateDer<'static>,
 }

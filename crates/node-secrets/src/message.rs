@@ -2,6 +2,7 @@ use cluster_types::{DiskUuid, ParseDiskUuidError};
 use digest::Digest;
 use key_derivation::{MasterSecret, ParseMasterSecretError};
 use prost::Message;
+use rustls::pki_types::CertificateDer;
 use secret::{MeasurementSecret, StateDiskKey};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -17,8 +18,8 @@ pub struct NodeSecrets {
     pub measurement_secret: MeasurementSecret,
     /// SHA-256 of the signed policy by which they were released. It is not secret, but the node takes no other one with them.
     pub policy: Digest,
-    /// SHA-256 of the public key of the cluster's CA (`SubjectPublicKeyInfo`, DER), by which the node knows the API server. Not secret either.
-    pub cluster_ca: Digest,
+    /// The certificate of the cluster's CA, by which the node knows the API server. Not secret either.
+    pub cluster_ca: CertificateDer<'static>,
     /// For control planes only.
     pub control_plane: Option<ControlPlaneSecrets>,
 }
@@ -48,6 +49,9 @@ pub enum ParseNodeSecretsError {
         /// Its length in bytes.
         actual: usize,
     },
+    /// The certificate of the CA.
+    #[error("the node's secrets have no CA certificate")]
+    NoClusterCa,
     /// The master secret.
     #[error("the node's secrets have an unusable master secret")]
     MasterSecret(#[from] ParseMasterSecretError),
@@ -92,7 +96,7 @@ struct FileMessage {
 
 impl NodeSecrets {
     /// The protobuf message `{ 1: disk's UUID, 2: its key, 3: measurement secret, 4: SHA-256 of the policy,
-    /// 5: { 1: master secret, 2: its salt, 3: repeated { 1: name, 2: content } }, 6: SHA-256 of the CA's public key }`.
+    /// 5: { 1: master secret, 2: its salt, 3: repeated { 1: name, 2: content } }, 6: certificate of the CA }`.
     pub(crate) fn encode(&self) -> Zeroizing<Vec<u8>> {
         let Self {
             disk,
@@ -107,7 +111,7 @@ impl NodeSecrets {
             state_disk_key: state_disk_key.expose().to_vec(),
             measurement_secret: measurement_secret.expose().to_vec(),
             policy: policy.as_bytes().to_vec(),
-            cluster_ca: cluster_ca.as_bytes().to_vec(),
+            cluster_ca: cluster_ca.to_vec(),
             control_plane: control_plane.as_ref().map(ControlPlaneMessage::from),
         };
         Zeroizing::new(message.encode_to_vec())
@@ -131,21 +135,27 @@ impl NodeSecrets {
             cluster_ca,
             control_plane,
         } = &mut message;
-        let digest = |what, bytes: &[u8]| {
-            let bytes = <[u8; 32]>::try_from(bytes).map_err(|_| length(what, bytes))?;
-            Ok::<_, ParseNodeSecretsError>(Digest::new(bytes))
-        };
         Ok(Self {
             disk: disk_uuid.parse()?,
             state_disk_key: StateDiskKey::from_slice(state_disk_key)
                 .ok_or_else(|| length("the state disk key", state_disk_key))?,
             measurement_secret: MeasurementSecret::from_slice(measurement_secret)
                 .ok_or_else(|| length("the measurement secret", measurement_secret))?,
-            policy: digest("the policy's digest", policy)?,
-            cluster_ca: digest("the digest of the CA's key", cluster_ca)?,
+            policy: <[u8; 32]>::try_from(&**policy)
+                .map(Digest::new)
+                .map_err(|_| length("the policy's digest", policy))?,
+            cluster_ca: ca_certificate(cluster_ca)?,
             control_plane: control_plane.as_mut().map(ControlPlaneSecrets::parse).transpose()?,
         })
     }
+}
+
+/// The key service has parsed it.
+fn ca_certificate(der: &[u8]) -> Result<CertificateDer<'static>, ParseNodeSecretsError> {
+    if der.is_empty() {
+        return Err(ParseNodeSecretsError::NoClusterCa);
+    }
+    Ok(der.to_vec().into())
 }
 
 impl ControlPlaneSecrets {
@@ -203,7 +213,7 @@ mod tests {
         assert_eq!(read.state_disk_key.expose(), &[1; 32]);
         assert_eq!(read.measurement_secret.expose(), &[2; 32]);
         assert_eq!(read.policy, Digest::new([5; 32]));
-        assert_eq!(read.cluster_ca, Digest::new([6; 32]));
+        assert_eq!(&*read.cluster_ca, b"certificate");
         let control_plane = read.control_plane.unwrap();
         assert_eq!(control_plane.master_secret.expose_key(), [3; 32]);
         assert_eq!(control_plane.files.len(), SHARED_FILES.len());
@@ -229,7 +239,7 @@ mod tests {
             (|m| m.measurement_secret.clear(), "the measurement secret has 0 bytes"),
             (|m| m.measurement_secret.push(1), "the measurement secret has 33 bytes"),
             (|m| m.policy.clear(), "the policy's digest has 0 bytes"),
-            (|m| m.cluster_ca.push(1), "the digest of the CA's key has 33 bytes"),
+            (|m| m.cluster_ca.clear(), "the node's secrets have no CA certificate"),
             (
                 |m| m.control_plane.as_mut().unwrap().master_secret.clear(),
                 "the node's secrets have an unusable master secret",

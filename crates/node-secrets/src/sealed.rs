@@ -138,7 +138,7 @@ pub(crate) mod tests {
             state_disk_key: StateDiskKey::from_bytes([1; 32]),
             measurement_secret: MeasurementSecret::from_bytes([2; 32]),
             policy: Digest::new([5; 32]),
-            cluster_ca: Digest::new([6; 32]),
+            cluster_ca: b"certificate".to_vec().into(),
             control_plane: Some(ControlPlaneSecrets {
                 master_secret: master_secret(3),
                 files: SHARED_FILES.map(file).into(),
@@ -299,11 +299,11 @@ pub(crate) mod tests {
         }
     }
 
-    const VECTOR_KEY: &str = "e728ba168b6e4cf3e72df8eb8ea7200dc16c928340fd9e3425ea007306073abf";
-    const VECTOR: &str = "0a20f562f20dc4a3bbded29c1ce2f52c6349d662c0c2cb1a06df128564cd5c5bfd6812be0168ee6ea5f2d7a9a14c84bf13e4\
-        8426de6faaffaeb86f462a7a75c42c0531cba7fb01788b3af939147568c254d40849020544448becfcd18a3ec427b052d877\
-        f229bdca30c4640afd767cd617c62d31f0c57bd6eb6118082fb054fb36f67fbad6d443189d19c7ecbdd0ad5c34c4ed6178a1\
-        9a03a61ab0850d364ad0c1fc39c0a3cf3e8e1ba4bf183979aa541daca1ca8361d6627a4d933895a3811944fdd35ebd30bddc\
-        a50be50f66966388aa3dcf0211ffae838674c9ea80b69442d5c2d21a40319c57be4fe79505d29c60bfe0516a3524aea2d09d\
-        235ee1047531a11657f50c7d06b68bd7217ff0bc331b6eec598243dc588f5c5d3d6cc1c1ccd66b8699950e";
+    const VECTOR_KEY: &str = "0f4cf690f3acd5e86eae3348e66f5447c442c0a9ff96952adccc49726aeef89d";
+    const VECTOR: &str = "0a202c8940ae9ab7a75cedd7feab01bf133a443510392af48cb9d4576d10ba61ca2112a90117f34a7334fd29390ac3b8a0\
+        bc9227e4dfbd89c83afa8a51896f2766eed7e7f8691b2e8ae012fefe93c86b5b6ad48e7e4baeb2921dd07f9ca85bf0a90c2e\
+        a0d3953ac9ae7aa5792412c19f2085563857c26c4e876861ed3bf30db315574bf01af1c5dbbf0f6ed8f516b57ccb889b18d0\
+        b925a446be20cc1d2d4c26e433ea9408ea92013ddc8a44a39c6770c08539457b5407740176108369bb6dd128ef0b6d69219c\
+        0ae6cd3cb9102b1a40b9e8a96340e99a942de6678fc8c6afc32f6c7b69b900abb65a404dacd67d4a57c5a0c2d2f9b8a47804\
+        0200b76b326add28b0d1699972bbfc45488f50a3411801";
 }

@@ -5,11 +5,11 @@ use std::process::ExitStatus;
 use anyhow::Result;
 use cluster_policy::PolicyStore;
 use cluster_types::Service;
-use digest::Digest;
 use key_derivation::{Label, MasterSecret, cluster_id};
 use key_service_client::KeyServiceClient;
 use node_secrets::{KeyServiceKey, SHARED_FILES};
-use rcgen::{CertificateParams, KeyPair, PublicKeyData};
+use rcgen::{CertificateParams, KeyPair};
+use rustls::pki_types::CertificateDer;
 use tempfile::TempDir;
 use test_machines::{Technology, program};
 
@@ -21,7 +21,7 @@ use crate::{JoinConfigExample, ServiceProcess};
 pub struct KeyService {
     process: ServiceProcess,
     audit_log: PathBuf,
-    cluster_ca: Digest,
+    cluster_ca: CertificateDer<'static>,
     folder: TempDir,
     config: JoinConfigExample,
     master_secret: MasterSecret,
@@ -73,7 +73,7 @@ impl KeyService {
         Ok(Self {
             process: run(folder.path(), programs, technology, audit_log).await?,
             audit_log: audit_log.to_owned(),
-            cluster_ca: Digest::of(&ca.subject_public_key_info()),
+            cluster_ca: certificate.der().clone(),
             folder,
             config,
             master_secret,
@@ -127,10 +127,10 @@ impl KeyService {
         &self.config
     }
 
-    /// By which nodes will know the cluster's CA: SHA-256 of its public key.
+    /// The certificate of the cluster's CA.
     #[must_use]
-    pub fn cluster_ca(&self) -> Digest {
-        self.cluster_ca
+    pub fn cluster_ca(&self) -> &CertificateDer<'static> {
+        &self.cluster_ca
     }
 
     /// Everything it logged so far.

@@ -74,7 +74,7 @@ fn secrets() -> NodeSecrets {
         state_disk_key: StateDiskKey::from_bytes(STATE_DISK_KEY),
         measurement_secret: MeasurementSecret::from_bytes(MEASUREMENT_SECRET),
         policy: Digest::of(&ticket().cluster_policy),
-        cluster_ca: Digest::new([0xab; 32]),
+        cluster_ca: b"certificate".to_vec().into(),
         control_plane: None,
     }
 }

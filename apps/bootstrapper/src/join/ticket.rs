@@ -6,7 +6,7 @@ use cluster_types::{
     ClusterId, DiskUuid, MeasurementSalt, NodeRole, OperatorPublicKey, ParseHostPortError, WrongLength,
 };
 use component_installer::{ComponentMirror, ParseMirrorAddressError};
-use digest::{Digest, oci};
+use digest::Digest;
 use grpc_api::join::IssueJoinTicketResponse;
 use key_derivation::cluster_id;
 use kubeadm::{JoinSettings, ParseTokenError};
@@ -134,7 +134,7 @@ impl Ticket {
                 role,
                 endpoint: api_server_endpoint.parse()?,
                 token: token.parse()?,
-                ca_cert_hash: oci::format(&cluster_ca),
+                cluster_ca,
             },
             mirror: parse_mirror(&component_mirror)?,
             components,
@@ -260,7 +260,7 @@ pub(crate) mod tests {
             state_disk_key: StateDiskKey::from_bytes([1; 32]),
             measurement_secret: master_secret().kek().measurement_secret(),
             policy: Digest::of(&message().cluster_policy),
-            cluster_ca: Digest::new([0xab; 32]),
+            cluster_ca: b"certificate".to_vec().into(),
             control_plane: Some(ControlPlaneSecrets {
                 master_secret: master_secret(),
                 files: SHARED_FILES.map(file).into(),
@@ -361,7 +361,7 @@ pub(crate) mod tests {
         let ticket = check(|_| {}).unwrap();
         assert_eq!(ticket.cluster, cluster());
         // The join service does not choose whom this node takes for the API server.
-        assert_eq!(ticket.settings.ca_cert_hash, format!("sha256:{}", "ab".repeat(32)));
+        assert_eq!(&*ticket.settings.cluster_ca, b"certificate");
         assert_eq!(ticket.control_plane.unwrap().files.len(), 10);
     }
 
