@@ -1,7 +1,13 @@
 //! Compiles the `.proto` sources without protoc.
 
 fn main() -> anyhow::Result<()> {
-    let sources = ["join.proto", "kms.proto", "verify.proto", "init.proto"];
+    let sources = [
+        "attestation.proto",
+        "join.proto",
+        "kms.proto",
+        "verify.proto",
+        "init.proto",
+    ];
     let descriptors = protox::compile(sources, ["proto"])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     println!("cargo:rerun-if-changed=proto");

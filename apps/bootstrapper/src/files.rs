@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use atomic_file::Access;
 use cloud_metadata::NodeNetwork;
 use cluster_policy::{BelievedPolicy, PolicyStore};
-use cluster_types::{MeasurementSalt, NodeRole};
+use cluster_types::{MeasurementSalt, NodeRole, Service};
 use key_derivation::MasterSecret;
 use node_secrets::{SHARED_FILES, SharedFile};
 use serde::{Deserialize, Serialize};
@@ -114,15 +114,15 @@ impl NodeState {
 #[derive(Clone, Debug)]
 pub(crate) struct NodeFiles {
     root: PathBuf,
-    key_service: u32,
+    user: fn(Service) -> u32,
 }
 
 impl NodeFiles {
-    /// `key_service` is the id of the user that the key service runs as.
-    pub(crate) fn new(root: impl Into<PathBuf>, key_service: u32) -> Self {
+    /// `user` gives the number of the user that a service runs as.
+    pub(crate) fn new(root: impl Into<PathBuf>, user: fn(Service) -> u32) -> Self {
         Self {
             root: root.into(),
-            key_service,
+            user,
         }
     }
 
@@ -155,8 +155,8 @@ impl NodeFiles {
         replace_file(&self.root.join(NODE_STATE), &json, Access::Owner)
     }
 
-    /// What the key service needs, apart from the files that control planes share. For control planes only.
-    pub(crate) fn write_for_key_service(
+    /// What join service and key service need, apart from the files that control planes share. For control planes only.
+    pub(crate) fn write_for_services(
         &self,
         _: &Locked,
         secret: &MasterSecret,
@@ -164,22 +164,23 @@ impl NodeFiles {
     ) -> io::Result<()> {
         let path = self.root.join(MASTER_SECRET);
         replace_file(&path, secret.to_json().as_bytes(), self.readable_by_key_service())?;
-        // The key service runs as another user and has to reach its file.
+        // The services run as other users and have to reach their files.
         fs::set_permissions(folder_of(&path), Permissions::from_mode(0o711))?;
-        self.make_folder_of_key_service(&self.root.join(KEY_SOCKET_FOLDER))?;
+        self.make_folder_of_socket(&self.root.join(KEY_SOCKET_FOLDER))?;
+        self.make_folder_of(Service::Join, folder_of(&self.root.join(CLUSTER_POLICY)))?;
         let policy_store = self.root.join(KEY_POLICY);
-        self.make_folder_of_key_service(folder_of(&policy_store))?;
+        self.make_folder_of(Service::Key, folder_of(&policy_store))?;
         PolicyStore::new(policy_store).write(policy)
     }
 
     /// What the key service hands to control planes that join. For control planes only.
     pub(crate) fn write_shared_files(&self, _: &Locked, files: &[SharedFile]) -> io::Result<()> {
         let folder = self.root.join(SHARED_FILES_FOLDER);
-        self.make_folder_of_key_service(&folder)?;
+        self.make_folder_of(Service::Key, &folder)?;
         for SharedFile { name, content } in files {
             let path = folder.join(name);
             if folder_of(&path) != folder {
-                self.make_folder_of_key_service(folder_of(&path))?;
+                self.make_folder_of(Service::Key, folder_of(&path))?;
             }
             replace_file(&path, content, self.readable_by_key_service())?;
         }
@@ -197,18 +198,29 @@ impl NodeFiles {
 
     fn readable_by_key_service(&self) -> Access {
         Access::User {
-            id: self.key_service,
+            id: (self.user)(Service::Key),
             mode: 0o400,
         }
     }
 
-    fn make_folder_of_key_service(&self, folder: &Path) -> io::Result<()> {
+    fn make_folder_of(&self, service: Service, folder: &Path) -> io::Result<()> {
         fs::create_dir_all(folder)?;
-        chown(folder, Some(self.key_service), None)?;
+        chown(folder, Some((self.user)(service)), None)?;
         fs::set_permissions(folder, Permissions::from_mode(0o700))
     }
 
-    /// The first policy that this node has seen. The join service keeps the newest one there.
+    /// The key service makes its socket there, and the join service alone opens it: a new socket inherits the folder's group.
+    fn make_folder_of_socket(&self, folder: &Path) -> io::Result<()> {
+        fs::create_dir_all(folder)?;
+        chown(
+            folder,
+            Some((self.user)(Service::Key)),
+            Some((self.user)(Service::Join)),
+        )?;
+        fs::set_permissions(folder, Permissions::from_mode(0o2750))
+    }
+
+    /// The first policy that this node has seen. On a control plane, the join service keeps the newest one there.
     pub(crate) fn write_policy(&self, _: &Locked, policy: &BelievedPolicy) -> io::Result<()> {
         let path = self.root.join(CLUSTER_POLICY);
         create_folder_of(&path)?;

@@ -113,7 +113,7 @@ fn write_state(node: &ThisNode, locked: &Locked, request: &InitRequest) -> io::R
     node.files.write_state(locked, &state)?;
     node.files.write_policy(locked, &request.policy)?;
     node.files
-        .write_for_key_service(locked, &request.master_secret, &request.policy)?;
+        .write_for_services(locked, &request.master_secret, &request.policy)?;
     Ok(state)
 }
 

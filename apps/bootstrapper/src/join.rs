@@ -252,7 +252,7 @@ fn write_state(node: &ThisNode, locked: &Locked, ticket: &Ticket) -> io::Result<
     node.files.write_policy(locked, &ticket.policy)?;
     if let Some(control_plane) = &ticket.control_plane {
         node.files
-            .write_for_key_service(locked, &control_plane.master_secret, &ticket.policy)?;
+            .write_for_services(locked, &control_plane.master_secret, &ticket.policy)?;
         node.files.write_shared_files(locked, &control_plane.files)?;
         for SharedFile { name, content } in &control_plane.files {
             node.files.write_pki(locked, name, content)?;

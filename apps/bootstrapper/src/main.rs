@@ -80,7 +80,7 @@ async fn start(arguments: &Arguments) -> Result<()> {
     service_runtime::forbid_core_dumps()?;
     info!(image = image_version(Path::new(ROOT)), "bootstrapper started");
     let programs: Arc<dyn Programs> = Arc::new(HostPrograms);
-    let files = NodeFiles::new(ROOT, Service::KEY_SERVICE_USER);
+    let files = NodeFiles::new(ROOT, Service::user);
     let variants: &dyn Variants = &ReleaseVariants;
     let attester = variants.attester(&AttesterSource::ThisMachine)?;
     if let Boot::Member = boot(&*attester)? {

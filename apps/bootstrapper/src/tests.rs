@@ -136,9 +136,17 @@ async fn a_node_becomes_the_first_of_a_cluster(technology: &'static dyn Technolo
         assert_eq!(fs::read(&copy).unwrap(), fs::read(original).unwrap());
         assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o400);
     }
-    for folder in ["key-service", "key-policy", "shared-files", "shared-files/etcd"] {
-        let folder = node.file(&format!("run/state/constellation/{folder}"));
-        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+    for (folder, mode) in [
+        // Its group, the join service's, is the group of the socket that the key service makes there.
+        ("key-service", 0o2750),
+        ("key-policy", 0o700),
+        ("policy", 0o700),
+        ("shared-files", 0o700),
+        ("shared-files/etcd", 0o700),
+    ] {
+        let path = node.file(&format!("run/state/constellation/{folder}"));
+        let actual = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(actual & 0o7777, mode, "{folder}");
     }
     for store in ["policy/cluster-policy", "key-policy/cluster-policy"] {
         let store = node.file(&format!("run/state/constellation/{store}"));

@@ -148,18 +148,25 @@ mod tests {
     }
 
     #[test]
-    fn bootstrapper_waits_for_the_devices_it_opens() {
-        let unit = ours()
-            .overlay()
-            .join("usr/lib/systemd/system/constellation-bootstrapper.service");
-        let unit = fs::read_to_string(unit).unwrap();
-        for relation in ["Requires=", "After="] {
-            let named: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix(relation)).collect();
-            for device in ["dev-tpmrm0.device", "sys-subsystem-net-devices-private0.device"] {
-                assert!(
-                    named.iter().any(|units| units.contains(device)),
-                    "{relation}{device}: {named:?}"
-                );
+    fn programs_wait_for_the_devices_they_open() {
+        const TPM: &str = "dev-tpmrm0.device";
+        for (name, devices) in [
+            (
+                "constellation-bootstrapper",
+                &[TPM, "sys-subsystem-net-devices-private0.device"][..],
+            ),
+            ("constellation-attestation", &[TPM]),
+        ] {
+            let unit = format!("usr/lib/systemd/system/{name}.service");
+            let unit = fs::read_to_string(ours().overlay().join(unit)).unwrap();
+            for relation in ["Requires=", "After="] {
+                let named: Vec<_> = unit.lines().filter_map(|line| line.strip_prefix(relation)).collect();
+                for device in devices {
+                    assert!(
+                        named.iter().any(|units| units.contains(device)),
+                        "{name}: {relation}{device}: {named:?}"
+                    );
+                }
             }
         }
     }

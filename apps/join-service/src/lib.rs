@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use attestation::{Purpose, Variants, Verifiers};
+use attestation::{Attester, Purpose, Variants, Verifiers};
+use attestation_daemon_client::AttestationArgs;
 use attested_tls::{Endpoint, PeerPolicy, incoming};
 use clap::Parser;
 use cluster_objects::Cluster;
@@ -26,7 +27,7 @@ use cluster_policy::PolicyStore;
 use grpc_api::join::api_server::ApiServer;
 use key_service_client::KeyServiceClient;
 use prometheus_client::registry::Registry;
-use service_runtime::{AttesterArgs, RuntimeArgs, listen, start, start_logging};
+use service_runtime::{RuntimeArgs, listen, start, start_logging};
 use tonic::transport::Server;
 use tracing::info;
 
@@ -61,7 +62,7 @@ struct Args {
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=120))]
     session_limit: u64,
     #[command(flatten)]
-    attester: AttesterArgs,
+    attestation: AttestationArgs,
     #[command(flatten)]
     runtime: RuntimeArgs,
 }
@@ -75,9 +76,9 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
     let args = Args::parse();
     let mut metrics = Registry::default();
     let config = UncheckedConfig::load(args.config)?;
-    let attester = args.attester.set_up(variants)?;
+    let attester = args.attestation.connect().await?;
     let anchor = TrustAnchor {
-        measured: attester.statements()?,
+        measured: variants.statements(attester.variant(), attester.shown())?,
         store: PolicyStore::new(args.policy_store),
     };
     let config = config.check(anchor, variants)?;

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use attestation::Membership;
@@ -10,7 +11,7 @@ use cluster_types::{ClusterId, NodeRole};
 use measurements::{PcrReferences, ReferenceValues};
 use tempfile::TempDir;
 use test_machines::{SOFTWARE_KEY, SOFTWARE_TPM};
-use test_services::{JoinConfigExample, mount, must_say_one_error};
+use test_services::{AttestationDaemon, JoinConfigExample, mount, must_say_one_error};
 
 const BAD: &[(&[&str], &[&str])] = &[
     (&["--address", "9090"], &["--address", "socket address"]),
@@ -24,7 +25,10 @@ const BAD: &[(&[&str], &[&str])] = &[
     ),
     (&["--policy-store", ""], &["--policy-store", "value is required"]),
     (&["--key-service", ""], &["--key-service", "value is required"]),
-    (&["--emulator", ""], &["--emulator", "value is required"]),
+    (
+        &["--attestation-socket", ""],
+        &["--attestation-socket", "value is required"],
+    ),
     (&["--session-limit", "0"], &["--session-limit", "1..=120"]),
     (&["--session-limit", "1h"], &["--session-limit", "invalid digit"]),
     (&["--verbose"], &["--verbose"]),
@@ -48,9 +52,9 @@ fn bad_input_to_each_flag_gives_one_error_that_names_it() {
     }
 }
 
-#[test]
-fn a_certificate_that_cannot_be_used_is_named() {
-    let output = run_on_member(&example(), &example(), &["--api-server-certificate", "/nonexistent"]);
+#[tokio::test]
+async fn a_certificate_that_cannot_be_used_is_named() {
+    let output = run_on_member(&example(), &example(), &["--api-server-certificate", "/nonexistent"]).await;
     must_say_one_error(
         &output,
         &["--api-server-certificate", "cannot read the API server's certificate"],
@@ -58,13 +62,13 @@ fn a_certificate_that_cannot_be_used_is_named() {
 }
 
 /// Whoever may write the configuration does not choose whom the service obeys.
-#[test]
-fn a_configuration_of_another_operator_is_refused() {
+#[tokio::test]
+async fn a_configuration_of_another_operator_is_refused() {
     let other = JoinConfigExample {
         operator_seed: [9; 32],
         ..example()
     };
-    let output = run_on_member(&example(), &other, &[]);
+    let output = run_on_member(&example(), &other, &[]).await;
     must_say_one_error(
         &output,
         &[
@@ -76,33 +80,36 @@ fn a_configuration_of_another_operator_is_refused() {
     );
 }
 
-#[test]
-fn a_configuration_of_another_cluster_is_refused() {
+#[tokio::test]
+async fn a_configuration_of_another_cluster_is_refused() {
     let other = JoinConfigExample {
         cluster: ClusterId::new([9; 32]),
         ..example()
     };
-    let output = run_on_member(&example(), &other, &[]);
+    let output = run_on_member(&example(), &other, &[]).await;
     must_say_one_error(&output, &["--config", "clusterPolicy", "is for cluster 0909"]);
 }
 
 /// Nothing would say any more which policies are too old.
-#[test]
-fn a_node_that_has_seen_no_policy_admits_nobody() {
-    let output = run_on_member(&example(), &example(), &["--policy-store", "/nonexistent"]);
+#[tokio::test]
+async fn a_node_that_has_seen_no_policy_admits_nobody() {
+    let output = run_on_member(&example(), &example(), &["--policy-store", "/nonexistent"]).await;
     must_say_one_error(&output, &["--config", "clusterPolicy", "cannot read /nonexistent"]);
 }
 
 /// Runs the service on a control plane of the cluster in `node`, with the configuration `config`.
-fn run_on_member(node: &JoinConfigExample, config: &JoinConfigExample, arguments: &[&str]) -> Output {
+async fn run_on_member(node: &JoinConfigExample, config: &JoinConfigExample, arguments: &[&str]) -> Output {
     let machine = SOFTWARE_TPM.boot_for(&node.operator().public()).unwrap();
     let member = Membership::new(node.cluster, NodeRole::ControlPlane);
     machine.attester().unwrap().measure_membership(&member).unwrap();
-    let (mounted, emulator) = (mounted(config), machine.emulator());
+    let program = Path::new(env!("CARGO_BIN_EXE_join-service"));
+    let daemon = AttestationDaemon::start(program.parent().unwrap(), SOFTWARE_TPM, &*machine).await;
+    let socket = daemon.as_ref().unwrap().join_socket();
+    let mounted = mounted(config);
     let store = mounted.path().join("newest-policy");
     std::fs::write(&store, node.policy().as_bytes()).unwrap();
     let mut command = vec!["--config", mounted.path().to_str().unwrap()];
-    command.extend(["--emulator", emulator.to_str().unwrap()]);
+    command.extend(["--attestation-socket", socket.to_str().unwrap()]);
     if !arguments.contains(&"--policy-store") {
         command.extend(["--policy-store", store.to_str().unwrap()]);
     }
@@ -142,8 +149,8 @@ fn bad_input_to_each_key_of_the_configuration_names_it() {
     }
 }
 
-#[test]
-fn values_that_every_node_has_are_refused() {
+#[tokio::test]
+async fn values_that_every_node_has_are_refused() {
     // Not even a register of the image.
     let nothing = PcrReferences::new(BTreeMap::new());
     let open = JoinConfigExample {
@@ -151,7 +158,7 @@ fn values_that_every_node_has_are_refused() {
         ..example()
     };
     must_say_one_error(
-        &run_on_member(&open, &open, &[]),
+        &run_on_member(&open, &open, &[]).await,
         &[
             "--config",
             "clusterPolicy",
@@ -161,15 +168,15 @@ fn values_that_every_node_has_are_refused() {
     );
 }
 
-#[test]
-fn a_variant_that_does_not_fit_is_refused_by_name() {
+#[tokio::test]
+async fn a_variant_that_does_not_fit_is_refused_by_name() {
     let (released, other) = (SOFTWARE_TPM.variant(), SOFTWARE_KEY.variant());
     let foreign = JoinConfigExample {
         image: SOFTWARE_KEY.image(),
         ..example()
     };
     must_say_one_error(
-        &run_on_member(&foreign, &foreign, &[]),
+        &run_on_member(&foreign, &foreign, &[]).await,
         &[
             "--config",
             "clusterPolicy",

@@ -75,7 +75,8 @@ pub async fn run(variants: &'static dyn Variants) -> Result<()> {
     let shared_files = SharedFiles::open(args.shared_files).context("--shared-files")?;
     let service = KeyService::new(master_secret, gate, shared_files, audit, refused, &mut metrics);
     let runtime = start(args.runtime, metrics).await?;
-    let listener = server::listen(&args.socket)?;
+    // Its folder has the group of the join service's user, which a new socket inherits.
+    let listener = unix_grpc::listen("--socket", &args.socket, 0o660)?;
     runtime.ready().await;
     info!(socket = %args.socket.display(), "key service ready");
     server::serve(service, listener, runtime.draining()).await

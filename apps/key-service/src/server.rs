@@ -1,10 +1,6 @@
-use std::fs::{self, Permissions};
-use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use grpc_api::kms::api_server::ApiServer;
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -18,21 +14,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_MESSAGE_LEN: usize = 512 * 1024;
 /// Of all connections together: what a request takes is in memory until it is answered or times out.
 const CONCURRENT_REQUESTS: usize = 16;
-
-/// Listens on a socket of this path, in place of one that an earlier run left there.
-pub(crate) fn listen(socket: &Path) -> Result<UnixListener> {
-    let name = socket.display();
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("--socket: cannot replace {name}"));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(socket).with_context(|| format!("--socket: cannot listen on {name}"))?;
-    fs::set_permissions(socket, Permissions::from_mode(0o600))
-        .with_context(|| format!("--socket: cannot set the mode of {name}"))?;
-    Ok(listener)
-}
 
 /// Serves `constellation.kms.v1.API` until the service drains.
 pub(crate) async fn serve(

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use attestation::{Membership, Nonce, Purpose, SessionEvidence, SessionParts};
+use attestation::{BindingParts, Membership, Nonce, Purpose, SessionEvidence, SessionParts};
 use cluster_policy::BelievedPolicy;
 use cluster_types::{ClusterId, DiskUuid, MeasurementSalt, NodeRole, OperatorPublicKey, SealingPublicKey};
 use digest::Digest;
@@ -353,7 +353,7 @@ async fn nothing_is_sealed_to_a_key_that_is_none(technology: &'static dyn Techno
     let node = JoiningNode::boot(technology).unwrap();
     let mut session = in_session(&service, &node, Purpose::Join).await;
     session.parts.sealing_key = Some(SealingPublicKey::new([0; 32]));
-    session.evidence = node.attester().attest(&session.binding()).unwrap();
+    session.evidence = node.attester().attest(&BindingParts::Session(session.parts)).unwrap();
     let refused = admit(&service, &session, WantedRole::Worker).await;
     check_refused(refused, "the node's sealing key is not usable");
 }
@@ -435,7 +435,7 @@ async fn sigterm_ends_it_cleanly_and_the_next_one_takes_its_socket() {
     assert!(status.success(), "{status}: {}", service.log());
     assert!(service.log().contains("draining after SIGTERM"));
     let mode = std::fs::metadata(service.socket()).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(mode & 0o777, 0o660);
     service.restart(programs(), SOFTWARE_TPM).await.unwrap();
     service.client().nonce(Purpose::Join).await.unwrap();
 }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use attestation::{Attester, Nonce, ReportBinding};
+use attestation::{Attester, BindingParts, Nonce};
 use error_report::Chain;
 use grpc_api::verify::api_server::Api;
 use grpc_api::verify::{GetAttestationRequest, GetAttestationResponse};
@@ -47,10 +47,10 @@ impl Quoting {
     pub(crate) async fn evidence(&self, nonce: &[u8]) -> Result<Vec<u8>, QuoteError> {
         let nonce: [u8; 32] = nonce.try_into().map_err(|_| QuoteError::Nonce(nonce.len()))?;
         let place = self.queue.clone().try_acquire_owned().map_err(|_| QuoteError::Busy)?;
-        let binding = ReportBinding::standalone(&Nonce::new(nonce));
+        let parts = BindingParts::Nonce(Nonce::new(nonce));
         let attester = self.attester.clone();
         let quote = tokio::task::spawn_blocking(move || {
-            let evidence = attester.attest(&binding);
+            let evidence = attester.attest(&parts);
             drop(place);
             evidence
         });

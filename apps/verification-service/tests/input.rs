@@ -14,10 +14,13 @@ const BAD: &[(&[&str], &[&str])] = &[
     ),
     (&["--health-address", ""], &["--health-address", "socket address"]),
     (&["--metrics-address", "x"], &["--metrics-address", "socket address"]),
-    (&["--emulator", ""], &["--emulator", "value is required"]),
     (
-        &["--emulator", "/nonexistent"],
-        &["--emulator: cannot attest with /nonexistent", "No such file"],
+        &["--attestation-socket", ""],
+        &["--attestation-socket", "value is required"],
+    ),
+    (
+        &["--attestation-socket", "/nonexistent"],
+        &["--attestation-socket: cannot attest with /nonexistent", "No such file"],
     ),
     (&["--verbose"], &["--verbose"]),
     (&["now"], &["now"]),

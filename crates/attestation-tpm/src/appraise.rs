@@ -1,8 +1,8 @@
 use std::collections::BTreeSet;
 
 use attestation::{
-    AppraisalError, AttestationResult, Endorsements, Evidence, MeasuredStatements, ReportBinding, TrustBasis, UnixTime,
-    Verifier,
+    AppraisalError, AttestationResult, Endorsements, Evidence, MeasuredStatements, ReportBinding, ShownStatements,
+    TrustBasis, UnixTime, Verifier,
 };
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use cluster_types::Variant;
@@ -11,7 +11,7 @@ use measurements::{PcrIndex, PcrValue, PcrValues};
 use tpm2_protocol::TpmUnmarshal;
 use tpm2_protocol::data::{TpmAlgId, TpmSt, TpmsAttest, TpmsQuoteInfo, TpmuAttest};
 
-use crate::policy::{measured_membership, measured_operator};
+use crate::policy::statements;
 use crate::{AttestationKey, KeyNotAccepted, MalformedEvidence, PcrPolicy, TpmEvidence};
 
 /// Appraises TPM quotes.
@@ -205,10 +205,10 @@ fn check_coverage(policy: &PcrPolicy, pcrs: &PcrValues) -> Result<(), NotAuthent
 }
 
 fn measured_statements(pcrs: &PcrValues) -> Result<MeasuredStatements, NotAuthentic> {
-    Ok(MeasuredStatements {
-        operator: measured_operator(register(pcrs, PcrIndex::OPERATOR)?),
-        membership: measured_membership(register(pcrs, PcrIndex::MEMBERSHIP)?),
-    })
+    Ok(statements(&ShownStatements {
+        operator: register(pcrs, PcrIndex::OPERATOR)?.digest(),
+        membership: register(pcrs, PcrIndex::MEMBERSHIP)?.digest(),
+    }))
 }
 
 fn register(pcrs: &PcrValues, index: PcrIndex) -> Result<PcrValue, NotAuthentic> {
@@ -424,10 +424,18 @@ mod tests {
         }
     }
 
+    fn new_node() -> MeasuredStatements {
+        let zero = PcrValue::ZERO.digest();
+        statements(&ShownStatements {
+            operator: zero,
+            membership: zero,
+        })
+    }
+
     /// `SHA-256(0 ‖ SHA-256("constellation operator v1" ‖ key))`, computed with Python's hashlib.
     #[test]
     fn the_operators_register_matches_the_vector() {
-        let shown = measured_operator(PcrValue::ZERO).shown_by(&OPERATOR);
+        let shown = new_node().operator.shown_by(&OPERATOR);
         assert_eq!(shown.to_string(), OPERATOR_VECTOR);
     }
 
@@ -436,7 +444,7 @@ mod tests {
     fn the_registers_of_members_match_the_vectors() {
         let shown = |role| {
             let membership = Membership::new(ClusterId::new([1; 32]), role);
-            measured_membership(PcrValue::ZERO).shown_by(&membership).to_string()
+            new_node().membership.shown_by(&membership).to_string()
         };
         assert_eq!(shown(NodeRole::ControlPlane), CONTROL_PLANE_VECTOR);
         assert_eq!(shown(NodeRole::Worker), WORKER_VECTOR);

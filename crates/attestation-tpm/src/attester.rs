@@ -1,13 +1,13 @@
 use std::sync::{Mutex, PoisonError};
 
 use attestation::{
-    AttestError, AttestedIdentity, Attester, DeviceError, Evidence, MeasuredStatements, MeasuringAttester, Membership,
-    ReportBinding,
+    AttestError, AttestedIdentity, Attester, BindingParts, DeviceError, Evidence, MeasuredStatements,
+    MeasuringAttester, Membership, ShownStatements,
 };
 use cluster_types::{OperatorPublicKey, Variant};
 use measurements::{PcrIndex, PcrReferences, ReferenceValues};
 
-use crate::policy::{STATEMENTS, events, measured_membership, measured_operator};
+use crate::policy::{STATEMENTS, events, statements};
 use crate::{AttestationKey, KeyNotAccepted, Tpm, TpmError, TpmEvidence};
 
 /// What we quote: every register that cannot be reset by software (16 and 23 can; 17 to 22 belong to DRTM).
@@ -82,9 +82,10 @@ impl Attester for TpmAttester {
         self.variant
     }
 
-    fn attest(&self, binding: &ReportBinding) -> Result<Evidence, AttestError> {
+    fn attest(&self, parts: &BindingParts) -> Result<Evidence, AttestError> {
+        let binding = parts.binding();
         let (pcrs, quote) = self
-            .with_tpm(|tpm| tpm.quote(self.key, &QUOTED, binding))
+            .with_tpm(|tpm| tpm.quote(self.key, &QUOTED, &binding))
             .map_err(|error| AttestError {
                 variant: self.variant,
                 source: error.into(),
@@ -120,10 +121,10 @@ impl MeasuringAttester for TpmAttester {
         let read = |tpm: &mut Tpm| {
             let registers = tpm.read_pcrs(&STATEMENTS)?;
             let register = |index| registers.get(&index).copied().ok_or(TpmError::NoSuchPcr(index));
-            Ok(MeasuredStatements {
-                operator: measured_operator(register(PcrIndex::OPERATOR)?),
-                membership: measured_membership(register(PcrIndex::MEMBERSHIP)?),
-            })
+            Ok(statements(&ShownStatements {
+                operator: register(PcrIndex::OPERATOR)?.digest(),
+                membership: register(PcrIndex::MEMBERSHIP)?.digest(),
+            }))
         };
         self.with_tpm(read).map_err(self.failed())
     }

@@ -18,4 +18,4 @@ pub use attester::{SetUpError, TpmAttester};
 pub use device::{DeviceTransport, SocketTransport, Tpm, TpmError, Transport};
 pub use evidence::{MalformedEvidence, TpmEvidence};
 pub use key::{AttestationKey, KeyNotAccepted};
-pub use policy::PcrPolicy;
+pub use policy::{PcrPolicy, statements};

@@ -1,4 +1,7 @@
-use attestation::{Claim, Comparison, Expectations, ExpectedStatements, Measured, Membership, Severity};
+use attestation::{
+    Claim, Comparison, Expectations, ExpectedStatements, Measured, MeasuredStatements, Membership, Severity,
+    ShownStatements,
+};
 use cluster_types::OperatorPublicKey;
 use digest::Digest;
 use document::DocumentError;
@@ -62,18 +65,25 @@ impl PcrPolicy {
     }
 }
 
-/// What PCR 15 says: zero on a new node; on a member extended with the cluster id, then with the role.
-pub(crate) fn measured_membership(register: PcrValue) -> Measured<Membership> {
-    Measured::new("PCR 15", register.digest(), PcrValue::ZERO.digest(), register_of)
+/// What PCR 14 and PCR 15 say.
+///
+/// - PCR 14: zero after power-on, then extended with the operator's key.
+/// - PCR 15: zero on a new node; on a member extended with the cluster id, then with the role.
+#[must_use]
+pub fn statements(shown: &ShownStatements) -> MeasuredStatements {
+    let ShownStatements { operator, membership } = *shown;
+    let nothing = PcrValue::ZERO.digest();
+    MeasuredStatements {
+        operator: Measured::new("PCR 14", operator, nothing, operator_register),
+        membership: Measured::new("PCR 15", membership, nothing, membership_register),
+    }
 }
 
-/// What PCR 14 says: zero after power-on, then extended with the operator's key.
-pub(crate) fn measured_operator(register: PcrValue) -> Measured<OperatorPublicKey> {
-    let shown = |operator: &OperatorPublicKey| PcrValue::ZERO.event(&operator.event()).digest();
-    Measured::new("PCR 14", register.digest(), PcrValue::ZERO.digest(), shown)
+fn operator_register(operator: &OperatorPublicKey) -> Digest {
+    PcrValue::ZERO.event(&operator.event()).digest()
 }
 
-fn register_of(membership: &Membership) -> Digest {
+fn membership_register(membership: &Membership) -> Digest {
     events(membership)
         .iter()
         .fold(PcrValue::ZERO, |register, event| register.event(event))

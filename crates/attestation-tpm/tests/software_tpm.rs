@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 
 use attestation::{
-    AppraisalError, AttestationResult, Attester, Endorsements, Evidence, Expectations, ExpectedMembership,
-    ExpectedStatements, MeasuringAttester, Membership, Nonce, Outcome, ReportBinding, TrustBasis, UnixTime, Verifier,
+    AppraisalError, AttestationResult, Attester, BindingParts, Endorsements, Evidence, Expectations,
+    ExpectedMembership, ExpectedStatements, MeasuringAttester, Membership, Nonce, Outcome, ReportBinding, TrustBasis,
+    UnixTime, Verifier,
 };
 use attestation_tpm::{PcrPolicy, SocketTransport, Tpm, TpmAttester, TpmVerifier};
 use cluster_types::{ClusterId, NodeRole, OperatorPublicKey, Variant};
@@ -38,17 +39,17 @@ fn appraise(
 }
 
 fn check(node: &TpmAttester, image: ReferenceValues, membership: ExpectedMembership) -> AttestationResult {
-    let binding = binding();
-    let evidence = node.attest(&binding).unwrap();
+    let parts = parts();
+    let evidence = node.attest(&parts).unwrap();
     let statements = ExpectedStatements {
         operator: OPERATOR,
         membership,
     };
-    appraise(&Expectations { image, statements }, &evidence, &binding).unwrap()
+    appraise(&Expectations { image, statements }, &evidence, &parts.binding()).unwrap()
 }
 
-fn binding() -> ReportBinding {
-    ReportBinding::standalone(&Nonce::generate())
+fn parts() -> BindingParts {
+    BindingParts::Nonce(Nonce::generate())
 }
 
 fn boot(attester: &TpmAttester) {
@@ -114,7 +115,7 @@ fn a_node_expects_its_own_image_and_no_other() {
 fn evidence_does_not_serve_twice() {
     let tpm = SoftwareTpm::start().unwrap();
     let node = attester(&tpm);
-    let evidence = node.attest(&binding()).unwrap();
+    let evidence = node.attest(&parts()).unwrap();
     let expectations = Expectations {
         image: image(),
         statements: ExpectedStatements {
@@ -122,7 +123,7 @@ fn evidence_does_not_serve_twice() {
             membership: ExpectedMembership::New,
         },
     };
-    assert!(appraise(&expectations, &evidence, &binding()).is_err());
+    assert!(appraise(&expectations, &evidence, &parts().binding()).is_err());
 }
 
 #[test]

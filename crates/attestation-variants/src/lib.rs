@@ -8,7 +8,8 @@ mod qemu_vtpm;
 use std::sync::Arc;
 
 use attestation::{
-    AttesterSource, Expectations, MeasuringAttester, SetUpAttesterError, SetUpVerifierError, Variants, Verifier,
+    AttesterSource, Expectations, MeasuredStatements, MeasuringAttester, SetUpAttesterError, SetUpVerifierError,
+    ShownStatements, Variants, Verifier,
 };
 use cluster_types::Variant;
 
@@ -29,6 +30,13 @@ impl Variants for ReleaseVariants {
         expectations.image.must_be_for(variant)?;
         match variant {
             Variant::QemuVtpm => qemu_vtpm::verifier(expectations),
+            Variant::TestKey => Err(SetUpVerifierError::not_supported(variant, self.supported())),
+        }
+    }
+
+    fn statements(&self, variant: Variant, shown: &ShownStatements) -> Result<MeasuredStatements, SetUpVerifierError> {
+        match variant {
+            Variant::QemuVtpm => Ok(attestation_tpm::statements(shown)),
             Variant::TestKey => Err(SetUpVerifierError::not_supported(variant, self.supported())),
         }
     }

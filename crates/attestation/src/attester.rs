@@ -1,18 +1,18 @@
 use cluster_types::{OperatorPublicKey, Variant};
 use measurements::ReferenceValues;
 
-use crate::{AttestedIdentity, Evidence, Measured, MeasuredStatements, Membership, ReportBinding};
+use crate::{AttestedIdentity, BindingParts, Evidence, Measured, MeasuredStatements, Membership};
 
 /// Produces Evidence about the machine it runs on (RFC 9334 section 4.1).
 pub trait Attester: Send + Sync {
     /// The technology of the Evidence.
     fn variant(&self) -> Variant;
 
-    /// Makes Evidence bound to these bytes. Blocks for as long as the device takes.
+    /// Makes Evidence bound to these parts. Blocks for as long as the device takes.
     ///
     /// # Errors
-    /// When the device fails.
-    fn attest(&self, binding: &ReportBinding) -> Result<Evidence, AttestError>;
+    /// When the device fails, or this attester is for something else.
+    fn attest(&self, parts: &BindingParts) -> Result<Evidence, AttestError>;
 }
 
 /// The device could not produce Evidence.

@@ -149,6 +149,26 @@ pub struct SessionEvidence {
     pub evidence: Evidence,
 }
 
+/// What Evidence is to be bound to, in full: an attester that has a fixed purpose sees whether this is it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindingParts {
+    /// One TLS session.
+    Session(SessionParts),
+    /// A nonce alone, for Evidence that is fetched without attested TLS.
+    Nonce(Nonce),
+}
+
+impl BindingParts {
+    /// The bytes that the Evidence must carry.
+    #[must_use]
+    pub fn binding(&self) -> ReportBinding {
+        match self {
+            Self::Session(parts) => ReportBinding::for_session(parts),
+            Self::Nonce(nonce) => ReportBinding::standalone(nonce),
+        }
+    }
+}
+
 /// The 64 bytes that a report carries, or the first half of them where it has no room for more.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ReportBinding([u8; 64]);

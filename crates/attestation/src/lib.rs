@@ -21,11 +21,13 @@ mod variants;
 
 pub use appraisal::{AppraisalError, Endorsements, UnixTime, Verifier, Verifiers, any_of};
 pub use attester::{AttestError, Attester, DeviceError, MeasuringAttester};
-pub use binding::{Direction, Nonce, Purpose, ReportBinding, SessionEvidence, SessionParts, UnknownPurpose};
+pub use binding::{
+    BindingParts, Direction, Nonce, Purpose, ReportBinding, SessionEvidence, SessionParts, UnknownPurpose,
+};
 pub use claim::{Claim, ClaimValue, Comparison, Finding, Severity};
 pub use evidence::{Evidence, MAX_EVIDENCE_LEN, ParseEvidenceError};
 pub use measured::Measured;
 pub use membership::{ExpectedMembership, Membership};
 pub use result::{Affirmed, AttestationResult, AttestedIdentity, NotAffirmed, Outcome, TrustBasis};
-pub use statements::{ExpectedStatements, MeasuredStatements};
+pub use statements::{ExpectedStatements, MeasuredStatements, ShownStatements};
 pub use variants::{AttesterSource, Expectations, SetUpAttesterError, SetUpVerifierError, Variants};

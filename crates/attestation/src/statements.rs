@@ -1,4 +1,5 @@
 use cluster_types::OperatorPublicKey;
+use digest::Digest;
 
 use crate::{Claim, ExpectedMembership, Measured, Membership};
 
@@ -20,7 +21,25 @@ pub struct ExpectedStatements {
     pub membership: ExpectedMembership,
 }
 
+/// What a node shows for each of its statements, so that it can be sent to a program without the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShownStatements {
+    /// For the operator whom it obeys.
+    pub operator: Digest,
+    /// For what it is part of.
+    pub membership: Digest,
+}
+
 impl MeasuredStatements {
+    /// What the node shows.
+    #[must_use]
+    pub fn shown(&self) -> ShownStatements {
+        ShownStatements {
+            operator: self.operator.shown(),
+            membership: self.membership.shown(),
+        }
+    }
+
     /// Compares each with what is expected.
     pub(crate) fn claims(&self, expected: &ExpectedStatements) -> [Claim; 2] {
         let ExpectedStatements { operator, membership } = expected;

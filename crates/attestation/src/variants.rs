@@ -4,7 +4,7 @@ use std::sync::Arc;
 use cluster_types::Variant;
 use measurements::{AnotherVariant, ReferenceValues};
 
-use crate::{ExpectedStatements, MeasuringAttester, Verifier};
+use crate::{ExpectedStatements, MeasuredStatements, MeasuringAttester, ShownStatements, Verifier};
 
 /// The variants that a program can attest and appraise.
 ///
@@ -25,6 +25,12 @@ pub trait Variants: Send + Sync {
     /// # Errors
     /// When there is no verifier for it, or the reference values are not its own.
     fn verifier(&self, variant: Variant, expectations: &Expectations) -> Result<Box<dyn Verifier>, SetUpVerifierError>;
+
+    /// What a machine of this variant has measured if its device shows this. Whoever told it decides what the answer is worth.
+    ///
+    /// # Errors
+    /// When there is no verifier for the variant.
+    fn statements(&self, variant: Variant, shown: &ShownStatements) -> Result<MeasuredStatements, SetUpVerifierError>;
 }
 
 /// The device that attests: the real one, or a stand-in.

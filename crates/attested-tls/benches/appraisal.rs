@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 use anyhow::{Result, ensure};
-use attestation::{Attester, Evidence, ExpectedMembership, Nonce, Outcome, ReportBinding, UnixTime};
+use attestation::{Attester, BindingParts, Evidence, ExpectedMembership, Nonce, Outcome, UnixTime};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
@@ -29,8 +29,9 @@ fn main() -> Result<()> {
 /// From the bytes of a peer to a verdict.
 fn appraisals() -> Result<Samples> {
     let verifiers = verifiers(SOFTWARE_TPM, ExpectedMembership::New);
-    let binding = ReportBinding::standalone(&Nonce::generate());
-    let bytes = InProcessAttester::generate().attest(&binding)?.encode();
+    let parts = BindingParts::Nonce(Nonce::generate());
+    let binding = parts.binding();
+    let bytes = InProcessAttester::generate().attest(&parts)?.encode();
     Samples::take(Clock::Wall, ROUNDS, || {
         let result = verifiers.appraise(&Evidence::parse(&bytes)?, &binding, UnixTime::from_seconds(0))?;
         ensure!(result.outcome() == Outcome::Affirming, "good evidence is refused");

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attestation::{
-    AppraisalError, AttestError, Attester, Evidence, ExpectedMembership, MeasuringAttester, Membership, Nonce, Outcome,
-    Purpose, ReportBinding, SessionEvidence, UnixTime,
+    AppraisalError, AttestError, Attester, BindingParts, Evidence, ExpectedMembership, MeasuringAttester, Membership,
+    Nonce, Outcome, Purpose, SessionEvidence, UnixTime,
 };
 use cluster_types::{ClusterId, NodeRole, OperatorPublicKey, SealingPublicKey, Variant};
 use test_machines::{Machine, SOFTWARE_KEY, SOFTWARE_TPM, Technology, for_each_technology, verifiers};
@@ -256,8 +256,8 @@ impl Attester for Relabelled {
         self.variant
     }
 
-    fn attest(&self, binding: &ReportBinding) -> Result<Evidence, AttestError> {
-        let evidence = self.attester.attest(binding)?;
+    fn attest(&self, parts: &BindingParts) -> Result<Evidence, AttestError> {
+        let evidence = self.attester.attest(parts)?;
         Ok(Evidence {
             variant: self.variant,
             ..evidence

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use attestation::{
-    Attester, Direction, Evidence, Nonce, Purpose, ReportBinding, SessionEvidence, SessionParts, UnixTime, Verifiers,
+    Attester, BindingParts, Direction, Evidence, Nonce, Purpose, ReportBinding, SessionEvidence, SessionParts,
+    UnixTime, Verifiers,
 };
 use cluster_types::SealingPublicKey;
 use digest::Digest;
@@ -176,7 +177,7 @@ impl Exchange<'_> {
         let (Some(nonce), Some(attester)) = (agreed.peer_nonce, self.attester) else {
             return Ok(None);
         };
-        let binding = ReportBinding::for_session(&SessionParts {
+        let parts = BindingParts::Session(SessionParts {
             direction: self.direction,
             exporter: agreed.exporter,
             attester_leaf: *self.leaf,
@@ -186,11 +187,11 @@ impl Exchange<'_> {
             sealing_key: self.sealing_key,
         });
         let attester = attester.clone();
-        let evidence = tokio::task::spawn_blocking(move || attester.attest(&binding))
+        let evidence = tokio::task::spawn_blocking(move || attester.attest(&parts))
             .await
             .map_err(|_| io::Error::other("the attesting task was cancelled"))??;
         frame::write(tls, Kind::Evidence(evidence.encode())).await?;
-        Ok(Some(binding))
+        Ok(Some(parts.binding()))
     }
 
     /// Reads and appraises the peer's Evidence if the policy requires it, and tells the peer if it is refused.

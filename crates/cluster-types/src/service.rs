@@ -1,3 +1,5 @@
+use std::ops::RangeInclusive;
+
 /// Our programs that run as pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
@@ -24,9 +26,10 @@ impl Service {
     /// All services. The key service comes first, because the join service calls it.
     pub const ALL: [Self; 3] = [Self::Key, Self::Join, Self::Verification];
 
-    /// The user of the key service: nobody else's on a node, because its files hold the cluster's keys. systemd gives these numbers to no one
-    /// (`docs/UIDS-GIDS.md` in its sources), and other container images have smaller or larger ones.
-    pub const KEY_SERVICE_USER: u32 = 61_000;
+    /// The users of the services, each nobody else's on a node: they own the files and sockets of their services, and the key service's
+    /// files hold the cluster's keys. systemd gives these numbers to no one (`docs/UIDS-GIDS.md` in its sources), and other container
+    /// images have smaller or larger ones.
+    pub const USERS: RangeInclusive<u32> = 61_000..=61_002;
 
     /// The Kubernetes namespace of the services and their configuration.
     pub const NAMESPACE: &str = "kube-system";
@@ -38,6 +41,16 @@ impl Service {
             Self::Join => "join-service",
             Self::Key => "key-service",
             Self::Verification => "verification-service",
+        }
+    }
+
+    /// The number of the user that it runs as, one of [`Self::USERS`].
+    #[must_use]
+    pub const fn user(self) -> u32 {
+        match self {
+            Self::Key => 61_000,
+            Self::Join => 61_001,
+            Self::Verification => 61_002,
         }
     }
 
@@ -76,5 +89,18 @@ impl ServicePort {
 
     const fn new(name: &'static str, number: u16, on_node: Option<u16>) -> Self {
         Self { name, number, on_node }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_service_has_a_user_of_its_own() {
+        let users: BTreeSet<_> = Service::ALL.into_iter().map(Service::user).collect();
+        assert_eq!(users, Service::USERS.collect());
     }
 }

@@ -15,6 +15,8 @@ use crate::volumes::host_path;
 
 const HEALTH_PORT: i32 = 8090;
 const METRICS_PORT: i32 = 8091;
+/// Where the attestation daemon makes its sockets, a folder for each service.
+const ATTESTATION_SOCKETS: &str = "/run/constellation/attestation";
 /// None of the keys that lie beside it.
 const API_SERVER_CERTIFICATE: &str = "/etc/kubernetes/pki/apiserver.crt";
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
@@ -64,6 +66,9 @@ fn pod(service: Service) -> PodSpec {
             ..Toleration::default()
         }]),
         security_context: Some(PodSecurityContext {
+            run_as_user: Some(service.user().into()),
+            run_as_group: Some(service.user().into()),
+            run_as_non_root: Some(true),
             seccomp_profile: Some(SeccompProfile {
                 type_: "RuntimeDefault".into(),
                 ..SeccompProfile::default()
@@ -93,33 +98,21 @@ fn container(service: Service) -> Container {
             ..probe(20)
         }),
         resources: Some(resources()),
-        security_context: Some(security(service)),
+        security_context: Some(least()),
         ..Container::default()
     }
 }
 
-/// Only root can open the TPM, and the kernel allows devices only in privileged containers. The key service does not need it.
-fn security(service: Service) -> SecurityContext {
-    let least = SecurityContext {
+/// No service opens a device: the attestation daemon does.
+fn least() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities {
+            drop: Some(vec!["ALL".into()]),
+            ..Capabilities::default()
+        }),
         read_only_root_filesystem: Some(true),
         ..SecurityContext::default()
-    };
-    match service {
-        Service::Key => SecurityContext {
-            run_as_user: Some(Service::KEY_SERVICE_USER.into()),
-            run_as_group: Some(Service::KEY_SERVICE_USER.into()),
-            run_as_non_root: Some(true),
-            allow_privilege_escalation: Some(false),
-            capabilities: Some(Capabilities {
-                drop: Some(vec!["ALL".into()]),
-                ..Capabilities::default()
-            }),
-            ..least
-        },
-        Service::Join | Service::Verification => SecurityContext {
-            privileged: Some(true),
-            ..least
-        },
     }
 }
 
@@ -179,10 +172,10 @@ fn mounts(service: Service) -> Vec<Mount> {
             join_config().at("/var/config", true),
             host_path("policy", "/run/state/constellation/policy", "Directory").at("/run/constellation/policy", false),
             host_path("api-server", API_SERVER_CERTIFICATE, "File").at(API_SERVER_CERTIFICATE, true),
-            host_path("tpm", "/dev/tpmrm0", "CharDevice").at("/dev/tpmrm0", false),
+            attestation_socket(service).at(ATTESTATION_SOCKETS, true),
             key_service_socket().at("/run/constellation/key-service", true),
         ],
-        Service::Verification => vec![host_path("tpm", "/dev/tpmrm0", "CharDevice").at("/dev/tpmrm0", false)],
+        Service::Verification => vec![attestation_socket(service).at(ATTESTATION_SOCKETS, true)],
     }
 }
 
@@ -212,6 +205,12 @@ fn join_config() -> Volume {
         config_map: Some(source),
         ..Volume::default()
     }
+}
+
+/// The folder with the attestation daemon's socket for this service.
+fn attestation_socket(service: Service) -> Volume {
+    let folder = format!("{ATTESTATION_SOCKETS}/{}", service.name());
+    host_path("attestation", &folder, "Directory")
 }
 
 /// The folder with the key service's socket: not the socket itself, which is another one after each start.

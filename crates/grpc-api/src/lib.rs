@@ -16,6 +16,15 @@
     reason = "generated code; its documentation is in the .proto sources"
 )]
 
+/// Attesting for the services of a node.
+pub mod attestation {
+    pub use v1::*;
+
+    pub(crate) mod v1 {
+        tonic::include_proto!("constellation.attestation.v1");
+    }
+}
+
 /// Components of Kubernetes that nodes install.
 pub mod components {
     pub use v1::*;
@@ -91,6 +100,10 @@ mod tests {
             T::NAME
         }
         assert_eq!(
+            name::<super::attestation::api_server::ApiServer<()>>(),
+            "constellation.attestation.v1.API"
+        );
+        assert_eq!(
             name::<super::init::api_server::ApiServer<()>>(),
             "constellation.init.v1.API"
         );
@@ -126,8 +139,8 @@ mod tests {
             let text = fs::read_to_string(file.unwrap().path()).unwrap();
             for message in text.split("\nmessage ").skip(1) {
                 let (head, fields) = message.split_once('\n').unwrap();
-                let (fields, _) = fields.split_once("\n}").unwrap();
-                let highest = fields.lines().flat_map(numbers).max().unwrap();
+                let (fields, _) = fields.split_once('}').unwrap();
+                let highest = fields.lines().flat_map(numbers).max().unwrap_or(0);
                 let expected = format!("{{ // next number: {}", highest + 1);
                 assert!(head.ends_with(&expected), "message {head}: expected `{expected}`");
             }

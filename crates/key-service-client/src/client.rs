@@ -1,5 +1,5 @@
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use attestation::{Nonce, Purpose, SessionEvidence};
@@ -9,9 +9,7 @@ use cluster_policy::BelievedPolicy;
 use cluster_types::{DiskUuid, MeasurementSalt, SealingPublicKey};
 use grpc_api::kms;
 use grpc_api::kms::api_client::ApiClient;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// Time limit for one attempt.
@@ -75,14 +73,8 @@ impl KeyServiceClient {
     /// Will connect to this socket when the first call is made.
     #[must_use]
     pub fn new(socket: &Path) -> Self {
-        let socket: PathBuf = socket.into();
-        let connector = tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
-        });
-        let endpoint = Endpoint::from_static("http://key-service.invalid").timeout(TIMEOUT);
         Self {
-            channel: endpoint.connect_with_connector_lazy(connector),
+            channel: unix_grpc::channel(socket, TIMEOUT),
         }
     }
 

@@ -1,4 +1,4 @@
-use attestation::{AttestError, Attester, Evidence, ReportBinding};
+use attestation::{AttestError, Attester, BindingParts, Evidence, ReportBinding};
 use attestation_tpm::TpmEvidence;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
@@ -43,8 +43,8 @@ impl Attester for InProcessAttester {
         Variant::QemuVtpm
     }
 
-    fn attest(&self, binding: &ReportBinding) -> Result<Evidence, AttestError> {
-        let attest = attest_bytes(&self.pcrs, binding);
+    fn attest(&self, parts: &BindingParts) -> Result<Evidence, AttestError> {
+        let attest = attest_bytes(&self.pcrs, &parts.binding());
         let evidence = TpmEvidence {
             key: public_area(&self.key),
             signature: signature(&self.key, &attest),

@@ -22,7 +22,7 @@ use tonic::Status;
 
 use crate::join_config::write;
 use crate::process::Listens;
-use crate::{JoinConfigExample, JoiningNode, KeyService, ServiceProcess, mount};
+use crate::{AttestationDaemon, JoinConfigExample, JoiningNode, KeyService, ServiceProcess, mount};
 
 /// A ticket, and the secrets that only its node can read.
 #[derive(Debug)]
@@ -46,6 +46,7 @@ pub struct ControlPlane {
     key_service: KeyService,
     cluster: TestCluster,
     folder: TempDir,
+    attestation: AttestationDaemon,
     _machine: Box<dyn Machine>,
 }
 
@@ -79,18 +80,22 @@ impl ControlPlane {
         write_api_server_certificate(&folder.path().join(CERTIFICATE))?;
         apply(&cluster, &config.components).await?;
         let address = free_address()?;
+        let attestation = AttestationDaemon::start(programs, technology, &*machine).await?;
         let mut command = program(technology, programs, Service::Join.name());
         command
             .args(arguments)
+            .arg("--attestation-socket")
+            .arg(attestation.join_socket())
             .env("KUBECONFIG", cluster.kubeconfig(Service::Join.name()).await?)
             .arg("--key-service")
             .arg(key_service.socket());
         Ok(Self {
-            join_service: start_join_service(command, folder.path(), &*machine, &address).await?,
+            join_service: start_join_service(command, folder.path(), &address).await?,
             address,
             key_service,
             cluster,
             folder,
+            attestation,
             _machine: machine,
         })
     }
@@ -105,6 +110,12 @@ impl ControlPlane {
     #[must_use]
     pub fn key_service(&self) -> &KeyService {
         &self.key_service
+    }
+
+    /// Through which the join service attests.
+    #[must_use]
+    pub fn attestation(&self) -> &AttestationDaemon {
+        &self.attestation
     }
 
     /// The API server.
@@ -209,10 +220,10 @@ impl ControlPlane {
         grant.sign(&OperatorKey::of(self.master_secret()))
     }
 
-    /// Everything both services logged so far.
+    /// Everything the services and the daemon logged so far.
     #[must_use]
     pub fn logs(&self) -> String {
-        self.key_service.log() + &self.join_service.log()
+        self.key_service.log() + &self.join_service.log() + &self.attestation.process().log()
     }
 }
 
@@ -236,12 +247,7 @@ async fn apply(cluster: &TestCluster, components: &ComponentList) -> Result<()> 
     cluster.wait_until_allowed(account, "create", "", "secrets").await
 }
 
-async fn start_join_service(
-    mut command: Command,
-    folder: &Path,
-    machine: &dyn Machine,
-    address: &str,
-) -> Result<ServiceProcess> {
+async fn start_join_service(mut command: Command, folder: &Path, address: &str) -> Result<ServiceProcess> {
     command
         .args(["--address", address])
         .arg("--config")
@@ -249,8 +255,6 @@ async fn start_join_service(
         .arg("--policy-store")
         .arg(folder.join(POLICY_STORE))
         .arg("--api-server-certificate")
-        .arg(folder.join(CERTIFICATE))
-        .arg("--emulator")
-        .arg(machine.emulator());
+        .arg(folder.join(CERTIFICATE));
     ServiceProcess::start(command, &Listens::Tcp(address.to_owned()), folder.join("log")).await
 }

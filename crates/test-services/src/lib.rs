@@ -4,6 +4,7 @@
 //! image. [`ControlPlane`] holds a join service with all it needs, and [`JoiningNode`] is a machine that wants to join. Nothing a
 //! release contains depends on this crate; `xtask tidy` checks that.
 
+mod attestation_daemon;
 mod control_plane;
 mod join_config;
 mod key_service;
@@ -11,6 +12,7 @@ mod node;
 mod process;
 mod verification_service;
 
+pub use attestation_daemon::AttestationDaemon;
 pub use control_plane::{Admitted, ControlPlane};
 pub use join_config::{JoinConfigExample, SALT, mount};
 pub use key_service::{KeyService, cluster_config};

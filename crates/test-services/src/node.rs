@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use attestation::{
-    Attester, Direction, ExpectedMembership, MeasuringAttester, Nonce, Purpose, ReportBinding, SessionEvidence,
+    Attester, BindingParts, Direction, ExpectedMembership, MeasuringAttester, Nonce, Purpose, SessionEvidence,
     SessionParts,
 };
 use attested_tls::{Endpoint, PeerPolicy};
@@ -88,7 +88,7 @@ pub fn presented(attester: &dyn Attester, nonce: Nonce, purpose: Purpose, key: &
         purpose,
         sealing_key: Some(key.public()),
     };
-    let evidence = attester.attest(&ReportBinding::for_session(&parts))?;
+    let evidence = attester.attest(&BindingParts::Session(parts))?;
     Ok(SessionEvidence { parts, evidence })
 }
 

@@ -38,10 +38,13 @@ pub struct ServiceProcess {
 impl ServiceProcess {
     /// Starts a service with what all of them need, and waits until it listens.
     pub(crate) async fn start(mut command: Command, listens: &Listens, log: PathBuf) -> Result<Self> {
-        command
-            .args(["--health-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"])
-            .stdin(Stdio::null())
-            .stderr(File::create(&log)?);
+        command.args(["--health-address", "127.0.0.1:0", "--metrics-address", "127.0.0.1:0"]);
+        Self::start_program(command, listens, log).await
+    }
+
+    /// Starts a program, and waits until it listens.
+    pub(crate) async fn start_program(mut command: Command, listens: &Listens, log: PathBuf) -> Result<Self> {
+        command.stdin(Stdio::null()).stderr(File::create(&log)?);
         let child = command.spawn().with_context(|| {
             format!("{command:?}: is it built? `make test` and `make bench` build all programs first")
         })?;

@@ -1,25 +1,27 @@
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::Result;
 use cluster_types::Service;
 use tempfile::TempDir;
 use test_cluster::free_address;
-use test_machines::{Machine, Technology, program};
+use test_machines::{Machine, Technology};
 
-use crate::ServiceProcess;
 use crate::process::Listens;
+use crate::{AttestationDaemon, ServiceProcess};
 
-/// A verification service and the machine it runs on.
+/// A verification service, the attestation daemon beside it, and the machine they run on.
 pub struct VerificationService {
     process: ServiceProcess,
     address: String,
     http_address: String,
     _folder: TempDir,
+    _attestation: AttestationDaemon,
     _machine: Box<dyn Machine>,
 }
 
 impl VerificationService {
-    /// Starts both.
+    /// Starts all of them.
     ///
     /// # Errors
     /// When one of them does not come up.
@@ -27,24 +29,26 @@ impl VerificationService {
         Self::start_on(technology.boot()?, programs, technology).await
     }
 
-    /// Starts the service on a machine.
+    /// Starts daemon and service on a machine.
     ///
     /// # Errors
     /// When it does not come up.
     pub async fn start_on(machine: Box<dyn Machine>, programs: &Path, technology: &dyn Technology) -> Result<Self> {
         let folder = TempDir::with_prefix("verification-service-")?;
         let (address, http_address) = (free_address()?, free_address()?);
-        let mut command = program(technology, programs, Service::Verification.name());
+        let attestation = AttestationDaemon::start(programs, technology, &*machine).await?;
+        let mut command = Command::new(programs.join(Service::Verification.name()));
         command
             .args(["--address", &address])
             .args(["--http-address", &http_address])
-            .arg("--emulator")
-            .arg(machine.emulator());
+            .arg("--attestation-socket")
+            .arg(attestation.verification_socket());
         Ok(Self {
             process: ServiceProcess::start(command, &Listens::Tcp(address.clone()), folder.path().join("log")).await?,
             address,
             http_address,
             _folder: folder,
+            _attestation: attestation,
             _machine: machine,
         })
     }

@@ -171,7 +171,7 @@ fn check_binding(report: &Report, binding: &ReportBinding) -> Result<(), NotAuth
 
 #[cfg(test)]
 mod tests {
-    use attestation::{Attester, ExpectedMembership, MeasuringAttester, Membership, Nonce, Outcome};
+    use attestation::{Attester, BindingParts, ExpectedMembership, MeasuringAttester, Membership, Nonce, Outcome};
     use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
     use measurements::ReferenceValues;
 
@@ -200,8 +200,10 @@ mod tests {
         }
     }
 
+    const PARTS: BindingParts = BindingParts::Nonce(Nonce::new([7; 32]));
+
     fn binding() -> ReportBinding {
-        ReportBinding::standalone(&Nonce::new([7; 32]))
+        PARTS.binding()
     }
 
     fn verifier(membership: ExpectedMembership) -> KeyVerifier {
@@ -214,14 +216,14 @@ mod tests {
     }
 
     fn outcome(machine: &Fixture, membership: ExpectedMembership) -> Outcome {
-        let evidence = machine.attester.attest(&binding()).unwrap();
+        let evidence = machine.attester.attest(&PARTS).unwrap();
         let result = verifier(membership).check(&evidence.body, &binding(), NOW);
         result.unwrap().outcome()
     }
 
     /// Lets the test change a good body before it is appraised.
     fn check(change: impl FnOnce(&mut SignedReport)) -> NotAuthentic {
-        let body = machine().attester.attest(&binding()).unwrap().body;
+        let body = machine().attester.attest(&PARTS).unwrap().body;
         let mut signed = serde_json::from_slice(&body).unwrap();
         change(&mut signed);
         let body = serde_json::to_vec(&signed).unwrap();
@@ -277,7 +279,7 @@ mod tests {
 
     #[test]
     fn rejects_a_report_for_another_binding() {
-        let evidence = machine().attester.attest(&binding()).unwrap();
+        let evidence = machine().attester.attest(&PARTS).unwrap();
         let other = ReportBinding::standalone(&Nonce::new([8; 32]));
         let result = verifier(ExpectedMembership::New).check(&evidence.body, &other, NOW);
         assert!(matches!(result, Err(NotAuthentic::Binding { .. })));
@@ -285,7 +287,7 @@ mod tests {
 
     #[test]
     fn rejects_everything_when_the_reference_values_have_ended() {
-        let evidence = machine().attester.attest(&binding()).unwrap();
+        let evidence = machine().attester.attest(&PARTS).unwrap();
         let appraise = |now| {
             let verifier = verifier(ExpectedMembership::New);
             verifier.check(&evidence.body, &binding(), UnixTime::from_seconds(now))

@@ -1,6 +1,6 @@
 use attestation::{
-    AttestError, AttestedIdentity, Attester, DeviceError, Evidence, MeasuredStatements, MeasuringAttester, Membership,
-    ReportBinding,
+    AttestError, AttestedIdentity, Attester, BindingParts, DeviceError, Evidence, MeasuredStatements,
+    MeasuringAttester, Membership, ReportBinding,
 };
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use cluster_types::{OperatorPublicKey, Variant};
@@ -50,8 +50,8 @@ impl Attester for KeyAttester {
         VARIANT
     }
 
-    fn attest(&self, binding: &ReportBinding) -> Result<Evidence, AttestError> {
-        let body = self.signed_report(binding).map_err(|error| AttestError {
+    fn attest(&self, parts: &BindingParts) -> Result<Evidence, AttestError> {
+        let body = self.signed_report(&parts.binding()).map_err(|error| AttestError {
             variant: VARIANT,
             source: error.into(),
         })?;

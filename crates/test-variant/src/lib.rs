@@ -13,7 +13,8 @@ mod variant;
 use std::sync::Arc;
 
 use attestation::{
-    AttesterSource, Expectations, MeasuringAttester, SetUpAttesterError, SetUpVerifierError, Variants, Verifier,
+    AttesterSource, Expectations, MeasuredStatements, MeasuringAttester, SetUpAttesterError, SetUpVerifierError,
+    ShownStatements, Variants, Verifier,
 };
 use cluster_types::Variant;
 
@@ -21,6 +22,8 @@ pub use appraise::{KeyReferences, KeyVerifier, NotAuthentic};
 pub use attester::KeyAttester;
 pub use key_file::{KeyFile, KeyFileError};
 pub use variant::VARIANT;
+
+use crate::report::measured_if_shown;
 
 /// This variant and no other.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +59,14 @@ impl Variants for TestKeyVariants {
                 variant,
                 source: error.into(),
             }),
+        }
+    }
+
+    fn statements(&self, variant: Variant, shown: &ShownStatements) -> Result<MeasuredStatements, SetUpVerifierError> {
+        if variant == VARIANT {
+            Ok(measured_if_shown(shown))
+        } else {
+            Err(SetUpVerifierError::not_supported(variant, self.supported()))
         }
     }
 }

@@ -1,4 +1,4 @@
-use attestation::{Measured, MeasuredStatements, Membership};
+use attestation::{Measured, MeasuredStatements, Membership, ShownStatements};
 use cluster_types::OperatorPublicKey;
 use digest::Digest;
 use serde::{Deserialize, Serialize};
@@ -50,11 +50,19 @@ pub(crate) fn statement_of_operator(operator: &OperatorPublicKey) -> String {
 /// Statements are shown as the digest of all of them, in their order.
 pub(crate) fn measured(statements: &Statements) -> MeasuredStatements {
     let Statements { operators, memberships } = statements;
+    measured_if_shown(&ShownStatements {
+        operator: shown(operators),
+        membership: shown(memberships),
+    })
+}
+
+pub(crate) fn measured_if_shown(digests: &ShownStatements) -> MeasuredStatements {
+    let ShownStatements { operator, membership } = *digests;
     MeasuredStatements {
-        operator: Measured::new("operators", shown(operators), shown(&[]), |operator| {
+        operator: Measured::new("operators", operator, shown(&[]), |operator| {
             shown(&[statement_of_operator(operator)])
         }),
-        membership: Measured::new("memberships", shown(memberships), shown(&[]), |membership| {
+        membership: Measured::new("memberships", membership, shown(&[]), |membership| {
             shown(&[statement(membership)])
         }),
     }

@@ -85,7 +85,7 @@ impl TestNode {
             attester,
             variants: technology.variants(),
             disk: disk.clone(),
-            files: NodeFiles::new(folder.path(), fs::metadata(folder.path()).unwrap().uid()),
+            files: NodeFiles::new(folder.path(), |_| fs::metadata("/proc/self").unwrap().uid()),
             programs: programs.clone(),
             api_server: programs.clone(),
             own_images: OnceCell::new(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use attestation::{Nonce, Purpose, ReportBinding};
+use attestation::{BindingParts, Nonce, Purpose};
 use grpc_api::join::IssueJoinTicketRequest;
 use grpc_api::join::api_client::ApiClient;
 use test_figures::{Clock, Samples, Table};
@@ -67,9 +67,9 @@ fn alone(samples: Samples) -> Load {
 }
 
 fn quotes(node: &JoiningNode) -> Result<Samples> {
-    let binding = ReportBinding::standalone(&Nonce::generate());
+    let parts = BindingParts::Nonce(Nonce::generate());
     Samples::take(Clock::Wall, ROUNDS, || {
-        node.attester().attest(&binding)?;
+        node.attester().attest(&parts)?;
         Ok(())
     })
 }

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use attestation::{
-    AppraisalError, AttestError, AttestationResult, Attester, Endorsements, Evidence, Expectations, ExpectedMembership,
-    ExpectedStatements, Purpose, ReportBinding, TrustBasis, UnixTime, Variants, Verifier, Verifiers,
+    AppraisalError, AttestError, AttestationResult, Attester, BindingParts, Endorsements, Evidence, Expectations,
+    ExpectedMembership, ExpectedStatements, Purpose, ReportBinding, TrustBasis, UnixTime, Variants, Verifier,
+    Verifiers,
 };
 use attestation_variants::ReleaseVariants;
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
@@ -72,7 +73,7 @@ impl Attester for Replay {
         self.0.variant
     }
 
-    fn attest(&self, _: &ReportBinding) -> Result<Evidence, AttestError> {
+    fn attest(&self, _: &BindingParts) -> Result<Evidence, AttestError> {
         Ok(self.0.clone())
     }
 }
@@ -102,8 +103,8 @@ impl Attester for Recorder {
         self.attester.variant()
     }
 
-    fn attest(&self, binding: &ReportBinding) -> Result<Evidence, AttestError> {
-        let evidence = self.attester.attest(binding)?;
+    fn attest(&self, parts: &BindingParts) -> Result<Evidence, AttestError> {
+        let evidence = self.attester.attest(parts)?;
         *self.said.lock().unwrap_or_else(PoisonError::into_inner) = Some(evidence.clone());
         Ok(evidence)
     }
@@ -126,7 +127,7 @@ impl Attester for Reflector {
         self.variant
     }
 
-    fn attest(&self, _: &ReportBinding) -> Result<Evidence, AttestError> {
+    fn attest(&self, _: &BindingParts) -> Result<Evidence, AttestError> {
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone();
         taken.ok_or_else(|| AttestError {
             variant: self.variant,
