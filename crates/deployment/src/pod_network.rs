@@ -7,8 +7,9 @@ use std::net::SocketAddrV4;
 use cluster_types::Service;
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, EnvVar, EnvVarSource, ObjectFieldSelector, PodSpec,
-    PodTemplateSpec, SecurityContext, ServiceAccount, Toleration, Volume, VolumeMount,
+    Capabilities, ConfigMap, ConfigMapVolumeSource, Container, EnvVar, EnvVarSource, ObjectFieldSelector,
+    PodSecurityContext, PodSpec, PodTemplateSpec, SeccompProfile, SecurityContext, ServiceAccount, Toleration, Volume,
+    VolumeMount,
 };
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -132,6 +133,13 @@ fn daemon_set(network: &PodNetwork) -> DaemonSet {
 fn pod(network: &PodNetwork) -> PodSpec {
     PodSpec {
         host_network: Some(true),
+        security_context: Some(PodSecurityContext {
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".into(),
+                ..SeccompProfile::default()
+            }),
+            ..PodSecurityContext::default()
+        }),
         priority_class_name: Some("system-node-critical".into()),
         service_account_name: Some(NAME.into()),
         tolerations: Some(vec![Toleration {
@@ -159,7 +167,8 @@ fn container(network: &PodNetwork) -> Container {
     Container {
         name: NAME.into(),
         image: Some(IMAGE.into()),
-        image_pull_policy: Some("IfNotPresent".into()),
+        // Imported after its hash was checked. A registry would be another source, without a check.
+        image_pull_policy: Some("Never".into()),
         command: Some(vec!["/opt/bin/flanneld".into()]),
         args: Some(vec![
             "--ip-masq".into(),
@@ -177,10 +186,12 @@ fn container(network: &PodNetwork) -> Container {
         ]),
         // flanneld creates interfaces, routes and packet filter rules on the node.
         security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
             capabilities: Some(Capabilities {
                 add: Some(vec!["NET_ADMIN".into(), "NET_RAW".into()]),
-                ..Capabilities::default()
+                drop: Some(vec!["ALL".into()]),
             }),
+            read_only_root_filesystem: Some(true),
             ..SecurityContext::default()
         }),
         volume_mounts: Some(vec![
