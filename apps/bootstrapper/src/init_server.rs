@@ -102,7 +102,7 @@ impl Api for InitServer {
     /// # Cancel safety
     /// A lost connection does not stop the initialisation.
     async fn init(&self, request: Request<InitMessage>) -> Result<Response<Self::InitStream>, Status> {
-        let address = request.extensions().get::<Peer>().and_then(|peer| peer.address);
+        let address = request.extensions().get::<Peer>().map(|peer| peer.address);
         let message = request.into_inner();
         if !is_init_secret(&self.node.hints.init_secret_hash, &message.init_secret) {
             warn!(?address, "init refused: wrong init secret");

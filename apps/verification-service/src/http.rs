@@ -1,5 +1,6 @@
 //! `GET /?nonce=<base64url of 32 random bytes>` gives `{"data": "<base64 of encoded Evidence>"}`.
 
+use accept_loop::FairListener;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -10,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use crate::service::{QuoteError, Quoting};
+
+/// Open connections. One source does not take the places of others.
+const PLACES: usize = 64;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,7 +33,9 @@ pub(crate) async fn serve(
     draining: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let app = Router::new().route("/", get(attestation)).with_state(quoting);
-    axum::serve(listener, app).with_graceful_shutdown(draining).await
+    axum::serve(FairListener::new(listener, PLACES), app)
+        .with_graceful_shutdown(draining)
+        .await
 }
 
 async fn attestation(State(quoting): State<Quoting>, Query(parameters): Query<Parameters>) -> Response {

@@ -25,6 +25,10 @@ use tracing::info;
 use crate::service::Quoting;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Then a session ends: whoever wants more opens another one.
+const SESSION_LIMIT: Duration = Duration::from_secs(120);
+/// Of one session. A client needs one.
+const STREAMS: u32 = 4;
 const MAX_MESSAGE_LEN: usize = 4096;
 
 #[derive(Parser)]
@@ -65,6 +69,10 @@ async fn main() -> Result<()> {
     info!(address = %args.address, http_address = %args.http_address, "verification service ready");
     let grpc = Server::builder()
         .timeout(REQUEST_TIMEOUT)
+        .max_connection_age(SESSION_LIMIT)
+        // Otherwise a session ends only if its client agrees.
+        .max_connection_age_grace(Duration::ZERO)
+        .max_concurrent_streams(STREAMS)
         .add_service(ApiServer::new(quoting).max_decoding_message_size(MAX_MESSAGE_LEN))
         .serve_with_incoming_shutdown(sessions, runtime.draining());
     tokio::try_join!(async { grpc.await.context("serving gRPC") }, async {

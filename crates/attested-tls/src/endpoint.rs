@@ -24,8 +24,8 @@ pub struct Limits {
     /// For the TLS handshake alone, which needs no TPM: how soon a peer must answer at all. A value above `handshake` has no
     /// effect.
     pub tls: Duration,
-    /// How many handshakes a server handles at once.
-    pub concurrent_handshakes: usize,
+    /// How many connections a server holds open at once, from the first byte of a handshake to the end of the session.
+    pub connections: usize,
 }
 
 impl Default for Limits {
@@ -33,7 +33,7 @@ impl Default for Limits {
         Self {
             handshake: Duration::from_secs(60),
             tls: Duration::from_secs(60),
-            concurrent_handshakes: 32,
+            connections: 128,
         }
     }
 }

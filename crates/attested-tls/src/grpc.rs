@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use accept_loop::accept;
+use accept_loop::{Connection, accept};
 use attestation::{Purpose, ReportBinding};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
@@ -23,24 +23,18 @@ pub struct Peer {
     /// The purpose of the session.
     pub purpose: Purpose,
     /// The caller's address, for logs only.
-    pub address: Option<SocketAddr>,
+    pub address: SocketAddr,
 }
 
-impl Connected for AttestedStream<TcpStream> {
+impl Connected for AttestedStream<Connection> {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
         Peer {
             node: self.node().cloned(),
             purpose: self.purpose(),
-            address: self.address(),
+            address: self.transport().source(),
         }
-    }
-}
-
-impl AttestedStream<TcpStream> {
-    fn address(&self) -> Option<SocketAddr> {
-        self.transport().peer_addr().ok()
     }
 }
 
@@ -70,13 +64,13 @@ pub fn attested_node<T>(request: &Request<T>, purpose: Purpose) -> Result<&Attes
 
 /// Accepts sessions for any of these purposes, for `serve_with_incoming`.
 ///
-/// A peer that fails or stalls occupies one of a bounded number of handshakes for a bounded time, and is logged.
+/// A peer that fails or stalls is logged. Open connections are bounded, and one source does not take the places of others.
 pub fn incoming(
     listener: TcpListener,
     endpoint: Arc<Endpoint>,
     purposes: &'static [Purpose],
-) -> ReceiverStream<io::Result<AttestedStream<TcpStream>>> {
-    accept(listener, endpoint.limits().concurrent_handshakes, move |stream| {
+) -> ReceiverStream<io::Result<AttestedStream<Connection>>> {
+    accept(listener, endpoint.limits().connections, move |stream| {
         let endpoint = endpoint.clone();
         async move { endpoint.accept(purposes, stream).await }
     })

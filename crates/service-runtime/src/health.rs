@@ -1,16 +1,13 @@
-use std::io;
-
+use accept_loop::connections;
 use error_report::Chain;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tracing::error;
 
-use crate::newest::{Connection, Newest};
+use crate::metrics::PLACES;
 
 /// Of one connection. A probe needs one.
 const STREAMS: u32 = 4;
@@ -31,24 +28,6 @@ impl Health {
     }
 }
 
-/// Ends when the server does.
-fn connections(listener: TcpListener) -> ReceiverStream<io::Result<Connection>> {
-    let (sender, receiver) = mpsc::channel(1);
-    tokio::spawn(async move {
-        let mut newest = Newest::new(listener);
-        loop {
-            let (connection, _) = tokio::select! {
-                next = newest.next() => next,
-                () = sender.closed() => return,
-            };
-            if sender.send(Ok(connection)).await.is_err() {
-                return;
-            }
-        }
-    });
-    ReceiverStream::new(receiver)
-}
-
 pub(crate) async fn serve(listener: TcpListener, stop: CancellationToken) -> Health {
     let (reporter, service) = tonic_health::server::health_reporter();
     let health = Health(reporter);
@@ -58,7 +37,7 @@ pub(crate) async fn serve(listener: TcpListener, stop: CancellationToken) -> Hea
         let served = Server::builder()
             .max_concurrent_streams(STREAMS)
             .add_service(service)
-            .serve_with_incoming_shutdown(connections(listener), stop.cancelled())
+            .serve_with_incoming_shutdown(connections(listener, PLACES), stop.cancelled())
             .await;
         if let Err(failure) = served {
             error!(error = %Chain(&failure), "health server ended");

@@ -2,14 +2,15 @@
 //!
 //! A service's `main` reads: parse arguments, [`start`], build, [`Runtime::ready`], serve until [`Runtime::draining`] ends.
 //! Health and metrics have their own ports without TLS, because the kubelet and Prometheus speak nothing else. They reveal
-//! no secret and change nothing, and whoever holds many connections to them keeps nobody away.
+//! no secret and change nothing, and whoever opens many connections to them keeps nobody else away.
 
 mod attester;
+#[cfg(test)]
+mod floods;
 mod health;
 mod logs;
 mod memory;
 mod metrics;
-mod newest;
 
 use std::net::SocketAddr;
 

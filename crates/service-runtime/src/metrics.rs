@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use accept_loop::FairListener;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
@@ -12,15 +13,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::newest::Newest;
-
+/// Open connections of each port of probes and metrics.
+pub(crate) const PLACES: usize = 32;
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 pub(crate) fn serve(listener: TcpListener, registry: Registry, stop: CancellationToken) {
     let registry = Arc::new(registry);
     let app = Router::new().route("/metrics", get(move || async move { render(&registry) }));
     tokio::spawn(async move {
-        if let Err(failure) = axum::serve(Newest::new(listener), app)
+        if let Err(failure) = axum::serve(FairListener::new(listener, PLACES), app)
             .with_graceful_shutdown(stop.cancelled_owned())
             .await
         {
