@@ -43,6 +43,8 @@ enum Refusal {
     },
     #[error("the bootstrap token is not for node {0}")]
     TokenOfAnother(NodeName),
+    #[error("the bootstrap token has been used for certificate request {0}")]
+    TokenUsed(String),
     #[error("a bootstrap token is not enough for the certificate with which node {0} serves")]
     NotAMember(NodeName),
     #[error("{user} asks for the certificate of node {node}")]
@@ -85,12 +87,50 @@ impl Approver for Clients {
             return Ok(None);
         };
         let checked = match check_client(&request.spec, &requester) {
-            Ok(node) if self.0.has_node(&node).await? => Ok(node),
-            Ok(node) => Err(Refusal::NoNode(node)),
+            Ok(node) => self.check_unused(request, &requester, node).await?,
             Err(refusal) => Err(refusal),
         };
         Ok(Some(told(request, checked)))
     }
+}
+
+impl Clients {
+    /// The node, if a machine has its name, and if this is the first request with its bootstrap token.
+    async fn check_unused(
+        &self,
+        request: &CertificateSigningRequest,
+        requester: &Requester<'_>,
+        node: NodeName,
+    ) -> Result<Result<NodeName, Refusal>, CertificateRequestsError> {
+        if !self.0.has_node(&node).await? {
+            return Ok(Err(Refusal::NoNode(node)));
+        }
+        let Requester::Joining(_) = requester else {
+            return Ok(Ok(node));
+        };
+        let first = |other: &CertificateSigningRequest| uses_the_token_of(other, request);
+        let first = self.0.find_certificate_request(CLIENT_SIGNER, first).await?;
+        let name = first.map(|first| first.metadata.name.unwrap_or_default());
+        Ok(name.map_or(Ok(node), |name| Err(Refusal::TokenUsed(name))))
+    }
+}
+
+/// Whether the other request takes the bootstrap token from this one: it is approved, or it came first and may be. A kubelet that tries
+/// again has the same key and finds its request, because its name is made from the key. The API server keeps approved requests for
+/// an hour, longer than a token lives.
+fn uses_the_token_of(other: &CertificateSigningRequest, request: &CertificateSigningRequest) -> bool {
+    let when = |request: &CertificateSigningRequest| {
+        let metadata = &request.metadata;
+        (metadata.creation_timestamp.clone(), metadata.name.clone())
+    };
+    let conditions = other
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    let is = |kind: &str| conditions.clone().any(|condition| condition.type_ == kind);
+    other.spec.username == request.spec.username
+        && other.metadata.uid != request.metadata.uid
+        && (is("Approved") || !is("Denied") && when(other) < when(request))
 }
 
 impl Approver for Servers {
@@ -239,6 +279,9 @@ fn check_server(request: KubeletRequest<'_>, address: Option<Ipv4Addr>) -> Resul
 #[cfg(test)]
 mod tests {
     use k8s_openapi::ByteString;
+    use k8s_openapi::api::certificates::v1::{CertificateSigningRequestCondition, CertificateSigningRequestStatus};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+    use k8s_openapi::jiff::Timestamp;
     use test_services::{client_certificate_request, serving_certificate_request};
 
     use super::*;
@@ -341,6 +384,47 @@ mod tests {
             spec.groups = Some(groups.map(str::to_owned).to_vec());
         };
         denied(joining(), of_kubeadm, "the bootstrap token is not for node worker-0");
+    }
+
+    /// Requests with one token, made in this second, in this state.
+    fn used(name: &str, second: i64, state: Option<&str>) -> CertificateSigningRequest {
+        let condition = |state: &str| CertificateSigningRequestCondition {
+            type_: state.to_owned(),
+            ..CertificateSigningRequestCondition::default()
+        };
+        CertificateSigningRequest {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                uid: Some(name.to_owned()),
+                creation_timestamp: Some(Time(Timestamp::from_second(second).unwrap())),
+                ..ObjectMeta::default()
+            },
+            spec: joining(),
+            status: state.map(|state| CertificateSigningRequestStatus {
+                conditions: Some(vec![condition(state)]),
+                ..CertificateSigningRequestStatus::default()
+            }),
+        }
+    }
+
+    #[test]
+    fn a_token_is_good_for_one_request() {
+        let request = used("b", 10, None);
+        for (other, takes_it) in [
+            (used("b", 10, None), false),
+            (used("a", 10, None), true),
+            (used("c", 10, None), false),
+            (used("c", 9, None), true),
+            (used("a", 11, None), false),
+            (used("c", 11, Some("Approved")), true),
+            (used("a", 9, Some("Denied")), false),
+            (used("a", 9, Some("Failed")), true),
+        ] {
+            assert_eq!(uses_the_token_of(&other, &request), takes_it, "{:?}", other.metadata);
+        }
+        let mut of_another_token = used("a", 9, Some("Approved"));
+        of_another_token.spec.username = Some("system:bootstrap:ghijkl".into());
+        assert!(!uses_the_token_of(&of_another_token, &request));
     }
 
     #[test]

@@ -407,9 +407,14 @@ async fn kubelets_get_client_certificates_in_their_own_names_only() {
     for (number, ((user, groups), node, expected)) in [
         (joining.clone(), "worker-0", "Approved: for node worker-0"),
         (
-            joining,
+            joining.clone(),
             "worker-1",
             "Denied: the bootstrap token is not for node worker-1",
+        ),
+        (
+            joining.clone(),
+            "worker-0",
+            "Denied: the bootstrap token has been used for certificate request request-0",
         ),
         // Nobody has that name, or not any more.
         (
