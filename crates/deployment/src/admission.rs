@@ -1,4 +1,5 @@
-//! Rules of admission that Kubernetes does not have by itself: who may change what of a Node, and which pods count as Kubernetes' own.
+//! Rules of admission that Kubernetes does not have by itself: who may change what of a Node, who approves its certificates, and which
+//! pods count as Kubernetes' own.
 //!
 //! RBAC allows a field of an object to everyone who may write the object. flannel may write the status of every Node, and a status
 //! update takes labels and annotations with it: flannel's token, which every node has, could make any Node a control plane and lead
@@ -23,7 +24,8 @@ struct Rule {
     name: &'static str,
     /// Why it exists.
     reason: &'static str,
-    /// Of the core group.
+    /// The API group of the resources; the core group has no name.
+    group: &'static str,
     resources: &'static [&'static str],
     operations: &'static [&'static str],
     /// Which requests it is for, as a CEL expression.
@@ -42,6 +44,7 @@ pub fn admission() -> Vec<Object> {
         network_of_nodes(),
         addresses_of_nodes(),
         system_pods(),
+        certificates_of_kubelets(),
     ]
     .into_iter()
     .flat_map(Rule::into_objects)
@@ -72,6 +75,7 @@ fn roles_of_nodes() -> Rule {
         name: "constellation-node-roles",
         reason: "A pod that holds keys runs where a Node has the role of a control plane. Only the operator's administrators and kubeadm, \
                  which has their rights, say which Node that is.",
+        group: "",
         resources: NODES,
         operations: &["CREATE", "UPDATE"],
         applies_to: (
@@ -101,6 +105,7 @@ fn network_of_nodes() -> Rule {
         name: "constellation-pod-network",
         reason: "The pod network's token is on every node. It writes which key and address belong to the Node that it is bound to, and \
                  nothing else: a node's packets must not be led to another machine.",
+        group: "",
         resources: NODES,
         operations: &["UPDATE"],
         applies_to: (
@@ -138,6 +143,7 @@ fn addresses_of_nodes() -> Rule {
         name: "constellation-node-addresses",
         reason: "A kubelet that says which addresses its pods have, or whose key belongs to them, leads the packets for another node's pods \
                  to itself. The controller manager and the pod network say that.",
+        group: "",
         resources: NODES,
         operations: &["CREATE", "UPDATE"],
         applies_to: ("a-kubelet", "'system:nodes' in request.userInfo.groups".to_owned()),
@@ -164,6 +170,7 @@ fn system_pods() -> Rule {
         name: "constellation-system-pods",
         reason: "A kubelet whose disk or memory is full does not evict pods of these classes, and evicts others for them: such a pod can fill \
                  a control plane's disk for good. They are for Kubernetes' own pods, and for those that may become root anyway.",
+        group: "",
         resources: &["pods"],
         operations: &["CREATE"],
         applies_to: (
@@ -174,6 +181,33 @@ fn system_pods() -> Rule {
         checks: vec![(
             format!("request.namespace == '{}' || {privileged}", Service::NAMESPACE),
             "the system-* priority classes are for pods of kube-system and of namespaces that enforce Pod Security `privileged`",
+        )],
+    }
+}
+
+/// Nobody makes a machine a Node on Kubernetes' word alone. Whoever may approve for these signers could.
+fn certificates_of_kubelets() -> Rule {
+    Rule {
+        name: "constellation-kubelet-certificates",
+        reason: "With a kubelet's certificate a machine becomes a Node, gets pods, and serves as that Node. Only the join service approves them, \
+                 for machines that attested; others may deny them.",
+        group: "certificates.k8s.io",
+        resources: &["certificatesigningrequests/approval"],
+        operations: &["UPDATE"],
+        applies_to: (
+            "of-a-kubelet",
+            "object.spec.signerName in ['kubernetes.io/kube-apiserver-client-kubelet', 'kubernetes.io/kubelet-serving']"
+                .to_owned(),
+        ),
+        variables: Vec::new(),
+        checks: vec![(
+            format!(
+                "request.userInfo.username == 'system:serviceaccount:{}:{}' || \
+                 !object.?status.?conditions.orValue([]).exists(condition, condition.type == 'Approved')",
+                Service::NAMESPACE,
+                Service::Join.name()
+            ),
+            "only the join service approves kubelets' certificates",
         )],
     }
 }
@@ -204,7 +238,7 @@ impl Rule {
     fn into_spec(self) -> ValidatingAdmissionPolicySpec {
         let strings = |values: &[&str]| values.iter().map(|&value| value.into()).collect();
         let requests = NamedRuleWithOperations {
-            api_groups: Some(vec![String::new()]),
+            api_groups: Some(vec![self.group.into()]),
             api_versions: Some(vec!["v1".into()]),
             operations: Some(strings(self.operations)),
             resources: Some(strings(self.resources)),

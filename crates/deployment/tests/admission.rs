@@ -4,11 +4,15 @@
 
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
+use cluster_types::Service::Join;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Error};
+use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 use test_cluster::TestCluster;
 
@@ -316,4 +320,73 @@ async fn a_service_with_external_addresses_is_refused() {
     }));
     let created = services.create(&PostParams::default(), &service).await;
     must_be_refused(created, "Use of external IPs is denied by admission control");
+}
+
+/// A certificate that an administrator requests, approved or denied by whoever has this client.
+async fn decide_on_certificate(
+    cluster: &TestCluster,
+    client: &Client,
+    name: &str,
+    signer: &str,
+    decision: &str,
+) -> Result<(), Error> {
+    let key = KeyPair::generate().unwrap();
+    let pem = CertificateParams::default().serialize_request(&key).unwrap().pem();
+    let request = from(json!({
+        "metadata": { "name": name },
+        "spec": {
+            "request": BASE64_STANDARD.encode(pem.unwrap()),
+            "signerName": format!("kubernetes.io/{signer}"),
+            "usages": ["client auth"],
+        },
+    }));
+    let requests: Api<CertificateSigningRequest> = Api::all(cluster.admin().unwrap());
+    requests.create(&PostParams::default(), &request).await.unwrap();
+    let condition = json!({ "type": decision, "status": "True", "reason": "Test", "message": "" });
+    let patch = Patch::Merge(json!({ "status": { "conditions": [condition] } }));
+    let requests: Api<CertificateSigningRequest> = Api::all(client.clone());
+    let patched = requests.patch_approval(name, &PatchParams::default(), &patch).await;
+    patched.map(drop)
+}
+
+/// A cluster-admin makes a machine a Node that did not attest.
+#[tokio::test]
+async fn kubelets_certificates_are_the_join_services_to_approve() {
+    const KUBELET: &str = "kube-apiserver-client-kubelet";
+    let cluster = cluster().await;
+    let admin = cluster.admin().unwrap();
+    for object in [deployment::namespace()].into_iter().chain(deployment::rights(Join)) {
+        object.apply(&admin).await.unwrap();
+    }
+    let resource = "certificatesigningrequests";
+    let allowed = cluster.wait_until_allowed("join-service", "list", "certificates.k8s.io", resource);
+    allowed.await.unwrap();
+
+    // The API server takes a moment until it knows the rule.
+    let in_force = async {
+        for attempt in 0.. {
+            let name = format!("before-{attempt}");
+            if is_denied(&decide_on_certificate(&cluster, &admin, &name, KUBELET, "Approved").await) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), in_force).await.unwrap();
+    let only = "only the join service approves kubelets' certificates";
+    for signer in [KUBELET, "kubelet-serving"] {
+        let name = format!("by-hand-{signer}");
+        must_be_refused(
+            decide_on_certificate(&cluster, &admin, &name, signer, "Approved").await,
+            only,
+        );
+    }
+    decide_on_certificate(&cluster, &admin, "denied", KUBELET, "Denied")
+        .await
+        .unwrap();
+    let other = decide_on_certificate(&cluster, &admin, "other", "kube-apiserver-client", "Approved");
+    other.await.unwrap();
+    let join_service = cluster.service_account("join-service").await.unwrap();
+    let approved = decide_on_certificate(&cluster, &join_service, "joining", KUBELET, "Approved");
+    approved.await.unwrap();
 }
