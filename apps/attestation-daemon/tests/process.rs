@@ -12,9 +12,8 @@ use attestation::{
 };
 use attestation_daemon_client::AttestationDaemon as Client;
 use cluster_types::{ClusterId, NodeRole, SealingPublicKey};
-use digest::Digest;
 use test_machines::{Machine, Technology, for_each_technology, operator, verifiers};
-use test_services::AttestationDaemon;
+use test_services::{AttestationDaemon, server_session};
 
 for_each_technology!(async:
     each_service_gets_evidence_for_its_own_purposes_alone,
@@ -50,18 +49,6 @@ async fn clients(daemon: &AttestationDaemon) -> [Arc<Client>; 2] {
     [Arc::new(join), Arc::new(verification)]
 }
 
-fn session(purpose: Purpose) -> SessionParts {
-    SessionParts {
-        direction: Direction::Server,
-        exporter: [1; 32],
-        attester_leaf: Digest::new([2; 32]),
-        verifier_leaf: Digest::new([3; 32]),
-        nonce: Nonce::generate(),
-        purpose,
-        sealing_key: None,
-    }
-}
-
 async fn attest(client: &Arc<Client>, parts: BindingParts) -> Result<Evidence, AttestError> {
     let client = client.clone();
     tokio::task::spawn_blocking(move || client.attest(&parts))
@@ -72,7 +59,10 @@ async fn attest(client: &Arc<Client>, parts: BindingParts) -> Result<Evidence, A
 async fn purposes(client: &Arc<Client>) -> Vec<Purpose> {
     let mut given = Vec::new();
     for purpose in ALL {
-        if attest(client, BindingParts::Session(session(purpose))).await.is_ok() {
+        if attest(client, BindingParts::Session(server_session(purpose)))
+            .await
+            .is_ok()
+        {
             given.push(purpose);
         }
     }
@@ -101,16 +91,16 @@ async fn a_service_gets_no_evidence_with_which_to_ask_for_secrets(technology: &'
     let [join, _] = clients(&daemon).await;
     let as_client = SessionParts {
         direction: Direction::Client,
-        ..session(Purpose::Join)
+        ..server_session(Purpose::Join)
     };
     let with_key = SessionParts {
         sealing_key: Some(SealingPublicKey::new([5; 32])),
-        ..session(Purpose::Join)
+        ..server_session(Purpose::Join)
     };
     for parts in [as_client, with_key].map(BindingParts::Session) {
         assert!(attest(&join, parts).await.is_err());
         // Evidence that it does get is bound to none of them.
-        let given = attest(&join, BindingParts::Session(session(Purpose::Join)))
+        let given = attest(&join, BindingParts::Session(server_session(Purpose::Join)))
             .await
             .unwrap();
         let refused = verifiers(technology, ExpectedMembership::New).appraise(&given, &parts.binding(), NOW);
@@ -123,7 +113,7 @@ async fn evidence_says_what_the_machine_has_measured(technology: &'static dyn Te
     let [join, verification] = clients(&daemon).await;
     let nonce = BindingParts::Nonce(Nonce::generate());
     for (client, parts) in [
-        (join, BindingParts::Session(session(Purpose::Rejoin))),
+        (join, BindingParts::Session(server_session(Purpose::Rejoin))),
         (verification, nonce),
     ] {
         let evidence = attest(&client, parts).await.unwrap();

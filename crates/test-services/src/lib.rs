@@ -16,6 +16,8 @@ pub use attestation_daemon::AttestationDaemon;
 pub use control_plane::{Admitted, ControlPlane};
 pub use join_config::{JoinConfigExample, SALT, mount};
 pub use key_service::{KeyService, cluster_config};
-pub use node::{JoiningNode, client_certificate_request, join_request, presented, serving_certificate_request};
+pub use node::{
+    JoiningNode, client_certificate_request, join_request, presented, server_session, serving_certificate_request,
+};
 pub use process::{ServiceProcess, must_say_one_error};
 pub use verification_service::VerificationService;

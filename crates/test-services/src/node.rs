@@ -80,16 +80,33 @@ impl JoiningNode {
 /// When its device fails.
 pub fn presented(attester: &dyn Attester, nonce: Nonce, purpose: Purpose, key: &SealingKey) -> Result<SessionEvidence> {
     let parts = SessionParts {
+        sealing_key: Some(key.public()),
+        ..session_of(nonce, purpose)
+    };
+    let evidence = attester.attest(&BindingParts::Session(parts))?;
+    Ok(SessionEvidence { parts, evidence })
+}
+
+/// A TLS session that never existed, as its server would attest in it.
+#[must_use]
+pub fn server_session(purpose: Purpose) -> SessionParts {
+    SessionParts {
+        direction: Direction::Server,
+        sealing_key: None,
+        ..session_of(Nonce::generate(), purpose)
+    }
+}
+
+fn session_of(nonce: Nonce, purpose: Purpose) -> SessionParts {
+    SessionParts {
         direction: Direction::Client,
         exporter: [1; 32],
         attester_leaf: Digest::new([2; 32]),
         verifier_leaf: Digest::new([3; 32]),
         nonce,
         purpose,
-        sealing_key: Some(key.public()),
-    };
-    let evidence = attester.attest(&BindingParts::Session(parts))?;
-    Ok(SessionEvidence { parts, evidence })
+        sealing_key: None,
+    }
 }
 
 /// What a worker requests.

@@ -333,6 +333,21 @@ impl Cluster {
         Ok(logs.into_iter().filter(|log| log.exists()).collect())
     }
 
+    /// Everything that a node has said on its console.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn console(&self, node: &str) -> Result<String> {
+        let console = self
+            .workspace()
+            .join(RUN_FOLDER)
+            .join("nodes")
+            .join(node)
+            .join("console.log");
+        let bytes = fs::read(&console).with_context(|| format!("reading {}", console.display()))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// Writes a line to the log of the run.
     pub fn say(&self, what: &str) {
         let seconds = self.started.elapsed().as_secs_f64();

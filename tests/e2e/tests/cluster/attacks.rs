@@ -21,9 +21,9 @@ use tokio::runtime::Runtime;
 use tonic::{Code, Status};
 
 use crate::rogue::Ours;
+use crate::workload::WORKER;
 use crate::{relay, rogue, workload};
 
-pub(crate) const WORKER: &str = "worker-0";
 /// An address that no node has.
 pub(crate) const ROGUE_ADDRESS: [u8; 4] = [10, 42, 9, 9];
 pub(crate) const ROGUE_NAME: &str = "worker-7";
@@ -192,7 +192,8 @@ pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Imag
 /// Whoever reaches the socket of the key service, with every right in Kubernetes: Evidence decides, and it covers who can read the
 /// answer.
 pub(crate) fn the_key_services_socket_gives_nothing_away(cluster: &Cluster, image: &Image) -> Result<()> {
-    cluster.create(&workload::socket_thief())?;
+    let socket = "/run/state/constellation/key-service";
+    cluster.create(&workload::socket_thief("socket-thief", socket))?;
     workload::wait_until_ready(cluster, "socket-thief")?;
     let forwarded = cluster.forward(workload::PRIVILEGED, "pod/socket-thief", workload::THIEFS_PORT)?;
     let folder = TempDir::new()?;
@@ -251,7 +252,7 @@ pub(crate) fn the_key_services_socket_gives_nothing_away(cluster: &Cluster, imag
 }
 
 /// Forwards connections to a Unix socket to an address.
-fn forward(socket: &Path, address: &str) -> Result<()> {
+pub(crate) fn forward(socket: &Path, address: &str) -> Result<()> {
     let (listener, address) = (UnixListener::bind(socket)?, address.to_owned());
     tokio::spawn(async move {
         while let Ok((mut caller, _)) = listener.accept().await {

@@ -10,11 +10,12 @@ use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 use test_services::{client_certificate_request, join_request, serving_certificate_request};
 
-use crate::attacks::{ROGUE_ADDRESS, ROGUE_NAME, WORKER, blocking, in_the_log, join_service};
+use crate::attacks::{ROGUE_ADDRESS, ROGUE_NAME, blocking, in_the_log, join_service};
 use crate::rogue::{self, Ours};
+use crate::workload::WORKER;
 
-/// A machine that is let in asks the API server for the certificate of another node.
-pub(crate) fn a_bootstrap_token_is_good_for_one_node_name(cluster: &Cluster, image: &Image) -> Result<()> {
+/// A machine that is let in asks the API server for the certificate of another node, and for a second one of its own.
+pub(crate) fn a_bootstrap_token_is_good_for_one_certificate(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
     let node = rogue::careless(rogue::forged(&Ours::new(cluster, image)?));
     let ticket = blocking(rogue::join(&node, &service, join_request(ROGUE_NAME, ROGUE_ADDRESS)))?;
@@ -37,6 +38,13 @@ pub(crate) fn a_bootstrap_token_is_good_for_one_node_name(cluster: &Cluster, ima
     let denied = decision(cluster, "anothers")?;
     ensure!(
         denied.starts_with("Denied: the bootstrap token is not for node"),
+        "{denied}"
+    );
+    let used = ["kubelet certificate denied", "the bootstrap token has been used"];
+    in_the_log(cluster, "join-service", &used, async { request("again", ROGUE_NAME) })?;
+    let denied = decision(cluster, "again")?;
+    ensure!(
+        denied.starts_with("Denied: the bootstrap token has been used for certificate request own"),
         "{denied}"
     );
     Ok(())

@@ -4,6 +4,7 @@
 
 mod attacks;
 mod credentials;
+mod daemon;
 mod policy;
 mod reach;
 mod relay;
@@ -58,10 +59,11 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         attacks::a_worker_gets_no_control_plane_role_without_a_grant,
         attacks::a_node_gets_no_disk_key_of_another,
         reach::every_account_reaches_what_is_written_and_no_more,
-        credentials::a_bootstrap_token_is_good_for_one_node_name,
+        credentials::a_bootstrap_token_is_good_for_one_certificate,
         credentials::a_kubelet_serves_at_its_nodes_address_alone,
         credentials::the_pod_networks_token_changes_only_its_own_node,
         attacks::the_key_services_socket_gives_nothing_away,
+        daemon::the_attestation_daemons_socket_is_for_its_service_alone,
         policy::an_edited_policy_admits_nobody,
         attacks::metadata_that_lies_lets_nobody_in,
         secrets::no_secret_is_in_a_log_or_an_object,

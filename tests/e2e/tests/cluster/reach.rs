@@ -11,7 +11,8 @@ use kube::api::{ListParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
-use crate::attacks::{WORKER, blocking};
+use crate::attacks::blocking;
+use crate::workload::WORKER;
 
 const DOCUMENT: &str = include_str!("../../../../docs/hardening.md");
 const HEADING: &str = "| Account | Reaches |";

@@ -4,10 +4,11 @@ use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, Image, PROBE_IMAGE, Packet};
 use serde_json::{Value, json};
 
+pub(crate) const CONTROL_PLANE: &str = "control-plane-0";
+pub(crate) const WORKER: &str = "worker-0";
+
 /// Occurs nowhere else.
 const MARKER: &str = "plaintext-of-a-pod-0d5f1c";
-const WORKER: &str = "worker-0";
-const CONTROL_PLANE: &str = "control-plane-0";
 /// Whose pods may do everything on their node.
 pub(crate) const PRIVILEGED: &str = "privileged";
 /// Where [`socket_thief`] listens.
@@ -294,17 +295,16 @@ fn breaker() -> Value {
     pod
 }
 
-/// Forwards whoever reaches it to the socket of the key service.
-pub(crate) fn socket_thief() -> Value {
+/// Forwards whoever reaches it to the socket in a folder of the control plane.
+pub(crate) fn socket_thief(name: &str, folder: &str) -> Value {
     let port = THIEFS_PORT.to_string();
     let mut pod = pod(
-        "socket-thief",
+        name,
         CONTROL_PLANE,
         &["forward", "--port", &port, "--to", "/stolen/socket"],
     );
     pod["metadata"]["namespace"] = json!(PRIVILEGED);
-    pod["spec"]["volumes"] =
-        json!([{ "name": "stolen", "hostPath": { "path": "/run/state/constellation/key-service" } }]);
+    pod["spec"]["volumes"] = json!([{ "name": "stolen", "hostPath": { "path": folder } }]);
     pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "stolen", "mountPath": "/stolen" }]);
     pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
     pod
