@@ -4,7 +4,7 @@ use camino::Utf8PathBuf;
 use clap::builder::{NonEmptyStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cluster_config::{ClusterNameError, MirrorSource, check_cluster_name};
-use cluster_types::{ClusterId, KubernetesVersion};
+use cluster_types::{ClusterId, KubernetesVersion, NodeName};
 use digest::Digest;
 
 /// Confidential Kubernetes: every node of a cluster proves what it runs before it gets a key.
@@ -35,6 +35,9 @@ pub(crate) enum Command {
     /// Work with the policy that says which images nodes may run and what they install.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Work with the nodes of the cluster.
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Work with copies of the audit log of a key service.
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -131,6 +134,25 @@ pub(crate) enum PolicyCommand {
         #[arg(short, long, value_enum, default_value_t = Format::Text)]
         output: Format,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Show which machine each node name belongs to.
+    List,
+    /// Take a worker out of the cluster, with its machine and its disk, and free its name.
+    Remove(NodeRemoval),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeRemoval {
+    /// Name of the worker.
+    pub(crate) name: NodeName,
+    /// Do not move its pods elsewhere first. Always so if its machine does not run.
+    #[arg(long)]
+    pub(crate) lost: bool,
+    #[command(flatten)]
+    pub(crate) confirmation: Confirmation,
 }
 
 #[derive(Debug, Subcommand)]

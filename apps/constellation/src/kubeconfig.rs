@@ -78,6 +78,8 @@ async fn without_proxy(mut kubeconfig: Kubeconfig) -> Result<Config> {
     }
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     config.proxy_url = None;
+    // Commands ask again themselves, and say meanwhile what the API server said.
+    config.default_retry = false;
     Ok(config)
 }
 

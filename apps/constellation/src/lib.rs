@@ -9,12 +9,14 @@
 mod advice;
 mod arguments;
 mod commands;
+mod drain;
 mod freshness;
 mod kubeconfig;
 mod machines;
 mod mirror;
 mod output;
 mod providers;
+mod removal;
 mod run;
 mod trust;
 mod unknown;

@@ -914,27 +914,6 @@ fn the_first_node_of_an_interrupted_run_keeps_its_disk() {
 }
 
 #[test]
-fn workers_come_and_go_and_the_cluster_stays_what_it_is() {
-    let (host, node) = made();
-    host.change_config("initialCount: 1 # workers", "initialCount: 2 # workers");
-    host.until(&["apply", "--yes"], "applying the services\n").kill();
-    assert_eq!(host.machines().starts("worker-1"), 1);
-    // As if it had been verified.
-    let mut state = workspace(&host).state().unwrap().unwrap();
-    state
-        .identities
-        .insert("worker-1".parse().unwrap(), Digest::of(b"machine"));
-    workspace(&host).save_state(&state).unwrap();
-    host.change_config("initialCount: 2 # workers", "initialCount: 0 # workers");
-    host.until(&["apply", "--yes"], "applying the services\n").kill();
-    let state = workspace(&host).state().unwrap().unwrap();
-    let known: Vec<_> = state.identities.keys().map(ToString::to_string).collect();
-    assert_eq!(known, ["control-plane-0"]);
-    assert_eq!(host.machines().starts("control-plane-0"), 1);
-    assert_eq!(node.asked.lock().unwrap().len(), 1);
-}
-
-#[test]
 fn a_kubeconfig_that_the_user_merged_or_renamed_does_not_stop_apply() {
     let (host, _node) = made();
     let path = host.workspace().join("constellation-admin.conf");

@@ -2,20 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use attestation::{Membership, Purpose};
 use attested_tls::HandshakeError;
 use base64::prelude::{BASE64_STANDARD, Engine};
-use cluster_objects::{components_config_map, joining_node_group};
-use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
+use cluster_objects::{Cluster, components_config_map, joining_node_group};
+use cluster_types::{ClusterId, NodeName, NodeRole, OperatorPublicKey};
 use deployment::Object;
 use digest::Digest;
 use grpc_api::join::api_client::ApiClient;
 use grpc_api::join::{IssueJoinTicketRequest, IssueRejoinTicketRequest};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
@@ -453,6 +454,65 @@ async fn kubelets_get_client_certificates_in_their_own_names_only() {
         let decided = tokio::time::timeout(Duration::from_secs(60), decided).await.unwrap();
         assert_eq!(decided, expected, "{}", control_plane.logs());
     }
+}
+
+/// The operator has removed the machine.
+#[tokio::test]
+async fn a_released_name_and_address_can_be_another_machines() {
+    let control_plane = start(SOFTWARE_TPM).await;
+    let (old, new) = (
+        JoiningNode::boot(SOFTWARE_TPM).unwrap(),
+        JoiningNode::boot(SOFTWARE_TPM).unwrap(),
+    );
+    control_plane.join(&old, request("worker-0")).await.unwrap();
+    assert!(control_plane.join(&new, request("worker-0")).await.is_err());
+    let cluster = Cluster::new(control_plane.cluster().admin().unwrap());
+    let worker: NodeName = "worker-0".parse().unwrap();
+    let owner = old.attester().identity().to_string();
+    assert_eq!(
+        cluster.owners().await.unwrap(),
+        BTreeMap::from([(worker.to_string(), owner)])
+    );
+    // Again, as after an interruption.
+    for _ in 0..2 {
+        cluster.release(&worker).await.unwrap();
+    }
+    assert!(cluster.owners().await.unwrap().is_empty());
+    control_plane.join(&new, request("worker-0")).await.unwrap();
+    // The former member finds its name taken, and gets another one only with another address.
+    assert!(control_plane.join(&old, request("worker-0")).await.is_err());
+}
+
+/// Whoever writes the records does not choose what else is deleted with a name.
+#[tokio::test]
+async fn a_record_leads_to_nothing_but_records() {
+    let control_plane = start(SOFTWARE_TPM).await;
+    let admin = control_plane.cluster().admin().unwrap();
+    let records = Api::<ConfigMap>::namespaced(admin.clone(), "constellation-nodes");
+    let secret = json!({ "metadata": { "name": "kept" } });
+    let secrets = Api::<Secret>::namespaced(admin.clone(), "kube-system");
+    let secret = serde_json::from_value(secret).unwrap();
+    secrets.create(&PostParams::default(), &secret).await.unwrap();
+    let elsewhere = "x/../../../kube-system/secrets/kept";
+    let machine = "01".repeat(32);
+    for (name, data) in [
+        ("node-worker-1".to_owned(), json!({ "attestedIdentity": elsewhere })),
+        ("node-worker-2".to_owned(), json!({ "attestedIdentity": machine })),
+        (
+            format!("machine-{machine}"),
+            json!({ "name": "worker-2", "address": elsewhere }),
+        ),
+    ] {
+        let record = json!({ "metadata": { "name": name }, "data": data });
+        let record = serde_json::from_value(record).unwrap();
+        records.create(&PostParams::default(), &record).await.unwrap();
+    }
+    let cluster = Cluster::new(admin);
+    for name in ["worker-1", "worker-2"] {
+        cluster.release(&name.parse().unwrap()).await.unwrap();
+    }
+    secrets.get("kept").await.unwrap();
+    assert!(cluster.owners().await.unwrap().is_empty());
 }
 
 /// Whoever edits the records decides where a kubelet serves, and where they do not fit each other, it serves nowhere.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use attestation::AttestedIdentity;
 use cluster_types::NodeName;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Error};
 
 use crate::Cluster;
@@ -13,6 +13,8 @@ use crate::Cluster;
 /// The namespace that holds only records of which machine a node name or an address belongs to.
 pub const RECORDS_NAMESPACE: &str = "constellation-nodes";
 
+/// What the record of a name is called, before the name.
+const NAMES: &str = "node-";
 /// Key of the record of a name or address: whose it is.
 const IDENTITY: &str = "attestedIdentity";
 /// Keys of a machine's record.
@@ -66,7 +68,7 @@ enum Property {
 impl Property {
     fn record(&self) -> String {
         match self {
-            Self::Name(name) => format!("node-{name}"),
+            Self::Name(name) => format!("{NAMES}{name}"),
             Self::Address(address) => format!("address-{address}"),
         }
     }
@@ -190,6 +192,57 @@ impl Cluster {
         Ok(is_its_own.then(|| record.address.parse().ok()).flatten())
     }
 
+    /// The machine of each node name, as its record says.
+    ///
+    /// # Errors
+    /// When the API server fails.
+    pub async fn owners(&self) -> Result<BTreeMap<String, String>, NodeRecordError> {
+        let listed = self.records().list(&ListParams::default()).await;
+        let listed = listed.map_err(|error| api_error("of every name", "read", error))?;
+        let owner = |object: ConfigMap| {
+            let name = object.metadata.name?.strip_prefix(NAMES)?.to_owned();
+            Some((name, object.data.unwrap_or_default().remove(IDENTITY)?))
+        };
+        Ok(listed.items.into_iter().filter_map(owner).collect())
+    }
+
+    /// Frees a node name, and the address of the machine that has it: another machine may claim them. The operator has removed that
+    /// machine. Its name goes last, so that an interruption is found again.
+    ///
+    /// # Errors
+    /// When the API server fails.
+    pub async fn release(&self, name: &NodeName) -> Result<(), NodeRecordError> {
+        let property = Property::Name(name.to_string());
+        let Some(machine) = self.owner_of(&property).await? else {
+            return Ok(());
+        };
+        if is_identity(&machine) {
+            self.release_machine(&machine).await?;
+        }
+        self.delete(&property.record()).await
+    }
+
+    async fn release_machine(&self, machine: &str) -> Result<(), NodeRecordError> {
+        let record = record_of(machine);
+        let Some(object) = self.get(&record).await? else {
+            return Ok(());
+        };
+        if let Ok(address) = MachineRecord::read(&object).address.parse::<Ipv4Addr>() {
+            let address = Property::Address(address.to_string());
+            if self.owner_of(&address).await?.as_deref() == Some(machine) {
+                self.delete(&address.record()).await?;
+            }
+        }
+        self.delete(&record).await
+    }
+
+    async fn delete(&self, record: &str) -> Result<(), NodeRecordError> {
+        match self.records().delete(record, &DeleteParams::default()).await {
+            Err(Error::Api(status)) if status.code == 404 => Ok(()),
+            deleted => deleted.map(drop).map_err(|error| api_error(record, "deleted", error)),
+        }
+    }
+
     /// The API server lets only one creation of a name succeed, so two machines cannot both be first.
     async fn bind(&self, property: &Property, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
         let record = property.record();
@@ -249,6 +302,11 @@ impl Cluster {
     fn records(&self) -> Api<ConfigMap> {
         Api::namespaced(self.client(), RECORDS_NAMESPACE)
     }
+}
+
+/// Whoever can write a record chooses what is in it; nothing else becomes the name of an object that is deleted.
+fn is_identity(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn record_of(machine: impl fmt::Display) -> String {

@@ -127,9 +127,7 @@ impl QemuProvider {
     /// no machine has yet is held.
     fn settle(&self, record: &mut ClusterRecord, spec: &ClusterSpec) -> Result<Option<PrivateNetworkPort>, QemuError> {
         for name in unwanted(record, spec) {
-            self.folder.node(&name).remove()?;
-            record.nodes.remove(&name);
-            self.folder.save(record)?;
+            self.remove_node(record, &name)?;
         }
         record.init_secret_hash.clone_from(&spec.init_secret_hash);
         record.operator = spec.operator;
@@ -158,6 +156,20 @@ impl QemuProvider {
         }
         self.folder.save(record)?;
         Ok(private_network)
+    }
+
+    fn remove_node(&self, record: &mut ClusterRecord, name: &NodeName) -> Result<(), QemuError> {
+        self.folder.node(name).remove()?;
+        record.nodes.remove(name);
+        self.folder.save(record)
+    }
+
+    fn remove_one(&self, name: &NodeName) -> Result<(), QemuError> {
+        self.folder.refuse_copy()?;
+        match self.folder.record()? {
+            Some(mut record) if record.nodes.contains_key(name) => self.remove_node(&mut record, name),
+            _ => Ok(()),
+        }
     }
 
     /// While a machine runs, the port is the cluster's. Otherwise another cluster may have chosen it.
@@ -217,6 +229,10 @@ impl Provider for QemuProvider {
 
     fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, ProviderError> {
         self.make(spec, progress).map_err(ProviderError::new)
+    }
+
+    fn remove(&self, node: &NodeName) -> Result<(), ProviderError> {
+        self.remove_one(node).map_err(ProviderError::new)
     }
 
     fn destroy(&self) -> Result<(), ProviderError> {

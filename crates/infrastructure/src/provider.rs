@@ -20,6 +20,12 @@ pub trait Provider: Send + Sync {
     /// When a machine cannot be made. What was made stays, for another try or for [`destroy`](Self::destroy).
     fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, ProviderError>;
 
+    /// Ends one machine and removes what belongs to it. It is not an error if there is none.
+    ///
+    /// # Errors
+    /// When something cannot be ended or removed.
+    fn remove(&self, node: &NodeName) -> Result<(), ProviderError>;
+
     /// Ends every machine and removes what belongs to it, finished or not. It is not an error if there is nothing.
     ///
     /// # Errors

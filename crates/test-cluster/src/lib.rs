@@ -77,6 +77,16 @@ impl TestCluster {
         Ok(Client::try_from(self.admin_config()?)?)
     }
 
+    /// The same that hears each refusal at once: others ask again up to fifteen times when the API server says that it is busy.
+    ///
+    /// # Errors
+    /// When the client cannot be built.
+    pub fn admin_without_retries(&self) -> Result<Client> {
+        let mut config = self.admin_config()?;
+        config.default_retry = false;
+        Ok(Client::try_from(config)?)
+    }
+
     /// A client that may do what somebody else may do.
     ///
     /// # Errors

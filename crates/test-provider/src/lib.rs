@@ -198,6 +198,12 @@ impl Provider for TestProvider {
         self.make(spec, progress).map_err(ProviderError::new)
     }
 
+    fn remove(&self, node: &NodeName) -> Result<(), ProviderError> {
+        let mut records = self.load().map_err(ProviderError::new)?;
+        records.remove(node);
+        self.save(&records).map_err(ProviderError::new)
+    }
+
     fn destroy(&self) -> Result<(), ProviderError> {
         match fs::remove_dir_all(&self.folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProviderError::new(error)),

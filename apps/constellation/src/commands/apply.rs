@@ -1,7 +1,7 @@
 //! `apply`: creates the cluster that the configuration describes. Each phase first finds out what is already done.
 //!
 //! 1. The master secret is made, unless there is one: machines measure the operator whose it is.
-//! 2. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
+//! 2. Workers that are not wanted any more leave. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
 //! 3. The cluster policy is signed, unless the newest one says the same: which images nodes may run, and what they install.
 //! 4. The first node becomes a cluster, over an attested session.
 //! 5. Our services are applied.
@@ -25,6 +25,7 @@ use crate::advice::Advise;
 use crate::commands::{deploy, init, nodes, verify};
 use crate::output::{confirm, note, print, say};
 use crate::providers::Providers;
+use crate::removal::{Removal, can_be_drained, worker};
 use crate::run::{Run, load_components, load_config, operator_of, refuse_configured_changes};
 use crate::{kubeconfig, machines, trust};
 
@@ -101,6 +102,7 @@ impl Run<'_> {
 
     async fn phases(&mut self, progress: &Progress) -> Result<()> {
         self.provide_master_secret(progress)?;
+        self.remove_workers(progress).await?;
         progress
             .step("creating the machines", async |step| self.make_machines(step))
             .await?;
@@ -118,6 +120,31 @@ impl Run<'_> {
             .step("verifying every node", async |step| verify::all(self, step).await)
             .await?;
         trust::show(warning, progress);
+        Ok(())
+    }
+
+    /// Workers that are not wanted any more leave in order. Where there is no cluster yet, the next phase just ends their machines.
+    async fn remove_workers(&mut self, progress: &Progress) -> Result<()> {
+        if self.state.init != InitProgress::Done {
+            return Ok(());
+        }
+        for change in self.plan()?.changes {
+            let Change::Remove(name) = change else { continue };
+            let machine = worker(self.provider.machines()?, &name)?;
+            let lost = !can_be_drained(machine.as_ref());
+            let client = kubeconfig::client(self.workspace).await?;
+            let mut removal = Removal {
+                workspace: self.workspace,
+                state: &mut self.state,
+                provider: &*self.provider,
+                client: &client,
+            };
+            progress
+                .step(&format!("removing {name}"), async |step| {
+                    removal.remove(&name, lost, &|detail| step.detail(detail)).await
+                })
+                .await?;
+        }
         Ok(())
     }
 

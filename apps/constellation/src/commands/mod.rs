@@ -7,6 +7,7 @@ mod deploy;
 mod init;
 mod mini;
 mod mirror;
+mod node;
 mod nodes;
 mod policy;
 mod status;
@@ -21,7 +22,9 @@ use camino::Utf8Path;
 use clap::CommandFactory;
 use cluster_config::Workspace;
 
-use crate::arguments::{Arguments, AuditCommand, Command, ConfigCommand, MiniCommand, MirrorCommand, PolicyCommand};
+use crate::arguments::{
+    Arguments, AuditCommand, Command, ConfigCommand, MiniCommand, MirrorCommand, NodeCommand, PolicyCommand,
+};
 use crate::output::print;
 use crate::providers::Providers;
 
@@ -42,6 +45,8 @@ pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers, variant
         Command::Status => status::run(&workspace()?, providers).await?,
         Command::Verify(verify) => return verify::run(&workspace()?, &verify, variants).await,
         Command::Policy(PolicyCommand::Show { output }) => return policy::show(&workspace()?, output).await,
+        Command::Node(NodeCommand::List) => node::list(&workspace()?, providers).await?,
+        Command::Node(NodeCommand::Remove(removal)) => node::remove(&workspace()?, &removal, providers).await?,
         Command::Audit(AuditCommand::Verify { files }) => audit::check(&files)?,
         Command::Terminate(confirmation) => terminate::run(&workspace()?, &confirmation, providers)?,
         Command::Mirror(MirrorCommand::Create {

@@ -69,6 +69,7 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         secrets::no_secret_is_in_a_log_or_an_object,
         workload::a_kubelet_that_starts_again_authenticates,
         workload::with_the_tunnel_down_nothing_leaks,
+        workload::a_worker_that_is_removed_leaves_nothing_behind,
     ];
     cluster.create(&workload::privileged_namespace())?;
     let mut failed = Vec::new();

@@ -310,6 +310,24 @@ pub(crate) fn socket_thief(name: &str, folder: &str) -> Value {
     pod
 }
 
+/// The operator takes the worker out: pods, Node, machine and name.
+pub(crate) fn a_worker_that_is_removed_leaves_nothing_behind(cluster: &Cluster, _: &Image) -> Result<()> {
+    let listed = cluster.constellation(["node", "list"])?;
+    ensure!(
+        listed.lines().filter(|line| line.contains("its machine, ")).count() == 2,
+        "{listed}"
+    );
+    cluster.constellation(["node", "remove", WORKER, "--yes"])?;
+    let names = |what: &[&str]| -> Result<Vec<String>> { Ok(list(cluster, what)?.iter().map(name).collect()) };
+    let nodes = names(&["nodes"])?;
+    ensure!(nodes == [CONTROL_PLANE], "{nodes:?}");
+    let records = names(&["configmaps", "--namespace", "constellation-nodes"])?;
+    ensure!(records.iter().all(|record| !record.contains(WORKER)), "{records:?}");
+    let listed = cluster.constellation(["node", "list"])?;
+    ensure!(!listed.contains(WORKER), "{listed}");
+    Ok(())
+}
+
 /// Kills the control plane's kubelet.
 fn killer() -> Value {
     let kill = "/groups/system.slice/kubelet.service/cgroup.kill";
