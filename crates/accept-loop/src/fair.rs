@@ -11,14 +11,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// Pause after accepting failed, for instance because there were no file descriptors left: retrying at once would only burn CPU.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(100);
 
 /// A listener with a number of places for open connections, of which every source gets its share: when all are taken, a new connection
-/// ends the oldest of the source that holds the most. Whoever opens many connections, quickly or to hold them, costs bounded memory and
-/// keeps nobody else away who holds fewer.
+/// ends the oldest of the source that holds the most, and is refused if it is of such a source itself. Whoever opens many connections,
+/// quickly or to hold them, costs bounded memory and work, and keeps nobody else away who holds fewer.
 pub struct FairListener {
     listener: TcpListener,
     places: usize,
@@ -56,46 +56,54 @@ impl FairListener {
     /// # Cancel safety
     /// No connection is lost.
     pub async fn next(&mut self) -> Connection {
-        let (stream, source) = loop {
-            match self.listener.accept().await {
-                Ok(accepted) => break accepted,
+        loop {
+            let (stream, source) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     warn!(%error, "accepting a connection failed");
                     tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+                    continue;
                 }
-            }
-        };
-        // Without it, answers wait for more to send. A connection that is already broken says so when it is used.
-        let _ = stream.set_nodelay(true);
+            };
+            let Some((held, lost)) = self.take_place(source.ip()) else {
+                // Dropping the stream closes it.
+                debug!(%source, "this source holds the most connections, and no place is free");
+                continue;
+            };
+            // Without it, answers wait for more to send. A connection that is already broken says so when it is used.
+            let _ = stream.set_nodelay(true);
+            return Connection {
+                stream,
+                source,
+                lost: Box::pin(lost.cancelled_owned()),
+                _place: held,
+            };
+        }
+    }
+
+    /// Nothing if no place is free and this source holds the most.
+    fn take_place(&mut self, source: IpAddr) -> Option<(Arc<()>, CancellationToken)> {
         self.open.retain(|place| place.held.strong_count() > 0);
-        while self.open.len() >= self.places {
-            self.open.remove(most_of_one_source(&self.open)).lost.cancel();
+        if self.open.len() >= self.places {
+            let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+            for place in &self.open {
+                *counts.entry(place.source).or_default() += 1;
+            }
+            let most = counts.values().copied().max().unwrap_or_default();
+            if counts.get(&source).copied().unwrap_or_default() >= most {
+                return None;
+            }
+            let oldest = self.open.iter().position(|place| counts[&place.source] == most)?;
+            self.open.remove(oldest).lost.cancel();
         }
         let (held, lost) = (Arc::new(()), CancellationToken::new());
         self.open.push(Place {
-            source: source.ip(),
+            source,
             held: Arc::downgrade(&held),
             lost: lost.clone(),
         });
-        Connection {
-            stream,
-            source,
-            lost: Box::pin(lost.cancelled_owned()),
-            _place: held,
-        }
+        Some((held, lost))
     }
-}
-
-/// The index of the oldest place of the source that holds the most; of several, of the one whose oldest is the oldest. There is one.
-fn most_of_one_source(open: &[Place]) -> usize {
-    let mut held: HashMap<IpAddr, usize> = HashMap::new();
-    for place in open {
-        *held.entry(place.source).or_default() += 1;
-    }
-    let most = held.values().copied().max().unwrap_or_default();
-    open.iter()
-        .position(|place| held[&place.source] == most)
-        .unwrap_or_default()
 }
 
 impl Listener for FairListener {
@@ -184,11 +192,16 @@ mod tests {
         address
     }
 
-    /// Connects from the loopback address that ends like this, and waits until the connection has a place.
+    /// Connects from the loopback address that ends like this.
     async fn connect(from: u8, to: SocketAddr) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind(([127, 0, 0, from], 0).into()).unwrap();
-        let mut stream = socket.connect(to).await.unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    /// A connection that has a place.
+    async fn open(from: u8, to: SocketAddr) -> TcpStream {
+        let mut stream = connect(from, to).await;
         assert!(is_open(&mut stream).await);
         stream
     }
@@ -204,13 +217,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_holds_the_most_loses_its_oldest_connection() {
+    async fn whoever_holds_the_most_loses_its_oldest_connection_to_others() {
         let server = echo().await;
         let mut held = Vec::new();
         for _ in 0..PLACES {
-            held.push(connect(1, server).await);
+            held.push(open(1, server).await);
         }
-        let mut other = connect(2, server).await;
+        let mut other = open(2, server).await;
         assert!(!is_open(&mut held[0]).await);
         for stream in &mut held[1..] {
             assert!(is_open(stream).await);
@@ -219,18 +232,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn whoever_holds_the_most_gets_no_more() {
+        let server = echo().await;
+        let mut held = Vec::new();
+        for _ in 0..PLACES {
+            held.push(open(1, server).await);
+        }
+        assert!(!is_open(&mut connect(1, server).await).await);
+        for stream in &mut held {
+            assert!(is_open(stream).await);
+        }
+        // A place that is given back can be taken again.
+        drop(held.pop());
+        let again = async {
+            while !is_open(&mut connect(1, server).await).await {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), again).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_flood_ends_nobody_elses_connection() {
         let server = echo().await;
-        let mut quiet = [connect(2, server).await, connect(3, server).await];
-        let mut flood = Vec::new();
+        let mut quiet = [open(2, server).await, open(3, server).await];
         for _ in 0..20 * PLACES {
-            flood.push(connect(1, server).await);
+            drop(connect(1, server).await);
         }
         for stream in &mut quiet {
             assert!(is_open(stream).await);
         }
-        assert!(is_open(&mut flood.pop().unwrap()).await);
-        assert!(!is_open(&mut flood[0]).await);
     }
 
     #[tokio::test]
@@ -238,9 +269,9 @@ mod tests {
         let server = echo().await;
         let mut held = Vec::new();
         for source in 1..=4 {
-            held.push(connect(source, server).await);
+            held.push(open(source, server).await);
         }
-        let mut fifth = connect(5, server).await;
+        let mut fifth = open(5, server).await;
         assert!(!is_open(&mut held[0]).await);
         assert!(is_open(&mut held[1]).await && is_open(&mut fifth).await);
     }

@@ -18,7 +18,7 @@
 //! - Only this crate makes an [`AttestedNode`], and only from an affirming appraisal that is bound to the session it is
 //!   handed out with.
 //! - There is no resumption, no 0-RTT, and no version below TLS 1.3.
-//! - Sizes, times and the number of handshakes at once are bounded.
+//! - Sizes, times and the number of connections are bounded.
 //!
 //! What it does not do: it does not decide who may do what. Handlers take an [`AttestedNode`] and decide.
 

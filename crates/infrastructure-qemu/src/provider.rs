@@ -434,8 +434,15 @@ mod tests {
         record
     }
 
+    /// Tests that choose ports take them from each other.
+    fn alone() -> std::sync::MutexGuard<'static, ()> {
+        static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     #[test]
     fn all_ports_of_a_large_cluster_are_different_in_every_run() {
+        let _alone = alone();
         let folder = tempfile::tempdir().unwrap();
         for run in 0..100 {
             let provider = provider(&folder.path().join(run.to_string()));
@@ -448,6 +455,7 @@ mod tests {
 
     #[test]
     fn ports_stay_until_somebody_else_has_one() {
+        let _alone = alone();
         let folder = tempfile::tempdir().unwrap();
         let provider = provider(folder.path());
         let first = settled(&provider, &spec(2));

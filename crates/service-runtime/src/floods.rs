@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
@@ -19,13 +19,19 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// More than there are places for, all silent.
+/// A pod, whose address is not the kubelet's, holds as many as there are places for, all silent.
 async fn hold_connections(address: SocketAddr) -> Vec<TcpStream> {
     let mut held = Vec::new();
-    for _ in 0..3 * PLACES {
-        held.push(TcpStream::connect(address).await.unwrap());
+    for _ in 0..PLACES {
+        held.push(connect_as_pod(address).await);
     }
     held
+}
+
+async fn connect_as_pod(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    socket.connect(address).await.unwrap()
 }
 
 async fn must_be_ended(mut stream: TcpStream) {
@@ -60,12 +66,13 @@ async fn a_peer_that_reads_nothing_loses_its_place_too() {
         registry.register(format!("a_counter_{number}"), "Makes answers long", counter);
     }
     crate::metrics::serve(listener, registry, CancellationToken::new());
-    let mut greedy = TcpStream::connect(address).await.unwrap();
+    let mut greedy = connect_as_pod(address).await;
     let requests = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
-    // The server stops to read when it cannot write.
+    // The server stops reading when it cannot write.
     let asked = tokio::time::timeout(Duration::from_secs(2), greedy.write_all(&requests)).await;
     drop(asked);
     let _held = hold_connections(address).await;
+    let _kubelet = TcpStream::connect(address).await.unwrap();
     must_be_ended(greedy).await;
 }
 
