@@ -5,8 +5,9 @@ use cluster_types::Variant;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::task::spawn_blocking;
 
-/// How many calls of one socket may wait: as many as its service has handshakes, and a few others.
-const QUEUE: usize = 40;
+/// How many calls of one socket may wait. A service has 128 connections (`Limits` in `crates/attested-tls`), each with a handshake at most,
+/// and calls that were given up keep their place until they are done.
+const QUEUE: usize = 256;
 
 /// The device of this machine, which does one thing at a time.
 #[derive(Clone)]

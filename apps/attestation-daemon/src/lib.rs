@@ -11,6 +11,7 @@ mod service;
 use std::fs;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use attestation::Variants;
@@ -18,15 +19,22 @@ use clap::Parser;
 use cluster_types::Service;
 use grpc_api::attestation::api_server::ApiServer;
 use service_runtime::{AttesterArgs, start_logging};
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tracing::info;
+use unix_grpc::incoming;
 
 use crate::device::Device;
 use crate::service::{Attestation, Clientele};
 
 /// A request has a few hundred bytes.
 const MAX_MESSAGE_LEN: usize = 4096;
+const MAX_HEADER_LIST_LEN: u32 = 4096;
+/// For one request, with those that come first.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// A service needs one connection. Another one is for when it has just been restarted.
+const CONNECTIONS: usize = 4;
+/// Requests at once on one connection: one for each connection of the service's own, and a few others.
+const STREAMS: u32 = 192;
 
 #[derive(Parser)]
 #[command(version, about = "Attests for the services of its node")]
@@ -98,8 +106,11 @@ impl Socket {
         chown(path, Some(*user), None).with_context(|| format!("{flag}: cannot give {} away", path.display()))?;
         let api = ApiServer::new(Attestation::new(device, *clientele)).max_decoding_message_size(MAX_MESSAGE_LEN);
         let serving = Server::builder()
+            .timeout(REQUEST_TIMEOUT)
+            .max_concurrent_streams(STREAMS)
+            .http2_max_header_list_size(MAX_HEADER_LIST_LEN)
             .add_service(api)
-            .serve_with_incoming(UnixListenerStream::new(listener));
+            .serve_with_incoming(incoming(listener, CONNECTIONS));
         let flag = *flag;
         Ok(async move { serving.await.with_context(|| format!("{flag}: cannot serve")) })
     }

@@ -1,3 +1,6 @@
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use attestation::{BindingParts, Purpose};
 use error_report::Chain;
 use grpc_api::attestation::api_server::Api;
@@ -11,6 +14,9 @@ use tracing::{error, warn};
 use crate::device::{Device, NoAnswer, Queue};
 use crate::request::{InvalidRequest, parse_nonce, parse_session};
 
+/// Refusals in between are not told.
+const BETWEEN_REFUSALS: Duration = Duration::from_secs(10);
+
 /// Who asks through a socket, and hence what for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Clientele {
@@ -22,6 +28,7 @@ pub(crate) enum Clientele {
 pub(crate) struct Attestation {
     queue: Queue,
     clientele: Clientele,
+    refusal_told: Mutex<Option<Instant>>,
 }
 
 impl Clientele {
@@ -46,6 +53,7 @@ impl Attestation {
         Self {
             queue: Queue::for_device(device),
             clientele,
+            refusal_told: Mutex::default(),
         }
     }
 
@@ -53,8 +61,13 @@ impl Attestation {
         Ok(self.queue.attest(parts).await.map_err(failed)?.encode())
     }
 
+    /// Whoever has taken the service over may ask often, and each line is written to the console.
     fn refuse(&self, requested: &str) -> Status {
-        warn!(clientele = ?self.clientele, requested, "no evidence for this purpose");
+        let mut told = self.refusal_told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() > BETWEEN_REFUSALS) {
+            warn!(clientele = ?self.clientele, requested, "no evidence for this purpose");
+            *told = Some(Instant::now());
+        }
         Status::permission_denied(format!("this socket is not for {requested}"))
     }
 }

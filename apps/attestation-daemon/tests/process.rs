@@ -84,27 +84,27 @@ async fn each_service_gets_evidence_for_its_own_purposes_alone(technology: &'sta
     }
 }
 
-/// The wire has no words for a client's Evidence or a sealing key, so this is the client's own refusal; what the daemon makes of a
-/// session is tested in its `request.rs`.
+/// The wire has no words for a client's Evidence or a sealing key: the client refuses by itself, and what it gets otherwise is bound to the
+/// server's side of the session, without a key.
 async fn a_service_gets_no_evidence_with_which_to_ask_for_secrets(technology: &'static dyn Technology) {
     let (daemon, _machine) = start(technology).await;
     let [join, _] = clients(&daemon).await;
+    let as_server = server_session(Purpose::Join);
+    let given = attest(&join, BindingParts::Session(as_server)).await.unwrap();
+    let appraise =
+        |parts: BindingParts| verifiers(technology, ExpectedMembership::New).appraise(&given, &parts.binding(), NOW);
+    assert!(appraise(BindingParts::Session(as_server)).is_ok());
     let as_client = SessionParts {
         direction: Direction::Client,
-        ..server_session(Purpose::Join)
+        ..as_server
     };
     let with_key = SessionParts {
         sealing_key: Some(SealingPublicKey::new([5; 32])),
-        ..server_session(Purpose::Join)
+        ..as_server
     };
     for parts in [as_client, with_key].map(BindingParts::Session) {
         assert!(attest(&join, parts).await.is_err());
-        // Evidence that it does get is bound to none of them.
-        let given = attest(&join, BindingParts::Session(server_session(Purpose::Join)))
-            .await
-            .unwrap();
-        let refused = verifiers(technology, ExpectedMembership::New).appraise(&given, &parts.binding(), NOW);
-        assert!(technology.is_bound_to_something_else(&refused.unwrap_err()));
+        assert!(technology.is_bound_to_something_else(&appraise(parts).unwrap_err()));
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Who may connect is decided by the socket's owner and mode. Nothing here is encrypted, because nothing leaves the kernel.
 
+mod places;
+
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -12,6 +14,8 @@ use anyhow::{Context, Result};
 use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 use tonic::transport::{Channel, Endpoint, Uri};
+
+pub use places::{Connection, incoming};
 
 /// Listens on the socket that this flag gave, in place of one that an earlier run left there.
 ///

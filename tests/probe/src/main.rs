@@ -71,14 +71,17 @@ async fn serve(port: u16, text: String) -> Result<()> {
     Ok(axum::serve(listener, router).await?)
 }
 
+#[expect(clippy::print_stderr, reason = "a test reads it in the pod's log")]
 async fn forward(port: u16, to: PathBuf) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?;
     loop {
         let (mut caller, _) = listener.accept().await?;
         let to = to.clone();
         tokio::spawn(async move {
-            let mut service = UnixStream::connect(to).await?;
-            copy_bidirectional(&mut caller, &mut service).await
+            match UnixStream::connect(&to).await {
+                Ok(mut service) => drop(copy_bidirectional(&mut caller, &mut service).await),
+                Err(error) => eprintln!("{}: {error}", to.display()),
+            }
         });
     }
 }

@@ -39,6 +39,7 @@ pub(crate) fn the_attestation_daemons_socket_is_for_its_service_alone(cluster: &
         for purpose in [Purpose::Join, Purpose::Rejoin] {
             attest(&daemon, BindingParts::Session(server_session(purpose))).await?;
         }
+        // The first refusal is told, further ones are not for a while.
         for purpose in [Purpose::Init, Purpose::Recover, Purpose::Verify] {
             must_be_refused(attest(&daemon, BindingParts::Session(server_session(purpose))).await)?;
         }
@@ -47,6 +48,8 @@ pub(crate) fn the_attestation_daemons_socket_is_for_its_service_alone(cluster: &
         ensure!(refused.is_err(), "another user reached the socket");
         Ok(())
     })?;
+    let log = cluster.kubectl(["logs", "--namespace", workload::PRIVILEGED, "attestation-stranger"])?;
+    ensure!(log.contains("Permission denied"), "{log}");
     cluster.wait_until("the reason on the console", || {
         let console = console()?;
         let new = console.get(before..).unwrap_or_default();
