@@ -148,7 +148,7 @@ pub(crate) enum NodeCommand {
 pub(crate) struct NodeRemoval {
     /// Name of the worker.
     pub(crate) name: NodeName,
-    /// Do not move its pods elsewhere first. Always so if its machine does not run.
+    /// Do not move its pods elsewhere first. Implied if its machine does not run.
     #[arg(long)]
     pub(crate) lost: bool,
     #[command(flatten)]

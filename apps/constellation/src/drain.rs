@@ -1,6 +1,7 @@
 //! Moves the pods of a node elsewhere before its machine goes.
 
-use std::collections::BTreeMap;
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
@@ -21,17 +22,21 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// Pods that the kubelet makes from files. They go with it.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// A pod that does not leave, and why.
+/// Pods that do not leave, and why.
 type Waiting = BTreeMap<String, String>;
+/// By their UIDs.
+type Uids = BTreeSet<String>;
 
-/// Evicts every pod that is not there for this node alone, and waits until they are gone. No new ones come meanwhile, nor afterwards.
+/// Evicts every pod that is not there for this node alone, and waits until they are gone. The scheduler places no new ones there; those that
+/// somebody else places there are not waited for.
 ///
 /// # Errors
 /// When time is up. A PodDisruptionBudget that forbids an eviction is named; it is never overridden.
 pub(crate) async fn drain(client: &Client, node: &NodeName, limit: Duration, detail: &dyn Fn(&str)) -> Result<()> {
+    let first_seen = OnceCell::new();
     let attempt = || async {
         cordon(client, node).await.map_err(retry)?;
-        let waiting = evict(client, node).await.map_err(retry)?;
+        let waiting = evict(client, node, &first_seen).await.map_err(retry)?;
         if waiting.is_empty() {
             return Ok(());
         }
@@ -44,8 +49,8 @@ pub(crate) async fn drain(client: &Client, node: &NodeName, limit: Duration, det
         .await
         .map_err(|error| given_up(error, &format!("the pods of {node} did not leave")))
         .advise(format!(
-            "make room for these pods, or change the PodDisruptionBudget, then run the same command again; to keep {node}, run \
-             `kubectl uncordon {node}`"
+            "make room for these pods, or change the PodDisruptionBudget, then run the same command again; if {node} does not answer, run \
+             `constellation node remove {node} --lost`; to keep it, run `kubectl uncordon {node}`"
         ))
 }
 
@@ -65,12 +70,14 @@ async fn cordon(client: &Client, node: &NodeName) -> kube::Result<()> {
     )
 }
 
-/// Those that are still there.
-async fn evict(client: &Client, node: &NodeName) -> kube::Result<Waiting> {
+/// Those that are still there of the pods that were seen first.
+async fn evict(client: &Client, node: &NodeName, first_seen: &OnceCell<Uids>) -> kube::Result<Waiting> {
     let on_node = ListParams::default().fields(&format!("spec.nodeName={node}"));
     let pods = Api::<Pod>::all(client.clone()).list(&on_node).await?;
+    let leaving = || pods.iter().filter(|pod| leaves(pod));
+    let first_seen = first_seen.get_or_init(|| leaving().filter_map(ResourceExt::uid).collect());
     let mut waiting = Waiting::new();
-    for pod in pods.items.iter().filter(|pod| leaves(pod)) {
+    for pod in leaving().filter(|pod| pod.uid().is_some_and(|uid| first_seen.contains(&uid))) {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let why = if pod.metadata.deletion_timestamp.is_some() {
             "ending".to_owned()
@@ -78,7 +85,7 @@ async fn evict(client: &Client, node: &NodeName) -> kube::Result<Waiting> {
             let pods = Api::<Pod>::namespaced(client.clone(), &namespace);
             match pods.evict(&name, &EvictParams::default()).await {
                 Err(Error::Api(status)) if status.code == 404 => continue,
-                Err(Error::Api(status)) if status.code == 429 => refusal(&status),
+                Err(Error::Api(status)) => refusal(&status),
                 evicted => evicted.map(|_| "ending".to_owned())?,
             }
         };
@@ -216,6 +223,24 @@ mod tests {
             assert!(refused.contains(part), "{refused}");
         }
         assert_eq!(names(&pods).await, ["web"]);
+    }
+
+    /// By its `nodeName`, past the scheduler.
+    #[tokio::test]
+    async fn a_pod_that_is_placed_there_meanwhile_is_not_waited_for() {
+        let (_cluster, admin, node, pods) = node().await;
+        let placing = tokio::spawn({
+            let pods = pods.clone();
+            async move {
+                while names(&pods).await.contains(&"web".to_owned()) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                create(&pods, pod("again", json!({}))).await;
+            }
+        });
+        drain(&admin, &node, LIMIT, &|_| {}).await.unwrap();
+        placing.await.unwrap();
+        assert_eq!(names(&pods).await, ["again"]);
     }
 
     #[tokio::test]

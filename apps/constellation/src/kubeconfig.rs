@@ -52,14 +52,26 @@ pub(crate) fn api_schedule() -> Schedule {
 
 /// A client with the rights of the workspace's kubeconfig.
 pub(crate) async fn client(workspace: &Workspace) -> Result<Client> {
+    client_with(workspace, |_| {}).await
+}
+
+/// The same that hears each refusal at once, for commands that ask again themselves and say meanwhile what the API server said. Others
+/// ask again up to fifteen times when it is busy, or a PodDisruptionBudget says no.
+pub(crate) async fn impatient_client(workspace: &Workspace) -> Result<Client> {
+    client_with(workspace, |config| config.default_retry = false).await
+}
+
+async fn client_with(workspace: &Workspace, change: impl FnOnce(&mut Config)) -> Result<Client> {
     // kube builds its own TLS configuration and asks for the process's provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let path = workspace.path(names::ADMIN_CONF);
     let text = workspace.admin_conf()?;
     let unusable = || format!("cannot use {} (restore it from a backup)", path.display());
     let kubeconfig: Kubeconfig = from_yaml(&text).with_context(unusable)?;
-    let config = without_proxy(kubeconfig).await;
-    let client = config.and_then(|config| Ok(Client::try_from(config)?));
+    let client = without_proxy(kubeconfig).await.and_then(|mut config| {
+        change(&mut config);
+        Ok(Client::try_from(config)?)
+    });
     client
         .context("current-context, or the cluster or user that it names, is missing or incomplete")
         .with_context(unusable)
@@ -78,8 +90,6 @@ async fn without_proxy(mut kubeconfig: Kubeconfig) -> Result<Config> {
     }
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     config.proxy_url = None;
-    // Commands ask again themselves, and say meanwhile what the API server said.
-    config.default_retry = false;
     Ok(config)
 }
 

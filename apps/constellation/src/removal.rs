@@ -25,13 +25,15 @@ pub(crate) struct Removal<'a> {
     pub(crate) client: &'a Client,
 }
 
-/// The machine of a worker, as it is known. A name without one may still have a Node and records.
-pub(crate) fn worker(machines: Vec<Machine>, name: &NodeName) -> Result<Option<Machine>> {
-    let machine = machines.into_iter().find(|machine| machine.name == *name);
-    if machine
-        .as_ref()
-        .is_some_and(|machine| machine.role == NodeRole::ControlPlane)
-    {
+/// The machine of a worker, if there still is one: without it, a name may still have a Node and records.
+pub(crate) fn worker(provider: &dyn Provider, state: &ClusterState, name: &NodeName) -> Result<Option<Machine>> {
+    let machine = provider.machines()?.into_iter().find(|machine| machine.name == *name);
+    let planned = state
+        .infrastructure
+        .iter()
+        .flat_map(|infrastructure| &infrastructure.nodes);
+    let mut known = planned.filter(|node| node.name == *name).chain(&machine);
+    if known.any(|node| node.role == NodeRole::ControlPlane) {
         bail!("{name} is the cluster's only control plane: to end the cluster, run `constellation terminate`");
     }
     Ok(machine)

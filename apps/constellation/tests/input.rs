@@ -16,6 +16,7 @@ const INCOMPLETE: &[(&[&str], &str)] = &[
     (&["mini"], "Usage: constellation mini"),
     (&["mirror"], "Usage: constellation mirror"),
     (&["audit"], "Usage: constellation audit"),
+    (&["node"], "Usage: constellation node"),
 ];
 
 /// What is typed wrongly, and what the error must say: which argument, and what would be right.
@@ -23,6 +24,8 @@ const BAD: &[(&[&str], &[&str])] = &[
     (&["launch"], &["launch"]),
     (&["--workspace"], &["--workspace", "value is required"]),
     (&["config", "generate"], &["<PROVIDER>"]),
+    (&["node", "remove"], &["<NAME>"]),
+    (&["node", "remove", "Worker_0"], &["<NAME>", "Worker_0"]),
     (&["config", "generate", "aws"], &["<PROVIDER>", "aws", "qemu"]),
     (&["config", "generate", "qemu", "more"], &["more"]),
     (

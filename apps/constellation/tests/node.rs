@@ -105,16 +105,33 @@ fn a_worker_that_is_removed_leaves_nothing_behind() {
     assert_eq!(cluster.machines(), ["control-plane-0"]);
     assert_eq!(cluster.affirmed(), ["control-plane-0"]);
 
-    // Again, as after an interruption: without a machine, nothing can be drained.
-    cluster.told.lock().unwrap().clear();
+    let again = stderr(&cluster.host.run(&["node", "remove", "worker-0", "--yes"]));
     assert!(
+        again.contains("there is no machine, Node or record of worker-0"),
+        "{again}"
+    );
+}
+
+/// The machine is gone, and the API server did not answer any more.
+#[test]
+fn an_interrupted_removal_is_finished_by_the_next_apply() {
+    for workers in ["0", "1"] {
+        let cluster = Cluster::made();
+        cluster.affirm(&["control-plane-0", "worker-0"]);
+        cluster.host.machines().remove(&"worker-0".parse().unwrap()).unwrap();
+        let wanted = format!("initialCount: {workers} # workers");
+        if workers != "1" {
+            cluster.host.change_config("initialCount: 1 # workers", &wanted);
+        }
         cluster
             .host
-            .run(&["node", "remove", "worker-0", "--yes"])
-            .status
-            .success()
-    );
-    assert_eq!(cluster.told_of("worker-0"), left("worker-0")[1..]);
+            .until(&["apply", "--yes"], "applying the services\n")
+            .kill();
+        assert_eq!(cluster.told_of("worker-0"), left("worker-0")[1..]);
+        assert_eq!(cluster.affirmed(), ["control-plane-0"]);
+        let made = cluster.machines().contains(&"worker-0".to_owned());
+        assert_eq!(made, workers == "1");
+    }
 }
 
 #[test]

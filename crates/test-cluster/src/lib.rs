@@ -280,7 +280,7 @@ fn start_apiserver(binaries: &Path, folder: &Path, etcd_port: u16, port: u16) ->
         .arg("--authorization-mode=RBAC")
         .arg(format!("--enable-admission-plugins={ADMISSION_PLUGINS}"))
         .arg(format!("--admission-control-config-file={}", file("admission.yaml")))
-        // As kubeadm sets it: the services that use the TPM are privileged.
+        // As kubeadm sets it: pods of tests are privileged.
         .arg("--allow-privileged=true")
         .arg(format!("--cert-dir={}", folder.display()));
     spawn(command, folder, "kube-apiserver")

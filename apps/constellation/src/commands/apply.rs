@@ -8,6 +8,7 @@
 //! 6. All nodes become ready.
 //! 7. Every node is verified.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, Result, anyhow};
@@ -123,16 +124,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Workers that are not wanted any more leave in order. Where there is no cluster yet, the next phase just ends their machines.
+    /// Workers that are not wanted any more leave in order, and what is left of one whose machine is gone. Where there is no cluster yet, the next phase just ends their machines.
     async fn remove_workers(&mut self, progress: &Progress) -> Result<()> {
         if self.state.init != InitProgress::Done {
             return Ok(());
         }
-        for change in self.plan()?.changes {
-            let Change::Remove(name) = change else { continue };
-            let machine = worker(self.provider.machines()?, &name)?;
+        for name in self.leaving()? {
+            let machine = worker(&*self.provider, &self.state, &name)?;
             let lost = !can_be_drained(machine.as_ref());
-            let client = kubeconfig::client(self.workspace).await?;
+            let client = kubeconfig::impatient_client(self.workspace).await?;
             let mut removal = Removal {
                 workspace: self.workspace,
                 state: &mut self.state,
@@ -146,6 +146,22 @@ impl Run<'_> {
                 .await?;
         }
         Ok(())
+    }
+
+    /// An interrupted removal may have left the Node and the name of a machine that is gone. They would keep a new one from joining.
+    fn leaving(&self) -> Result<BTreeSet<NodeName>> {
+        let known = self.state.members.iter().chain(self.state.identities.keys());
+        let known: BTreeSet<_> = known.cloned().collect();
+        let wanted: BTreeSet<_> = self.config.nodes().into_iter().map(|node| node.name).collect();
+        let mut leaving: BTreeSet<_> = known.difference(&wanted).cloned().collect();
+        for change in self.plan()?.changes {
+            match change {
+                Change::Remove(name) => drop(leaving.insert(name)),
+                Change::Create(name) if known.contains(&name) => drop(leaving.insert(name)),
+                _ => {}
+            }
+        }
+        Ok(leaving)
     }
 
     /// It is made before the machines, which measure the operator's key that it gives, and stored before it is used.

@@ -66,7 +66,9 @@ async fn record_first_node(run: &Run<'_>, client: &Client) -> Result<()> {
         claimed.map_err(|error| {
             let told = anyhow!(shown(&Chain(&error).to_string()));
             match error {
-                NodeRecordError::Api { .. } => machines::retry(&*run.provider, told),
+                NodeRecordError::Api { .. } | NodeRecordError::AtTheSameTime(_) => {
+                    machines::retry(&*run.provider, told)
+                }
                 _ => Failed::Stop(advise(told, Vec::new(), RECORDED)),
             }
         })

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use cluster_config::{ClusterState, InitProgress, Workspace};
 use cluster_objects::Cluster;
 use cluster_types::NodeName;
 use error_report::Chain;
 use infrastructure::Machine;
+use kube::Client;
 use terminal::Progress;
 
 use crate::advice::Advise;
@@ -30,11 +31,7 @@ pub(crate) async fn list(workspace: &Workspace, providers: &dyn Providers) -> Re
     must_have_a_cluster(&state)?;
     let machines = providers.existing(workspace)?.machines()?;
     let client = kubeconfig::client(workspace).await?;
-    let seen = nodes::list(&client).await;
-    let seen = seen.map_err(|error| anyhow::anyhow!(kubeconfig::in_words(&error)));
-    let seen = seen.advise("check the control plane with `constellation status`")?;
-    let owners = Cluster::new(client).owners().await;
-    let owners = owners.map_err(|error| anyhow::anyhow!(shown(&Chain(&error).to_string())))?;
+    let (seen, owners) = look(&client).await?;
     print(&format!(
         "{:<20} {:<14} {:<9} {:<10} {}",
         "NODE", "ROLE", "MACHINE", "KUBERNETES", "NAME BELONGS TO"
@@ -101,10 +98,13 @@ pub(crate) async fn remove(workspace: &Workspace, removal: &NodeRemoval, provide
     let mut state = state_or_new(workspace, providers)?;
     must_have_a_cluster(&state)?;
     let provider = providers.existing(workspace)?;
-    let machine = worker(provider.machines()?, name)?;
+    let machine = worker(&*provider, &state, name)?;
     let lost = *lost || !can_be_drained(machine.as_ref());
+    let client = kubeconfig::impatient_client(workspace).await?;
+    if machine.is_none() {
+        must_be_known(&state, &client, name).await?;
+    }
     confirm(&question(name, lost), confirmation.yes)?;
-    let client = kubeconfig::client(workspace).await?;
     let progress = Progress::start();
     progress
         .step(&format!("removing {name}"), async |step| {
@@ -123,6 +123,33 @@ pub(crate) async fn remove(workspace: &Workspace, removal: &NodeRemoval, provide
     Ok(())
 }
 
+/// A name that was mistyped is not one that was removed.
+async fn must_be_known(state: &ClusterState, client: &Client, name: &NodeName) -> Result<()> {
+    let (nodes, names) = look(client).await?;
+    let is_known = state.members.contains(name)
+        || state.identities.contains_key(name)
+        || nodes.contains_key(name)
+        || names.contains_key(name.as_str());
+    if is_known {
+        return Ok(());
+    }
+    Err(anyhow!("there is no machine, Node or record of {name}")).advise("see the names with `constellation node list`")
+}
+
+/// The Nodes, and whose each name is.
+async fn look(client: &Client) -> Result<(BTreeMap<NodeName, Seen>, BTreeMap<String, String>)> {
+    let looked = async {
+        let seen = nodes::list(client).await;
+        let seen = seen.map_err(|error| anyhow!(kubeconfig::in_words(&error)))?;
+        let owners = Cluster::new(client.clone()).owners().await;
+        let owners = owners.map_err(|error| anyhow!(shown(&Chain(&error).to_string())))?;
+        anyhow::Ok((seen, owners))
+    };
+    looked
+        .await
+        .advise("check the control plane with `constellation status`")
+}
+
 fn question(name: &NodeName, lost: bool) -> String {
     let pods = if lost {
         "does not wait for the pods"
@@ -136,7 +163,7 @@ fn must_have_a_cluster(state: &ClusterState) -> Result<()> {
     if state.init == InitProgress::Done {
         return Ok(());
     }
-    Err(anyhow::anyhow!("there is no cluster here")).advise(NO_CLUSTER)
+    Err(anyhow!("there is no cluster here")).advise(NO_CLUSTER)
 }
 
 #[cfg(test)]
