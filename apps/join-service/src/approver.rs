@@ -7,9 +7,10 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use cluster_objects::{Approval, Approver, CertificateRequestsError, Cluster, joining_node_group};
+use cluster_objects::{Approval, Approver, CertificateRequestsError, Cluster, TokenUse, joining_node_group};
 use cluster_types::NodeName;
 use error_report::Chain;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
 use pem::{EncodeConfig, LineEnding, Pem};
 use polling::poll_endlessly;
@@ -26,6 +27,8 @@ const CLIENT: &str = "client auth";
 const SERVER: &str = "server auth";
 const SIGNATURES: [&str; 2] = ["digital signature", "key encipherment"];
 const BOOTSTRAP_USER: &str = "system:bootstrap:";
+/// How long a kubelet without a certificate waits for one.
+const KUBELET_WAITS: SignedDuration = SignedDuration::from_mins(5);
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
 
@@ -43,8 +46,10 @@ enum Refusal {
     },
     #[error("the bootstrap token is not for node {0}")]
     TokenOfAnother(NodeName),
-    #[error("the bootstrap token has been used for certificate request {0}")]
-    TokenUsed(String),
+    #[error("the bootstrap token has been used")]
+    TokenUsed,
+    #[error("the request is {0} s old, and its kubelet has given it up")]
+    TooOld(i64),
     #[error("a bootstrap token is not enough for the certificate with which node {0} serves")]
     NotAMember(NodeName),
     #[error("{user} asks for the certificate of node {node}")]
@@ -87,6 +92,10 @@ impl Approver for Clients {
             return Ok(None);
         };
         let checked = match check_client(&request.spec, &requester) {
+            Ok(node) if matches!(requester, Requester::Joining { .. }) => match check_age(request, Timestamp::now()) {
+                Ok(()) => self.check_unused(request, &requester, node).await?,
+                Err(refusal) => Err(refusal),
+            },
             Ok(node) => self.check_unused(request, &requester, node).await?,
             Err(refusal) => Err(refusal),
         };
@@ -95,42 +104,39 @@ impl Approver for Clients {
 }
 
 impl Clients {
-    /// The node, if a machine has its name, and if this is the first request with its bootstrap token.
+    /// The node, if a machine has its name, and if its bootstrap token has given no other certificate. The token is used up first: another
+    /// join service may look at another request with it.
     async fn check_unused(
         &self,
         request: &CertificateSigningRequest,
         requester: &Requester<'_>,
         node: NodeName,
     ) -> Result<Result<NodeName, Refusal>, CertificateRequestsError> {
-        if !self.0.has_node(&node).await? {
-            return Ok(Err(Refusal::NoNode(node)));
-        }
-        let Requester::Joining(_) = requester else {
-            return Ok(Ok(node));
+        let Requester::Joining { token, .. } = requester else {
+            return Ok(if self.0.has_node(&node).await? {
+                Ok(node)
+            } else {
+                Err(Refusal::NoNode(node))
+            });
         };
-        let first = |other: &CertificateSigningRequest| uses_the_token_of(other, request);
-        let first = self.0.find_certificate_request(CLIENT_SIGNER, first).await?;
-        let name = first.map(|first| first.metadata.name.unwrap_or_default());
-        Ok(name.map_or(Ok(node), |name| Err(Refusal::TokenUsed(name))))
+        let uid = request.metadata.uid.as_deref().unwrap_or_default();
+        Ok(match self.0.use_token(&node, token, uid).await? {
+            TokenUse::First => Ok(node),
+            TokenUse::Another => Err(Refusal::TokenUsed),
+            TokenUse::NoNode => Err(Refusal::NoNode(node)),
+        })
     }
 }
 
-/// Whether the other request takes the bootstrap token from this one: it is approved, or it came first and may be. A kubelet that tries
-/// again has the same key and finds its request, because its name is made from the key. The API server keeps approved requests for
-/// an hour, longer than a token lives.
-fn uses_the_token_of(other: &CertificateSigningRequest, request: &CertificateSigningRequest) -> bool {
-    let when = |request: &CertificateSigningRequest| {
-        let metadata = &request.metadata;
-        (metadata.creation_timestamp.clone(), metadata.name.clone())
-    };
-    let conditions = other
-        .status
-        .iter()
-        .flat_map(|status| status.conditions.iter().flatten());
-    let is = |kind: &str| conditions.clone().any(|condition| condition.type_ == kind);
-    other.spec.username == request.spec.username
-        && other.metadata.uid != request.metadata.uid
-        && (is("Approved") || !is("Denied") && when(other) < when(request))
+/// A kubelet that has no certificate ends after five minutes, and the next one makes a new key and a new request: nobody waits for the
+/// one before, which would use its token up.
+fn check_age(request: &CertificateSigningRequest, now: Timestamp) -> Result<(), Refusal> {
+    let created = request.metadata.creation_timestamp.as_ref();
+    let age = created.map_or(0, |created| now.as_second() - created.0.as_second());
+    if age > KUBELET_WAITS.as_secs() {
+        return Err(Refusal::TooOld(age));
+    }
+    Ok(())
 }
 
 impl Approver for Servers {
@@ -181,8 +187,8 @@ fn told(request: &CertificateSigningRequest, checked: Result<NodeName, Refusal>)
 
 /// Who asks for a kubelet's certificate. The API server says so. Administrators decide on the requests of others.
 enum Requester<'a> {
-    /// With a bootstrap token, which puts it into these groups.
-    Joining(&'a [String]),
+    /// With the bootstrap token that has this id, which puts it into these groups.
+    Joining { token: &'a str, groups: &'a [String] },
     /// A member of the cluster.
     Node(&'a str),
 }
@@ -194,8 +200,8 @@ impl<'a> Requester<'a> {
         }
         let groups = spec.groups.as_deref().unwrap_or_default();
         let user = spec.username.as_deref()?;
-        if user.starts_with(BOOTSTRAP_USER) {
-            return Some(Self::Joining(groups));
+        if let Some(token) = user.strip_prefix(BOOTSTRAP_USER) {
+            return Some(Self::Joining { token, groups });
         }
         groups
             .iter()
@@ -248,8 +254,8 @@ fn check_client(spec: &CertificateSigningRequestSpec, requester: &Requester<'_>)
     check_usages(spec, CLIENT)?;
     let node = KubeletRequest::parse(&only_request(&spec.request.0)?)?.for_client()?;
     match requester {
-        Requester::Joining(groups) if groups.contains(&joining_node_group(&node)) => Ok(node),
-        Requester::Joining(_) => Err(Refusal::TokenOfAnother(node)),
+        Requester::Joining { groups, .. } if groups.contains(&joining_node_group(&node)) => Ok(node),
+        Requester::Joining { .. } => Err(Refusal::TokenOfAnother(node)),
         Requester::Node(user) => check_own_node(user, &node).map(|()| node),
     }
 }
@@ -263,7 +269,7 @@ fn server_of<'a>(
     check_usages(spec, SERVER)?;
     let request = KubeletRequest::parse(der)?;
     match requester {
-        Requester::Joining(_) => Err(Refusal::NotAMember(request.node)),
+        Requester::Joining { .. } => Err(Refusal::NotAMember(request.node)),
         Requester::Node(user) => check_own_node(user, &request.node).map(|()| request),
     }
 }
@@ -279,9 +285,7 @@ fn check_server(request: KubeletRequest<'_>, address: Option<Ipv4Addr>) -> Resul
 #[cfg(test)]
 mod tests {
     use k8s_openapi::ByteString;
-    use k8s_openapi::api::certificates::v1::{CertificateSigningRequestCondition, CertificateSigningRequestStatus};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-    use k8s_openapi::jiff::Timestamp;
     use test_services::{client_certificate_request, serving_certificate_request};
 
     use super::*;
@@ -386,45 +390,20 @@ mod tests {
         denied(joining(), of_kubeadm, "the bootstrap token is not for node worker-0");
     }
 
-    /// Requests with one token, made in this second, in this state.
-    fn used(name: &str, second: i64, state: Option<&str>) -> CertificateSigningRequest {
-        let condition = |state: &str| CertificateSigningRequestCondition {
-            type_: state.to_owned(),
-            ..CertificateSigningRequestCondition::default()
-        };
-        CertificateSigningRequest {
+    #[test]
+    fn a_request_that_nobody_waits_for_uses_no_token_up() {
+        let created = |second| CertificateSigningRequest {
             metadata: ObjectMeta {
-                name: Some(name.to_owned()),
-                uid: Some(name.to_owned()),
-                creation_timestamp: Some(Time(Timestamp::from_second(second).unwrap())),
+                creation_timestamp: Some(Time(k8s_openapi::jiff::Timestamp::from_second(second).unwrap())),
                 ..ObjectMeta::default()
             },
-            spec: joining(),
-            status: state.map(|state| CertificateSigningRequestStatus {
-                conditions: Some(vec![condition(state)]),
-                ..CertificateSigningRequestStatus::default()
-            }),
+            ..CertificateSigningRequest::default()
+        };
+        let now = Timestamp::from_second(1000).unwrap();
+        for second in [1005, 1000, 700] {
+            check_age(&created(second), now).unwrap();
         }
-    }
-
-    #[test]
-    fn a_token_is_good_for_one_request() {
-        let request = used("b", 10, None);
-        for (other, takes_it) in [
-            (used("b", 10, None), false),
-            (used("a", 10, None), true),
-            (used("c", 10, None), false),
-            (used("c", 9, None), true),
-            (used("a", 11, None), false),
-            (used("c", 11, Some("Approved")), true),
-            (used("a", 9, Some("Denied")), false),
-            (used("a", 9, Some("Failed")), true),
-        ] {
-            assert_eq!(uses_the_token_of(&other, &request), takes_it, "{:?}", other.metadata);
-        }
-        let mut of_another_token = used("a", 9, Some("Approved"));
-        of_another_token.spec.username = Some("system:bootstrap:ghijkl".into());
-        assert!(!uses_the_token_of(&of_another_token, &request));
+        assert!(matches!(check_age(&created(699), now), Err(Refusal::TooOld(301))));
     }
 
     #[test]

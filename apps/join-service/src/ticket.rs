@@ -69,7 +69,8 @@ impl IssueTicketError {
             }
             Self::Key(KeyServiceError::SecondDecision) => Some(Status::failed_precondition(self.to_string())),
             Self::Key(KeyServiceError::NoSealingKey) => Some(Status::invalid_argument(self.to_string())),
-            Self::NotAMember(NodeRecordError::Api { .. }) | Self::NameRecord(NodeRecordError::Api { .. }) => None,
+            Self::NotAMember(NodeRecordError::Api { .. })
+            | Self::NameRecord(NodeRecordError::Api { .. } | NodeRecordError::AtTheSameTime(_)) => None,
             Self::NotAMember(_) | Self::NameRecord(_) => Some(Status::permission_denied(self.to_string())),
             Self::Key(KeyServiceError::Refused(_) | KeyServiceError::Nonce(_))
             | Self::Token(_)

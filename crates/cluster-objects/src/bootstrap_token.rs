@@ -66,7 +66,6 @@ impl Cluster {
             ("token-secret", secret.as_str()),
             ("description", "issued by the join service for one attested node"),
             ("expiration", &expiration.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
-            ("usage-bootstrap-signing", "true"),
             ("usage-bootstrap-authentication", "true"),
             (
                 "auth-extra-groups",

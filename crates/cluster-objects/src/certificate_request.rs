@@ -54,29 +54,6 @@ pub enum CertificateRequestsError {
 }
 
 impl Cluster {
-    /// The first of the signer's requests for which this holds. Few of them are in memory at once.
-    ///
-    /// # Errors
-    /// When the API server does not list them.
-    pub async fn find_certificate_request(
-        &self,
-        signer: &str,
-        holds: impl Fn(&CertificateSigningRequest) -> bool,
-    ) -> Result<Option<CertificateSigningRequest>, CertificateRequestsError> {
-        let requests: Api<CertificateSigningRequest> = Api::all(self.client());
-        let mut page = of_signer(signer);
-        loop {
-            let listed = requests.list(&page).await.map_err(watch_error)?;
-            if let Some(found) = listed.items.into_iter().find(|request| holds(request)) {
-                return Ok(Some(found));
-            }
-            match next_page(listed.metadata.continue_.as_deref()) {
-                Some(next) => page = page.continue_token(next),
-                None => return Ok(None),
-            }
-        }
-    }
-
     /// Decides on each of the signer's requests on which nobody has decided: those that are there, then those that come, until the API
     /// server ends the watch. A request that fails does not keep the others waiting.
     ///
@@ -90,7 +67,8 @@ impl Cluster {
         approver: &impl Approver,
     ) -> Result<(), CertificateRequestsError> {
         let requests: Api<CertificateSigningRequest> = Api::all(self.client());
-        let mut page = of_signer(approver.signer());
+        let of_signer = format!("spec.signerName={}", approver.signer());
+        let mut page = ListParams::default().fields(&of_signer).limit(PAGE);
         let mut failed = None;
         let from = loop {
             let listed = requests.list(&page).await.map_err(watch_error)?;
@@ -99,14 +77,14 @@ impl Cluster {
                     failed = Some(error);
                 }
             }
-            match next_page(listed.metadata.continue_.as_deref()) {
-                Some(next) => page = page.continue_token(next),
+            match listed.metadata.continue_.filter(|next| !next.is_empty()) {
+                Some(next) => page = page.continue_token(&next),
                 None => break listed.metadata.resource_version.unwrap_or_default(),
             }
         };
         // The next call tries them again.
         failed.map_or(Ok(()), Err)?;
-        let watch = WatchParams::default().fields(&name_of_signer(approver.signer()));
+        let watch = WatchParams::default().fields(&of_signer);
         let events = requests.watch(&watch, &from).await.map_err(watch_error)?;
         let mut events = std::pin::pin!(events);
         while let Some(event) = events.try_next().await.map_err(watch_error)? {
@@ -120,18 +98,6 @@ impl Cluster {
         }
         Ok(())
     }
-}
-
-fn of_signer(signer: &str) -> ListParams {
-    ListParams::default().fields(&name_of_signer(signer)).limit(PAGE)
-}
-
-fn name_of_signer(signer: &str) -> String {
-    format!("spec.signerName={signer}")
-}
-
-fn next_page(token: Option<&str>) -> Option<&str> {
-    token.filter(|token| !token.is_empty())
 }
 
 fn watch_error(error: kube::Error) -> CertificateRequestsError {

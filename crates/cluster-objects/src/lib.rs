@@ -5,6 +5,7 @@
 
 mod bootstrap_token;
 mod certificate_request;
+mod claim;
 mod components;
 mod join_config;
 mod node_record;
@@ -15,7 +16,7 @@ pub use bootstrap_token::{BootstrapToken, CreateBootstrapTokenError, joining_nod
 pub use certificate_request::{Approval, Approver, CertificateRequestsError};
 pub use components::{ReadComponentsError, components_config_map};
 pub use join_config::{CLUSTER_POLICY, JOIN_CONFIG, JoinConfig, LoadJoinConfigError};
-pub use node_record::{NodeRecordError, RECORDS_NAMESPACE};
+pub use node_record::{NodeRecordError, RECORDS_NAMESPACE, TokenUse};
 
 /// A Kubernetes cluster, as one of our programs sees it.
 #[derive(Clone)]

@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::Ipv4Addr;
 
 use attestation::AttestedIdentity;
@@ -9,17 +8,12 @@ use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Api, Error};
 
 use crate::Cluster;
+use crate::claim::{
+    Action, Claim, Data, Event, MachineRecord, NAMES, Next, Property, Refusal, Release, owner, record_of,
+};
 
 /// The namespace that holds only records of which machine a node name or an address belongs to.
 pub const RECORDS_NAMESPACE: &str = "constellation-nodes";
-
-/// What the record of a name is called, before the name.
-const NAMES: &str = "node-";
-/// Key of the record of a name or address: whose it is.
-const IDENTITY: &str = "attestedIdentity";
-/// Keys of a machine's record.
-const NAME: &str = "name";
-const ADDRESS: &str = "address";
 
 /// A node name or address belongs to another machine, or its record cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +36,9 @@ pub enum NodeRecordError {
         /// The machine that claims a second one.
         attested: AttestedIdentity,
     },
+    /// Another join service works for the same machine.
+    #[error("another join service is giving machine {0} its name")]
+    AtTheSameTime(AttestedIdentity),
     /// The machine has claimed no name.
     #[error("machine {0} has no name")]
     NoName(AttestedIdentity),
@@ -58,58 +55,56 @@ pub enum NodeRecordError {
     },
 }
 
-/// Something that belongs for good to the machine that claims it first.
-#[derive(PartialEq)]
-enum Property {
-    Name(String),
-    Address(String),
+/// Whether a bootstrap token is good for a certificate request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenUse {
+    /// It is used for this one.
+    First,
+    /// It was used for another one.
+    Another,
+    /// No machine has the node's name.
+    NoNode,
 }
 
-impl Property {
-    fn record(&self) -> String {
-        match self {
-            Self::Name(name) => format!("{NAMES}{name}"),
-            Self::Address(address) => format!("address-{address}"),
-        }
-    }
+/// Key of the tokens that a machine has used, in its record: the id of each and the request for which, the last one at the end.
+const TOKENS_USED: &str = "tokensUsed";
+/// How many of them are kept. A token lives for a quarter of an hour.
+const TOKENS: usize = 16;
+
+/// What a list of tokens says of one.
+enum Use {
+    /// It is in there, and whether with this request.
+    By(bool),
+    /// It is not; the list with it.
+    New(String),
 }
 
-impl fmt::Display for Property {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(name) => write!(f, "node name {name}"),
-            Self::Address(address) => write!(f, "address {address}"),
-        }
+fn used(list: &str, token: &str, request: &str) -> Use {
+    let mut uses: Vec<_> = list.split_whitespace().collect();
+    let of_token = uses.iter().find_map(|used| used.strip_prefix(token)?.strip_prefix('='));
+    if let Some(known) = of_token {
+        return Use::By(known == request);
     }
+    let new = format!("{token}={request}");
+    uses.push(&new);
+    let from = uses.len().saturating_sub(TOKENS);
+    Use::New(uses[from..].join(" "))
 }
 
-/// What a machine has.
-#[derive(Debug, PartialEq, Eq)]
-struct MachineRecord {
-    name: String,
-    address: String,
-}
-
-impl MachineRecord {
-    fn new(name: &NodeName, address: Ipv4Addr) -> Self {
-        Self {
-            name: name.to_string(),
-            address: address.to_string(),
+impl NodeRecordError {
+    fn refused(refusal: Refusal, attested: AttestedIdentity) -> Self {
+        match refusal {
+            Refusal::BelongsToAnother { what, owner } => Self::BelongsToAnother {
+                what: what.to_string(),
+                owner,
+                attested,
+            },
+            Refusal::HasAnother { what } => Self::HasAnother {
+                what: what.to_string(),
+                attested,
+            },
+            Refusal::AtTheSameTime => Self::AtTheSameTime(attested),
         }
-    }
-
-    /// Whoever can write the record chooses what is in it.
-    fn read(object: &ConfigMap) -> Self {
-        let text = |key| object.data.as_ref().and_then(|data| data.get(key)).cloned();
-        let text = |key| text(key).unwrap_or_default();
-        Self {
-            name: text(NAME),
-            address: text(ADDRESS),
-        }
-    }
-
-    fn data(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([(NAME.into(), self.name.clone()), (ADDRESS.into(), self.address.clone())])
     }
 }
 
@@ -124,29 +119,23 @@ impl Cluster {
         address: Ipv4Addr,
         machine: AttestedIdentity,
     ) -> Result<(), NodeRecordError> {
-        let record = record_of(machine);
-        let (wanted_name, wanted_address) = (Property::Name(name.to_string()), Property::Address(address.to_string()));
-        match self.get(&record).await? {
-            None => {
-                let object = object(&record, &MachineRecord::new(name, address).data());
-                let created = self.records().create(&PostParams::default(), &object).await;
-                created.map_err(|error| api_error(&record, "created", error))?;
-            }
-            Some(mut object) => {
-                let known = MachineRecord::read(&object);
-                self.must_be_free_of(&Property::Name(known.name.clone()), &wanted_name, machine)
-                    .await?;
-                self.must_be_free_of(&Property::Address(known.address.clone()), &wanted_address, machine)
-                    .await?;
-                let claimed = MachineRecord::new(name, address);
-                if claimed != known {
-                    object.data = Some(claimed.data());
-                    self.replace(&record, &object).await?;
-                }
-            }
-        }
-        self.bind(&wanted_name, machine).await?;
-        self.bind(&wanted_address, machine).await
+        let wanted = MachineRecord::new(name, address);
+        let (mut claim, first) = Claim::begin(machine.to_string(), wanted);
+        let ended = self.execute(first, |event| claim.step(event)).await?;
+        ended.map_err(|refusal| NodeRecordError::refused(refusal, machine))
+    }
+
+    /// Frees a node name, and the address of the machine that has it: another machine may claim them. The operator has removed that
+    /// machine.
+    ///
+    /// # Errors
+    /// When the API server fails.
+    pub async fn release(&self, name: &NodeName) -> Result<(), NodeRecordError> {
+        let (mut release, first) = Release::begin(name);
+        // A release refuses nothing.
+        let ended = self.execute(first, |event| release.step(event)).await?;
+        drop(ended);
+        Ok(())
     }
 
     /// Checks that this machine has a node name.
@@ -154,9 +143,8 @@ impl Cluster {
     /// # Errors
     /// When it has claimed none, the name is another machine's, or the API server fails.
     pub async fn must_have_a_name(&self, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        let object = self.get(&record_of(machine)).await?;
-        let record = MachineRecord::read(&object.ok_or(NodeRecordError::NoName(machine))?);
-        let name = Property::Name(record.name);
+        let record = self.machine_record(&machine.to_string()).await?;
+        let name = Property::Name(record.ok_or(NodeRecordError::NoName(machine))?.name);
         match self.owner_of(&name).await? {
             Some(owner) if owner == machine.to_string() => Ok(()),
             Some(owner) => Err(NodeRecordError::BelongsToAnother {
@@ -168,13 +156,34 @@ impl Cluster {
         }
     }
 
-    /// Whether a machine has claimed this node name.
+    /// Whether a machine has this node name: the name's record and the machine's name each other.
     ///
     /// # Errors
     /// When the API server fails.
     pub async fn has_node(&self, name: &NodeName) -> Result<bool, NodeRecordError> {
-        let owner = self.owner_of(&Property::Name(name.to_string())).await?;
-        Ok(owner.is_some())
+        Ok(self.machine_with(name).await?.is_some())
+    }
+
+    /// Uses up the bootstrap token with this id for this certificate request of a node. The record of the node's machine says so, as long as
+    /// its node draws no more than [`TOKENS`] further tokens.
+    ///
+    /// # Errors
+    /// When the API server fails, or the record has changed meanwhile.
+    pub async fn use_token(&self, name: &NodeName, token: &str, request: &str) -> Result<TokenUse, NodeRecordError> {
+        let Some((machine, _)) = self.machine_with(name).await? else {
+            return Ok(TokenUse::NoNode);
+        };
+        let record = record_of(&machine);
+        let mut object = self.get(&record).await?.unwrap_or_default();
+        let data = object.data.get_or_insert_default();
+        match used(data.get(TOKENS_USED).map_or("", String::as_str), token, request) {
+            Use::By(same) => Ok(if same { TokenUse::First } else { TokenUse::Another }),
+            Use::New(used) => {
+                data.insert(TOKENS_USED.to_owned(), used);
+                let replaced = self.records().replace(&record, &PostParams::default(), &object).await;
+                written(replaced, &record, "updated").map(|_| TokenUse::First)
+            }
+        }
     }
 
     /// The address at which the kubelet of this node serves, if a machine has both.
@@ -182,14 +191,11 @@ impl Cluster {
     /// # Errors
     /// When the API server fails.
     pub async fn address_of(&self, name: &NodeName) -> Result<Option<Ipv4Addr>, NodeRecordError> {
-        let Some(machine) = self.owner_of(&Property::Name(name.to_string())).await? else {
+        let Some((machine, record)) = self.machine_with(name).await? else {
             return Ok(None);
         };
-        let object = self.get(&record_of(&machine)).await?;
-        let record = MachineRecord::read(&object.unwrap_or_default());
         let owner = self.owner_of(&Property::Address(record.address.clone())).await?;
-        let is_its_own = record.name == name.as_str() && owner.as_deref() == Some(&machine);
-        Ok(is_its_own.then(|| record.address.parse().ok()).flatten())
+        Ok((owner == Some(machine)).then(|| record.address.parse().ok()).flatten())
     }
 
     /// The machine of each node name, as its record says.
@@ -199,93 +205,83 @@ impl Cluster {
     pub async fn owners(&self) -> Result<BTreeMap<String, String>, NodeRecordError> {
         let listed = self.records().list(&ListParams::default()).await;
         let listed = listed.map_err(|error| api_error("of every name", "read", error))?;
-        let owner = |object: ConfigMap| {
+        let of_name = |object: ConfigMap| {
             let name = object.metadata.name?.strip_prefix(NAMES)?.to_owned();
-            Some((name, object.data.unwrap_or_default().remove(IDENTITY)?))
+            Some((name, owner(object.data)?))
         };
-        Ok(listed.items.into_iter().filter_map(owner).collect())
+        Ok(listed.items.into_iter().filter_map(of_name).collect())
     }
 
-    /// Frees a node name, and the address of the machine that has it: another machine may claim them. The operator has removed that
-    /// machine. Its name goes last, so that an interruption is found again.
-    ///
-    /// # Errors
-    /// When the API server fails.
-    pub async fn release(&self, name: &NodeName) -> Result<(), NodeRecordError> {
-        let property = Property::Name(name.to_string());
-        let Some(machine) = self.owner_of(&property).await? else {
-            return Ok(());
-        };
-        if is_identity(&machine) {
-            self.release_machine(&machine).await?;
-        }
-        self.delete(&property.record()).await
-    }
-
-    async fn release_machine(&self, machine: &str) -> Result<(), NodeRecordError> {
-        let record = record_of(machine);
-        let Some(object) = self.get(&record).await? else {
-            return Ok(());
-        };
-        if let Ok(address) = MachineRecord::read(&object).address.parse::<Ipv4Addr>() {
-            let address = Property::Address(address.to_string());
-            if self.owner_of(&address).await?.as_deref() == Some(machine) {
-                self.delete(&address.record()).await?;
-            }
-        }
-        self.delete(&record).await
-    }
-
-    async fn delete(&self, record: &str) -> Result<(), NodeRecordError> {
-        match self.records().delete(record, &DeleteParams::default()).await {
-            Err(Error::Api(status)) if status.code == 404 => Ok(()),
-            deleted => deleted.map(drop).map_err(|error| api_error(record, "deleted", error)),
-        }
-    }
-
-    /// The API server lets only one creation of a name succeed, so two machines cannot both be first.
-    async fn bind(&self, property: &Property, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        let record = property.record();
-        let data = BTreeMap::from([(IDENTITY.to_owned(), machine.to_string())]);
-        let mut object = object(&record, &data);
-        object.immutable = Some(true);
-        match self.records().create(&PostParams::default(), &object).await {
-            Ok(_) => return Ok(()),
-            Err(Error::Api(status)) if status.reason == "AlreadyExists" => {}
-            Err(error) => return Err(api_error(&record, "created", error)),
-        }
-        match self.owner_of(property).await? {
-            Some(owner) if owner == machine.to_string() => Ok(()),
-            owner => Err(NodeRecordError::BelongsToAnother {
-                what: property.to_string(),
-                owner: owner.unwrap_or_default(),
-                attested: machine,
-            }),
-        }
-    }
-
-    /// A machine may take another name or address only if it never got the one that it asked for first.
-    async fn must_be_free_of(
+    /// Does one thing after another, as each step says.
+    async fn execute(
         &self,
-        known: &Property,
-        wanted: &Property,
-        machine: AttestedIdentity,
-    ) -> Result<(), NodeRecordError> {
-        if known == wanted {
-            return Ok(());
+        first: Action,
+        mut step: impl FnMut(Event) -> Next,
+    ) -> Result<Result<(), Refusal>, NodeRecordError> {
+        let (mut action, mut read) = (first, BTreeMap::new());
+        loop {
+            let event = self.perform(action, &mut read).await?;
+            action = match step(event) {
+                Next::Do(action) => action,
+                Next::Done => return Ok(Ok(())),
+                Next::Refuse(refusal) => return Ok(Err(refusal)),
+            };
         }
-        match self.owner_of(known).await? {
-            Some(owner) if owner != machine.to_string() => Ok(()),
-            _ => Err(NodeRecordError::HasAnother {
-                what: known.to_string(),
-                attested: machine,
-            }),
+    }
+
+    /// The API server lets only one creation of a record succeed, and no replacement of what was changed since it was read.
+    async fn perform(&self, action: Action, read: &mut BTreeMap<String, ConfigMap>) -> Result<Event, NodeRecordError> {
+        match action {
+            Action::Read(record) => {
+                let found = self.get(&record).await?;
+                let data = found.as_ref().map(|object| object.data.clone().unwrap_or_default());
+                if let Some(object) = found {
+                    read.insert(record, object);
+                }
+                Ok(Event::Read(data))
+            }
+            Action::Create {
+                record,
+                data,
+                immutable,
+            } => {
+                let object = object(&record, data, immutable);
+                match self.records().create(&PostParams::default(), &object).await {
+                    Err(Error::Api(status)) if status.reason == "AlreadyExists" => Ok(Event::Exists),
+                    created => written(created, &record, "created"),
+                }
+            }
+            Action::Replace { record, data } => {
+                let mut object = read.remove(&record).unwrap_or_default();
+                object.data = Some(data);
+                let replaced = self.records().replace(&record, &PostParams::default(), &object).await;
+                written(replaced, &record, "updated")
+            }
+            Action::Delete(record) => match self.records().delete(&record, &DeleteParams::default()).await {
+                Err(Error::Api(status)) if status.code == 404 => Ok(Event::Written),
+                deleted => written(deleted, &record, "deleted"),
+            },
         }
+    }
+
+    async fn machine_with(&self, name: &NodeName) -> Result<Option<(String, MachineRecord)>, NodeRecordError> {
+        let Some(machine) = self.owner_of(&Property::Name(name.to_string())).await? else {
+            return Ok(None);
+        };
+        let record = self.machine_record(&machine).await?;
+        Ok(record
+            .filter(|record| record.name == name.as_str())
+            .map(|record| (machine, record)))
+    }
+
+    async fn machine_record(&self, machine: &str) -> Result<Option<MachineRecord>, NodeRecordError> {
+        let object = self.get(&record_of(machine)).await?;
+        Ok(object.map(|object| MachineRecord::read(&object.data.unwrap_or_default())))
     }
 
     async fn owner_of(&self, property: &Property) -> Result<Option<String>, NodeRecordError> {
         let record = self.get(&property.record()).await?;
-        Ok(record.map(|object| object.data.unwrap_or_default().remove(IDENTITY).unwrap_or_default()))
+        Ok(owner(record.map(|object| object.data.unwrap_or_default())))
     }
 
     async fn get(&self, record: &str) -> Result<Option<ConfigMap>, NodeRecordError> {
@@ -293,35 +289,27 @@ impl Cluster {
         found.map_err(|error| api_error(record, "read", error))
     }
 
-    /// The object's resourceVersion makes this fail if another join service was faster.
-    async fn replace(&self, record: &str, object: &ConfigMap) -> Result<(), NodeRecordError> {
-        let replaced = self.records().replace(record, &PostParams::default(), object).await;
-        replaced.map(drop).map_err(|error| api_error(record, "updated", error))
-    }
-
     fn records(&self) -> Api<ConfigMap> {
         Api::namespaced(self.client(), RECORDS_NAMESPACE)
     }
 }
 
-/// Whoever can write a record chooses what is in it; nothing else becomes the name of an object that is deleted.
-fn is_identity(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-fn record_of(machine: impl fmt::Display) -> String {
-    format!("machine-{machine}")
-}
-
-fn object(record: &str, data: &BTreeMap<String, String>) -> ConfigMap {
+fn object(record: &str, data: Data, immutable: bool) -> ConfigMap {
     ConfigMap {
         metadata: ObjectMeta {
             name: Some(record.to_owned()),
             ..ObjectMeta::default()
         },
-        data: Some(data.clone()),
+        data: Some(data),
+        immutable: immutable.then_some(true),
         ..ConfigMap::default()
     }
+}
+
+fn written<T>(result: Result<T, Error>, record: &str, action: &'static str) -> Result<Event, NodeRecordError> {
+    result
+        .map(|_| Event::Written)
+        .map_err(|error| api_error(record, action, error))
 }
 
 fn api_error(record: &str, action: &'static str, error: Error) -> NodeRecordError {
@@ -336,19 +324,20 @@ fn api_error(record: &str, action: &'static str, error: Error) -> NodeRecordErro
 mod tests {
     use super::*;
 
-    fn new() -> MachineRecord {
-        MachineRecord::new(&"worker-0".parse().unwrap(), Ipv4Addr::new(10, 42, 2, 100))
-    }
-
     #[test]
-    fn a_record_is_read_as_it_was_written() {
-        let record = new();
-        assert_eq!(MachineRecord::read(&object("machine", &record.data())), record);
-    }
-
-    #[test]
-    fn a_record_without_content_gives_nothing() {
-        let record = MachineRecord::read(&ConfigMap::default());
-        assert!(record.name.is_empty() && record.address.is_empty());
+    fn a_token_is_used_once_and_lists_stay_short() {
+        let mut list = String::new();
+        for number in 0..3 * TOKENS {
+            let (token, request) = (format!("token{number}"), format!("request-{number}"));
+            let Use::New(longer) = used(&list, &token, &request) else {
+                panic!("{token} in {list}")
+            };
+            list = longer;
+            assert!(matches!(used(&list, &token, &request), Use::By(true)));
+            assert!(matches!(used(&list, &token, "another"), Use::By(false)));
+            // Its beginning is another token.
+            assert!(matches!(used(&list, "toke", &request), Use::New(_)));
+        }
+        assert_eq!(list.split(' ').count(), TOKENS);
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn a_bootstrap_token_is_good_for_one_certificate(cluster: &Cluster, i
     in_the_log(cluster, "join-service", &used, async { request("again", ROGUE_NAME) })?;
     let denied = decision(cluster, "again")?;
     ensure!(
-        denied.starts_with("Denied: the bootstrap token has been used for certificate request own"),
+        denied.starts_with("Denied: the bootstrap token has been used"),
         "{denied}"
     );
     Ok(())
