@@ -185,7 +185,7 @@ fn system_pods() -> Rule {
     }
 }
 
-/// Nobody makes a machine a Node on Kubernetes' word alone. Whoever may approve for these signers could.
+/// Without this rule, whoever may approve for these signers makes any machine a Node.
 fn certificates_of_kubelets() -> Rule {
     Rule {
         name: "constellation-kubelet-certificates",
