@@ -92,11 +92,7 @@ impl Approver for Clients {
             return Ok(None);
         };
         let checked = match check_client(&request.spec, &requester) {
-            Ok(node) if matches!(requester, Requester::Joining { .. }) => match check_age(request, Timestamp::now()) {
-                Ok(()) => self.check_unused(request, &requester, node).await?,
-                Err(refusal) => Err(refusal),
-            },
-            Ok(node) => self.check_unused(request, &requester, node).await?,
+            Ok(node) => self.check_node(request, &requester, node).await?,
             Err(refusal) => Err(refusal),
         };
         Ok(Some(told(request, checked)))
@@ -104,21 +100,21 @@ impl Approver for Clients {
 }
 
 impl Clients {
-    /// The node, if a machine has its name, and if its bootstrap token has given no other certificate. The token is used up first: another
+    /// The node, if a machine has its name, and if its bootstrap token has given no other certificate. A token is used up before that: another
     /// join service may look at another request with it.
-    async fn check_unused(
+    async fn check_node(
         &self,
         request: &CertificateSigningRequest,
         requester: &Requester<'_>,
         node: NodeName,
     ) -> Result<Result<NodeName, Refusal>, CertificateRequestsError> {
         let Requester::Joining { token, .. } = requester else {
-            return Ok(if self.0.has_node(&node).await? {
-                Ok(node)
-            } else {
-                Err(Refusal::NoNode(node))
-            });
+            let has_node = self.0.has_node(&node).await?;
+            return Ok(if has_node { Ok(node) } else { Err(Refusal::NoNode(node)) });
         };
+        if let Err(refusal) = check_age(request, Timestamp::now()) {
+            return Ok(Err(refusal));
+        }
         let uid = request.metadata.uid.as_deref().unwrap_or_default();
         Ok(match self.0.use_token(&node, token, uid).await? {
             TokenUse::First => Ok(node),

@@ -164,8 +164,8 @@ impl Cluster {
         Ok(self.machine_with(name).await?.is_some())
     }
 
-    /// Uses up the bootstrap token with this id for this certificate request of a node. The record of the node's machine says so, as long as
-    /// its node draws no more than [`TOKENS`] further tokens.
+    /// Uses up the bootstrap token with this id for this certificate request of a node. The record of the node's machine says so, until its
+    /// node has used many more.
     ///
     /// # Errors
     /// When the API server fails, or the record has changed meanwhile.
