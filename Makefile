@@ -66,7 +66,7 @@ bench: setup ## Measure, and print the figures with their aims
 	@mkdir -p $(BENCH)
 	cargo bench --locked -p attested-tls --bench handshake > $(BENCH)/1-handshakes
 	cargo bench --locked -p attested-tls --bench appraisal > $(BENCH)/2-appraisal
-	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) CONSTELLATION_PROGRAMS=$(TARGET)/service-programs \
+	CONSTELLATION_KUBERNETES_BINARIES=$(TEST_BINARIES) CONSTELLATION_PROGRAMS=$(COMPILED) \
 		CONSTELLATION_E2E_IMAGE=$(E2E)/image CONSTELLATION_WORKSPACE=$(CURDIR)/local \
 		cargo bench --locked -p e2e --bench system > $(BENCH)/3-system
 	@cat $(BENCH)/1-handshakes $(BENCH)/2-appraisal $(BENCH)/3-system

@@ -25,7 +25,7 @@ use anyhow::{Context, Result};
 use service_runtime::Memory;
 use test_figures::{Table, mebibytes};
 
-/// Names the folder with the static programs of the services; `cargo xtask image build` makes it.
+/// Names the folder with the static programs of nodes and pods; `cargo xtask image build` compiles them.
 const PROGRAMS: &str = "CONSTELLATION_PROGRAMS";
 /// Names the workspace of the local cluster.
 const WORKSPACE: &str = "CONSTELLATION_WORKSPACE";

@@ -47,6 +47,7 @@ async fn load(programs: &Path) -> Result<Figures> {
     let memory = [
         ("key-service", control_plane.key_service().process()),
         ("join-service", control_plane.join_service()),
+        ("attestation-daemon", control_plane.attestation().process()),
         ("verification-service", verification.process()),
     ];
     let memory = memory.map(|(name, process)| memory_of(name, process));
