@@ -30,6 +30,11 @@ fn a_log_is_accepted_as_it_was_written_and_no_other_way() {
         stdout(&output)
     );
 
+    let empty = host.path("empty");
+    fs::write(&empty, "").unwrap();
+    let output = verify(&[empty.to_str().unwrap()]);
+    assert!(stderr(&output).contains("have no records"), "{}", stderr(&output));
+
     let output = verify(&[log, rotated]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("line 1: follows a record with hash 000000"));

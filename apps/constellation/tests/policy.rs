@@ -71,7 +71,7 @@ fn the_operators_policy_is_shown_with_its_signer() {
         digest::oci::format(&policy.releases[0].components)
     );
     for line in [
-        "Policy:\tin force",
+        "Policy:\tthe newest one you signed is served",
         &format!("Signer:\t{operator}"),
         "Serial:\t1",
         &release,
@@ -94,7 +94,7 @@ fn nothing_of_another_operators_policy_is_shown_except_its_signer() {
     let text = stdout(&output);
     let signer = format!("is signed by operator {}", other.public());
     assert!(
-        text.starts_with("Policy:\tnot in force: ") && text.contains(&signer),
+        text.starts_with("Policy:\tnot the newest one you signed: ") && text.contains(&signer),
         "{text}"
     );
     assert!(!text.contains("Image:") && !text.contains("Serial:"), "{text}");
@@ -114,7 +114,7 @@ fn an_earlier_policy_and_one_of_another_cluster_are_told() {
     cluster.workspace().save_state(&state).unwrap();
     let output = cluster.show(&[]);
     assert_eq!(output.status.code(), Some(1));
-    let expected = "Policy:\tnot in force: it has serial 1, but you have signed serial 2; run `constellation apply`\n";
+    let expected = "Policy:\tnot the newest one you signed: it has serial 1, but you have signed serial 2; run `constellation apply`\n";
     assert!(stdout(&output).starts_with(expected), "{}", stdout(&output));
 
     for (change, expected) in [
@@ -130,7 +130,7 @@ fn an_earlier_policy_and_one_of_another_cluster_are_told() {
         cluster.serve(sign(change).as_bytes());
         let text = stdout(&cluster.show(&[]));
         assert!(
-            text.starts_with(&format!("Policy:\tnot in force: {expected}")),
+            text.starts_with(&format!("Policy:\tnot the newest one you signed: {expected}")),
             "{text}"
         );
     }

@@ -32,7 +32,8 @@ fn a_node_that_is_none_of_the_operators_machines_is_named() {
     };
     assert!(node.starts_with("worker-9 ") && node.contains(" none "), "{shown}");
     assert!(
-        reason.contains("without attestation; to remove it, run `kubectl delete node worker-9`"),
+        reason
+            .contains("without attestation; to remove it and free its name, run `constellation node remove worker-9`"),
         "{shown}"
     );
     assert_eq!(shown.matches("without attestation").count(), 1, "{shown}");

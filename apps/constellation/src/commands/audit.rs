@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::BufReader;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use audit_log::{Chain, verify};
 use camino::Utf8PathBuf;
 
@@ -15,11 +15,14 @@ pub(crate) fn check(files: &[Utf8PathBuf]) -> Result<()> {
     for file in files {
         let opened = File::open(file).with_context(|| format!("cannot read {file}"))?;
         let (after, found) = verify(BufReader::new(opened), chain).with_context(|| {
-            format!("{file} does not follow the files before it, or was changed: name the oldest file first, and copy it again if it was being written")
+            format!("{file} was changed, or does not follow the file named before it: name the oldest file first, and copy it again if it was being written")
         })?;
         (chain, records) = (Some(after), records + found);
     }
     let last = chain.context("no file was named")?;
+    if records == 0 {
+        bail!("these files have no records: was the copy interrupted, or has no node joined yet?");
+    }
     let text = format!("{records} records follow each other.\nLast hash:\t{}", last.last());
     Ok(print(&text)?)
 }

@@ -104,7 +104,7 @@ pub(crate) async fn remove(workspace: &Workspace, removal: &NodeRemoval, provide
     if machine.is_none() {
         must_be_known(&state, &client, name).await?;
     }
-    confirm(&question(name, lost), confirmation.yes)?;
+    confirm(&question(name, machine.is_some(), lost), confirmation.yes)?;
     let progress = Progress::start();
     progress
         .step(&format!("removing {name}"), async |step| {
@@ -118,7 +118,7 @@ pub(crate) async fn remove(workspace: &Workspace, removal: &NodeRemoval, provide
         })
         .await?;
     say(&format!(
-        "{name} was removed, and its name is free. `constellation apply` makes a new machine of that name, unless initialCount is lower."
+        "{name} was removed, and its name is free. `constellation apply` makes a new machine of that name if the configuration has that many workers."
     ));
     Ok(())
 }
@@ -150,7 +150,12 @@ async fn look(client: &Client) -> Result<(BTreeMap<NodeName, Seen>, BTreeMap<Str
         .advise("check the control plane with `constellation status`")
 }
 
-fn question(name: &NodeName, lost: bool) -> String {
+fn question(name: &NodeName, has_machine: bool, lost: bool) -> String {
+    if !has_machine {
+        return format!(
+            "{name} has no machine here. This deletes its Node and frees its name. Do you want to continue?"
+        );
+    }
     let pods = if lost {
         "does not wait for the pods"
     } else {

@@ -71,7 +71,8 @@ pub(crate) async fn wait(run: &mut Run<'_>, step: &Step<'_>) -> Result<()> {
         advise(
             given_up(error, "not all nodes became ready"),
             console.unwrap_or_default(),
-            "run the same command again to keep waiting; a node that joined and then restarted cannot rejoin yet",
+            "run the same command again to keep waiting; replace a worker that joined and then restarted with `constellation node remove NAME \
+             --lost`, then run the same command again",
         )
     })
 }

@@ -210,8 +210,11 @@ fn text(report: &Report) -> String {
         policy,
     } = report;
     let mut lines = vec![match reason {
-        _ if *in_force => "Policy:\tin force".to_owned(),
-        reason => format!("Policy:\tnot in force: {}", reason.as_deref().unwrap_or_default()),
+        _ if *in_force => "Policy:\tthe newest one you signed is served".to_owned(),
+        reason => format!(
+            "Policy:\tnot the newest one you signed: {}",
+            reason.as_deref().unwrap_or_default()
+        ),
     }];
     lines.push(format!("Signer:\t{signer}"));
     if let Some(policy) = policy {

@@ -20,7 +20,7 @@ use crate::{kubeconfig, machines};
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Kubernetes keeps the Node of a machine that is gone.
-const NOT_A_MACHINE: &str = "none of the machines of this workspace: you removed its machine, or a cluster-admin made it a node without attestation";
+const NOT_A_MACHINE: &str = "none of the machines of this workspace: a removal was interrupted, or a cluster-admin made it a node without attestation";
 
 /// Prints what is known, and changes nothing.
 pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Result<()> {
@@ -81,7 +81,7 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers) -> Res
             "-", "-", "none"
         ))?;
         print(&format!(
-            "  {NOT_A_MACHINE}; to remove it, run `kubectl delete node {name}`"
+            "  {NOT_A_MACHINE}; to remove it and free its name, run `constellation node remove {name}`"
         ))?;
     }
     Ok(())
