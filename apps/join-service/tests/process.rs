@@ -403,6 +403,15 @@ async fn kubelets_get_client_certificates_in_their_own_names_only() {
     let stranger = joining_node_group(&"worker-9".parse().unwrap());
     let worker = JoiningNode::boot(SOFTWARE_TPM).unwrap();
     control_plane.join(&worker, request("worker-0")).await.unwrap();
+    // A name that was left to the machine, whose own record says another one: it would be its second.
+    let second = json!({
+        "metadata": {"name": "node-worker-5"},
+        "data": {"attestedIdentity": worker.attester().identity().to_string()},
+    });
+    let records = Api::<ConfigMap>::namespaced(admin.clone(), "constellation-nodes");
+    let second = serde_json::from_value(second).unwrap();
+    records.create(&PostParams::default(), &second).await.unwrap();
+    let of_second = joining_node_group(&"worker-5".parse().unwrap());
     let joining = ("system:bootstrap:abcdef", vec!["system:bootstrappers", &group]);
     let member = ("system:node:worker-0", vec!["system:nodes"]);
     for (number, ((user, groups), node, expected)) in [
@@ -418,6 +427,16 @@ async fn kubelets_get_client_certificates_in_their_own_names_only() {
             ("system:bootstrap:abcdef", vec!["system:bootstrappers", &stranger]),
             "worker-9",
             "Denied: no machine has the node name worker-9",
+        ),
+        (
+            ("system:bootstrap:ghijkl", vec!["system:bootstrappers", &of_second]),
+            "worker-5",
+            "Denied: no machine has the node name worker-5",
+        ),
+        (
+            ("system:node:worker-5", vec!["system:nodes"]),
+            "worker-5",
+            "Denied: no machine has the node name worker-5",
         ),
         // A member that asks in another name is refused by the API server itself.
         (member, "worker-0", "Approved: for node worker-0"),

@@ -170,12 +170,16 @@ impl Cluster {
     /// # Errors
     /// When the API server fails, or the record has changed meanwhile.
     pub async fn use_token(&self, name: &NodeName, token: &str, request: &str) -> Result<TokenUse, NodeRecordError> {
-        let Some((machine, _)) = self.machine_with(name).await? else {
+        let Some(machine) = self.owner_of(&Property::Name(name.to_string())).await? else {
             return Ok(TokenUse::NoNode);
         };
         let record = record_of(&machine);
+        // One object is looked at and replaced: whatever changes it meanwhile makes the replacement fail.
         let mut object = self.get(&record).await?.unwrap_or_default();
         let data = object.data.get_or_insert_default();
+        if MachineRecord::read(data).name != name.as_str() {
+            return Ok(TokenUse::NoNode);
+        }
         match used(data.get(TOKENS_USED).map_or("", String::as_str), token, request) {
             Use::By(same) => Ok(if same { TokenUse::First } else { TokenUse::Another }),
             Use::New(used) => {
