@@ -2,15 +2,16 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use atomic_file::Access;
 use cloud_metadata::NodeNetwork;
 use cluster_policy::{BelievedPolicy, PolicyStore};
-use cluster_types::{MeasurementSalt, NodeRole, Service};
+use cluster_types::{Cidr, MeasurementSalt, NodeInterface, NodeRole, Service};
 use key_derivation::MasterSecret;
+use kubeadm::Kubeconfig;
 use node_secrets::{SHARED_FILES, SharedFile};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -27,10 +28,11 @@ const KEY_SOCKET_FOLDER: &str = "run/state/constellation/key-service";
 const SHARED_FILES_FOLDER: &str = "run/state/constellation/shared-files";
 const CLUSTER_POLICY: &str = "run/state/constellation/policy/cluster-policy";
 const PKI: &str = "etc/kubernetes/pki";
+const ADMIN_KUBECONFIG: &str = "etc/kubernetes/admin.conf";
 /// A real document has about 300 bytes.
 const MAX_NODE_STATE_LEN: u64 = 4096;
-/// The one version that is read. Version v1 had no network.
-const VERSION: &str = "v2";
+/// The one version that is read. Version v1 had no network, and v2 nothing about the cluster.
+const VERSION: &str = "v3";
 
 /// What a node must remember across reboots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +45,31 @@ pub(crate) struct NodeState {
     pub(crate) address: Ipv4Addr,
     pub(crate) network: NodeNetwork,
     pub(crate) stage: Stage,
+    /// Only on a node that deploys what its image runs in the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster: Option<ClusterNetwork>,
+}
+
+/// How the pod network of one cluster differs from that of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ClusterNetwork {
+    pub(crate) api_server: SocketAddrV4,
+    #[serde(with = "pods")]
+    pub(crate) pods: Cidr,
+}
+
+mod pods {
+    use cluster_types::Cidr;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(pods: &Cidr, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(pods)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cidr, D::Error> {
+        Cidr::for_pods(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
 }
 
 /// Looked at first, because another version has other fields.
@@ -89,6 +116,15 @@ impl NodeState {
             address,
             network,
             stage: Stage::Joining,
+            cluster: None,
+        }
+    }
+
+    /// The same node, which deploys what its image runs in this cluster.
+    pub(crate) fn deploying(self, cluster: ClusterNetwork) -> Self {
+        Self {
+            cluster: Some(cluster),
+            ..self
         }
     }
 
@@ -99,6 +135,12 @@ impl NodeState {
         } else {
             Err(LoadNodeStateError::AnotherVersion { actual: version })
         }
+    }
+
+    /// Where a node deploys what its image runs in the cluster; `None` on those that do not, or not yet.
+    pub(crate) fn deploys(&self) -> Option<(ClusterNetwork, NodeInterface)> {
+        let cluster = self.cluster.filter(|_| self.stage == Stage::Member)?;
+        Some((cluster, self.network.interface()))
     }
 
     /// The same node, with Kubernetes running.
@@ -196,6 +238,11 @@ impl NodeFiles {
         SHARED_FILES.into_iter().map(read).collect()
     }
 
+    /// The administrator's access that kubeadm has made on a control plane.
+    pub(crate) fn read_admin_kubeconfig(&self) -> io::Result<Kubeconfig> {
+        fs::read(self.root.join(ADMIN_KUBECONFIG)).map(Kubeconfig::from_vec)
+    }
+
     fn readable_by_key_service(&self) -> Access {
         Access::User {
             id: (self.user)(Service::Key),
@@ -266,7 +313,7 @@ mod tests {
         assert_eq!(
             json,
             format!(
-                r#"{{"version":"v2","role":"Worker","measurement_salt":"{salt}","address":"10.42.2.100","network":{network},"stage":"joining"}}"#
+                r#"{{"version":"v3","role":"Worker","measurement_salt":"{salt}","address":"10.42.2.100","network":{network},"stage":"joining"}}"#
             )
         );
         assert_eq!(NodeState::parse(json.as_bytes()).unwrap(), state);
@@ -275,7 +322,7 @@ mod tests {
     #[test]
     fn state_of_another_version_is_refused_by_it() {
         let v1 = r#"{"version":"v1","role":"Worker","measurement_salt":"00","address":"10.42.2.100","stage":"member"}"#;
-        for (json, version) in [(v1, "v1"), (r#"{"fields":"unknown","version":"v3"}"#, "v3")] {
+        for (json, version) in [(v1, "v1"), (r#"{"fields":"unknown","version":"v4"}"#, "v4")] {
             let error = NodeState::parse(json.as_bytes()).unwrap_err();
             assert!(matches!(error, LoadNodeStateError::AnotherVersion { actual } if actual == version));
         }

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use attestation::Membership;
+use cluster_objects::JoinConfig;
 use cluster_types::NodeRole;
 use kubeadm::{ClusterSettings, InitError, Kubeconfig};
+use polling::PollError;
 
+use crate::deploy::{DeployError, Deployment, Start};
 use crate::disk::{StateDiskError, disk_uuid, rekey};
 use crate::events::{Event, InitEvents};
-use crate::files::NodeState;
+use crate::files::{ClusterNetwork, NodeState};
 use crate::lock::{Locked, MeasureError, Reservation};
 use crate::node::{PrepareError, ThisNode};
 use crate::request::InitRequest;
@@ -36,6 +39,8 @@ pub(crate) enum InitialiseError {
     Prepare(#[from] PrepareError),
     #[error(transparent)]
     Kubeadm(#[from] InitError),
+    #[error("cannot apply the services")]
+    Deploy(#[from] PollError<DeployError>),
 }
 
 /// Makes this node the first of a cluster and reports to the callers.
@@ -46,7 +51,8 @@ pub(crate) enum InitialiseError {
 /// 4. Kubernetes is installed, and images are imported.
 /// 5. kubeadm creates the cluster.
 /// 6. What control planes share is copied for the key service.
-/// 7. The node's state says that it is a member.
+/// 7. What the image runs in the cluster is applied, so that other nodes can join.
+/// 8. The node's state says that it is a member.
 ///
 /// # Cancel safety
 /// Dropping the future leaves a node that cannot be used; it must power off.
@@ -94,6 +100,9 @@ async fn run(
     let kubeconfig = make_cluster(node, &request).await?;
     let shared = node.files.read_shared_files()?;
     node.files.write_shared_files(&locked, &shared)?;
+    step("applying the services");
+    let deployment = deployment(node, request);
+    node.deployer.deploy(&kubeconfig, &deployment).await?;
     node.files.write_state(&locked, &state.as_member())?;
     Ok(kubeconfig)
 }
@@ -109,7 +118,11 @@ async fn rekey_disk(node: &ThisNode, locked: &Locked, request: &InitRequest) -> 
 fn write_state(node: &ThisNode, locked: &Locked, request: &InitRequest) -> io::Result<NodeState> {
     let address = node.hints.this_node.address.ip();
     let network = node.hints.network.clone();
-    let state = NodeState::new(NodeRole::ControlPlane, request.measurement_salt, address, network);
+    let cluster = ClusterNetwork {
+        api_server: api_server(node),
+        pods: request.pods,
+    };
+    let state = NodeState::new(NodeRole::ControlPlane, request.measurement_salt, address, network).deploying(cluster);
     node.files.write_state(locked, &state)?;
     node.files.write_policy(locked, &request.policy)?;
     node.files
@@ -118,11 +131,10 @@ fn write_state(node: &ThisNode, locked: &Locked, request: &InitRequest) -> io::R
 }
 
 async fn make_cluster(node: &ThisNode, request: &InitRequest) -> Result<Kubeconfig, InitError> {
-    let endpoint = node.hints.api_endpoint;
     let cluster = ClusterSettings {
         name: request.name.clone(),
         version: request.components.kubernetes_version().clone(),
-        endpoint: SocketAddrV4::new(endpoint.host.ip(), endpoint.port),
+        endpoint: api_server(node),
         cert_sans: request.cert_sans.clone(),
         pods: request.pods,
         services: request.services,
@@ -130,4 +142,32 @@ async fn make_cluster(node: &ThisNode, request: &InitRequest) -> Result<Kubeconf
     };
     // Only a certificate's validity depends on the clock; a wrong clock makes the certificate useless, not dangerous.
     node.kubeadm().init(&cluster, &node.settings(), SystemTime::now()).await
+}
+
+fn deployment(node: &ThisNode, request: InitRequest) -> Deployment {
+    let join = JoinConfig {
+        policy: request.policy.into_signed(),
+        measurement_salt: request.measurement_salt,
+        api_server_endpoint: api_server(node).into(),
+        components: request.components.config_map_name(),
+        component_mirror: request.mirror.map(|mirror| mirror.to_string()).unwrap_or_default(),
+    };
+    let start = Start {
+        node: node.hints.this_node.name.clone(),
+        identity: node.attester.identity(),
+        components: request.components,
+        join,
+    };
+    Deployment {
+        api_server: api_server(node),
+        pods: request.pods,
+        node_interface: node.hints.network.interface(),
+        start: Some(start),
+    }
+}
+
+/// Where nodes reach it.
+fn api_server(node: &ThisNode) -> SocketAddrV4 {
+    let endpoint = node.hints.api_endpoint;
+    SocketAddrV4::new(endpoint.host.ip(), endpoint.port)
 }

@@ -1,7 +1,8 @@
 //! Makes a node part of a cluster. systemd starts it; by then the root file system is verified and the state disk is open.
 //!
 //! A new node offers the init API to the CLI and asks join services for a ticket, side by side; whichever comes first takes
-//! the node lock. On a node that was a member before, it starts the kubelet.
+//! the node lock. On a node that was a member before, it starts the kubelet. The first node goes on to deploy what its image runs in the
+//! cluster.
 //!
 //! # Invariants
 //!
@@ -9,6 +10,7 @@
 //! - Nothing that metadata says is believed: names, roles and addresses are requests, and what mirrors deliver is pinned by hashes.
 //! - A node that failed half-way powers off. It never stays reachable and never tries another cluster.
 
+mod deploy;
 mod disk;
 mod events;
 mod files;
@@ -31,7 +33,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use attestation::{AttesterSource, Variants};
+use attestation::{AttesterSource, MeasuringAttester, Variants};
 use attestation_variants::ReleaseVariants;
 use clap::Parser;
 use cloud_metadata::{BASE_ADDRESS_FILE, QemuMetadata};
@@ -42,6 +44,7 @@ use programs::{Call, HostPrograms, Programs};
 use tokio::sync::OnceCell;
 use tracing::{error, info};
 
+use crate::deploy::{InCluster, keep_deployed};
 use crate::disk::LuksStateDisk;
 use crate::files::NodeFiles;
 use crate::lock::NodeLock;
@@ -81,19 +84,32 @@ async fn start(arguments: &Arguments) -> Result<()> {
     info!(image = image_version(Path::new(ROOT)), "bootstrapper started");
     let programs: Arc<dyn Programs> = Arc::new(HostPrograms);
     let files = NodeFiles::new(ROOT, Service::user);
-    let variants: &dyn Variants = &ReleaseVariants;
-    let attester = variants.attester(&AttesterSource::ThisMachine)?;
-    if let Boot::Member = boot(&*attester)? {
-        return Ok(resume(&*attester, &files, &*programs).await?);
+    let attester = ReleaseVariants.attester(&AttesterSource::ThisMachine)?;
+    match boot(&*attester)? {
+        Boot::Member => resume(&*attester, &files, &*programs, &InCluster).await?,
+        Boot::New => become_part(arguments, attester, programs, files.clone()).await?,
     }
+    if files.load_state()?.deploys().is_some() {
+        match keep_deployed(&files, &InCluster).await {}
+    }
+    Ok(())
+}
+
+async fn become_part(
+    arguments: &Arguments,
+    attester: Arc<dyn MeasuringAttester>,
+    programs: Arc<dyn Programs>,
+    files: NodeFiles,
+) -> Result<()> {
     let metadata = Arc::new(QemuMetadata::find(&arguments.metadata).context("finding metadata")?);
     let node = Arc::new(ThisNode {
         hints: Hints::fetch(&*metadata).await,
         metadata,
         lock: NodeLock::new(attester.clone()),
         attester,
-        variants,
+        variants: &ReleaseVariants,
         disk: Arc::new(LuksStateDisk),
+        deployer: Arc::new(InCluster),
         files,
         programs,
         api_server: Arc::new(OwnApiServer),

@@ -25,6 +25,7 @@ use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use crate::deploy::Deployer;
 use crate::disk::StateDisk;
 use crate::files::NodeFiles;
 use crate::lock::NodeLock;
@@ -56,6 +57,7 @@ pub(crate) struct ThisNode {
     pub(crate) variants: &'static dyn Variants,
     pub(crate) lock: NodeLock,
     pub(crate) disk: Arc<dyn StateDisk>,
+    pub(crate) deployer: Arc<dyn Deployer>,
     pub(crate) files: NodeFiles,
     pub(crate) programs: Arc<dyn Programs>,
     pub(crate) api_server: Arc<dyn ApiServer>,

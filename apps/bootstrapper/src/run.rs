@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::Server;
 use tracing::{info, warn};
 
+use crate::deploy::{Deployer, keep_deployed, redeploy};
 use crate::events::InitEvents;
 use crate::files::{LoadNodeStateError, NodeFiles, Stage};
 use crate::init::{InitialiseError, initialise};
@@ -77,10 +78,13 @@ pub(crate) fn boot(attester: &dyn MeasuringAttester) -> Result<Boot, DeviceError
 
 /// Starts the kubelet of a node that became a member in an earlier boot. Whoever measured the membership measured the operator before:
 /// otherwise anyone with root here could still measure an operator of their choice.
+///
+/// The node that deploys does so again, because this boot's image may be another one.
 pub(crate) async fn resume(
     attester: &dyn MeasuringAttester,
     files: &NodeFiles,
     programs: &dyn Programs,
+    deployer: &dyn Deployer,
 ) -> Result<(), NodeError> {
     if attester.statements()?.operator.is_nothing() {
         return Err(NodeError::ObeysNobody);
@@ -91,7 +95,9 @@ pub(crate) async fn resume(
         Err(error) => return Err(error.into()),
     };
     set_up_network(files, programs, state.address, &state.network).await?;
-    start_kubelet(programs).await.map_err(NodeError::Kubelet)
+    start_kubelet(programs).await.map_err(NodeError::Kubelet)?;
+    redeploy(files, deployer).await;
+    Ok(())
 }
 
 /// Makes a new node part of a cluster, through the CLI or a join service, whichever comes first.
@@ -141,6 +147,7 @@ pub(crate) async fn bootstrap(node: Arc<ThisNode>, listener: TcpListener) -> Res
         result = become_part => result,
         served = &mut server => Err(served.map_or_else(NodeError::from, |()| NodeError::ServerEnded)),
         never = import => never,
+        never = keep_deployed(&node.files, &*node.deployer) => match never {},
     }
 }
 

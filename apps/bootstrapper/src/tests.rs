@@ -5,6 +5,7 @@ pub(crate) mod fixture;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use attestation::{ExpectedMembership, Membership, Purpose};
 use attested_tls::{Endpoint, channel};
@@ -17,7 +18,8 @@ use test_machines::{Technology, for_each_technology};
 use tonic::{Code, Status, Streaming};
 
 use self::fixture::{DISK, INIT_SECRET, JOURNAL, KUBECONFIG, Logs, TestNode, components};
-use crate::files::Stage;
+use crate::deploy::keep_deployed;
+use crate::files::{NodeState, Stage};
 use crate::lock::Owner;
 use crate::node::OperatorError;
 use crate::request::InitRequest;
@@ -36,6 +38,10 @@ for_each_technology!(async:
     a_member_that_has_not_measured_whom_it_obeys_ends,
     an_invalid_request_is_explained_to_who_has_the_secret,
     a_member_that_boots_again_gets_its_address_and_its_kubelet,
+    the_first_node_deploys_before_it_is_a_member,
+    a_node_whose_services_cannot_be_applied_ends,
+    a_worker_that_boots_again_deploys_nothing,
+    what_is_deployed_is_applied_again_and_again,
 );
 
 /// Of a cluster whose components the mirror of tests has.
@@ -116,7 +122,7 @@ async fn a_node_becomes_the_first_of_a_cluster(technology: &'static dyn Technolo
     };
     assert_eq!(success.kubeconfig, KUBECONFIG.as_bytes());
     assert_eq!(success.cluster_id, cluster().as_bytes());
-    assert_eq!(events.len(), 6, "five steps and the success: {events:?}");
+    assert_eq!(events.len(), 7, "six steps and the success: {events:?}");
 
     assert!(node.node.attester.membership().unwrap().is(&first_of_cluster()));
     let request = InitRequest::parse(message()).unwrap();
@@ -208,7 +214,7 @@ async fn a_failure_is_told_with_the_journal_and_ends_the_node(technology: &'stat
     assert_eq!(log.log, JOURNAL.as_bytes());
     assert!(matches!(running.await.unwrap(), Err(NodeError::Init(_))));
     assert_eq!(node.node.files.load_state().unwrap().stage, Stage::Joining);
-    let restarted = resume(&*node.node.attester, &node.node.files, &*node.programs).await;
+    let restarted = resume(&*node.node.attester, &node.node.files, &*node.programs, &*node.programs).await;
     assert!(matches!(restarted, Err(NodeError::Interrupted)));
 }
 
@@ -247,7 +253,7 @@ async fn the_same_request_finds_what_it_started_and_another_is_refused(technolog
 
     let stream = call_as(&node, again().await, address, message()).await.unwrap();
     let events = collect(stream).await;
-    assert_eq!(events.len(), 6, "{events:?}");
+    assert_eq!(events.len(), 7, "{events:?}");
     assert!(matches!(events.last(), Some(Kind::InitSuccess(_))));
     running.abort();
     assert_eq!(node.disk.keys().len(), 1);
@@ -301,7 +307,7 @@ async fn a_bootstrapper_that_starts_again_goes_on_and_obeys_nobody_else(technolo
 async fn a_member_that_has_not_measured_whom_it_obeys_ends(technology: &'static dyn Technology) {
     let node = control_plane(technology);
     node.node.attester.measure_membership(&first_of_cluster()).unwrap();
-    let resumed = resume(&*node.node.attester, &node.node.files, &*node.programs).await;
+    let resumed = resume(&*node.node.attester, &node.node.files, &*node.programs, &*node.programs).await;
     assert!(matches!(resumed, Err(NodeError::ObeysNobody)));
     assert!(node.programs.calls().is_empty());
 }
@@ -333,15 +339,77 @@ async fn a_member_that_boots_again_gets_its_address_and_its_kubelet(technology: 
     let before = node.programs.calls().len();
     let resolver = node.file("run/constellation/resolv.conf");
     fs::remove_file(&resolver).unwrap();
-    resume(&*node.node.attester, &node.node.files, &*node.programs)
+    resume(&*node.node.attester, &node.node.files, &*node.programs, &*node.programs)
         .await
         .unwrap();
     assert_eq!(
         node.programs.calls()[before..],
-        ["ip address", "ip link", "systemctl start"]
+        ["ip address", "ip link", "systemctl start", "deploy again"]
     );
     assert_eq!(
         fs::read_to_string(&resolver).unwrap(),
         "nameserver 192.0.2.53\nnameserver 192.0.2.54\n"
     );
+}
+
+fn deployments(node: &TestNode) -> Vec<String> {
+    let calls = node.programs.calls().into_iter();
+    calls.filter(|call| call.starts_with("deploy")).collect()
+}
+
+async fn the_first_node_deploys_before_it_is_a_member(technology: &'static dyn Technology) {
+    let node = control_plane(technology);
+    let (address, running) = node.start().await;
+    collect(call(&node, address, message()).await.unwrap()).await;
+    running.abort();
+    assert_eq!(deployments(&node), ["deploy start"]);
+    let calls = node.programs.calls();
+    let place = |call: &str| calls.iter().rposition(|made| made == call).unwrap();
+    assert!(place("kubeadm init") < place("deploy start"), "{calls:?}");
+}
+
+async fn a_node_whose_services_cannot_be_applied_ends(technology: &'static dyn Technology) {
+    let node = TestNode::failing(technology, NodeRole::ControlPlane, Some("deploy"));
+    let (address, running) = node.start().await;
+    let events = collect(call(&node, address, message()).await.unwrap()).await;
+    let [.., Kind::InitFailure(failure), Kind::Log(_)] = events.as_slice() else {
+        panic!("{events:?}")
+    };
+    assert!(
+        failure.error.starts_with("cannot apply the services: "),
+        "{}",
+        failure.error
+    );
+    assert!(matches!(running.await.unwrap(), Err(NodeError::Init(_))));
+    assert_eq!(node.node.files.load_state().unwrap().stage, Stage::Joining);
+    assert!(node.node.files.load_state().unwrap().deploys().is_none());
+}
+
+async fn a_worker_that_boots_again_deploys_nothing(technology: &'static dyn Technology) {
+    let node = TestNode::new(technology, NodeRole::Worker);
+    let member = Membership::new(cluster(), NodeRole::Worker);
+    node.node.obey_operator().await.unwrap();
+    let reservation = node.node.lock.reserve(Owner::Join).unwrap();
+    let locked = reservation.measure(member).await.unwrap();
+    let salt = InitRequest::parse(message()).unwrap().measurement_salt;
+    let hints = &node.node.hints;
+    let (address, network) = (hints.this_node.address.ip(), hints.network.clone());
+    let state = NodeState::new(NodeRole::Worker, salt, address, network).as_member();
+    node.node.files.write_state(&locked, &state).unwrap();
+    resume(&*node.node.attester, &node.node.files, &*node.programs, &*node.programs)
+        .await
+        .unwrap();
+    assert!(deployments(&node).is_empty());
+}
+
+async fn what_is_deployed_is_applied_again_and_again(technology: &'static dyn Technology) {
+    let node = control_plane(technology);
+    let (address, running) = node.start().await;
+    collect(call(&node, address, message()).await.unwrap()).await;
+    running.abort();
+    tokio::time::pause();
+    let kept = keep_deployed(&node.node.files, &*node.programs);
+    // A bit more than three times ten minutes.
+    assert!(tokio::time::timeout(Duration::from_secs(31 * 60), kept).await.is_err());
+    assert_eq!(deployments(&node)[1..], ["deploy again"; 3]);
 }

@@ -125,7 +125,7 @@ fn an_interrupted_removal_is_finished_by_the_next_apply() {
         }
         cluster
             .host
-            .until(&["apply", "--yes"], "applying the services\n")
+            .until(&["apply", "--yes"], "publishing the policy\n")
             .kill();
         assert_eq!(cluster.told_of("worker-0"), left("worker-0")[1..]);
         assert_eq!(cluster.affirmed(), ["control-plane-0"]);
@@ -166,11 +166,11 @@ fn workers_come_and_go_and_the_cluster_stays_what_it_is() {
     let cluster = Cluster::made();
     let host = &cluster.host;
     host.change_config("initialCount: 1 # workers", "initialCount: 2 # workers");
-    host.until(&["apply", "--yes"], "applying the services\n").kill();
+    host.until(&["apply", "--yes"], "publishing the policy\n").kill();
     assert_eq!(host.machines().starts("worker-1"), 1);
     cluster.affirm(&["control-plane-0", "worker-1"]);
     host.change_config("initialCount: 2 # workers", "initialCount: 0 # workers");
-    host.until(&["apply", "--yes"], "applying the services\n").kill();
+    host.until(&["apply", "--yes"], "publishing the policy\n").kill();
     assert_eq!(cluster.affirmed(), ["control-plane-0"]);
     assert_eq!(cluster.machines(), ["control-plane-0"]);
     for worker in ["worker-0", "worker-1"] {

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -39,6 +40,15 @@ impl FromStr for ComponentMirror {
         let folder = format!("{}/", base.path().trim_end_matches('/'));
         base.set_path(&folder);
         Ok(Self::Address(base))
+    }
+}
+
+impl fmt::Display for ComponentMirror {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(base) => base.fmt(f),
+            Self::Folder(folder) => folder.display().fmt(f),
+        }
     }
 }
 

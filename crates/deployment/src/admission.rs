@@ -38,7 +38,7 @@ struct Rule {
 
 /// Every rule. They are applied before the account of the pod network exists; the API server enforces them a moment later.
 #[must_use]
-pub fn admission() -> Vec<Object> {
+pub(crate) fn admission() -> Vec<Object> {
     [
         roles_of_nodes(),
         network_of_nodes(),

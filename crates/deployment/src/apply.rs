@@ -8,9 +8,12 @@ use serde::Serialize;
 /// The owner of the fields that we set.
 const FIELD_MANAGER: &str = "constellation";
 
+/// The label by which objects are found that an image deployed.
+pub(crate) const DEPLOYED: &str = "constellation/deployed";
+
 /// An object to apply.
 pub struct Object {
-    resource: ApiResource,
+    pub(crate) resource: ApiResource,
     object: DynamicObject,
 }
 
@@ -48,8 +51,7 @@ impl Object {
     /// When the object cannot be written as JSON, which no typed object does.
     #[must_use]
     pub fn new<K: Resource + Serialize>(object: K) -> Self {
-        let gvk = GroupVersionKind::gvk(K::GROUP, K::VERSION, K::KIND);
-        let resource = ApiResource::from_gvk_with_plural(&gvk, K::URL_PATH_SEGMENT);
+        let resource = resource::<K>();
         let json = serde_json::to_value(object).expect("typed objects are JSON");
         let mut object: DynamicObject = serde_json::from_value(json).expect("every object has metadata");
         object.types = Some(TypeMeta {
@@ -57,6 +59,13 @@ impl Object {
             kind: resource.kind.clone(),
         });
         Self { resource, object }
+    }
+
+    /// The same object with the label of those that an image deploys. An image that no longer has it removes it.
+    pub(crate) fn of_an_image(mut self) -> Self {
+        let labels = self.object.metadata.labels.get_or_insert_default();
+        labels.insert(DEPLOYED.to_owned(), "true".to_owned());
+        self
     }
 
     /// Kind and name, for progress and logs.
@@ -85,9 +94,14 @@ impl Object {
             })
     }
 
-    fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.object.metadata.name.as_deref().unwrap_or_default()
     }
+}
+
+pub(crate) fn resource<K: Resource>() -> ApiResource {
+    let gvk = GroupVersionKind::gvk(K::GROUP, K::VERSION, K::KIND);
+    ApiResource::from_gvk_with_plural(&gvk, K::URL_PATH_SEGMENT)
 }
 
 #[cfg(test)]

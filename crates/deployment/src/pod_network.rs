@@ -24,7 +24,7 @@ pub(crate) const NAME: &str = "flannel";
 const CONFIG: &str = "flannel-config";
 const CLUSTER_ROLE: &str = "constellation:flannel";
 
-/// What the CLI decides about the network.
+/// What is different in each cluster.
 #[derive(Clone, Debug)]
 pub struct PodNetwork {
     /// Addresses of pods, for instance `10.244.0.0/16`.
@@ -37,7 +37,7 @@ pub struct PodNetwork {
 
 /// Everything the pod network needs, in the order in which it is applied.
 #[must_use]
-pub fn pod_network(network: &PodNetwork) -> Vec<Object> {
+pub(crate) fn pod_network(network: &PodNetwork) -> Vec<Object> {
     vec![
         Object::new(ServiceAccount {
             metadata: named(NAME),

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
+mod support;
+
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -16,6 +18,8 @@ use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
 use test_cluster::TestCluster;
 
+use self::support::network;
+
 const OWN: &str = "worker-0";
 const OTHER: &str = "worker-1";
 
@@ -27,15 +31,7 @@ fn from<T: serde::de::DeserializeOwned>(object: Value) -> T {
 async fn cluster() -> TestCluster {
     let cluster = TestCluster::start().await.unwrap();
     let admin = cluster.admin().unwrap();
-    let network = deployment::PodNetwork {
-        pod_cidr: "10.244.0.0/16".into(),
-        node_interface: "^10\\.42\\.".into(),
-        api_server: "10.42.1.100:6443".parse().unwrap(),
-    };
-    for object in deployment::admission()
-        .into_iter()
-        .chain(deployment::pod_network(&network))
-    {
+    for object in deployment::objects(&network()) {
         object.apply(&admin).await.unwrap();
     }
     let nodes: Api<Node> = Api::all(admin.clone());

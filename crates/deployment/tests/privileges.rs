@@ -2,26 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
-use cluster_objects::JOIN_CONFIG;
-use cluster_types::Service;
-use deployment::PodNetwork;
+mod support;
+
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{Container, PodSpec, Volume};
 use kube::Api;
-use kube::api::{ListParams, ObjectMeta};
+use kube::api::ListParams;
 use test_cluster::TestCluster;
+
+use self::support::network;
 
 #[tokio::test]
 async fn pods_have_only_the_privileges_that_are_listed_here() {
     let cluster = TestCluster::start().await.unwrap();
     let admin = cluster.admin().unwrap();
-    let network = PodNetwork {
-        pod_cidr: "10.244.0.0/16".into(),
-        node_interface: "^10\\.42\\.".into(),
-        api_server: "10.42.1.100:6443".parse().unwrap(),
-    };
-    let objects = deployment::objects(join_config());
-    for object in objects.into_iter().chain(deployment::pod_network(&network)) {
+    for object in deployment::objects(&network()) {
         object.apply(&admin).await.unwrap();
     }
     let daemon_sets: Api<DaemonSet> = Api::all(admin);
@@ -136,16 +131,4 @@ fn host_path(volume: &Volume, pod: &PodSpec) -> Option<String> {
         .filter(|mount| mount.name == volume.name);
     let read_only = mounts.all(|mount| mount.read_only == Some(true));
     Some(format!("host {path}{}", if read_only { ", read-only" } else { "" }))
-}
-
-/// Without content, which no API server reads.
-fn join_config() -> ConfigMap {
-    ConfigMap {
-        metadata: ObjectMeta {
-            name: Some(JOIN_CONFIG.into()),
-            namespace: Some(Service::NAMESPACE.into()),
-            ..ObjectMeta::default()
-        },
-        ..ConfigMap::default()
-    }
 }

@@ -4,12 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use cluster_objects::JOIN_CONFIG;
 use cluster_types::Service;
-use deployment::PodNetwork;
 use k8s_openapi::api::authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
-use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::PostParams;
 use kube::{Api, Client};
 use test_cluster::TestCluster;
 
@@ -93,38 +90,4 @@ async fn services_may_do_only_what_is_listed_here() {
             "join-service in default: watch certificates.k8s.io/certificatesigningrequests",
         ]
     );
-}
-
-#[tokio::test]
-async fn every_object_is_taken_and_can_be_applied_again() {
-    let cluster = TestCluster::start().await.unwrap();
-    let admin = cluster.admin().unwrap();
-    for _ in 0..2 {
-        let network = PodNetwork {
-            pod_cidr: "10.244.0.0/16".into(),
-            node_interface: "^10\\.42\\.".into(),
-            api_server: "10.42.1.100:6443".parse().unwrap(),
-        };
-        for object in deployment::objects(join_config())
-            .into_iter()
-            .chain(deployment::pod_network(&network))
-        {
-            object
-                .apply(&admin)
-                .await
-                .unwrap_or_else(|error| panic!("{}: {error:?}", object.title()));
-        }
-    }
-}
-
-/// Without content, which no API server reads.
-fn join_config() -> ConfigMap {
-    ConfigMap {
-        metadata: ObjectMeta {
-            name: Some(JOIN_CONFIG.into()),
-            namespace: Some(Service::NAMESPACE.into()),
-            ..ObjectMeta::default()
-        },
-        ..ConfigMap::default()
-    }
 }

@@ -14,7 +14,7 @@ use crate::folder::{ClusterRecord, NodeRecord, RunFolder, is_running, stop};
 use crate::machine::{GB, Starter, console, machine, until_ready};
 use crate::mirror::mirror_from_guest;
 use crate::monitor::{pause, resume};
-use crate::network::{MULTICAST_GROUP, NODE_CIDR, NODE_INTERFACE, free_address};
+use crate::network::{MULTICAST_GROUP, NODE_CIDR, free_address};
 use crate::ports::{HeldPorts, PrivateNetworkPort};
 use crate::preflight;
 use crate::process::Helper;
@@ -343,7 +343,6 @@ impl QemuProvider {
             in_cluster_endpoint: first.unwrap_or_default(),
             api_server_cert_sans: std::iter::once("127.0.0.1".to_owned()).chain(addresses).collect(),
             ip_cidr_node: NODE_CIDR.to_owned(),
-            node_interface: NODE_INTERFACE.to_string(),
             component_mirror: mirror(spec, record.metadata_port)?,
             nodes: nodes()
                 .map(|node| machine(node, &self.folder.node(&node.spec.name)))

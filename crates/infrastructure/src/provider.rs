@@ -84,8 +84,6 @@ pub struct Infrastructure {
     pub api_server_cert_sans: Vec<String>,
     /// The network of the nodes.
     pub ip_cidr_node: String,
-    /// The network card of a node that leads there.
-    pub node_interface: String,
     /// Where nodes find the mirror of the specification.
     pub component_mirror: String,
     /// All machines of the cluster, made or not.

@@ -276,7 +276,6 @@ fn infrastructure(records: &Records, spec: &ClusterSpec) -> Infrastructure {
         in_cluster_endpoint: first.clone(),
         api_server_cert_sans: vec![Ipv4Addr::LOCALHOST.to_string(), first],
         ip_cidr_node: "192.168.77.0/24".to_owned(),
-        node_interface: "uplink0".to_owned(),
         component_mirror: match &spec.mirror {
             MirrorSource::Folder(_) => MIRROR.to_owned(),
             MirrorSource::Http(_) => spec.mirror.to_string(),

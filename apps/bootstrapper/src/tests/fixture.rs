@@ -13,8 +13,9 @@ use cloud_metadata::{Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instanc
 use cluster_types::{DiskUuid, NodeRole, OperatorPublicKey};
 use digest::Digest;
 use grpc_api::components::Component;
-use kubeadm::{ApiServer, Checking};
+use kubeadm::{ApiServer, Checking, Kubeconfig};
 use node_secrets::SHARED_FILES;
+use polling::PollError;
 use programs::{Call, Output, Programs, Running};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use secret::StateDiskKey;
@@ -25,6 +26,7 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tracing::subscriber::DefaultGuard;
 
+use crate::deploy::{DeployError, Deployer, Deploying, Deployment};
 use crate::disk::{StateDisk, StateDiskError};
 use crate::files::NodeFiles;
 use crate::lock::NodeLock;
@@ -85,6 +87,7 @@ impl TestNode {
             attester,
             variants: technology.variants(),
             disk: disk.clone(),
+            deployer: programs.clone(),
             files: NodeFiles::new(folder.path(), |_| fs::metadata("/proc/self").unwrap().uid()),
             programs: programs.clone(),
             api_server: programs.clone(),
@@ -299,6 +302,22 @@ impl Programs for FakePrograms {
 impl ApiServer for FakePrograms {
     fn check<'a>(&'a self, _: Ipv4Addr, _: &'a str) -> Checking<'a> {
         Box::pin(async { Ok(()) })
+    }
+}
+
+/// Takes everything, unless it is broken.
+impl Deployer for FakePrograms {
+    fn deploy<'a>(&'a self, kubeconfig: &'a Kubeconfig, deployment: &'a Deployment) -> Deploying<'a> {
+        assert_eq!(kubeconfig.expose(), KUBECONFIG.as_bytes());
+        let start = if deployment.start.is_some() { "start" } else { "again" };
+        self.calls.lock().unwrap().push(format!("deploy {start}"));
+        let broken = self.failing == Some("deploy");
+        let result = if broken {
+            Err(PollError::Stopped(DeployError::NotText))
+        } else {
+            Ok(())
+        };
+        Box::pin(async { result })
     }
 }
 

@@ -3,8 +3,8 @@
 //! 1. The master secret is made, unless there is one: machines measure the operator whose it is.
 //! 2. Workers that are not wanted any more leave. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
 //! 3. The cluster policy is signed, unless the newest one says the same: which images nodes may run, and what they install.
-//! 4. The first node becomes a cluster, over an attested session.
-//! 5. Our services are applied.
+//! 4. The first node becomes a cluster, over an attested session, and deploys our services.
+//! 5. The policy is published, for nodes that join.
 //! 6. All nodes become ready.
 //! 7. Every node is verified.
 
@@ -23,7 +23,7 @@ use tokio::task::block_in_place;
 use zeroize::Zeroizing;
 
 use crate::advice::Advise;
-use crate::commands::{deploy, init, nodes, verify};
+use crate::commands::{init, nodes, publish, verify};
 use crate::output::{confirm, note, print, say};
 use crate::providers::Providers;
 use crate::removal::{Removal, can_be_drained, worker};
@@ -112,7 +112,7 @@ impl Run<'_> {
             init::run(self, progress).await?;
         }
         progress
-            .step("applying the services", async |step| deploy::run(self, step).await)
+            .step("publishing the policy", async |step| publish::run(self, step).await)
             .await?;
         progress
             .step("waiting for all nodes", async |step| nodes::wait(self, step).await)

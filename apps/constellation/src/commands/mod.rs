@@ -3,13 +3,13 @@
 mod apply;
 mod audit;
 mod config;
-mod deploy;
 mod init;
 mod mini;
 mod mirror;
 mod node;
 mod nodes;
 mod policy;
+mod publish;
 mod status;
 mod terminate;
 mod verify;

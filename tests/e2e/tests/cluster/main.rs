@@ -68,10 +68,12 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         attacks::metadata_that_lies_lets_nobody_in,
         secrets::no_secret_is_in_a_log_or_an_object,
         workload::a_kubelet_that_starts_again_authenticates,
+        workload::what_is_deployed_comes_back,
         workload::with_the_tunnel_down_nothing_leaks,
         workload::a_worker_that_is_removed_leaves_nothing_behind,
     ];
     cluster.create(&workload::privileged_namespace())?;
+    workload::damage_what_is_deployed(cluster)?;
     let mut failed = Vec::new();
     for (name, check) in checks {
         match check(cluster, image) {

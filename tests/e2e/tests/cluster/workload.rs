@@ -13,6 +13,9 @@ const MARKER: &str = "plaintext-of-a-pod-0d5f1c";
 pub(crate) const PRIVILEGED: &str = "privileged";
 /// Where [`socket_thief`] listens.
 pub(crate) const THIEFS_PORT: u16 = 9000;
+/// Its pods have no token.
+const DEPLOYED_ACCOUNT: &str = "serviceaccount/verification-service";
+const DEPLOYED_SERVICE: &str = "service/verification-service";
 /// Addresses of pods.
 const PODS: [u8; 2] = [10, 244];
 
@@ -308,6 +311,33 @@ pub(crate) fn socket_thief(name: &str, folder: &str) -> Value {
     pod["spec"]["containers"][0]["volumeMounts"] = json!([{ "name": "stolen", "mountPath": "/stolen" }]);
     pod["spec"]["containers"][0]["securityContext"] = json!({ "privileged": true });
     pod
+}
+
+/// As an administrator might by mistake, and as an earlier image would have left the cluster. No other check depends on these objects.
+pub(crate) fn damage_what_is_deployed(cluster: &Cluster) -> Result<()> {
+    let (account, front) = (DEPLOYED_ACCOUNT, DEPLOYED_SERVICE);
+    cluster.kubectl(["-n", "kube-system", "delete", account])?;
+    cluster.kubectl(["-n", "kube-system", "label", "--overwrite", front, "k8s-app=changed"])?;
+    cluster.create(&json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "name": "of-an-earlier-image", "namespace": "kube-system", "labels": { "constellation/deployed": "true" } },
+    }))
+}
+
+/// The first node has repaired it by now, or will soon.
+pub(crate) fn what_is_deployed_comes_back(cluster: &Cluster, _: &Image) -> Result<()> {
+    cluster.wait_until("the first node to deploy again", || {
+        let left = list(cluster, &["configmaps", "--namespace", "kube-system"])?;
+        let is_left = left.iter().any(|object| name(object) == "of-an-earlier-image");
+        ensure!(!is_left, "what an earlier image deployed is still there");
+        Ok(true)
+    })?;
+    get(cluster, &["-n", "kube-system", DEPLOYED_ACCOUNT])?;
+    let front = get(cluster, &["-n", "kube-system", DEPLOYED_SERVICE])?;
+    let label = &front["metadata"]["labels"]["k8s-app"];
+    ensure!(*label == "verification-service", "{label}");
+    Ok(())
 }
 
 /// The operator takes the worker out: pods, Node, machine and name.

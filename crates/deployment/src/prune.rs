@@ -1,0 +1,101 @@
+use cluster_types::Service;
+use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Service as ServiceObject, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use kube::api::{DeleteParams, DynamicObject, ListParams};
+use kube::discovery::ApiResource;
+use kube::{Api, Client, Error};
+
+use crate::Object;
+use crate::apply::{DEPLOYED, resource};
+
+/// An object that this image does not have could not be looked for or removed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {what}")]
+pub struct PruneError {
+    action: &'static str,
+    what: String,
+    source: Box<Error>,
+}
+
+/// Every kind of object that an image has deployed so far. A namespace is not among them: it would take with it what others made in it.
+fn kinds() -> [(ApiResource, Option<&'static str>); 10] {
+    let ours = Some(Service::NAMESPACE);
+    [
+        // Who does something goes first, then what it may do, then what it must not.
+        (resource::<DaemonSet>(), ours),
+        (resource::<ServiceObject>(), ours),
+        (resource::<ConfigMap>(), ours),
+        (resource::<RoleBinding>(), ours),
+        (resource::<Role>(), ours),
+        (resource::<ClusterRoleBinding>(), None),
+        (resource::<ClusterRole>(), None),
+        (resource::<ServiceAccount>(), ours),
+        (resource::<ValidatingAdmissionPolicyBinding>(), None),
+        (resource::<ValidatingAdmissionPolicy>(), None),
+    ]
+}
+
+/// Removes what another image deployed and `wanted` does not have, and gives the titles of what it removed. Repeating it is harmless.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn prune(client: &Client, wanted: &[Object]) -> Result<Vec<String>, PruneError> {
+    let mut removed = Vec::new();
+    for (resource, namespace) in kinds() {
+        let api: Api<DynamicObject> = match namespace {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
+        let failed = |action, what: &str| {
+            let what = what.to_owned();
+            move |source| PruneError {
+                action,
+                what,
+                source: Box::new(source),
+            }
+        };
+        let deployed = ListParams::default().labels(DEPLOYED);
+        let there = api.list(&deployed).await.map_err(failed("list", &resource.plural))?;
+        let names = there.items.into_iter().filter_map(|object| object.metadata.name);
+        let is_wanted = |name: &str| {
+            wanted
+                .iter()
+                .any(|object| object.resource == resource && object.name() == name)
+        };
+        for name in names.filter(|name| !is_wanted(name)) {
+            let title = format!("{} {name}", resource.kind);
+            match api.delete(&name, &DeleteParams::default()).await {
+                Ok(_) => removed.push(title),
+                Err(Error::Api(status)) if status.is_not_found() => {}
+                Err(error) => return Err(failed("remove", &title)(error)),
+            }
+        }
+    }
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::PodNetwork;
+
+    #[test]
+    fn every_kind_that_is_deployed_is_pruned() {
+        let network = PodNetwork {
+            pod_cidr: "10.244.0.0/16".into(),
+            node_interface: "^private0$".into(),
+            api_server: "10.42.1.100:6443".parse().unwrap(),
+        };
+        let deployed: BTreeSet<_> = crate::objects(&network)
+            .iter()
+            .map(|object| object.resource.kind.clone())
+            .collect();
+        let mut pruned: BTreeSet<_> = kinds().map(|(resource, _)| resource.kind).into();
+        pruned.insert("Namespace".to_owned());
+        assert_eq!(deployed, pruned);
+    }
+}
