@@ -1,13 +1,13 @@
-//! This node's state disk: the disk-mapper opened it under an ephemeral key, and it is re-keyed here.
+//! This node's state disk: the disk-mapper opened it under an ephemeral key, and it is re-keyed here. After a reboot, it is opened here.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cluster_types::DiskUuid;
 use disk_encryption::{
-    CryptsetupProgram, FindStateDiskError, LoadNewStateDiskError, NewStateDisk, RekeyError, find_state_disk,
-    list_block_devices, paths,
+    CryptsetupProgram, FindStateDiskError, KnownStateDisk, LoadKnownStateDiskError, LoadNewStateDiskError,
+    NewStateDisk, OpenError, RekeyError, find_state_disk, list_block_devices, mount_state_disk, paths,
 };
 use secret::StateDiskKey;
 use tokio::task::spawn_blocking;
@@ -30,6 +30,8 @@ pub(crate) enum StateDiskError {
     Find(#[from] FindStateDiskError),
     #[error("the state disk is not a new disk opened by the disk-mapper")]
     Load(#[from] LoadNewStateDiskError),
+    #[error("the state disk is not one that has joined a cluster")]
+    LoadKnown(#[from] LoadKnownStateDiskError),
     #[error("cannot re-key the state disk")]
     Rekey(#[from] RekeyError),
 }
@@ -48,14 +50,54 @@ impl StateDisk for LuksStateDisk {
     }
 }
 
-fn load() -> Result<NewStateDisk, StateDiskError> {
+fn device() -> Result<PathBuf, StateDiskError> {
     let devices = list_block_devices(Path::new("/sys/block")).map_err(StateDiskError::List)?;
-    let device = find_state_disk(&devices)?.path();
+    Ok(find_state_disk(&devices)?.path())
+}
+
+fn load() -> Result<NewStateDisk, StateDiskError> {
     Ok(NewStateDisk::load(
-        &device,
+        &device()?,
         Path::new(paths::HEADER),
         Path::new(paths::EPHEMERAL_KEY),
     )?)
+}
+
+/// The state disk of a node that was a member in an earlier boot, still closed. Its methods block until the disk is done.
+pub(crate) trait ClosedDisk: Send + Sync {
+    fn uuid(&self) -> DiskUuid;
+
+    /// Opens it and mounts its file system.
+    fn open(&self, key: &StateDiskKey) -> Result<(), OpenDiskError>;
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenDiskError {
+    /// Most likely the key is another disk's.
+    #[error("the key does not open the state disk")]
+    Open(#[from] OpenError),
+    #[error("cannot mount the state disk")]
+    Mount(#[source] io::Error),
+}
+
+pub(crate) struct ClosedLuksDisk(KnownStateDisk);
+
+impl ClosedLuksDisk {
+    pub(crate) fn find() -> Result<Self, StateDiskError> {
+        Ok(Self(KnownStateDisk::load(&device()?, Path::new(paths::HEADER))?))
+    }
+}
+
+impl ClosedDisk for ClosedLuksDisk {
+    fn uuid(&self) -> DiskUuid {
+        self.0.disk()
+    }
+
+    fn open(&self, key: &StateDiskKey) -> Result<(), OpenDiskError> {
+        let cryptsetup = CryptsetupProgram::new(Path::new(paths::CRYPTSETUP));
+        self.0.open(&cryptsetup, key, paths::MAPPING)?;
+        mount_state_disk().map_err(OpenDiskError::Mount)
+    }
 }
 
 pub(crate) async fn disk_uuid(disk: &Arc<dyn StateDisk>) -> Result<DiskUuid, StateDiskError> {

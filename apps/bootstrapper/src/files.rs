@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use atomic_file::Access;
 use cloud_metadata::NodeNetwork;
-use cluster_policy::{BelievedPolicy, PolicyStore};
+use cluster_policy::{AdvancePolicyError, BelievedPolicy, PolicyStore};
 use cluster_types::{Cidr, MeasurementSalt, NodeInterface, NodeRole, Service};
 use key_derivation::MasterSecret;
 use kubeadm::Kubeconfig;
@@ -272,6 +272,11 @@ impl NodeFiles {
         let path = self.root.join(CLUSTER_POLICY);
         create_folder_of(&path)?;
         PolicyStore::new(path).write(policy)
+    }
+
+    /// A policy with which this node comes back. One that is older than what it has seen is refused.
+    pub(crate) fn advance_policy(&self, policy: &BelievedPolicy) -> Result<(), AdvancePolicyError> {
+        PolicyStore::new(self.root.join(CLUSTER_POLICY)).advance(policy)
     }
 
     /// Writes one of the files that control planes share. `name` was checked and is below the folder with the cluster's keys.

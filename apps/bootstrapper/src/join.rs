@@ -2,15 +2,15 @@
 
 mod endpoints;
 #[cfg(test)]
-mod tests;
-mod ticket;
+pub(crate) mod tests;
+pub(crate) mod ticket;
 
 use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation::{ExpectedMembership, Membership, Purpose};
+use attestation::{ExpectedMembership, Membership, Purpose, ReportBinding};
 use attested_tls::{AttestedNode, Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use cloud_metadata::{Instance, MetadataError};
 use cluster_types::NodeRole;
@@ -21,6 +21,7 @@ use kubeadm::JoinError;
 use node_secrets::{SealingKey, SharedFile};
 use polling::poll_endlessly;
 use tokio::time::{sleep, timeout};
+use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::disk::{StateDiskError, rekey};
@@ -78,7 +79,7 @@ enum NoTicketError {
 
 /// Why one join service issued no ticket.
 #[derive(Debug, thiserror::Error)]
-enum AskError {
+pub(crate) enum AskError {
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
     #[error("the join service did not attest")]
@@ -107,8 +108,9 @@ enum AskError {
 /// Until the lock is taken, dropping the future leaves at most a ticket that expires.
 pub(crate) async fn join(node: &ThisNode) -> Result<Joined, BecomeMemberError> {
     let endpoint = endpoint_for_members(node)?;
+    let ask = |address| ask(node, &endpoint, address);
     let ticket = tokio::select! {
-        ticket = wait_for_ticket(node, &endpoint) => ticket,
+        ticket = wait_for_ticket(node, ask) => ticket,
         never = fetch_in_advance(node) => never,
     };
     let Ok(reservation) = node.lock.reserve(Owner::Join) else {
@@ -119,7 +121,7 @@ pub(crate) async fn join(node: &ThisNode) -> Result<Joined, BecomeMemberError> {
 }
 
 /// Opens sessions only with nodes that run this node's own image and belong to some cluster.
-fn endpoint_for_members(node: &ThisNode) -> Result<Endpoint, OwnImageError> {
+pub(crate) fn endpoint_for_members(node: &ThisNode) -> Result<Endpoint, OwnImageError> {
     let accepted = node.own_image(ExpectedMembership::Any)?;
     let limits = Limits {
         handshake: HANDSHAKE_LIMIT,
@@ -138,7 +140,11 @@ async fn fetch_in_advance<T>(node: &ThisNode) -> T {
     std::future::pending().await
 }
 
-async fn wait_for_ticket(node: &ThisNode, endpoint: &Endpoint) -> Ticket {
+/// Asks every join service, again and again, until one issues a ticket.
+pub(crate) async fn wait_for_ticket<T, F>(node: &ThisNode, ask: impl Fn(SocketAddrV4) -> F) -> T
+where
+    F: Future<Output = Result<T, AskError>>,
+{
     let repeated = Repeated::default();
     let log = |error: &NoTicketError| {
         let failure = Chain(error).to_string();
@@ -146,18 +152,25 @@ async fn wait_for_ticket(node: &ThisNode, endpoint: &Endpoint) -> Ticket {
             info!(error = %failure, "no ticket yet");
         }
     };
-    let attempt = || ask_everyone(node, endpoint, &repeated);
+    let attempt = || ask_everyone(node, &ask, &repeated);
     poll_endlessly(FIRST_DELAY, LONGEST_DELAY, attempt, log).await
 }
 
-async fn ask_everyone(node: &ThisNode, endpoint: &Endpoint, repeated: &Repeated) -> Result<Ticket, NoTicketError> {
+async fn ask_everyone<T, F>(
+    node: &ThisNode,
+    ask: &impl Fn(SocketAddrV4) -> F,
+    repeated: &Repeated,
+) -> Result<T, NoTicketError>
+where
+    F: Future<Output = Result<T, AskError>>,
+{
     let peers = node.metadata.peers().await?;
     let services = join_services(&node.hints, &peers);
     if services.is_empty() {
         return Err(NoTicketError::NoControlPlane);
     }
     for address in services {
-        match ask(node, endpoint, address).await {
+        match ask(address).await {
             Ok(ticket) => return Ok(ticket),
             Err(error) => {
                 let failure = Chain(&error).to_string();
@@ -170,13 +183,55 @@ async fn ask_everyone(node: &ThisNode, endpoint: &Endpoint, repeated: &Repeated)
     Err(NoTicketError::NobodyIssued)
 }
 
+/// A session with a join service in which both sides have attested.
+pub(crate) struct TicketSession {
+    client: ApiClient<Channel>,
+    pub(crate) service: AttestedNode,
+    sealing_key: SealingKey,
+    binding: ReportBinding,
+}
+
+impl TicketSession {
+    pub(crate) async fn open(
+        node: &ThisNode,
+        endpoint: &Endpoint,
+        purpose: Purpose,
+        address: SocketAddrV4,
+    ) -> Result<Self, AskError> {
+        let reachable = (node.reach)(address).to_string();
+        let sealing_key = SealingKey::generate();
+        let endpoint = endpoint.clone().with_sealing_key(sealing_key.public());
+        let session = channel(&endpoint, purpose, &reachable).await?;
+        Ok(Self {
+            service: session.node.ok_or(AskError::NotAttested)?,
+            binding: session.own_binding.ok_or(AskError::NotAskedToAttest)?,
+            client: ApiClient::new(session.channel),
+            sealing_key,
+        })
+    }
+
+    pub(crate) fn client(&self) -> ApiClient<Channel> {
+        self.client.clone()
+    }
+
+    pub(crate) fn own(&self) -> OwnSession<'_> {
+        OwnSession {
+            sealing_key: &self.sealing_key,
+            binding: &self.binding,
+        }
+    }
+}
+
+/// One answer, within its time.
+pub(crate) async fn answered<T>(
+    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, AskError> {
+    let answer = timeout(TICKET_LIMIT, call).await.map_err(|_| AskError::TimedOut)?;
+    Ok(answer.map_err(AskError::Refused)?.into_inner())
+}
+
 async fn ask(node: &ThisNode, endpoint: &Endpoint, address: SocketAddrV4) -> Result<Ticket, AskError> {
-    let reachable = (node.reach)(address).to_string();
-    let sealing_key = SealingKey::generate();
-    let endpoint = endpoint.clone().with_sealing_key(sealing_key.public());
-    let session = channel(&endpoint, Purpose::Join, &reachable).await?;
-    let service: AttestedNode = session.node.ok_or(AskError::NotAttested)?;
-    let binding = session.own_binding.ok_or(AskError::NotAskedToAttest)?;
+    let session = TicketSession::open(node, endpoint, Purpose::Join, address).await?;
     let this_node = &node.hints.this_node;
     let request = IssueJoinTicketRequest {
         node_name: this_node.name.to_string(),
@@ -184,25 +239,15 @@ async fn ask(node: &ThisNode, endpoint: &Endpoint, address: SocketAddrV4) -> Res
         is_control_plane: this_node.role == NodeRole::ControlPlane,
         role_grant: role_grant(this_node),
     };
-    let mut client = ApiClient::new(session.channel);
-    let response = timeout(TICKET_LIMIT, client.issue_join_ticket(request))
-        .await
-        .map_err(|_| AskError::TimedOut)?
-        .map_err(AskError::Refused)?
-        .into_inner();
-    let service_membership = &service.result().statements().membership;
-    let own_session = OwnSession {
-        sealing_key: &sealing_key,
-        binding: &binding,
-    };
+    let response = answered(session.client().issue_join_ticket(request)).await?;
     let ticket = Ticket::parse(
         response,
-        &own_session,
-        service_membership,
+        &session.own(),
+        &session.service.result().statements().membership,
         &node.hints.operator,
         this_node.role,
     )?;
-    info!(%address, cluster = %ticket.cluster, service = %service.identity(), "ticket received");
+    info!(%address, cluster = %ticket.cluster, service = %session.service.identity(), "ticket received");
     Ok(ticket)
 }
 

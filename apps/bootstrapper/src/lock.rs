@@ -15,6 +15,7 @@ use tokio::task::spawn_blocking;
 pub(crate) enum Owner {
     Init,
     Join,
+    Rejoin,
 }
 
 pub(crate) struct NodeLock {

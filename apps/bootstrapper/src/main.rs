@@ -1,4 +1,5 @@
-//! Makes a node part of a cluster. systemd starts it; by then the root file system is verified and the state disk is open.
+//! Makes a node part of a cluster. systemd starts it; by then the root file system is verified and the state disk is open. On a node that was part
+//! of one before a reboot, the disk-mapper starts it first, to open that disk with the cluster's help.
 //!
 //! A new node offers the init API to the CLI and asks join services for a ticket, side by side; whichever comes first takes
 //! the node lock. On a node that was a member before, it starts the kubelet. The first node goes on to deploy what its image runs in the
@@ -12,6 +13,7 @@
 
 mod deploy;
 mod disk;
+mod early_network;
 mod events;
 mod files;
 mod init;
@@ -21,6 +23,7 @@ mod journal;
 mod lock;
 mod network;
 mod node;
+mod rejoin;
 mod repeated;
 mod request;
 mod run;
@@ -35,7 +38,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use attestation::{AttesterSource, MeasuringAttester, Variants};
 use attestation_variants::ReleaseVariants;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use cloud_metadata::{BASE_ADDRESS_FILE, QemuMetadata};
 use cluster_types::Service;
 use error_report::Chain;
@@ -45,10 +48,12 @@ use tokio::sync::OnceCell;
 use tracing::{error, info};
 
 use crate::deploy::{InCluster, keep_deployed};
-use crate::disk::LuksStateDisk;
+use crate::disk::{ClosedLuksDisk, LuksStateDisk};
+use crate::early_network::EarlyNetwork;
 use crate::files::NodeFiles;
 use crate::lock::NodeLock;
 use crate::node::{Hints, ThisNode, image_version};
+use crate::rejoin::rejoin;
 use crate::run::{Boot, boot, bootstrap, resume};
 
 const ROOT: &str = "/";
@@ -63,17 +68,37 @@ struct Arguments {
     /// File with the base address of the platform's metadata.
     #[arg(long, default_value = BASE_ADDRESS_FILE)]
     metadata: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Opens the state disk of a node that was a member before a reboot. The disk-mapper starts this, before systemd.
+    Rejoin,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     service_runtime::start_logging();
-    match start(&arguments).await {
+    match arguments.command {
+        Some(Command::Rejoin) => ended(open_state_disk(&arguments).await, "node cannot come back"),
+        None => {
+            let result = start(&arguments).await;
+            if result.is_err() {
+                power_off().await;
+            }
+            ended(result, "node failed, powering off")
+        }
+    }
+}
+
+fn ended(result: Result<()>, failed: &str) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            error!(error = %Chain(failure.as_ref()), "node failed, powering off");
-            power_off().await;
+            error!(error = %Chain(failure.as_ref()), "{failed}");
             ExitCode::FAILURE
         }
     }
@@ -82,12 +107,16 @@ async fn main() -> ExitCode {
 async fn start(arguments: &Arguments) -> Result<()> {
     service_runtime::forbid_core_dumps()?;
     info!(image = image_version(Path::new(ROOT)), "bootstrapper started");
-    let programs: Arc<dyn Programs> = Arc::new(HostPrograms);
-    let files = NodeFiles::new(ROOT, Service::user);
     let attester = ReleaseVariants.attester(&AttesterSource::ThisMachine)?;
+    let files = files();
+    let programs: Arc<dyn Programs> = Arc::new(HostPrograms);
     match boot(&*attester)? {
-        Boot::Member => resume(&*attester, &files, &*programs, &InCluster).await?,
-        Boot::New => become_part(arguments, attester, programs, files.clone()).await?,
+        Boot::Member => resume(&*attester, &files, &programs, &InCluster).await?,
+        Boot::New => {
+            let node = Arc::new(this_node(arguments, attester).await?);
+            let listener = service_runtime::listen("--address", arguments.address).await?;
+            bootstrap(node, listener).await?;
+        }
     }
     if files.load_state()?.deploys().is_some() {
         match keep_deployed(&files, &InCluster).await {}
@@ -95,14 +124,27 @@ async fn start(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-async fn become_part(
-    arguments: &Arguments,
-    attester: Arc<dyn MeasuringAttester>,
-    programs: Arc<dyn Programs>,
-    files: NodeFiles,
-) -> Result<()> {
+async fn open_state_disk(arguments: &Arguments) -> Result<()> {
+    service_runtime::forbid_core_dumps()?;
+    let programs = &HostPrograms;
+    let disk = Arc::new(ClosedLuksDisk::find()?);
+    let network = EarlyNetwork::start(programs).await?;
+    let attester = ReleaseVariants.attester(&AttesterSource::ThisMachine)?;
+    let node = this_node(arguments, attester).await?;
+    let hints = &node.hints;
+    let address = hints.this_node.address.ip();
+    network.reach_nodes(programs, address, &hints.network).await?;
+    rejoin(&node, disk).await?;
+    Ok(network.stop(programs).await?)
+}
+
+fn files() -> NodeFiles {
+    NodeFiles::new(ROOT, Service::user)
+}
+
+async fn this_node(arguments: &Arguments, attester: Arc<dyn MeasuringAttester>) -> Result<ThisNode> {
     let metadata = Arc::new(QemuMetadata::find(&arguments.metadata).context("finding metadata")?);
-    let node = Arc::new(ThisNode {
+    Ok(ThisNode {
         hints: Hints::fetch(&*metadata).await,
         metadata,
         lock: NodeLock::new(attester.clone()),
@@ -110,15 +152,12 @@ async fn become_part(
         variants: &ReleaseVariants,
         disk: Arc::new(LuksStateDisk),
         deployer: Arc::new(InCluster),
-        files,
-        programs,
+        files: files(),
+        programs: Arc::new(HostPrograms),
         api_server: Arc::new(OwnApiServer),
         own_images: OnceCell::new(),
         reach: Box::new(SocketAddr::V4),
-    });
-    let listener = service_runtime::listen("--address", arguments.address).await?;
-    bootstrap(node, listener).await?;
-    Ok(())
+    })
 }
 
 /// The reason is on the console by now, so nothing is lost.
@@ -140,7 +179,8 @@ mod input {
             (&["--metadata", ""], "--metadata", "value is required"),
             (&["--metadata"], "--metadata", "value is required"),
             (&["--verbose"], "--verbose", "unexpected"),
-            (&["now"], "now", "unexpected"),
+            (&["now"], "now", "unrecognized"),
+            (&["rejoin", "now"], "now", "unexpected"),
         ] {
             let error = Arguments::try_parse_from([&["bootstrapper"], arguments].concat())
                 .err()

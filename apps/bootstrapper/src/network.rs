@@ -31,20 +31,24 @@ pub(crate) async fn set_up_network(
     let servers = network.name_servers().iter();
     let resolver: String = servers.map(|server| format!("nameserver {server}\n")).collect();
     files.replace(RESOLVER_FILE, resolver.as_bytes())?;
-    set_private_address(programs, address, network).await?;
+    let card = network.interface().as_str();
+    set_address(programs, card, address, network.cidr().prefix_len()).await?;
+    activate(programs, card).await?;
     Ok(())
 }
 
-async fn set_private_address(
+pub(crate) async fn set_address(
     programs: &dyn Programs,
+    card: &str,
     address: Ipv4Addr,
-    network: &NodeNetwork,
+    prefix_len: u8,
 ) -> Result<(), RunError> {
-    let interface = network.interface().as_str();
-    let address = format!("{address}/{}", network.cidr().prefix_len());
-    let assign = Call::new("ip").args(["address", "replace", &address, "dev", interface]);
-    let activate = Call::new("ip").args(["link", "set", "dev", interface, "up"]);
-    programs.run(&assign).await?;
-    programs.run(&activate).await?;
-    Ok(())
+    let address = format!("{address}/{prefix_len}");
+    let assign = Call::new("ip").args(["address", "replace", &address, "dev", card]);
+    programs.run(&assign).await.map(drop)
+}
+
+pub(crate) async fn activate(programs: &dyn Programs, card: &str) -> Result<(), RunError> {
+    let activate = Call::new("ip").args(["link", "set", "dev", card, "up"]);
+    programs.run(&activate).await.map(drop)
 }

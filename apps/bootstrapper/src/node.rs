@@ -32,7 +32,7 @@ use crate::lock::NodeLock;
 use crate::repeated::Repeated;
 
 /// In the measured root.
-const OWN_IMAGES: &str = "/usr/share/constellation/images";
+pub(crate) const OWN_IMAGES: &str = "/usr/share/constellation/images";
 /// From the mirror.
 const KUBERNETES_IMAGES: &str = "/run/state/images";
 const CONTROL_PLANE_IMAGES: [&str; 4] = [

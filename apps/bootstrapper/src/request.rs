@@ -262,10 +262,19 @@ pub(crate) mod tests {
 
     /// This operator's policy, which lists these components alone.
     pub(crate) fn policy(operator: &OperatorKey, cluster: ClusterId, components: &[ComponentMessage]) -> Vec<u8> {
+        policy_with_serial(1, operator, cluster, components)
+    }
+
+    pub(crate) fn policy_with_serial(
+        serial: u64,
+        operator: &OperatorKey,
+        cluster: ClusterId,
+        components: &[ComponentMessage],
+    ) -> Vec<u8> {
         let components = parse_component_list("v1.35.4", components.to_vec()).unwrap();
         let policy = ClusterPolicy {
             cluster,
-            serial: 1,
+            serial,
             images: vec![ReferenceValues::new(Variant::ALL[0], "image", &[4])],
             releases: vec![Release::of(&components)],
             min_grant_serial: 0,

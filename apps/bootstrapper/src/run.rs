@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use attestation::{DeviceError, MeasuringAttester, Purpose};
 use attested_tls::{Limits, PeerPolicy, incoming};
+use component_installer::{ImportError, import_images};
 use error_report::Chain;
 use grpc_api::init::api_server::ApiServer;
 use programs::{Programs, RunError};
@@ -22,7 +23,7 @@ use crate::init::{InitialiseError, initialise};
 use crate::init_server::InitServer;
 use crate::join::{BecomeMemberError, Joined, join};
 use crate::network::{NetworkError, set_up_network};
-use crate::node::{OperatorError, ThisNode, start_kubelet};
+use crate::node::{OWN_IMAGES, OperatorError, ThisNode, start_kubelet};
 
 /// How long a caller that lost its connection can still fetch the result of a finished initialisation.
 const RESULT_KEPT: Duration = Duration::from_secs(60 * 60);
@@ -46,6 +47,8 @@ pub(crate) enum NodeError {
     State(#[from] LoadNodeStateError),
     #[error("cannot set up the node's network")]
     Network(#[from] NetworkError),
+    #[error("cannot import the services' images")]
+    Images(#[from] ImportError),
     #[error("cannot start kubelet")]
     Kubelet(#[source] RunError),
     #[error("the init server ended")]
@@ -83,7 +86,7 @@ pub(crate) fn boot(attester: &dyn MeasuringAttester) -> Result<Boot, DeviceError
 pub(crate) async fn resume(
     attester: &dyn MeasuringAttester,
     files: &NodeFiles,
-    programs: &dyn Programs,
+    programs: &Arc<dyn Programs>,
     deployer: &dyn Deployer,
 ) -> Result<(), NodeError> {
     if attester.statements()?.operator.is_nothing() {
@@ -94,8 +97,10 @@ pub(crate) async fn resume(
         Ok(_) | Err(LoadNodeStateError::Missing) => return Err(NodeError::Interrupted),
         Err(error) => return Err(error.into()),
     };
-    set_up_network(files, programs, state.address, &state.network).await?;
-    start_kubelet(programs).await.map_err(NodeError::Kubelet)?;
+    set_up_network(files, &**programs, state.address, &state.network).await?;
+    // This boot's image may have others than the last one's.
+    import_images(programs, &files.path(OWN_IMAGES)).await?;
+    start_kubelet(&**programs).await.map_err(NodeError::Kubelet)?;
     redeploy(files, deployer).await;
     Ok(())
 }

@@ -214,7 +214,13 @@ async fn a_failure_is_told_with_the_journal_and_ends_the_node(technology: &'stat
     assert_eq!(log.log, JOURNAL.as_bytes());
     assert!(matches!(running.await.unwrap(), Err(NodeError::Init(_))));
     assert_eq!(node.node.files.load_state().unwrap().stage, Stage::Joining);
-    let restarted = resume(&*node.node.attester, &node.node.files, &*node.programs, &*node.programs).await;
+    let restarted = resume(
+        &*node.node.attester,
+        &node.node.files,
+        &node.node.programs,
+        &*node.programs,
+    )
+    .await;
     assert!(matches!(restarted, Err(NodeError::Interrupted)));
 }
 
@@ -307,7 +313,13 @@ async fn a_bootstrapper_that_starts_again_goes_on_and_obeys_nobody_else(technolo
 async fn a_member_that_has_not_measured_whom_it_obeys_ends(technology: &'static dyn Technology) {
     let node = control_plane(technology);
     node.node.attester.measure_membership(&first_of_cluster()).unwrap();
-    let resumed = resume(&*node.node.attester, &node.node.files, &*node.programs, &*node.programs).await;
+    let resumed = resume(
+        &*node.node.attester,
+        &node.node.files,
+        &node.node.programs,
+        &*node.programs,
+    )
+    .await;
     assert!(matches!(resumed, Err(NodeError::ObeysNobody)));
     assert!(node.programs.calls().is_empty());
 }
@@ -339,9 +351,14 @@ async fn a_member_that_boots_again_gets_its_address_and_its_kubelet(technology: 
     let before = node.programs.calls().len();
     let resolver = node.file("run/constellation/resolv.conf");
     fs::remove_file(&resolver).unwrap();
-    resume(&*node.node.attester, &node.node.files, &*node.programs, &*node.programs)
-        .await
-        .unwrap();
+    resume(
+        &*node.node.attester,
+        &node.node.files,
+        &node.node.programs,
+        &*node.programs,
+    )
+    .await
+    .unwrap();
     assert_eq!(
         node.programs.calls()[before..],
         ["ip address", "ip link", "systemctl start", "deploy again"]
@@ -396,9 +413,14 @@ async fn a_worker_that_boots_again_deploys_nothing(technology: &'static dyn Tech
     let (address, network) = (hints.this_node.address.ip(), hints.network.clone());
     let state = NodeState::new(NodeRole::Worker, salt, address, network).as_member();
     node.node.files.write_state(&locked, &state).unwrap();
-    resume(&*node.node.attester, &node.node.files, &*node.programs, &*node.programs)
-        .await
-        .unwrap();
+    resume(
+        &*node.node.attester,
+        &node.node.files,
+        &node.node.programs,
+        &*node.programs,
+    )
+    .await
+    .unwrap();
     assert!(deployments(&node).is_empty());
 }
 

@@ -9,8 +9,8 @@
 //! Every step is a line on standard output, which is the console. After an exit code other than zero, node-init powers the
 //! machine off; the reason is in the last line.
 //!
-//! What this program does not do: it does not use the network and does not know any key of a cluster. A known node waits
-//! here; rejoining and recovery will bring its key.
+//! What this program does not do: it does not use the network and does not know any key of a cluster. For a known node's disk it becomes the
+//! bootstrapper, which asks the cluster for the key.
 
 mod console;
 mod decide;
@@ -18,13 +18,18 @@ mod disk;
 mod memory;
 mod new_node;
 
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use cluster_types::DiskUuid;
+use disk_encryption::paths::RUN_DIR;
 
 use console::Console;
 use decide::{Action, NewNode, decide};
+
+const BOOTSTRAPPER: &str = "/usr/bin/bootstrapper";
 
 fn main() -> ExitCode {
     let console = Console::start();
@@ -56,15 +61,11 @@ fn run(console: &Console) -> Result<()> {
     }
 }
 
-/// Waits for the key of a known node's disk.
-///
-/// Nothing brings the key yet, so this prints how to continue, and never returns.
-fn wait_for_key(disk: DiskUuid, console: &Console) -> ! {
+/// Returns only if the bootstrapper cannot be started.
+fn wait_for_key(disk: DiskUuid, console: &Console) -> Result<()> {
+    memory::make_folder(Path::new(RUN_DIR))?;
     console.say(&format!("disk {disk} belongs to a node that has joined a cluster"));
     console.say(&format!("waiting for the key of disk {disk}"));
-    console.say("this version cannot fetch that key yet: it supports neither rejoining nor recovery");
-    console.say("to continue, remove this node from the cluster and start it again with a blank state disk");
-    loop {
-        std::thread::park();
-    }
+    let error = Command::new(BOOTSTRAPPER).arg("rejoin").exec();
+    Err(error).with_context(|| format!("cannot start {BOOTSTRAPPER}"))
 }

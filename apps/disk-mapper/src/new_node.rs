@@ -1,6 +1,5 @@
 //! The state disk of a new node.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -10,8 +9,9 @@ use cluster_types::DiskUuid;
 use disk_encryption::paths::{
     CRYPTSETUP, EPHEMERAL_KEY, HEADER, MAPPED_DEVICE, MAPPING, MKFS_EXT4, MOUNT_POINT, RUN_DIR,
 };
-use disk_encryption::{CryptsetupProgram, DiskKey, EphemeralKey, StateDisk, write_sectors_that_mkfs_reads};
-use rustix::mount::{MountFlags, mount};
+use disk_encryption::{
+    CryptsetupProgram, DiskKey, EphemeralKey, StateDisk, mount_state_disk, write_sectors_that_mkfs_reads,
+};
 use uuid::Uuid;
 
 use crate::console::Console;
@@ -58,7 +58,7 @@ pub(crate) fn prepare(device: &Path, console: &Console) -> Result<()> {
     make_file_system(Path::new(MAPPED_DEVICE))?;
     console.say("created a file system");
 
-    mount_state(Path::new(MAPPED_DEVICE), Path::new(MOUNT_POINT))?;
+    mount_state_disk().with_context(|| format!("cannot mount {MAPPED_DEVICE}"))?;
     console.say(&format!("mounted at {MOUNT_POINT}, ready for init or join"));
     Ok(())
 }
@@ -91,10 +91,4 @@ fn make_file_system(device: &Path) -> Result<()> {
         message,
     }
     .into())
-}
-
-fn mount_state(device: &Path, mount_point: &Path) -> Result<()> {
-    fs::create_dir_all(mount_point).with_context(|| format!("cannot create {}", mount_point.display()))?;
-    mount(device, mount_point, "ext4", MountFlags::NOATIME, c"")
-        .with_context(|| format!("cannot mount {}", device.display()))
 }

@@ -19,6 +19,15 @@ pub struct ParseNodeInterfaceError(String);
 impl NodeInterface {
     const ALL: [Self; 2] = [Self::Uplink, Self::Private];
 
+    /// Its place on the bus. It has the name only when udev has given it.
+    #[must_use]
+    pub const fn pci_address(self) -> &'static str {
+        match self {
+            Self::Uplink => "0000:00:03.0",
+            Self::Private => "0000:00:04.0",
+        }
+    }
+
     /// The name on the node.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -55,7 +64,10 @@ mod tests {
             include_str!("../../../images/root/usr/lib/systemd/network/10-private.link"),
         ];
         for (interface, link) in NodeInterface::ALL.into_iter().zip(links) {
-            assert!(link.lines().any(|line| line == format!("Name={interface}")), "{link}");
+            let place = interface.pci_address();
+            for wanted in [format!("Name={interface}"), format!("Path=pci-{place}")] {
+                assert!(link.lines().any(|line| line == wanted), "{wanted}: {link}");
+            }
         }
         let filter = include_str!("../../../images/root/usr/share/constellation/pod-network.nft");
         let cards = NodeInterface::ALL

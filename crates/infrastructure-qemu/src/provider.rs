@@ -22,9 +22,9 @@ use crate::proof::ProofKey;
 use crate::vm::forwards;
 
 const ADVICE_ON_STOPPED: &str = "read the whole console in the workspace (constellation-qemu/nodes/*/console.log); a node \
-                                 that has not joined is replaced when you run the same command again; one that has \
-                                 joined cannot rejoin yet: replace a worker with `constellation node remove NAME --lost` \
-                                 and `constellation apply`; if it is the control plane, terminate the cluster";
+                                 that has not joined is replaced when you run the same command again, and a worker that \
+                                 has joined is started and comes back; a control plane cannot come back yet: terminate the \
+                                 cluster";
 const START_METADATA: Change = Change::Other("start the metadata endpoint");
 const LOOPBACK: &str = "127.0.0.1";
 /// How often a node is started because somebody took one of its ports.

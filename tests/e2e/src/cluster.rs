@@ -27,6 +27,7 @@ pub use private_network::private_network_port;
 pub use wires::Capture;
 
 use crate::image::output;
+use crate::monitor::Monitor;
 
 /// Names the folder with the mirror of Kubernetes; `make e2e` sets it, and the next one.
 const MIRROR: &str = "CONSTELLATION_E2E_MIRROR";
@@ -302,6 +303,16 @@ impl Cluster {
             .join("state.img");
         let header = Header::read_from(&mut File::open(path)?, ExpectedDisk::FirstSeen)?;
         Ok(header.metadata().disk())
+    }
+
+    /// A command for the machine's monitor, such as `system_reset` and `quit`.
+    ///
+    /// # Errors
+    /// When there is no such machine, or it does not answer.
+    pub fn command_machine(&self, node: &str, command: &str) -> Result<()> {
+        let folder = self.workspace().join(RUN_FOLDER).join("nodes").join(node);
+        let mut monitor = Monitor::connect(&folder.join("qmp.sock"))?;
+        monitor.execute(command, json!({})).map(drop)
     }
 
     /// A machine by the name of its node.

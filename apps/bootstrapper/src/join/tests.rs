@@ -28,11 +28,11 @@ use crate::tests::fixture::{Logs, TestNode, components};
 use crate::tests::operator;
 
 const MEASUREMENT_SECRET: [u8; 32] = *b"canary-measurement-secret-32byte";
-const STATE_DISK_KEY: [u8; 32] = *b"canary-state-disk-key-32-bytes!!";
+pub(crate) const STATE_DISK_KEY: [u8; 32] = *b"canary-state-disk-key-32-bytes!!";
 /// Not the one that the disk was formatted with.
 const TICKET_DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c33ff";
 const TOKEN: &str = "canary.0123456789abcdef";
-const SALT: [u8; 32] = [9; 32];
+pub(crate) const SALT: [u8; 32] = [9; 32];
 
 for_each_technology!(async:
     a_worker_joins_the_cluster_that_its_join_service_proves,
@@ -49,13 +49,13 @@ for_each_technology!(async:
     a_failed_worker_tries_kubeadm_again_and_then_gives_up,
 );
 
-fn cluster() -> ClusterId {
+pub(crate) fn cluster() -> ClusterId {
     let secret = MeasurementSecret::from_bytes(MEASUREMENT_SECRET);
     cluster_id(&secret, &MeasurementSalt::new(SALT))
 }
 
 /// Without secrets, which a join service does not have.
-fn ticket() -> IssueJoinTicketResponse {
+pub(crate) fn ticket() -> IssueJoinTicketResponse {
     IssueJoinTicketResponse {
         measurement_salt: SALT.to_vec(),
         api_server_endpoint: "10.42.1.100:6443".into(),
@@ -80,9 +80,21 @@ fn secrets() -> NodeSecrets {
 }
 
 /// Gives the same ticket to everyone who is new and of this image, with secrets from this key service.
-struct FakeJoinService {
-    ticket: IssueJoinTicketResponse,
-    key_service: KeyServiceKey,
+pub(crate) struct FakeJoinService {
+    pub(crate) ticket: IssueJoinTicketResponse,
+    pub(crate) key_service: KeyServiceKey,
+    /// To the secrets of a node that comes back.
+    pub(crate) change: fn(&mut NodeSecrets),
+}
+
+impl FakeJoinService {
+    pub(crate) fn honest() -> Self {
+        Self {
+            ticket: ticket(),
+            key_service: key_service(),
+            change: |_| {},
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -110,14 +122,27 @@ impl Api for FakeJoinService {
 
     async fn issue_rejoin_ticket(
         &self,
-        _: Request<IssueRejoinTicketRequest>,
+        request: Request<IssueRejoinTicketRequest>,
     ) -> Result<Response<IssueRejoinTicketResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+        let presented = attested_tls::attested_node(&request, Purpose::Rejoin)?.presented();
+        let (to, binding) = (presented.parts.sealing_key.unwrap(), presented.binding());
+        let cluster_policy = self.ticket.cluster_policy.clone();
+        let mut secrets = NodeSecrets {
+            disk: request.into_inner().disk_uuid.parse().unwrap(),
+            policy: Digest::of(&cluster_policy),
+            ..secrets()
+        };
+        (self.change)(&mut secrets);
+        let sealed_secrets = seal(&secrets, &to, &binding, &self.key_service).unwrap();
+        Ok(Response::new(IssueRejoinTicketResponse {
+            sealed_secrets,
+            cluster_policy,
+        }))
     }
 }
 
-struct Service {
-    address: SocketAddr,
+pub(crate) struct Service {
+    pub(crate) address: SocketAddr,
     _machine: Box<dyn Machine>,
 }
 
@@ -126,7 +151,7 @@ fn machine(joining: &TestNode) -> Box<dyn Machine> {
 }
 
 /// A control plane of our cluster.
-fn member(joining: &TestNode) -> Box<dyn Machine> {
+pub(crate) fn member(joining: &TestNode) -> Box<dyn Machine> {
     let machine = machine(joining);
     let attester = machine.attester().unwrap();
     attester
@@ -136,7 +161,7 @@ fn member(joining: &TestNode) -> Box<dyn Machine> {
 }
 
 /// A machine of our cluster that must not answer for a control plane.
-fn worker(joining: &TestNode) -> Box<dyn Machine> {
+pub(crate) fn worker(joining: &TestNode) -> Box<dyn Machine> {
     let machine = machine(joining);
     let attester = machine.attester().unwrap();
     attester.measure_membership(&membership(NodeRole::Worker)).unwrap();
@@ -149,22 +174,18 @@ fn membership(role: NodeRole) -> Membership {
 
 /// A join service on this machine.
 async fn service(joining: &TestNode, machine: Box<dyn Machine>, ticket: IssueJoinTicketResponse) -> Service {
-    service_beside(key_service(), joining, machine, ticket).await
+    let honest = FakeJoinService::honest();
+    serve(FakeJoinService { ticket, ..honest }, joining, machine).await
 }
 
-async fn service_beside(
-    key_service: KeyServiceKey,
-    joining: &TestNode,
-    machine: Box<dyn Machine>,
-    ticket: IssueJoinTicketResponse,
-) -> Service {
+pub(crate) async fn serve(service: FakeJoinService, joining: &TestNode, machine: Box<dyn Machine>) -> Service {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let attester = machine.attester().unwrap();
     let endpoint = Arc::new(Endpoint::new(Some(attester), joining.accepts(ExpectedMembership::New)));
     let server = tonic::transport::Server::builder()
-        .add_service(ApiServer::new(FakeJoinService { ticket, key_service }))
-        .serve_with_incoming(incoming(listener, endpoint, &[Purpose::Join]));
+        .add_service(ApiServer::new(service))
+        .serve_with_incoming(incoming(listener, endpoint, &[Purpose::Join, Purpose::Rejoin]));
     tokio::spawn(server);
     Service {
         address,
@@ -295,12 +316,8 @@ async fn a_join_service_that_requires_no_evidence_is_refused(technology: &'stati
     join_service.set(listener.local_addr().unwrap()).unwrap();
     let reason = "it takes anyone";
     let endpoint = Endpoint::new(Some(machine.attester().unwrap()), PeerPolicy::Unattested { reason });
-    let served = FakeJoinService {
-        ticket: ticket(),
-        key_service: key_service(),
-    };
     let server = tonic::transport::Server::builder()
-        .add_service(ApiServer::new(served))
+        .add_service(ApiServer::new(FakeJoinService::honest()))
         .serve_with_incoming(incoming(listener, Arc::new(endpoint), &[Purpose::Join]));
     tokio::spawn(server);
     joining.node.obey_operator().await.unwrap();
@@ -315,7 +332,11 @@ async fn secrets_that_are_not_the_key_services_are_refused(technology: &'static 
     let join_service = Arc::new(OnceLock::new());
     let joining = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
     let other = MasterSecret::new(Zeroizing::new(vec![9; 32]), vec![9; 32]).unwrap();
-    let service = service_beside(KeyServiceKey::of(&other), &joining, member(&joining), ticket()).await;
+    let served = FakeJoinService {
+        key_service: KeyServiceKey::of(&other),
+        ..FakeJoinService::honest()
+    };
+    let service = serve(served, &joining, member(&joining)).await;
     join_service.set(service.address).unwrap();
     joining.node.obey_operator().await.unwrap();
     let endpoint = endpoint_for_members(&joining.node).unwrap();

@@ -35,14 +35,14 @@ pub(super) struct Ticket {
 }
 
 /// What ties secrets to this node and this session.
-pub(super) struct OwnSession<'a> {
-    pub(super) sealing_key: &'a SealingKey,
+pub(crate) struct OwnSession<'a> {
+    pub(crate) sealing_key: &'a SealingKey,
     /// Of this node's Evidence.
-    pub(super) binding: &'a ReportBinding,
+    pub(crate) binding: &'a ReportBinding,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum InvalidTicket {
+pub(crate) enum InvalidTicket {
     #[error(transparent)]
     MeasurementSalt(#[from] WrongLength),
     #[error(
@@ -69,10 +69,12 @@ pub(super) enum InvalidTicket {
     NoMasterSecret,
     #[error("the master secret belongs to another cluster")]
     ForeignMasterSecret,
-    #[error("the ticket has a master secret, which no worker requested")]
+    #[error("the ticket has a master secret, which this node did not request")]
     UnwantedMasterSecret,
     #[error("the secrets were released by another policy than the ticket's")]
     AnotherPolicy,
+    #[error("the key is for disk {actual}, not for this node's, {expected}")]
+    AnotherDisk { actual: DiskUuid, expected: DiskUuid },
 }
 
 impl Ticket {
@@ -161,12 +163,12 @@ impl std::fmt::Debug for Ticket {
     }
 }
 
-fn believe(policy: &[u8], operator: &OperatorPublicKey) -> Result<BelievedPolicy, RefusePolicyError> {
+pub(crate) fn believe(policy: &[u8], operator: &OperatorPublicKey) -> Result<BelievedPolicy, RefusePolicyError> {
     Ok(SignedPolicy::parse(policy)?.believe(|signer| signer == operator)?)
 }
 
 /// The secrets that the key service of this policy released for this session, by this policy.
-fn open_secrets(
+pub(crate) fn open_secrets(
     sealed: &[u8],
     session: &OwnSession<'_>,
     policy: &BelievedPolicy,
@@ -181,7 +183,7 @@ fn open_secrets(
 }
 
 /// A worker knows its cluster's secrets too; it must not answer for a control plane.
-fn check_service(cluster: ClusterId, service: &Measured<Membership>) -> Result<(), InvalidTicket> {
+pub(crate) fn check_service(cluster: ClusterId, service: &Measured<Membership>) -> Result<(), InvalidTicket> {
     let membership = Membership::new(cluster, NodeRole::ControlPlane);
     if service.is(&membership) {
         Ok(())

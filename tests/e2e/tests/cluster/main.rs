@@ -8,6 +8,7 @@ mod daemon;
 mod policy;
 mod reach;
 mod relay;
+mod restart;
 mod rogue;
 mod secrets;
 mod workload;
@@ -70,6 +71,7 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         workload::a_kubelet_that_starts_again_authenticates,
         workload::what_is_deployed_comes_back,
         workload::with_the_tunnel_down_nothing_leaks,
+        restart::a_worker_that_restarts_comes_back,
         workload::a_worker_that_is_removed_leaves_nothing_behind,
     ];
     cluster.create(&workload::privileged_namespace())?;

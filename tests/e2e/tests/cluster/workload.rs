@@ -22,8 +22,13 @@ const PODS: [u8; 2] = [10, 244];
 pub(crate) fn every_node_is_ready_and_every_pod_runs(cluster: &Cluster, _: &Image) -> Result<()> {
     let nodes = list(cluster, &["nodes"])?;
     ensure!(nodes.len() == 2, "{} nodes", nodes.len());
+    pods_run(cluster, "--all-namespaces")
+}
+
+/// Of one namespace, or of all.
+pub(crate) fn pods_run(cluster: &Cluster, namespace: &str) -> Result<()> {
     cluster.wait_until("every pod to run", || {
-        let pods = list(cluster, &["pods", "--all-namespaces"])?;
+        let pods = list(cluster, &["pods", namespace])?;
         let waiting: Vec<_> = pods.iter().filter(|pod| !is_ready(pod)).map(name).collect();
         ensure!(waiting.is_empty(), "not ready: {}", waiting.join(", "));
         Ok(true)
@@ -216,7 +221,7 @@ fn list(cluster: &Cluster, what: &[&str]) -> Result<Vec<Value>> {
     Ok(get(cluster, what)?["items"].as_array().cloned().unwrap_or_default())
 }
 
-fn get(cluster: &Cluster, what: &[&str]) -> Result<Value> {
+pub(crate) fn get(cluster: &Cluster, what: &[&str]) -> Result<Value> {
     let json = cluster.kubectl(["get", "--output", "json"].iter().chain(what))?;
     Ok(serde_json::from_str(&json)?)
 }
