@@ -8,10 +8,12 @@ use std::path::{Path, PathBuf};
 
 use atomic_file::Access;
 use cloud_metadata::NodeNetwork;
-use cluster_policy::{AdvancePolicyError, BelievedPolicy, PolicyStore};
+use cluster_policy::{AdvancePolicyError, BelievedPolicy, ParsePolicyError, PolicyStore, SignedPolicy};
 use cluster_types::{Cidr, MeasurementSalt, NodeInterface, NodeRole, Service};
+use component_installer::ComponentMirror;
 use key_derivation::MasterSecret;
 use kubeadm::Kubeconfig;
+use kubernetes_components::{ComponentList, MAX_DOCUMENT_LEN, ParseMirrorError};
 use node_secrets::{SHARED_FILES, SharedFile};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -27,6 +29,8 @@ const KEY_SOCKET_FOLDER: &str = "run/state/constellation/key-service";
 /// Where the key service finds what control planes share.
 const SHARED_FILES_FOLDER: &str = "run/state/constellation/shared-files";
 const CLUSTER_POLICY: &str = "run/state/constellation/policy/cluster-policy";
+/// The mirror's form.
+const COMPONENTS: &str = "run/state/constellation/components.json";
 const PKI: &str = "etc/kubernetes/pki";
 const ADMIN_KUBECONFIG: &str = "etc/kubernetes/admin.conf";
 /// A real document has about 300 bytes.
@@ -45,6 +49,9 @@ pub(crate) struct NodeState {
     pub(crate) address: Ipv4Addr,
     pub(crate) network: NodeNetwork,
     pub(crate) stage: Stage,
+    /// Where the node fetches what is missing of Kubernetes; the platform's own mirror, if there is none here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mirror: Option<String>,
     /// Only on a node that deploys what its image runs in the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cluster: Option<ClusterNetwork>,
@@ -102,6 +109,22 @@ pub(crate) enum LoadNodeStateError {
     AnotherVersion { actual: String },
 }
 
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadComponentsError {
+    #[error("cannot read which components this node has")]
+    Read(#[from] io::Error),
+    #[error("the list of this node's components is malformed")]
+    Parse(#[from] ParseMirrorError),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoadPolicyError {
+    #[error("cannot read the cluster policy")]
+    Read(#[from] io::Error),
+    #[error("the stored cluster policy is malformed")]
+    Parse(#[from] ParsePolicyError),
+}
+
 impl NodeState {
     pub(crate) fn new(
         role: NodeRole,
@@ -116,7 +139,16 @@ impl NodeState {
             address,
             network,
             stage: Stage::Joining,
+            mirror: None,
             cluster: None,
+        }
+    }
+
+    /// The same node, with a mirror.
+    pub(crate) fn fetching_from(self, mirror: Option<&ComponentMirror>) -> Self {
+        Self {
+            mirror: mirror.map(ToString::to_string),
+            ..self
         }
     }
 
@@ -274,6 +306,23 @@ impl NodeFiles {
         PolicyStore::new(path).write(policy)
     }
 
+    /// Which programs and images of Kubernetes this node has. It counts only as far as the policy lists it.
+    pub(crate) fn write_components(&self, _: &Locked, components: &ComponentList) -> io::Result<()> {
+        let document = components.to_mirror_document();
+        replace_file(&self.root.join(COMPONENTS), &document, Access::Everyone)
+    }
+
+    pub(crate) fn load_components(&self) -> Result<ComponentList, LoadComponentsError> {
+        let bytes = read_bounded(&self.root.join(COMPONENTS), MAX_DOCUMENT_LEN)?;
+        Ok(ComponentList::from_mirror_document(&bytes)?)
+    }
+
+    /// The newest policy that this node has seen.
+    pub(crate) fn load_policy(&self) -> Result<SignedPolicy, LoadPolicyError> {
+        let bytes = read_bounded(&self.root.join(CLUSTER_POLICY), MAX_DOCUMENT_LEN)?;
+        Ok(SignedPolicy::parse(&bytes)?)
+    }
+
     /// A policy with which this node comes back. One that is older than what it has seen is refused.
     pub(crate) fn advance_policy(&self, policy: &BelievedPolicy) -> Result<(), AdvancePolicyError> {
         PolicyStore::new(self.root.join(CLUSTER_POLICY)).advance(policy)
@@ -290,6 +339,13 @@ impl NodeFiles {
 fn replace_file(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
     create_folder_of(path)?;
     atomic_file::replace(path, content, access)
+}
+
+fn read_bounded(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    if fs::metadata(path)?.len() > limit as u64 {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    fs::read(path)
 }
 
 fn create_folder_of(path: &Path) -> io::Result<()> {

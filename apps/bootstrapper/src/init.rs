@@ -122,8 +122,11 @@ fn write_state(node: &ThisNode, locked: &Locked, request: &InitRequest) -> io::R
         api_server: api_server(node),
         pods: request.pods,
     };
-    let state = NodeState::new(NodeRole::ControlPlane, request.measurement_salt, address, network).deploying(cluster);
+    let state = NodeState::new(NodeRole::ControlPlane, request.measurement_salt, address, network)
+        .fetching_from(request.mirror.as_ref())
+        .deploying(cluster);
     node.files.write_state(locked, &state)?;
+    node.files.write_components(locked, &request.components)?;
     node.files.write_policy(locked, &request.policy)?;
     node.files
         .write_for_services(locked, &request.master_secret, &request.policy)?;

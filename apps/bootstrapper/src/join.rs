@@ -292,8 +292,10 @@ async fn become_member(node: &ThisNode, reservation: Reservation, mut ticket: Ti
 fn write_state(node: &ThisNode, locked: &Locked, ticket: &Ticket) -> io::Result<NodeState> {
     let address = node.hints.this_node.address.ip();
     let network = node.hints.network.clone();
-    let state = NodeState::new(ticket.settings.role, ticket.measurement_salt, address, network);
+    let state = NodeState::new(ticket.settings.role, ticket.measurement_salt, address, network)
+        .fetching_from(ticket.mirror.as_ref());
     node.files.write_state(locked, &state)?;
+    node.files.write_components(locked, &ticket.components)?;
     node.files.write_policy(locked, &ticket.policy)?;
     if let Some(control_plane) = &ticket.control_plane {
         node.files

@@ -26,6 +26,7 @@ mod node;
 mod rejoin;
 mod repeated;
 mod request;
+mod resume;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -52,9 +53,10 @@ use crate::disk::{ClosedLuksDisk, LuksStateDisk};
 use crate::early_network::EarlyNetwork;
 use crate::files::NodeFiles;
 use crate::lock::NodeLock;
-use crate::node::{Hints, ThisNode, image_version};
+use crate::node::{Hints, ThisNode, image_version, platform_mirror};
 use crate::rejoin::rejoin;
-use crate::run::{Boot, boot, bootstrap, resume};
+use crate::resume::{MemberNode, resume};
+use crate::run::{Boot, boot, bootstrap};
 
 const ROOT: &str = "/";
 
@@ -111,7 +113,16 @@ async fn start(arguments: &Arguments) -> Result<()> {
     let files = files();
     let programs: Arc<dyn Programs> = Arc::new(HostPrograms);
     match boot(&*attester)? {
-        Boot::Member => resume(&*attester, &files, &programs, &InCluster).await?,
+        Boot::Member => {
+            let member = MemberNode {
+                attester: &*attester,
+                files: &files,
+                programs: &programs,
+                deployer: &InCluster,
+                platform_mirror: platform_mirror(&metadata(arguments)?),
+            };
+            resume(&member).await?;
+        }
         Boot::New => {
             let node = Arc::new(this_node(arguments, attester).await?);
             let listener = service_runtime::listen("--address", arguments.address).await?;
@@ -138,12 +149,16 @@ async fn open_state_disk(arguments: &Arguments) -> Result<()> {
     Ok(network.stop(programs).await?)
 }
 
+fn metadata(arguments: &Arguments) -> Result<QemuMetadata> {
+    QemuMetadata::find(&arguments.metadata).context("finding metadata")
+}
+
 fn files() -> NodeFiles {
     NodeFiles::new(ROOT, Service::user)
 }
 
 async fn this_node(arguments: &Arguments, attester: Arc<dyn MeasuringAttester>) -> Result<ThisNode> {
-    let metadata = Arc::new(QemuMetadata::find(&arguments.metadata).context("finding metadata")?);
+    let metadata = Arc::new(metadata(arguments)?);
     Ok(ThisNode {
         hints: Hints::fetch(&*metadata).await,
         metadata,

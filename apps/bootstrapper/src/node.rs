@@ -202,12 +202,8 @@ impl ThisNode {
         }
     }
 
-    /// The platform's mirror; what it serves is pinned by hashes.
     fn platform_mirror(&self) -> ComponentMirror {
-        self.metadata
-            .mirror()
-            .parse()
-            .expect("the platform's address was parsed before")
+        platform_mirror(&*self.metadata)
     }
 
     /// Installs what a node of this role needs from a mirror, or from the platform's, and imports all images.
@@ -231,7 +227,7 @@ impl ThisNode {
     }
 
     fn installer(&self) -> Installer {
-        Installer::new(self.files.root(), self.files.path(STAGING))
+        installer(&self.files)
     }
 
     /// Fetches what the platform's mirror claims a worker needs. A ticket will say which of it is wanted.
@@ -251,9 +247,19 @@ impl ThisNode {
     }
 }
 
+/// The platform's mirror; what it serves is pinned by hashes.
+pub(crate) fn platform_mirror(metadata: &dyn CloudMetadata) -> ComponentMirror {
+    let address = metadata.mirror();
+    address.parse().expect("the platform's address was parsed before")
+}
+
+pub(crate) fn installer(files: &NodeFiles) -> Installer {
+    Installer::new(files.root(), files.path(STAGING))
+}
+
 /// The list without the administrators' programs and, for workers, without the images that run only on control planes. That
 /// is half of the download and import.
-fn needed_by(role: NodeRole, list: &ComponentList) -> ComponentList {
+pub(crate) fn needed_by(role: NodeRole, list: &ComponentList) -> ComponentList {
     let is_needed = |component: &&Component| {
         let path = component.install_path.as_str();
         !ADMIN_PROGRAMS.contains(&path) && (role == NodeRole::ControlPlane || !CONTROL_PLANE_IMAGES.contains(&path))

@@ -6,24 +6,21 @@ use std::time::Duration;
 
 use attestation::{DeviceError, MeasuringAttester, Purpose};
 use attested_tls::{Limits, PeerPolicy, incoming};
-use component_installer::{ImportError, import_images};
 use error_report::Chain;
 use grpc_api::init::api_server::ApiServer;
-use programs::{Programs, RunError};
 use service_runtime::Memory;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Server;
 use tracing::{info, warn};
 
-use crate::deploy::{Deployer, keep_deployed, redeploy};
+use crate::deploy::keep_deployed;
 use crate::events::InitEvents;
-use crate::files::{LoadNodeStateError, NodeFiles, Stage};
 use crate::init::{InitialiseError, initialise};
 use crate::init_server::InitServer;
 use crate::join::{BecomeMemberError, Joined, join};
 use crate::network::{NetworkError, set_up_network};
-use crate::node::{OWN_IMAGES, OperatorError, ThisNode, start_kubelet};
+use crate::node::{OperatorError, ThisNode};
 
 /// How long a caller that lost its connection can still fetch the result of a finished initialisation.
 const RESULT_KEPT: Duration = Duration::from_secs(60 * 60);
@@ -39,18 +36,8 @@ pub(crate) enum NodeError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Operator(#[from] OperatorError),
-    #[error("the node is part of a cluster, but has not measured whom it obeys")]
-    ObeysNobody,
-    #[error("the node was interrupted while joining a cluster: replace it")]
-    Interrupted,
-    #[error(transparent)]
-    State(#[from] LoadNodeStateError),
     #[error("cannot set up the node's network")]
     Network(#[from] NetworkError),
-    #[error("cannot import the services' images")]
-    Images(#[from] ImportError),
-    #[error("cannot start kubelet")]
-    Kubelet(#[source] RunError),
     #[error("the init server ended")]
     Server(#[from] tonic::transport::Error),
     #[error("the init server ended without an error")]
@@ -77,32 +64,6 @@ pub(crate) fn boot(attester: &dyn MeasuringAttester) -> Result<Boot, DeviceError
     } else {
         Boot::Member
     })
-}
-
-/// Starts the kubelet of a node that became a member in an earlier boot. Whoever measured the membership measured the operator before:
-/// otherwise anyone with root here could still measure an operator of their choice.
-///
-/// The node that deploys does so again, because this boot's image may be another one.
-pub(crate) async fn resume(
-    attester: &dyn MeasuringAttester,
-    files: &NodeFiles,
-    programs: &Arc<dyn Programs>,
-    deployer: &dyn Deployer,
-) -> Result<(), NodeError> {
-    if attester.statements()?.operator.is_nothing() {
-        return Err(NodeError::ObeysNobody);
-    }
-    let state = match files.load_state() {
-        Ok(state) if state.stage == Stage::Member => state,
-        Ok(_) | Err(LoadNodeStateError::Missing) => return Err(NodeError::Interrupted),
-        Err(error) => return Err(error.into()),
-    };
-    set_up_network(files, &**programs, state.address, &state.network).await?;
-    // This boot's image may have others than the last one's.
-    import_images(programs, &files.path(OWN_IMAGES)).await?;
-    start_kubelet(&**programs).await.map_err(NodeError::Kubelet)?;
-    redeploy(files, deployer).await;
-    Ok(())
 }
 
 /// Makes a new node part of a cluster, through the CLI or a join service, whichever comes first.

@@ -10,10 +10,12 @@ use std::time::Duration;
 use attestation::{ExpectedMembership, Membership, Purpose};
 use attested_tls::{Endpoint, channel};
 use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
+use digest::Digest;
 use grpc_api::init::api_client::ApiClient;
 use grpc_api::init::init_response::Kind;
 use grpc_api::init::{InitRequest as InitMessage, InitResponse};
 use node_secrets::SHARED_FILES;
+use operator_key::OperatorKey;
 use test_machines::{Technology, for_each_technology};
 use tonic::{Code, Status, Streaming};
 
@@ -23,8 +25,9 @@ use crate::files::{NodeState, Stage};
 use crate::lock::Owner;
 use crate::node::OperatorError;
 use crate::request::InitRequest;
-use crate::request::tests::{Example, operator_key};
-use crate::run::{Boot, NodeError, boot, resume};
+use crate::request::tests::{Example, operator_key, policy};
+use crate::resume::ResumeError;
+use crate::run::{Boot, NodeError, boot};
 
 for_each_technology!(async:
     a_node_becomes_the_first_of_a_cluster,
@@ -41,6 +44,9 @@ for_each_technology!(async:
     the_first_node_deploys_before_it_is_a_member,
     a_node_whose_services_cannot_be_applied_ends,
     a_worker_that_boots_again_deploys_nothing,
+    a_program_that_was_changed_is_replaced_before_the_kubelet_starts,
+    a_node_starts_nothing_that_its_operator_did_not_sign,
+    a_policy_of_another_operator_or_cluster_pins_nothing,
     what_is_deployed_is_applied_again_and_again,
 );
 
@@ -214,14 +220,8 @@ async fn a_failure_is_told_with_the_journal_and_ends_the_node(technology: &'stat
     assert_eq!(log.log, JOURNAL.as_bytes());
     assert!(matches!(running.await.unwrap(), Err(NodeError::Init(_))));
     assert_eq!(node.node.files.load_state().unwrap().stage, Stage::Joining);
-    let restarted = resume(
-        &*node.node.attester,
-        &node.node.files,
-        &node.node.programs,
-        &*node.programs,
-    )
-    .await;
-    assert!(matches!(restarted, Err(NodeError::Interrupted)));
+    let restarted = node.resume().await;
+    assert!(matches!(restarted, Err(ResumeError::Interrupted)));
 }
 
 async fn a_wrong_component_fails_before_kubeadm_runs(technology: &'static dyn Technology) {
@@ -313,14 +313,8 @@ async fn a_bootstrapper_that_starts_again_goes_on_and_obeys_nobody_else(technolo
 async fn a_member_that_has_not_measured_whom_it_obeys_ends(technology: &'static dyn Technology) {
     let node = control_plane(technology);
     node.node.attester.measure_membership(&first_of_cluster()).unwrap();
-    let resumed = resume(
-        &*node.node.attester,
-        &node.node.files,
-        &node.node.programs,
-        &*node.programs,
-    )
-    .await;
-    assert!(matches!(resumed, Err(NodeError::ObeysNobody)));
+    let resumed = node.resume().await;
+    assert!(matches!(resumed, Err(ResumeError::ObeysNobody)));
     assert!(node.programs.calls().is_empty());
 }
 
@@ -351,14 +345,7 @@ async fn a_member_that_boots_again_gets_its_address_and_its_kubelet(technology: 
     let before = node.programs.calls().len();
     let resolver = node.file("run/constellation/resolv.conf");
     fs::remove_file(&resolver).unwrap();
-    resume(
-        &*node.node.attester,
-        &node.node.files,
-        &node.node.programs,
-        &*node.programs,
-    )
-    .await
-    .unwrap();
+    node.resume().await.unwrap();
     assert_eq!(
         node.programs.calls()[before..],
         ["ip address", "ip link", "systemctl start", "deploy again"]
@@ -413,14 +400,10 @@ async fn a_worker_that_boots_again_deploys_nothing(technology: &'static dyn Tech
     let (address, network) = (hints.this_node.address.ip(), hints.network.clone());
     let state = NodeState::new(NodeRole::Worker, salt, address, network).as_member();
     node.node.files.write_state(&locked, &state).unwrap();
-    resume(
-        &*node.node.attester,
-        &node.node.files,
-        &node.node.programs,
-        &*node.programs,
-    )
-    .await
-    .unwrap();
+    let request = InitRequest::parse(message()).unwrap();
+    node.node.files.write_policy(&locked, &request.policy).unwrap();
+    node.node.files.write_components(&locked, &request.components).unwrap();
+    node.resume().await.unwrap();
     assert!(deployments(&node).is_empty());
 }
 
@@ -434,4 +417,52 @@ async fn what_is_deployed_is_applied_again_and_again(technology: &'static dyn Te
     // A bit more than three times ten minutes.
     assert!(tokio::time::timeout(Duration::from_secs(31 * 60), kept).await.is_err());
     assert_eq!(deployments(&node)[1..], ["deploy again"; 3]);
+}
+
+/// As [`control_plane`] after its first boot.
+async fn first_of_its_cluster(technology: &'static dyn Technology) -> TestNode {
+    let node = control_plane(technology);
+    let (address, running) = node.start().await;
+    collect(call(&node, address, message()).await.unwrap()).await;
+    running.abort();
+    node
+}
+
+fn kubelet_was_started(node: &TestNode) -> bool {
+    node.programs.calls().contains(&"systemctl start".to_owned())
+}
+
+/// Root on the node did it in an earlier boot.
+async fn a_program_that_was_changed_is_replaced_before_the_kubelet_starts(technology: &'static dyn Technology) {
+    let node = first_of_its_cluster(technology).await;
+    let kubelet = node.file("run/state/bin/kubelet");
+    fs::remove_file(&kubelet).unwrap();
+    fs::write(&kubelet, "evil").unwrap();
+    node.resume().await.unwrap();
+    assert_eq!(fs::read(&kubelet).unwrap(), b"kubelet");
+    assert!(kubelet_was_started(&node));
+}
+
+async fn a_node_starts_nothing_that_its_operator_did_not_sign(technology: &'static dyn Technology) {
+    let node = first_of_its_cluster(technology).await;
+    let list = node.file("run/state/constellation/components.json");
+    let text = fs::read_to_string(&list).unwrap();
+    let hash = Digest::of(b"kubelet").to_string();
+    fs::write(&list, text.replace(&hash, &"00".repeat(32))).unwrap();
+    let error = node.resume().await.unwrap_err();
+    assert!(matches!(error, ResumeError::Unlisted(_)), "{error}");
+    assert!(!kubelet_was_started(&node));
+}
+
+async fn a_policy_of_another_operator_or_cluster_pins_nothing(technology: &'static dyn Technology) {
+    let node = first_of_its_cluster(technology).await;
+    let stored = node.file("run/state/constellation/policy/cluster-policy");
+    let other = OperatorKey::from_seed(&[1; 32]);
+    fs::write(&stored, policy(&other, cluster(), &components())).unwrap();
+    let error = node.resume().await.unwrap_err();
+    assert!(matches!(error, ResumeError::Policy(_)), "{error}");
+    fs::write(&stored, policy(&operator_key(), ClusterId::new([7; 32]), &components())).unwrap();
+    let error = node.resume().await.unwrap_err();
+    assert!(matches!(error, ResumeError::AnotherMember { .. }), "{error}");
+    assert!(!kubelet_was_started(&node));
 }

@@ -24,6 +24,8 @@ const CONCURRENT_FETCHES: usize = 4;
 pub struct Installer {
     root: PathBuf,
     staging: PathBuf,
+    /// Archives stay, so that a later boot can unpack them without a mirror.
+    archives: PathBuf,
 }
 
 /// Components could not be installed. Only `Place` and `Unpack` mean that something was changed.
@@ -69,17 +71,19 @@ impl Installer {
     /// state disk, because programs and images together are larger than a node's memory.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>, staging: impl Into<PathBuf>) -> Self {
+        let staging = staging.into();
         Self {
             root: root.into(),
-            staging: staging.into(),
+            archives: staging.with_extension("archives"),
+            staging,
         }
     }
 
     /// Fetches all components, checks them, and only then installs them.
     ///
-    /// 1. Whatever is installed with the right hash is left alone.
+    /// 1. Whatever is there with the right hash is left alone.
     /// 2. The others are fetched side by side, and each must have its hash.
-    /// 3. They are put in their places, one after the other.
+    /// 3. They are put in their places, one after the other. Archives are unpacked each time: nothing says what their files were.
     /// 4. Files that were fetched in advance and are not in the list are removed.
     ///
     /// # Errors
@@ -96,10 +100,13 @@ impl Installer {
             source,
         })?;
         self.fetch_all(&downloader, &missing, mirror).await?;
-        let installer = self.clone();
-        spawn_blocking(move || missing.iter().try_for_each(|component| installer.place(component)))
-            .await
-            .expect("installing does not panic")?;
+        let (installer, components) = (self.clone(), list.components().to_vec());
+        let place = move || {
+            missing.iter().try_for_each(|component| installer.place(component))?;
+            let mut archives = components.iter().filter(|component| component.extract);
+            archives.try_for_each(|component| installer.unpack(component))
+        };
+        spawn_blocking(place).await.expect("installing does not panic")?;
         fs::remove_dir_all(&self.staging).map_err(InstallError::Staging)?;
         info!(
             installed = count,
@@ -150,7 +157,7 @@ impl Installer {
         let installer = self.clone();
         let components = list.components().to_vec();
         let is_missing = move |component: &Component| {
-            component.extract || !Digest::of_file(installer.target(component)).is_ok_and(|hash| hash == component.hash)
+            !Digest::of_file(installer.stored(component)).is_ok_and(|hash| hash == component.hash)
         };
         spawn_blocking(move || components.into_iter().filter(is_missing).collect())
             .await
@@ -186,29 +193,43 @@ impl Installer {
     }
 
     fn place(&self, component: &Component) -> Result<(), InstallError> {
-        let staged = self.staged(component);
-        let target = self.target(component);
-        let path = component.install_path.to_string();
+        let moved = move_file(&self.staged(component), &self.stored(component));
+        moved.map_err(|source| InstallError::Place {
+            path: component.install_path.to_string(),
+            source,
+        })
+    }
+
+    fn unpack(&self, component: &Component) -> Result<(), InstallError> {
+        let unpacked = unpack(&self.stored(component), &self.target(component));
+        unpacked.map_err(|source| InstallError::Unpack {
+            path: component.install_path.to_string(),
+            source,
+        })
+    }
+
+    /// Where the checked file stays: a program or an image in its place, an archive beside the fetched files.
+    fn stored(&self, component: &Component) -> PathBuf {
         if component.extract {
-            unpack(&staged, &target).map_err(|source| InstallError::Unpack {
-                path: path.clone(),
-                source,
-            })?;
-            fs::remove_file(&staged).map_err(|source| InstallError::Place { path, source })
+            self.archives.join(file_name(component))
         } else {
-            move_file(&staged, &target).map_err(|source| InstallError::Place { path, source })
+            self.target(component)
         }
     }
 
-    /// The file is named by hash and destination; the same file for two destinations is fetched twice.
     fn staged(&self, component: &Component) -> PathBuf {
-        let place = component.install_path.as_str().replace('/', "_");
-        self.staging.join(format!("{}{place}", component.hash))
+        self.staging.join(file_name(component))
     }
 
     fn target(&self, component: &Component) -> PathBuf {
         self.root.join(component.install_path.as_str().trim_start_matches('/'))
     }
+}
+
+/// By hash and destination; the same file for two destinations is fetched twice.
+fn file_name(component: &Component) -> String {
+    let place = component.install_path.as_str().replace('/', "_");
+    format!("{}{place}", component.hash)
 }
 
 async fn fetch_one(

@@ -144,6 +144,34 @@ async fn programs_and_archives_get_to_their_places() {
 }
 
 #[tokio::test]
+async fn what_was_changed_of_an_archive_is_replaced_without_a_mirror() {
+    let node = TargetNode::new();
+    let plugins = archive("./bridge", b"plugin");
+    node.publish("cni.tgz", &plugins);
+    let list = || {
+        let cni = component("cni.tgz", &plugins, "/opt/cni/bin");
+        vec![Component { extract: true, ..cni }]
+    };
+    node.check(list(), &node.mirror()).await.unwrap();
+    fs::remove_dir_all(node.path("mirror")).unwrap();
+    let bridge = node.path("root/opt/cni/bin/bridge");
+    fs::remove_file(&bridge).unwrap();
+    fs::write(&bridge, b"evil").unwrap();
+    node.check(list(), &node.mirror()).await.unwrap();
+    assert_eq!(fs::read(&bridge).unwrap(), b"plugin");
+
+    // An archive that was changed is fetched again.
+    let archives = node.path("root/run/state/components.archives");
+    for kept in fs::read_dir(&archives).unwrap() {
+        let kept = kept.unwrap().path();
+        fs::remove_file(&kept).unwrap();
+        fs::write(&kept, archive("./bridge", b"evil")).unwrap();
+    }
+    assert!(node.check(list(), &node.mirror()).await.is_err());
+    assert_eq!(fs::read(&bridge).unwrap(), b"plugin");
+}
+
+#[tokio::test]
 async fn one_wrong_hash_and_nothing_is_installed() {
     let node = TargetNode::new();
     node.publish("bin/kubeadm", b"kubeadm");

@@ -30,7 +30,8 @@ use crate::deploy::{DeployError, Deployer, Deploying, Deployment};
 use crate::disk::{StateDisk, StateDiskError};
 use crate::files::NodeFiles;
 use crate::lock::NodeLock;
-use crate::node::{Hints, ThisNode};
+use crate::node::{Hints, ThisNode, platform_mirror};
+use crate::resume::{MemberNode, ResumeError, resume};
 use crate::run::{NodeError, bootstrap};
 use crate::tests::operator;
 
@@ -109,6 +110,18 @@ impl TestNode {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         (address, tokio::spawn(bootstrap(self.node.clone(), listener)))
+    }
+
+    /// A later boot, in which the membership is measured and the disk is open.
+    pub(crate) async fn resume(&self) -> Result<(), ResumeError> {
+        let member = MemberNode {
+            attester: &*self.node.attester,
+            files: &self.node.files,
+            programs: &self.node.programs,
+            deployer: &*self.programs,
+            platform_mirror: platform_mirror(&*self.node.metadata),
+        };
+        resume(&member).await
     }
 
     pub(crate) fn file(&self, name: &str) -> PathBuf {
