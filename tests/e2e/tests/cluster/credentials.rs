@@ -1,5 +1,9 @@
 //! What somebody achieves with credentials that Kubernetes gives out: those of a joining node, and those of the pod network.
 
+use std::fs;
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+
 use anyhow::{Context, Result, bail, ensure};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use e2e::{Cluster, Image};
@@ -7,7 +11,9 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use test_services::{client_certificate_request, join_request, serving_certificate_request};
 
 use crate::attacks::{ROGUE_ADDRESS, ROGUE_NAME, blocking, in_the_log, join_service};
@@ -48,6 +54,77 @@ pub(crate) fn a_bootstrap_token_is_good_for_one_certificate(cluster: &Cluster, i
         "{denied}"
     );
     Ok(())
+}
+
+/// Whoever may write it would lead every joining node to an API server of their own, with a CA of their own.
+pub(crate) fn kubeadm_follows_no_edited_cluster_info(cluster: &Cluster, _: &Image) -> Result<()> {
+    let view = ["config", "view", "--raw", "--minify", "--output", "json"];
+    let admin: Value = serde_json::from_str(&cluster.kubectl(view)?)?;
+    let known = &admin["clusters"][0]["cluster"];
+    let elsewhere = TcpListener::bind("127.0.0.1:0")?;
+    elsewhere.set_nonblocking(true)?;
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = ca.self_signed(&KeyPair::generate()?)?.pem();
+    let foreign = json!({
+        "server": format!("https://{}", elsewhere.local_addr()?),
+        "certificate-authority-data": BASE64_STANDARD.encode(ca),
+    });
+    let shown = cluster.kubectl(["-n", "kube-public", "get", "configmap", "cluster-info", "--output", "json"])?;
+    let original: Value = serde_json::from_str(&shown)?;
+    let edited = json!({ "data": { "kubeconfig": only_cluster(&foreign).to_string() } });
+    patch_cluster_info(cluster, &edited)?;
+    let joined = preflight(cluster, known);
+    patch_cluster_info(cluster, &json!({ "data": original["data"] }))?;
+    let said = joined?;
+    ensure!(said.contains("Reading configuration from the \"kubeadm-config\" ConfigMap"), "{said}");
+    ensure!(elsewhere.accept().is_err(), "kubeadm went where cluster-info leads: {said}");
+    Ok(())
+}
+
+fn patch_cluster_info(cluster: &Cluster, patch: &Value) -> Result<()> {
+    let patch = patch.to_string();
+    let arguments = ["-n", "kube-public", "patch", "configmap", "cluster-info", "--type=merge", "--patch", &patch];
+    cluster.kubectl(arguments).map(drop)
+}
+
+fn only_cluster(known: &Value) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Config", "clusters": [{ "name": "", "cluster": known }] })
+}
+
+/// Everything that kubeadm does with the API server before the kubelet starts, on this machine and as a node's bootstrapper lets it.
+fn preflight(cluster: &Cluster, known: &Value) -> Result<String> {
+    let (id, secret) = ("e2etok", "0123456789abcdef");
+    cluster.create(&json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": format!("bootstrap-token-{id}"), "namespace": "kube-system" },
+        "type": "bootstrap.kubernetes.io/token",
+        "stringData": {
+            "token-id": id,
+            "token-secret": secret,
+            "usage-bootstrap-authentication": "true",
+            "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token",
+        },
+    }))?;
+    let folder = TempDir::new()?;
+    let (discovery, config) = (folder.path().join("discovery.json"), folder.path().join("join.json"));
+    fs::write(&discovery, only_cluster(known).to_string())?;
+    let join = json!({
+        "apiVersion": "kubeadm.k8s.io/v1beta4",
+        "kind": "JoinConfiguration",
+        "discovery": { "file": { "kubeConfigPath": discovery }, "tlsBootstrapToken": format!("{id}.{secret}") },
+        "nodeRegistration": { "name": ROGUE_NAME, "criSocket": "unix:///run/containerd/containerd.sock" },
+    });
+    fs::write(&config, join.to_string())?;
+    let output = Command::new(cluster.mirror().folder().join("bin/kubeadm"))
+        .args(["join", "phase", "preflight", "--ignore-preflight-errors=all", "--config"])
+        .arg(&config)
+        .stdin(Stdio::null())
+        .output()?;
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    ensure!(output.status.success(), "kubeadm failed: {said}");
+    Ok(said)
 }
 
 /// Each kubelet serves with a certificate that the join service approved; without one, the API server would get no log of a pod. Root on the

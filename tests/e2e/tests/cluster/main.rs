@@ -61,6 +61,7 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         attacks::a_node_gets_no_disk_key_of_another,
         reach::every_account_reaches_what_is_written_and_no_more,
         credentials::a_bootstrap_token_is_good_for_one_certificate,
+        credentials::kubeadm_follows_no_edited_cluster_info,
         credentials::a_kubelet_serves_at_its_nodes_address_alone,
         credentials::the_pod_networks_token_changes_only_its_own_node,
         attacks::the_key_services_socket_gives_nothing_away,
