@@ -19,7 +19,8 @@ use polling::{Failed, PollError, Schedule};
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use crate::files::NodeFiles;
+use crate::files::{LoadNodeStateError, NodeFiles};
+use crate::repeated::Repeated;
 
 /// An API server that has just started answers slowly, and not everything at once.
 const SCHEDULE: Schedule = Schedule::backing_off(
@@ -28,11 +29,14 @@ const SCHEDULE: Schedule = Schedule::backing_off(
     Duration::from_secs(15 * 60),
 );
 
-/// How long something stays deleted or changed at most.
+/// Between two deployments.
 const INTERVAL: Duration = Duration::from_secs(10 * 60);
 
 /// Where the objects of this node's image go, and how they differ between clusters.
 pub(crate) struct Deployment {
+    /// This node, whose name and address nobody else gets.
+    pub(crate) node: NodeName,
+    pub(crate) identity: AttestedIdentity,
     pub(crate) api_server: SocketAddrV4,
     pub(crate) pods: Cidr,
     pub(crate) node_interface: NodeInterface,
@@ -42,9 +46,6 @@ pub(crate) struct Deployment {
 
 /// What a new cluster begins with. Later the CLI publishes what is newer.
 pub(crate) struct Start {
-    /// The first node, whose name and address nobody else gets.
-    pub(crate) node: NodeName,
-    pub(crate) identity: AttestedIdentity,
     pub(crate) components: ComponentList,
     pub(crate) join: JoinConfig,
 }
@@ -72,14 +73,14 @@ impl DeployError {
             Self::NotText | Self::Kubeconfig(_) | Self::Client(_) => false,
             Self::Record(error) => matches!(error, NodeRecordError::Api { .. } | NodeRecordError::AtTheSameTime(_)),
             Self::Apply(error) => !error.is_final(),
-            Self::Prune(_) => true,
+            Self::Prune(error) => !error.is_final(),
         }
     }
 }
 
 pub(crate) type Deploying<'a> = Pin<Box<dyn Future<Output = Result<(), PollError<DeployError>>> + Send + 'a>>;
 
-/// Reaches the cluster. Only tests have another one than [`InCluster`].
+/// Deploys into the cluster. Tests use another one than [`InCluster`].
 pub(crate) trait Deployer: Send + Sync {
     /// Applies everything, again and again until it succeeds or never will. Repeating it is harmless.
     fn deploy<'a>(&'a self, kubeconfig: &'a Kubeconfig, deployment: &'a Deployment) -> Deploying<'a>;
@@ -99,42 +100,54 @@ impl Deployer for InCluster {
                 }
             })
         };
-        let waiting = |error: &DeployError, _| warn!(error = %Chain(error), "cannot deploy yet, trying again");
+        let repeated = Repeated::default();
+        let waiting = move |error: &DeployError, _| {
+            let failure = Chain(error).to_string();
+            if repeated.is_news("deploy", &failure) {
+                warn!(error = %failure, "cannot deploy yet, trying again");
+            }
+        };
         Box::pin(SCHEDULE.poll(attempt, waiting))
     }
 }
 
 impl Deployment {
-    /// A new cluster's own objects come first: nobody may join before it is known whose the first name is, and kubelet starts the
-    /// join service as soon as its configuration is there.
+    /// Before the join service runs, this node's name must be taken and the service's configuration be there. One object that cannot be
+    /// applied does not keep the others from it.
     async fn apply(&self, kubeconfig: &Kubeconfig) -> Result<(), DeployError> {
         let client = client(kubeconfig).await?;
-        if let Some(start) = &self.start {
-            self.begin(start, &client).await?;
+        deployment::namespace().apply(&client).await?;
+        let cluster = Cluster::new(client.clone());
+        let claimed = cluster.claim(&self.node, *self.api_server.ip(), self.identity).await;
+        let of_image = self.objects_of_image();
+        let mut failed = match claimed {
+            Err(error) if self.start.is_some() => return Err(error.into()),
+            claimed => claimed.err().map(DeployError::from),
+        };
+        for object in self.objects_of_new_cluster().iter().chain(&of_image) {
+            if let Err(error) = object.apply(&client).await {
+                failed.get_or_insert(error.into());
+            }
         }
-        let objects = self.objects();
-        for object in &objects {
-            object.apply(&client).await?;
-        }
-        for object in prune(&client, &objects).await? {
+        for object in prune(&client, &of_image).await? {
             info!(object, "removed what this image does not deploy");
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
-    async fn begin(&self, start: &Start, client: &Client) -> Result<(), DeployError> {
-        deployment::namespace().apply(client).await?;
-        Cluster::new(client.clone())
-            .claim(&start.node, *self.api_server.ip(), start.identity)
-            .await?;
-        Object::new(components_config_map(&start.components))
-            .apply(client)
-            .await?;
-        Object::new(start.join.to_config_map()).apply(client).await?;
-        Ok(())
+    fn objects_of_new_cluster(&self) -> Vec<Object> {
+        let start = self.start.iter();
+        start
+            .flat_map(|Start { components, join }| {
+                [
+                    Object::new(components_config_map(components)),
+                    Object::new(join.to_config_map()),
+                ]
+            })
+            .collect()
     }
 
-    fn objects(&self) -> Vec<Object> {
+    fn objects_of_image(&self) -> Vec<Object> {
         deployment::objects(&PodNetwork {
             pod_cidr: self.pods.to_string(),
             node_interface: format!("^{}$", self.node_interface),
@@ -144,19 +157,30 @@ impl Deployment {
 }
 
 /// Goes on for ever, so that what somebody deleted or changed comes back.
-pub(crate) async fn keep_deployed(files: &NodeFiles, deployer: &dyn Deployer) -> Infallible {
+pub(crate) async fn keep_deployed(
+    files: &NodeFiles,
+    identity: AttestedIdentity,
+    deployer: &dyn Deployer,
+) -> Infallible {
     loop {
         sleep(INTERVAL).await;
-        redeploy(files, deployer).await;
+        redeploy(files, identity, deployer).await;
     }
 }
 
 /// Does nothing on a node that does not deploy, or not yet. If it fails, the cluster goes on with what there is.
-pub(crate) async fn redeploy(files: &NodeFiles, deployer: &dyn Deployer) {
-    let Some((cluster, node_interface)) = files.load_state().ok().and_then(|state| state.deploys()) else {
+pub(crate) async fn redeploy(files: &NodeFiles, identity: AttestedIdentity, deployer: &dyn Deployer) {
+    let state = match files.load_state() {
+        Ok(state) => state,
+        Err(LoadNodeStateError::Missing) => return,
+        Err(error) => return error!(error = %Chain(&error), "cannot read the node's state, nothing is deployed"),
+    };
+    let Some((cluster, node_interface)) = state.deploys() else {
         return;
     };
     let deployment = Deployment {
+        node: cluster.node,
+        identity,
         api_server: cluster.api_server,
         pods: cluster.pods,
         node_interface,

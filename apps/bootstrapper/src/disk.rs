@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use cluster_types::DiskUuid;
 use disk_encryption::{
-    CryptsetupProgram, FindStateDiskError, KnownStateDisk, LoadKnownStateDiskError, LoadNewStateDiskError,
-    NewStateDisk, OpenError, RekeyError, find_state_disk, list_block_devices, mount_state_disk, paths,
+    CryptsetupError, CryptsetupProgram, FindStateDiskError, KnownStateDisk, LoadKnownStateDiskError,
+    LoadNewStateDiskError, NewStateDisk, OpenError, RekeyError, find_state_disk, list_block_devices, mount_state_disk,
+    paths,
 };
 use secret::StateDiskKey;
 use tokio::task::spawn_blocking;
@@ -67,15 +68,19 @@ fn load() -> Result<NewStateDisk, StateDiskError> {
 pub(crate) trait ClosedDisk: Send + Sync {
     fn uuid(&self) -> DiskUuid;
 
-    /// Opens it and mounts its file system.
     fn open(&self, key: &StateDiskKey) -> Result<(), OpenDiskError>;
+
+    /// Mounts its file system.
+    fn mount(&self) -> Result<(), OpenDiskError>;
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenDiskError {
-    /// Most likely the key is another disk's.
+    /// The key is another disk's.
     #[error("the key does not open the state disk")]
-    Open(#[from] OpenError),
+    WrongKey,
+    #[error("cannot open the state disk")]
+    Open(#[source] OpenError),
     #[error("cannot mount the state disk")]
     Mount(#[source] io::Error),
 }
@@ -95,7 +100,14 @@ impl ClosedDisk for ClosedLuksDisk {
 
     fn open(&self, key: &StateDiskKey) -> Result<(), OpenDiskError> {
         let cryptsetup = CryptsetupProgram::new(Path::new(paths::CRYPTSETUP));
-        self.0.open(&cryptsetup, key, paths::MAPPING)?;
+        let opened = self.0.open(&cryptsetup, key, paths::MAPPING);
+        opened.map_err(|error| match error {
+            OpenError::Cryptsetup(CryptsetupError::WrongKey) => OpenDiskError::WrongKey,
+            error => OpenDiskError::Open(error),
+        })
+    }
+
+    fn mount(&self) -> Result<(), OpenDiskError> {
         mount_state_disk().map_err(OpenDiskError::Mount)
     }
 }

@@ -1,7 +1,7 @@
 //! What this node keeps on its encrypted state disk.
 
-use std::fs::{self, Permissions};
-use std::io;
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use atomic_file::Access;
 use cloud_metadata::NodeNetwork;
 use cluster_policy::{AdvancePolicyError, BelievedPolicy, ParsePolicyError, PolicyStore, SignedPolicy};
-use cluster_types::{Cidr, MeasurementSalt, NodeInterface, NodeRole, Service};
+use cluster_types::{Cidr, MeasurementSalt, NodeInterface, NodeName, NodeRole, Service};
 use component_installer::ComponentMirror;
 use key_derivation::MasterSecret;
 use kubeadm::Kubeconfig;
 use kubernetes_components::{ComponentList, MAX_DOCUMENT_LEN, ParseMirrorError};
 use node_secrets::{SHARED_FILES, SharedFile};
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -29,12 +30,12 @@ const KEY_SOCKET_FOLDER: &str = "run/state/constellation/key-service";
 /// Where the key service finds what control planes share.
 const SHARED_FILES_FOLDER: &str = "run/state/constellation/shared-files";
 const CLUSTER_POLICY: &str = "run/state/constellation/policy/cluster-policy";
-/// The mirror's form.
+/// What this node has of Kubernetes, in the form of a mirror's `components.json`.
 const COMPONENTS: &str = "run/state/constellation/components.json";
 const PKI: &str = "etc/kubernetes/pki";
 const ADMIN_KUBECONFIG: &str = "etc/kubernetes/admin.conf";
 /// A real document has about 300 bytes.
-const MAX_NODE_STATE_LEN: u64 = 4096;
+const MAX_NODE_STATE_LEN: usize = 4096;
 /// The one version that is read. Version v1 had no network, and v2 nothing about the cluster.
 const VERSION: &str = "v3";
 
@@ -57,10 +58,12 @@ pub(crate) struct NodeState {
     pub(crate) cluster: Option<ClusterNetwork>,
 }
 
-/// How the pod network of one cluster differs from that of another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+/// With what the objects that a node deploys differ between clusters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct ClusterNetwork {
+    /// The name of the node that deploys, which nobody else gets.
+    pub(crate) node: NodeName,
     pub(crate) api_server: SocketAddrV4,
     #[serde(with = "pods")]
     pub(crate) pods: Cidr,
@@ -171,7 +174,7 @@ impl NodeState {
 
     /// Where a node deploys what its image runs in the cluster; `None` on those that do not, or not yet.
     pub(crate) fn deploys(&self) -> Option<(ClusterNetwork, NodeInterface)> {
-        let cluster = self.cluster.filter(|_| self.stage == Stage::Member)?;
+        let cluster = self.cluster.clone().filter(|_| self.stage == Stage::Member)?;
         Some((cluster, self.network.interface()))
     }
 
@@ -214,11 +217,10 @@ impl NodeFiles {
     }
 
     pub(crate) fn load_state(&self) -> Result<NodeState, LoadNodeStateError> {
-        let path = self.root.join(NODE_STATE);
-        match fs::metadata(&path) {
-            Ok(metadata) if metadata.len() > MAX_NODE_STATE_LEN => Err(LoadNodeStateError::TooLong),
-            Ok(_) => NodeState::parse(&fs::read(path)?),
+        match read_bounded(&self.root.join(NODE_STATE), MAX_NODE_STATE_LEN) {
+            Ok(bytes) => NodeState::parse(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(LoadNodeStateError::Missing),
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(LoadNodeStateError::TooLong),
             Err(error) => Err(error.into()),
         }
     }
@@ -341,11 +343,19 @@ fn replace_file(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
     atomic_file::replace(path, content, access)
 }
 
+/// Root on this node may have put anything there in an earlier boot: no link is followed, and nothing is waited for.
 fn read_bounded(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-    if fs::metadata(path)?.len() > limit as u64 {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > limit {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
-    fs::read(path)
+    Ok(bytes)
 }
 
 fn create_folder_of(path: &Path) -> io::Result<()> {

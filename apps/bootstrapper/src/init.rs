@@ -119,6 +119,7 @@ fn write_state(node: &ThisNode, locked: &Locked, request: &InitRequest) -> io::R
     let address = node.hints.this_node.address.ip();
     let network = node.hints.network.clone();
     let cluster = ClusterNetwork {
+        node: node.hints.this_node.name.clone(),
         api_server: api_server(node),
         pods: request.pods,
     };
@@ -156,12 +157,12 @@ fn deployment(node: &ThisNode, request: InitRequest) -> Deployment {
         component_mirror: request.mirror.map(|mirror| mirror.to_string()).unwrap_or_default(),
     };
     let start = Start {
-        node: node.hints.this_node.name.clone(),
-        identity: node.attester.identity(),
         components: request.components,
         join,
     };
     Deployment {
+        node: node.hints.this_node.name.clone(),
+        identity: node.attester.identity(),
         api_server: api_server(node),
         pods: request.pods,
         node_interface: node.hints.network.interface(),

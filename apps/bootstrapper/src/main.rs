@@ -7,7 +7,8 @@
 //!
 //! # Invariants
 //!
-//! - The membership is measured once per boot, before the disk gets one of the cluster's keys.
+//! - The membership is measured once per boot, before the disk gets one of the cluster's keys, or, when a worker comes back,
+//!   before anything on its disk is read.
 //! - Nothing that metadata says is believed: names, roles and addresses are requests, and what mirrors deliver is pinned by hashes.
 //! - A node that failed half-way powers off. It never stays reachable and never tries another cluster.
 
@@ -87,11 +88,11 @@ async fn main() -> ExitCode {
     match arguments.command {
         Some(Command::Rejoin) => ended(open_state_disk(&arguments).await, "node cannot come back"),
         None => {
-            let result = start(&arguments).await;
-            if result.is_err() {
+            let code = ended(start(&arguments).await, "node failed, powering off");
+            if code == ExitCode::FAILURE {
                 power_off().await;
             }
-            ended(result, "node failed, powering off")
+            code
         }
     }
 }
@@ -110,7 +111,7 @@ async fn start(arguments: &Arguments) -> Result<()> {
     service_runtime::forbid_core_dumps()?;
     info!(image = image_version(Path::new(ROOT)), "bootstrapper started");
     let attester = ReleaseVariants.attester(&AttesterSource::ThisMachine)?;
-    let files = files();
+    let (files, identity) = (files(), attester.identity());
     let programs: Arc<dyn Programs> = Arc::new(HostPrograms);
     match boot(&*attester)? {
         Boot::Member => {
@@ -129,8 +130,8 @@ async fn start(arguments: &Arguments) -> Result<()> {
             bootstrap(node, listener).await?;
         }
     }
-    if files.load_state()?.deploys().is_some() {
-        match keep_deployed(&files, &InCluster).await {}
+    if files.load_state().is_ok_and(|state| state.deploys().is_some()) {
+        match keep_deployed(&files, identity, &InCluster).await {}
     }
     Ok(())
 }

@@ -5,11 +5,12 @@ mod tests;
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
+use std::time::Duration;
 
 use attestation::{DeviceError, Membership, Purpose};
 use attested_tls::Endpoint;
 use cluster_policy::{AdvancePolicyError, BelievedPolicy};
-use cluster_types::{ClusterId, DiskUuid};
+use cluster_types::{ClusterId, DiskUuid, NodeRole};
 use error_report::Chain;
 use grpc_api::join::{IssueRejoinTicketRequest, IssueRejoinTicketResponse};
 use key_derivation::cluster_id;
@@ -21,10 +22,13 @@ use tracing::{info, warn};
 
 use crate::disk::{ClosedDisk, OpenDiskError};
 use crate::files::{LoadNodeStateError, Stage};
-use crate::join::ticket::{InvalidTicket, OwnSession, believe, check_service, open_secrets};
+use crate::join::ticket::{InvalidTicket, believe, check_service, open_secrets};
 use crate::join::{AskError, TicketSession, answered, endpoint_for_members, wait_for_ticket};
 use crate::lock::{MeasureError, Owner, Taken};
-use crate::node::{LONGEST_DELAY, OperatorError, OwnImageError, ThisNode};
+use crate::node::{OperatorError, OwnImageError, ThisNode};
+
+/// Every ticket leaves a record in the key service's audit log.
+const WRONG_KEY_DELAY: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 * 60 });
 
 /// What opens the state disk again, from a control plane of the cluster that this node's operator has signed a policy for.
 struct RejoinTicket {
@@ -38,7 +42,7 @@ struct RejoinTicket {
 pub(crate) enum RejoinError {
     #[error("cannot read which cluster this node belongs to")]
     Device(#[from] DeviceError),
-    #[error("this machine has measured a membership already, but its state disk is closed")]
+    #[error("this machine has measured a membership already, but its state disk is closed: restart it")]
     AlreadyMember,
     #[error(transparent)]
     Operator(#[from] OperatorError),
@@ -50,10 +54,14 @@ pub(crate) enum RejoinError {
     State(#[from] LoadNodeStateError),
     #[error("the node was interrupted while joining a cluster: replace it")]
     Interrupted,
-    #[error("the state disk is of cluster {stored}, but the key is from cluster {actual}")]
-    AnotherCluster { stored: ClusterId, actual: ClusterId },
+    #[error(
+        "the ticket is for cluster {ticket}, but its secret and the salt on the state disk give {derived}: the disk is another cluster's"
+    )]
+    AnotherCluster { ticket: ClusterId, derived: ClusterId },
     #[error("the cluster's policy is refused")]
     Policy(#[from] AdvancePolicyError),
+    #[error("the state disk is not a worker's, and no other node can come back yet")]
+    NotAWorker,
     #[error(transparent)]
     Lock(#[from] Taken),
     #[error(transparent)]
@@ -64,8 +72,9 @@ pub(crate) enum RejoinError {
 ///
 /// 1. The operator is measured. The membership is not: a join service gives no disk's key to a node that may have it already.
 /// 2. A control plane of the operator's cluster issues a ticket, again and again until its key opens the disk.
-/// 3. What the disk holds must be a member of that cluster, and must not have seen a newer policy than the ticket's.
-/// 4. The membership is measured, as it was when the node joined.
+/// 3. The membership is measured: a worker of that cluster. Nobody else comes back, and nothing on the disk says otherwise, because root on this
+///    node may have written it.
+/// 4. Only now is the file system mounted. It must be that of a worker of this cluster which has not seen a newer policy than the ticket's.
 ///
 /// # Security
 /// The disk is never formatted here, whatever anyone answers.
@@ -73,6 +82,7 @@ pub(crate) enum RejoinError {
 /// # Errors
 /// When the node cannot become the member that it was. Until the disk is open, failures are retried and are not errors.
 pub(crate) async fn rejoin(node: &ThisNode, disk: Arc<dyn ClosedDisk>) -> Result<(), RejoinError> {
+    info!("asking the cluster for the key of the state disk");
     if !node.attester.membership()?.is_new() {
         return Err(RejoinError::AlreadyMember);
     }
@@ -81,36 +91,48 @@ pub(crate) async fn rejoin(node: &ThisNode, disk: Arc<dyn ClosedDisk>) -> Result
     let ask = |address| ask(node, &endpoint, disk.uuid(), address);
     let ticket = loop {
         let ticket = wait_for_ticket(node, ask).await;
-        match open(disk.clone(), ticket).await {
+        match open(&disk, ticket).await {
             Ok(ticket) => break ticket,
-            Err(error @ OpenDiskError::Open(_)) => warn!(error = %Chain(&error), "asking again"),
+            Err(error @ OpenDiskError::WrongKey) => {
+                warn!(error = %Chain(&error), retry_in = ?WRONG_KEY_DELAY, "asking again");
+            }
             Err(error) => return Err(error.into()),
         }
-        sleep(LONGEST_DELAY).await;
+        sleep(WRONG_KEY_DELAY).await;
     };
     info!("the state disk is open");
-    become_member_again(node, &ticket).await
+    let membership = Membership::new(ticket.policy.cluster, NodeRole::Worker);
+    node.lock.reserve(Owner::Rejoin)?.measure(membership).await?;
+    mount(&disk).await?;
+    must_be_that_member(node, &ticket)
 }
 
-async fn open(disk: Arc<dyn ClosedDisk>, ticket: RejoinTicket) -> Result<RejoinTicket, OpenDiskError> {
+async fn open(disk: &Arc<dyn ClosedDisk>, ticket: RejoinTicket) -> Result<RejoinTicket, OpenDiskError> {
+    let disk = disk.clone();
     let open = move || disk.open(&ticket.state_disk_key).map(|()| ticket);
     spawn_blocking(open).await.expect("disk operations do not panic")
 }
 
-async fn become_member_again(node: &ThisNode, ticket: &RejoinTicket) -> Result<(), RejoinError> {
+async fn mount(disk: &Arc<dyn ClosedDisk>) -> Result<(), OpenDiskError> {
+    let disk = disk.clone();
+    let mount = move || disk.mount();
+    spawn_blocking(mount).await.expect("disk operations do not panic")
+}
+
+fn must_be_that_member(node: &ThisNode, ticket: &RejoinTicket) -> Result<(), RejoinError> {
     let state = node.files.load_state()?;
     if state.stage != Stage::Member {
         return Err(RejoinError::Interrupted);
     }
-    let stored = cluster_id(&ticket.measurement_secret, &state.measurement_salt);
-    if stored != ticket.policy.cluster {
-        let actual = ticket.policy.cluster;
-        return Err(RejoinError::AnotherCluster { stored, actual });
+    if state.role != NodeRole::Worker {
+        return Err(RejoinError::NotAWorker);
     }
-    node.files.advance_policy(&ticket.policy)?;
-    let membership = Membership::new(stored, state.role);
-    node.lock.reserve(Owner::Rejoin)?.measure(membership).await?;
-    Ok(())
+    let derived = cluster_id(&ticket.measurement_secret, &state.measurement_salt);
+    if derived != ticket.policy.cluster {
+        let ticket = ticket.policy.cluster;
+        return Err(RejoinError::AnotherCluster { ticket, derived });
+    }
+    Ok(node.files.advance_policy(&ticket.policy)?)
 }
 
 async fn ask(
@@ -148,7 +170,6 @@ impl RejoinTicket {
         } = message;
         let policy = believe(&cluster_policy, &node.hints.operator)?;
         check_service(policy.cluster, &session.service.result().statements().membership)?;
-        let own: OwnSession<'_> = session.own();
         let NodeSecrets {
             disk,
             state_disk_key,
@@ -158,7 +179,7 @@ impl RejoinTicket {
             // The node has stored it.
             cluster_ca: _,
             control_plane,
-        } = open_secrets(&sealed_secrets, &own, &policy)?;
+        } = open_secrets(&sealed_secrets, &session.own(), &policy)?;
         if disk != expected {
             return Err(InvalidTicket::AnotherDisk { actual: disk, expected });
         }

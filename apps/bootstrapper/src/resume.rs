@@ -6,8 +6,10 @@ use attestation::{DeviceError, MeasuringAttester, Membership};
 use cluster_policy::{AnotherOperator, UnlistedRelease};
 use component_installer::{ComponentMirror, ImportError, InstallError, ParseMirrorAddressError, import_images};
 use digest::Digest;
+use error_report::Chain;
 use kubernetes_components::ComponentList;
 use programs::{Programs, RunError};
+use tracing::warn;
 
 use crate::deploy::{Deployer, redeploy};
 use crate::files::{LoadComponentsError, LoadNodeStateError, LoadPolicyError, NodeFiles, NodeState, Stage};
@@ -36,9 +38,9 @@ pub(crate) enum ResumeError {
     State(#[from] LoadNodeStateError),
     #[error(transparent)]
     LoadPolicy(#[from] LoadPolicyError),
-    #[error("the stored cluster policy is not the operator's whom this node obeys")]
+    #[error("the stored cluster policy is not signed by the operator whom this node obeys")]
     Policy(#[from] AnotherOperator),
-    #[error("the node has measured {actual}, but the member of its policy's cluster measures {expected}")]
+    #[error("the node has measured {actual}, but a member of its policy's cluster in its role measures {expected}")]
     AnotherMember { actual: Digest, expected: Digest },
     #[error(transparent)]
     LoadComponents(#[from] LoadComponentsError),
@@ -46,7 +48,7 @@ pub(crate) enum ResumeError {
     Unlisted(#[from] UnlistedRelease),
     #[error("the stored address of the mirror is malformed")]
     Mirror(#[from] ParseMirrorAddressError),
-    #[error("cannot restore what is pinned of Kubernetes")]
+    #[error("cannot restore the pinned files of Kubernetes")]
     Install(#[from] InstallError),
     #[error("cannot set up the node's network")]
     Network(#[from] NetworkError),
@@ -59,10 +61,11 @@ pub(crate) enum ResumeError {
 /// Starts the kubelet of a node that became a member in an earlier boot. Whoever measured the membership measured the operator before:
 /// otherwise anyone with root here could still measure an operator of their choice.
 ///
-/// 1. The operator's policy must list what the node has of Kubernetes, and each of these files must have its hash. What has another is fetched once
+/// 1. The node gets its address.
+/// 2. The operator's policy must list what the node has of Kubernetes, and each of these files must have its hash. What has another is fetched once
 ///    more: root on this node may have changed it in an earlier boot.
-/// 2. This boot's image may have other services than the last one's: their images are imported.
-/// 3. The kubelet starts. The node that deploys does so.
+/// 3. This boot's image may have other services than the last one's: their images are imported.
+/// 4. The kubelet starts. The node that deploys does so.
 pub(crate) async fn resume(node: &MemberNode<'_>) -> Result<(), ResumeError> {
     if node.attester.statements()?.operator.is_nothing() {
         return Err(ResumeError::ObeysNobody);
@@ -75,16 +78,26 @@ pub(crate) async fn resume(node: &MemberNode<'_>) -> Result<(), ResumeError> {
     let programs = &**node.programs;
     set_up_network(node.files, programs, state.address, &state.network).await?;
     let components = needed_by(state.role, &node.pinned_components(&state)?);
-    let mirror = state.mirror.as_deref().map(str::parse).transpose()?;
-    let mirror = mirror.unwrap_or_else(|| node.platform_mirror.clone());
-    installer(node.files).install(&components, &mirror).await?;
+    node.restore(&components, state.mirror.as_deref()).await?;
     import_images(node.programs, &node.files.path(OWN_IMAGES)).await?;
     start_kubelet(programs).await.map_err(ResumeError::Kubelet)?;
-    redeploy(node.files, node.deployer).await;
+    redeploy(node.files, node.attester.identity(), node.deployer).await;
     Ok(())
 }
 
 impl MemberNode<'_> {
+    /// The mirror that the node used when it joined may be gone.
+    async fn restore(&self, components: &ComponentList, mirror: Option<&str>) -> Result<(), ResumeError> {
+        let installer = installer(self.files);
+        if let Some(mirror) = mirror {
+            match installer.install(components, &mirror.parse()?).await {
+                Ok(()) => return Ok(()),
+                Err(error) => warn!(error = %Chain(&error), mirror, "trying the platform's mirror"),
+            }
+        }
+        Ok(installer.install(components, &self.platform_mirror).await?)
+    }
+
     /// What the operator signed, for the cluster and role that this node has measured.
     fn pinned_components(&self, state: &NodeState) -> Result<ComponentList, ResumeError> {
         let operator = self.attester.statements()?.operator;

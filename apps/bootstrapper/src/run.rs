@@ -29,7 +29,7 @@ const FAILURE_KEPT: Duration = Duration::from_secs(2 * 60);
 /// For the last bytes, which were handed to the network stack, to leave the machine.
 const LAST_BYTES: Duration = Duration::from_secs(2);
 
-/// The node cannot become, or remain, part of a cluster.
+/// The node cannot become part of a cluster.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NodeError {
     #[error("cannot read which cluster this node belongs to")]
@@ -54,7 +54,7 @@ pub(crate) enum NodeError {
 pub(crate) enum Boot {
     /// Nothing was measured: no cluster yet.
     New,
-    /// The disk-mapper opened the disk with the cluster's key and measured the membership.
+    /// The bootstrapper opened the disk before systemd started, and measured the membership.
     Member,
 }
 
@@ -113,7 +113,7 @@ pub(crate) async fn bootstrap(node: Arc<ThisNode>, listener: TcpListener) -> Res
         result = become_part => result,
         served = &mut server => Err(served.map_or_else(NodeError::from, |()| NodeError::ServerEnded)),
         never = import => never,
-        never = keep_deployed(&node.files, &*node.deployer) => match never {},
+        never = keep_deployed(&node.files, node.attester.identity(), &*node.deployer) => match never {},
     }
 }
 

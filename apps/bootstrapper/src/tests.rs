@@ -41,7 +41,7 @@ for_each_technology!(async:
     a_member_that_has_not_measured_whom_it_obeys_ends,
     an_invalid_request_is_explained_to_who_has_the_secret,
     a_member_that_boots_again_gets_its_address_and_its_kubelet,
-    the_first_node_deploys_before_it_is_a_member,
+    the_first_node_deploys_once_kubeadm_is_done,
     a_node_whose_services_cannot_be_applied_ends,
     a_worker_that_boots_again_deploys_nothing,
     a_program_that_was_changed_is_replaced_before_the_kubelet_starts,
@@ -361,7 +361,7 @@ fn deployments(node: &TestNode) -> Vec<String> {
     calls.filter(|call| call.starts_with("deploy")).collect()
 }
 
-async fn the_first_node_deploys_before_it_is_a_member(technology: &'static dyn Technology) {
+async fn the_first_node_deploys_once_kubeadm_is_done(technology: &'static dyn Technology) {
     let node = control_plane(technology);
     let (address, running) = node.start().await;
     collect(call(&node, address, message()).await.unwrap()).await;
@@ -413,7 +413,7 @@ async fn what_is_deployed_is_applied_again_and_again(technology: &'static dyn Te
     collect(call(&node, address, message()).await.unwrap()).await;
     running.abort();
     tokio::time::pause();
-    let kept = keep_deployed(&node.node.files, &*node.programs);
+    let kept = keep_deployed(&node.node.files, node.node.attester.identity(), &*node.programs);
     // A bit more than three times ten minutes.
     assert!(tokio::time::timeout(Duration::from_secs(31 * 60), kept).await.is_err());
     assert_eq!(deployments(&node)[1..], ["deploy again"; 3]);

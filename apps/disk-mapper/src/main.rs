@@ -7,7 +7,7 @@
 //! 4. A new node's disk is formatted under an ephemeral key, opened, given a file system and mounted at `/run/state`.
 //!
 //! Every step is a line on standard output, which is the console. After an exit code other than zero, node-init powers the
-//! machine off; the reason is in the last line.
+//! machine off; the reason is in the last line of this program or of the bootstrapper.
 //!
 //! What this program does not do: it does not use the network and does not know any key of a cluster. For a known node's disk it becomes the
 //! bootstrapper, which asks the cluster for the key.

@@ -5,7 +5,7 @@
 //! 3. Load the modules that reach the boot disk.
 //! 4. Find the two partitions whose UUIDs follow from the root hash on the measured command line.
 //! 5. Open the root file system under dm-verity with that hash, and make it the root.
-//! 6. Load the modules that the state disk needs.
+//! 6. Load the modules that the state disk needs, and the way to its key.
 //! 7. Run the disk-mapper, which mounts the state disk at `/run/state`.
 //! 8. Put the writable folders of the system onto the state disk.
 //! 9. Become systemd.

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
+use rustix::fs::OFlags;
 use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
 const DISK_MAPPER: &str = "/usr/bin/disk-mapper";
@@ -25,7 +26,7 @@ const WRITABLE: [(&str, u32, &str); 4] = [
 pub(crate) enum PrepareStateError {
     #[error("cannot start disk-mapper")]
     StartDiskMapper(#[source] io::Error),
-    #[error("disk-mapper failed: {0}")]
+    #[error("the state disk was not opened ({0}); a line before says why")]
     DiskMapper(ExitStatus),
     #[error("disk-mapper did not mount a state disk at {STATE}")]
     NotMounted,
@@ -78,6 +79,8 @@ fn write_machine_id() -> io::Result<()> {
         .write(true)
         .create(true)
         .truncate(true)
+        // Root may have put a link there in an earlier boot.
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
         .mode(0o444)
         .open(MACHINE_ID)?;
     writeln!(file, "{}", uuid::Builder::from_random_bytes(id).into_uuid().simple())?;

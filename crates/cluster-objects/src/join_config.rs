@@ -9,7 +9,7 @@ use kube::api::ObjectMeta;
 /// Name of the ConfigMap.
 pub const JOIN_CONFIG: &str = "join-config";
 
-/// What the join service needs to know about its cluster. The CLI writes it, and it is mounted into the join service as files.
+/// What the join service needs to know about its cluster. The first node creates it, the CLI replaces it, and it is mounted into the join service as files.
 ///
 /// # Security
 /// Cluster-admins can write it. Which images are admitted and what nodes install is in the policy, which counts only if the operator

@@ -1,9 +1,11 @@
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use atomic_file::Access;
 use cluster_types::ClusterId;
+use rustix::fs::OFlags;
 
 use crate::{BelievedPolicy, ParsePolicyError, SignedPolicy};
 
@@ -107,6 +109,8 @@ impl PolicyStore {
         let file = File::options()
             .create(true)
             .append(true)
+            // On a disk that root may have written in an earlier boot, the file could be a link.
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(self.path.with_extension("lock"))?;
         file.lock()?;
         Ok(file)

@@ -46,7 +46,8 @@ impl FromStr for ComponentMirror {
 impl fmt::Display for ComponentMirror {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Address(base) => base.fmt(f),
+            // Without the slash that parsing added.
+            Self::Address(base) => f.write_str(base.as_str().trim_end_matches('/')),
             Self::Folder(folder) => folder.display().fmt(f),
         }
     }
@@ -81,6 +82,12 @@ mod tests {
             Location::Address(url) => url.to_string(),
             Location::File(path) => path.display().to_string(),
         }
+    }
+
+    #[test]
+    fn a_mirror_is_shown_as_it_was_written() {
+        let address = "http://10.0.2.2:4000/mirror";
+        assert_eq!(address.parse::<ComponentMirror>().unwrap().to_string(), address);
     }
 
     #[test]

@@ -1,3 +1,4 @@
+use cluster_objects::RECORDS_NAMESPACE;
 use cluster_types::Service;
 use k8s_openapi::api::admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding};
 use k8s_openapi::api::apps::v1::DaemonSet;
@@ -8,7 +9,7 @@ use kube::discovery::ApiResource;
 use kube::{Api, Client, Error};
 
 use crate::Object;
-use crate::apply::{DEPLOYED, resource};
+use crate::apply::{DEPLOYED, is_final, resource};
 
 /// An object that this image does not have could not be looked for or removed.
 #[derive(Debug, thiserror::Error)]
@@ -19,16 +20,26 @@ pub struct PruneError {
     source: Box<Error>,
 }
 
-/// Every kind of object that an image has deployed so far. A namespace is not among them: it would take with it what others made in it.
-fn kinds() -> [(ApiResource, Option<&'static str>); 10] {
-    let ours = Some(Service::NAMESPACE);
+impl PruneError {
+    /// Whether the API server understood the request and will never do it.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(&*self.source, Error::Api(status) if is_final(status.code))
+    }
+}
+
+/// Every kind of object that an image has deployed so far, and where. A namespace is not among them: it would take with it what others made in it.
+fn kinds() -> [(ApiResource, Option<&'static str>); 12] {
+    let (ours, records) = (Some(Service::NAMESPACE), Some(RECORDS_NAMESPACE));
     [
         // Who does something goes first, then what it may do, then what it must not.
         (resource::<DaemonSet>(), ours),
         (resource::<ServiceObject>(), ours),
         (resource::<ConfigMap>(), ours),
         (resource::<RoleBinding>(), ours),
+        (resource::<RoleBinding>(), records),
         (resource::<Role>(), ours),
+        (resource::<Role>(), records),
         (resource::<ClusterRoleBinding>(), None),
         (resource::<ClusterRole>(), None),
         (resource::<ServiceAccount>(), ours),
@@ -60,9 +71,8 @@ pub async fn prune(client: &Client, wanted: &[Object]) -> Result<Vec<String>, Pr
         let there = api.list(&deployed).await.map_err(failed("list", &resource.plural))?;
         let names = there.items.into_iter().filter_map(|object| object.metadata.name);
         let is_wanted = |name: &str| {
-            wanted
-                .iter()
-                .any(|object| object.resource == resource && object.name() == name)
+            let mut wanted = wanted.iter().filter(|object| object.resource == resource);
+            wanted.any(|object| object.name() == name && object.namespace() == namespace)
         };
         for name in names.filter(|name| !is_wanted(name)) {
             let title = format!("{} {name}", resource.kind);
@@ -84,18 +94,19 @@ mod tests {
     use crate::PodNetwork;
 
     #[test]
-    fn every_kind_that_is_deployed_is_pruned() {
+    fn every_kind_is_pruned_in_each_of_its_namespaces() {
         let network = PodNetwork {
             pod_cidr: "10.244.0.0/16".into(),
             node_interface: "^private0$".into(),
             api_server: "10.42.1.100:6443".parse().unwrap(),
         };
-        let deployed: BTreeSet<_> = crate::objects(&network)
-            .iter()
-            .map(|object| object.resource.kind.clone())
-            .collect();
-        let mut pruned: BTreeSet<_> = kinds().map(|(resource, _)| resource.kind).into();
-        pruned.insert("Namespace".to_owned());
+        let kind_and_namespace =
+            |object: &Object| (object.resource.kind.clone(), object.namespace().map(str::to_owned));
+        let deployed = crate::objects(&network);
+        let deployed: BTreeSet<_> = deployed.iter().map(kind_and_namespace).collect();
+        let pruned = kinds().map(|(resource, namespace)| (resource.kind, namespace.map(str::to_owned)));
+        let mut pruned = BTreeSet::from(pruned);
+        pruned.insert(("Namespace".to_owned(), None));
         assert_eq!(deployed, pruned);
     }
 }

@@ -6,10 +6,11 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use cluster_objects::RECORDS_NAMESPACE;
 use cluster_types::Service;
 use deployment::{Object, prune};
 use k8s_openapi::api::core::v1::ConfigMap;
-use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::api::rbac::v1::{ClusterRole, Role};
 use kube::api::{DynamicObject, ListParams, ObjectMeta};
 use kube::core::GroupVersionKind;
 use kube::discovery::ApiResource;
@@ -90,8 +91,18 @@ async fn what_an_image_deployed_once_goes_and_what_others_made_stays() {
         },
         ..ClusterRole::default()
     };
+    let role_of_records = Role {
+        metadata: ObjectMeta {
+            name: Some("once".into()),
+            namespace: Some(RECORDS_NAMESPACE.into()),
+            labels: labels(DEPLOYED),
+            ..ObjectMeta::default()
+        },
+        ..Role::default()
+    };
     for object in [
         Object::new(role),
+        Object::new(role_of_records),
         config_map("once", Service::NAMESPACE, DEPLOYED),
         // Neither of them is an image's.
         config_map("unlabelled", Service::NAMESPACE, "other"),
@@ -101,7 +112,7 @@ async fn what_an_image_deployed_once_goes_and_what_others_made_stays() {
     }
     assert_eq!(
         deploy(&admin).await,
-        ["ConfigMap once", "ClusterRole constellation:once"]
+        ["ConfigMap once", "Role once", "ClusterRole constellation:once"]
     );
     for (name, namespace, stays) in [
         ("once", Service::NAMESPACE, false),

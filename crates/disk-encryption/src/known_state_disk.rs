@@ -16,10 +16,10 @@ pub struct KnownStateDisk {
     header: Header,
 }
 
-/// The disk is not one that has joined.
+/// The disk's node never joined.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadKnownStateDiskError {
-    /// Its header.
+    /// The header cannot be read or does not have our shape.
     #[error("cannot use the header of {path}")]
     Header {
         /// The disk's device node.

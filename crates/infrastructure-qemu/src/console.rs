@@ -9,6 +9,9 @@ const TAIL_LEN: u64 = 64 * 1024;
 /// How much of a line is shown.
 const MAX_LINE: usize = 400;
 
+/// node-init's last words when another program has said why.
+const SAID_BEFORE: &str = "boot failed: the state disk was not opened";
+
 /// The last lines of a console, without empty ones.
 pub(crate) fn tail(path: &Path, count: usize) -> Vec<String> {
     let lines = lines(&read_tail(path).unwrap_or_default());
@@ -19,9 +22,14 @@ pub(crate) fn tail(path: &Path, count: usize) -> Vec<String> {
 pub(crate) fn reason(path: &Path) -> Option<String> {
     let mut lines = lines(&read_tail(path).ok()?);
     let says_why = |line: &String| {
-        ["boot failed: ", "failed: ", "Kernel panic", "error: "]
-            .iter()
-            .any(|marker| line.contains(marker))
+        let markers = [
+            "boot failed: ",
+            "failed: ",
+            "Kernel panic",
+            "error: ",
+            "\"level\":\"ERROR\"",
+        ];
+        markers.iter().any(|marker| line.contains(marker)) && !line.contains(SAID_BEFORE)
     };
     match lines.iter().rposition(says_why) {
         Some(index) => Some(lines.swap_remove(index)),

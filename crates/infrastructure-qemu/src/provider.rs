@@ -22,9 +22,10 @@ use crate::proof::ProofKey;
 use crate::vm::forwards;
 
 const ADVICE_ON_STOPPED: &str = "read the whole console in the workspace (constellation-qemu/nodes/*/console.log); a node \
-                                 that has not joined is replaced when you run the same command again, and a worker that \
-                                 has joined is started and comes back; a control plane cannot come back yet: terminate the \
-                                 cluster";
+                                 that has not joined is replaced when you run the same command again; a worker that has \
+                                 joined is started again, and if it stops for the same reason, replace it with \
+                                 `constellation node remove NAME --lost`; a control plane cannot come back yet: terminate \
+                                 the cluster";
 const START_METADATA: Change = Change::Other("start the metadata endpoint");
 const LOOPBACK: &str = "127.0.0.1";
 /// How often a node is started because somebody took one of its ports.

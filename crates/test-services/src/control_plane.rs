@@ -234,7 +234,7 @@ fn write_api_server_certificate(file: &Path) -> Result<()> {
     write(file, api_server.pem().as_bytes())
 }
 
-/// The rights that the CLI applies, and nothing more.
+/// The rights that an image deploys, and nothing more.
 async fn apply(cluster: &TestCluster, components: &ComponentList) -> Result<()> {
     let admin = cluster.admin()?;
     deployment::namespace().apply(&admin).await?;

@@ -1,14 +1,15 @@
 //! A node that was a member, against a join service in this process.
 
-use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use attestation::Membership;
+use attestation::{MeasuringAttester, Membership};
 use cluster_policy::{BelievedPolicy, SignedPolicy};
 use cluster_types::{ClusterId, MeasurementSalt, NodeRole};
 use disk_encryption::OpenError;
 use key_derivation::MasterSecret;
 use node_secrets::{ControlPlaneSecrets, KeyServiceKey, SHARED_FILES, SharedFile};
+use operator_key::OperatorKey;
 use test_machines::{Machine, Technology, for_each_technology};
 use zeroize::Zeroizing;
 
@@ -21,10 +22,15 @@ use crate::tests::fixture::{DISK, Logs, TestNode, components};
 for_each_technology!(async:
     a_worker_opens_its_disk_and_is_the_member_that_it_was,
     a_key_that_does_not_open_the_disk_is_not_the_end,
+    a_disk_that_cannot_be_opened_ends_the_node,
     a_machine_that_has_measured_a_membership_asks_nobody,
     a_node_that_never_became_a_member_does_not_come_back,
+    a_worker_does_not_make_itself_a_control_plane,
     a_disk_of_another_cluster_is_not_used,
     a_policy_that_is_older_than_one_that_the_node_has_seen_is_refused,
+    a_newer_policy_is_kept,
+    a_policy_that_another_operator_signed_is_refused,
+    secrets_released_by_another_policy_are_refused,
     a_key_for_another_disk_is_refused,
     a_key_from_another_key_service_is_refused,
     a_master_secret_that_nobody_requested_is_refused,
@@ -35,8 +41,13 @@ for_each_technology!(async:
 /// Keeps the keys that it was given, and takes none of the first ones.
 #[derive(Default)]
 struct FakeDisk {
+    /// Which the node measures before it mounts anything.
+    attester: Option<Arc<dyn MeasuringAttester>>,
     refusals: usize,
+    /// A wrong key if there is none.
+    refusal: Option<fn() -> OpenDiskError>,
     keys: Mutex<Vec<[u8; 32]>>,
+    mounted: AtomicBool,
 }
 
 impl ClosedDisk for FakeDisk {
@@ -50,9 +61,18 @@ impl ClosedDisk for FakeDisk {
         if keys.len() > self.refusals {
             Ok(())
         } else {
-            let wrong = io::Error::other("it is another disk's");
-            Err(OpenError::HeaderFile(wrong).into())
+            Err(self.refusal.unwrap_or(|| OpenDiskError::WrongKey)())
         }
+    }
+
+    fn mount(&self) -> Result<(), OpenDiskError> {
+        let attester = self.attester.as_ref().unwrap();
+        assert!(
+            attester.membership().unwrap().is(&was_member()),
+            "mounted before it was measured"
+        );
+        self.mounted.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -89,11 +109,18 @@ impl Rebooted {
         let state = NodeState::new(NodeRole::Worker, MeasurementSalt::new(salt), address, network);
         node.node.files.write_state(&locked, &state.as_member()).unwrap();
         node.node.files.write_policy(&locked, &believed(policy)).unwrap();
-        Self {
+        let mut rebooted = Self {
             node,
             disk: Arc::default(),
             join_service,
-        }
+        };
+        rebooted.give(FakeDisk::default());
+        rebooted
+    }
+
+    fn give(&mut self, disk: FakeDisk) {
+        let attester = Some(self.node.node.attester.clone());
+        self.disk = Arc::new(FakeDisk { attester, ..disk });
     }
 
     async fn rejoin(&self) -> Result<(), RejoinError> {
@@ -106,7 +133,7 @@ impl Rebooted {
         self.rejoin().await
     }
 
-    /// Asks once.
+    /// Of one session, in which the node gets no ticket.
     async fn ask(&self, service: FakeJoinService, machine: fn(&TestNode) -> Box<dyn Machine>) -> AskError {
         let service = serve(service, &self.node, machine(&self.node)).await;
         self.join_service.set(service.address).unwrap();
@@ -131,6 +158,7 @@ async fn a_worker_opens_its_disk_and_is_the_member_that_it_was(technology: &'sta
     let rebooted = Rebooted::new(technology).await;
     rebooted.rejoin_through(FakeJoinService::honest()).await.unwrap();
     assert_eq!(rebooted.keys(), [STATE_DISK_KEY]);
+    assert!(rebooted.disk.mounted.load(Ordering::Relaxed));
     assert!(rebooted.node.node.attester.membership().unwrap().is(&was_member()));
     let measured = rebooted.node.node.attester.statements().unwrap().operator;
     assert!(measured.is(&operator_key().public()));
@@ -139,12 +167,24 @@ async fn a_worker_opens_its_disk_and_is_the_member_that_it_was(technology: &'sta
 
 async fn a_key_that_does_not_open_the_disk_is_not_the_end(technology: &'static dyn Technology) {
     let mut rebooted = Rebooted::new(technology).await;
-    rebooted.disk = Arc::new(FakeDisk {
+    rebooted.give(FakeDisk {
         refusals: 1,
         ..FakeDisk::default()
     });
     rebooted.rejoin_through(FakeJoinService::honest()).await.unwrap();
     assert_eq!(rebooted.keys().len(), 2);
+}
+
+async fn a_disk_that_cannot_be_opened_ends_the_node(technology: &'static dyn Technology) {
+    let mut rebooted = Rebooted::new(technology).await;
+    rebooted.give(FakeDisk {
+        refusals: 1,
+        refusal: Some(|| OpenDiskError::Open(OpenError::HeaderFile(std::io::ErrorKind::StorageFull.into()))),
+        ..FakeDisk::default()
+    });
+    let error = rebooted.rejoin_through(FakeJoinService::honest()).await.unwrap_err();
+    assert!(matches!(error, RejoinError::Disk(_)), "{error}");
+    assert!(rebooted.measured_nothing());
 }
 
 async fn a_machine_that_has_measured_a_membership_asks_nobody(technology: &'static dyn Technology) {
@@ -161,14 +201,23 @@ async fn a_node_that_never_became_a_member_does_not_come_back(technology: &'stat
     std::fs::write(&path, state.replace("\"member\"", "\"joining\"")).unwrap();
     let error = rebooted.rejoin_through(FakeJoinService::honest()).await.unwrap_err();
     assert!(matches!(error, RejoinError::Interrupted), "{error}");
-    assert!(rebooted.measured_nothing());
+}
+
+/// Root on a worker has written another role before the reboot.
+async fn a_worker_does_not_make_itself_a_control_plane(technology: &'static dyn Technology) {
+    let rebooted = Rebooted::new(technology).await;
+    let path = rebooted.node.file("run/state/constellation/node-state.json");
+    let state = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, state.replace("\"Worker\"", "\"ControlPlane\"")).unwrap();
+    let error = rebooted.rejoin_through(FakeJoinService::honest()).await.unwrap_err();
+    assert!(matches!(error, RejoinError::NotAWorker), "{error}");
+    assert!(rebooted.node.node.attester.membership().unwrap().is(&was_member()));
 }
 
 async fn a_disk_of_another_cluster_is_not_used(technology: &'static dyn Technology) {
     let rebooted = Rebooted::having(technology, [7; 32], &ticket().cluster_policy).await;
     let error = rebooted.rejoin_through(FakeJoinService::honest()).await.unwrap_err();
     assert!(matches!(error, RejoinError::AnotherCluster { .. }), "{error}");
-    assert!(rebooted.measured_nothing());
 }
 
 async fn a_policy_that_is_older_than_one_that_the_node_has_seen_is_refused(technology: &'static dyn Technology) {
@@ -176,7 +225,39 @@ async fn a_policy_that_is_older_than_one_that_the_node_has_seen_is_refused(techn
     let rebooted = Rebooted::having(technology, SALT, &newer).await;
     let error = rebooted.rejoin_through(FakeJoinService::honest()).await.unwrap_err();
     assert!(matches!(error, RejoinError::Policy(_)), "{error}");
-    assert!(rebooted.measured_nothing());
+}
+
+async fn a_newer_policy_is_kept(technology: &'static dyn Technology) {
+    let rebooted = Rebooted::new(technology).await;
+    let mut service = FakeJoinService::honest();
+    service.ticket.cluster_policy = policy_with_serial(2, &operator_key(), cluster(), &components());
+    let newer = service.ticket.cluster_policy.clone();
+    rebooted.rejoin_through(service).await.unwrap();
+    let stored = rebooted.node.file("run/state/constellation/policy/cluster-policy");
+    assert_eq!(std::fs::read(stored).unwrap(), newer);
+}
+
+async fn a_policy_that_another_operator_signed_is_refused(technology: &'static dyn Technology) {
+    let rebooted = Rebooted::new(technology).await;
+    let mut service = FakeJoinService::honest();
+    let other = OperatorKey::from_seed(&[1; 32]);
+    service.ticket.cluster_policy = policy_with_serial(1, &other, cluster(), &components());
+    let error = rebooted.ask(service, member).await;
+    assert!(matches!(error, AskError::Ticket(InvalidTicket::Policy(_))), "{error}");
+}
+
+/// The key service released them by another policy than the one that comes with them.
+async fn secrets_released_by_another_policy_are_refused(technology: &'static dyn Technology) {
+    let rebooted = Rebooted::new(technology).await;
+    let service = FakeJoinService {
+        change: |secrets| secrets.policy = digest::Digest::of(b"another"),
+        ..FakeJoinService::honest()
+    };
+    let error = rebooted.ask(service, member).await;
+    assert!(
+        matches!(error, AskError::Ticket(InvalidTicket::AnotherPolicy)),
+        "{error}"
+    );
 }
 
 async fn a_key_for_another_disk_is_refused(technology: &'static dyn Technology) {

@@ -20,7 +20,7 @@ use crate::freshness::{Freshness, Seen};
 use crate::run::Run;
 use crate::{kubeconfig, machines};
 
-/// Time limit until all nodes are ready once the services are applied. Under software emulation, joining takes a minute or two.
+/// Time limit until all nodes are ready once the policy is published. Under software emulation, joining takes a minute or two.
 const LIMIT: Duration = Duration::from_secs(1800);
 const INTERVAL: Duration = Duration::from_secs(2);
 
@@ -71,8 +71,9 @@ pub(crate) async fn wait(run: &mut Run<'_>, step: &Step<'_>) -> Result<()> {
         advise(
             given_up(error, "not all nodes became ready"),
             console.unwrap_or_default(),
-            "run the same command again to keep waiting; replace a worker that joined and then restarted with `constellation node remove NAME \
-             --lost`, then run the same command again",
+            "run the same command again to keep waiting; a worker that restarted comes back when the control plane answers, and its console says \
+             what it waits for; if it never does, replace it: `constellation node remove NAME --lost` (its data is lost), then run the same \
+             command again",
         )
     })
 }

@@ -70,21 +70,44 @@ pub(crate) fn kubeadm_follows_no_edited_cluster_info(cluster: &Cluster, _: &Imag
         "server": format!("https://{}", elsewhere.local_addr()?),
         "certificate-authority-data": BASE64_STANDARD.encode(ca),
     });
-    let shown = cluster.kubectl(["-n", "kube-public", "get", "configmap", "cluster-info", "--output", "json"])?;
+    let shown = cluster.kubectl([
+        "-n",
+        "kube-public",
+        "get",
+        "configmap",
+        "cluster-info",
+        "--output",
+        "json",
+    ])?;
     let original: Value = serde_json::from_str(&shown)?;
     let edited = json!({ "data": { "kubeconfig": only_cluster(&foreign).to_string() } });
     patch_cluster_info(cluster, &edited)?;
     let joined = preflight(cluster, known);
     patch_cluster_info(cluster, &json!({ "data": original["data"] }))?;
     let said = joined?;
-    ensure!(said.contains("Reading configuration from the \"kubeadm-config\" ConfigMap"), "{said}");
-    ensure!(elsewhere.accept().is_err(), "kubeadm went where cluster-info leads: {said}");
+    ensure!(
+        said.contains("Reading configuration from the \"kubeadm-config\" ConfigMap"),
+        "{said}"
+    );
+    ensure!(
+        elsewhere.accept().is_err(),
+        "kubeadm went where cluster-info leads: {said}"
+    );
     Ok(())
 }
 
 fn patch_cluster_info(cluster: &Cluster, patch: &Value) -> Result<()> {
     let patch = patch.to_string();
-    let arguments = ["-n", "kube-public", "patch", "configmap", "cluster-info", "--type=merge", "--patch", &patch];
+    let arguments = [
+        "-n",
+        "kube-public",
+        "patch",
+        "configmap",
+        "cluster-info",
+        "--type=merge",
+        "--patch",
+        &patch,
+    ];
     cluster.kubectl(arguments).map(drop)
 }
 
@@ -118,11 +141,19 @@ fn preflight(cluster: &Cluster, known: &Value) -> Result<String> {
     });
     fs::write(&config, join.to_string())?;
     let output = Command::new(cluster.mirror().folder().join("bin/kubeadm"))
-        .args(["join", "phase", "preflight", "--ignore-preflight-errors=all", "--config"])
+        .args([
+            "join",
+            "phase",
+            "preflight",
+            "--ignore-preflight-errors=all",
+            "--config",
+        ])
         .arg(&config)
         .stdin(Stdio::null())
         .output()?;
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let said = [output.stdout, output.stderr]
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .concat();
     ensure!(output.status.success(), "kubeadm failed: {said}");
     Ok(said)
 }

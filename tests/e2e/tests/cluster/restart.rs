@@ -16,7 +16,14 @@ pub(crate) fn a_worker_that_restarts_comes_back(cluster: &Cluster, _: &Image) ->
     must_come_back(cluster, &boot, disk)?;
 
     cluster.create(&changer())?;
-    let phase = ["-n", PRIVILEGED, "wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s", "pod/changer"];
+    let phase = [
+        "-n",
+        PRIVILEGED,
+        "wait",
+        "--for=jsonpath={.status.phase}=Succeeded",
+        "--timeout=300s",
+        "pod/changer",
+    ];
     cluster.kubectl(phase)?;
     let boot = boot_id(cluster)?;
     cluster.command_machine(WORKER, "quit")?;
@@ -24,7 +31,10 @@ pub(crate) fn a_worker_that_restarts_comes_back(cluster: &Cluster, _: &Image) ->
     must_come_back(cluster, &boot, disk)?;
     let console = cluster.console(WORKER)?;
     let restored = console.rfind("\"installed\":1,");
-    ensure!(restored > console.rfind("ticket received"), "the changed program was not replaced");
+    ensure!(
+        restored > console.rfind("ticket received"),
+        "the changed program was not replaced"
+    );
     Ok(())
 }
 
