@@ -23,6 +23,8 @@ use crate::workspace::workspace_of;
 
 /// How long a process has to exit before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(5);
+/// How long a process that looks like a zombie may take until it is gone.
+const ENDING_LIMIT: Duration = Duration::from_secs(5);
 /// How long a helper may take to write its record.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How often to check a condition that sends no event.
@@ -209,7 +211,8 @@ impl ProcessRecord {
         // It has ended, or `/proc` is mounted so that it hides processes of others (`hidepid`, proc(5)).
         match pidfd_open(pid, PidfdFlags::empty()) {
             Err(Errno::SRCH) => Ok(false),
-            Ok(process) if ends_within(&process, Duration::ZERO) => Ok(false),
+            // One that is ending looks like a zombie while its other threads give back gigabytes.
+            Ok(process) if ends_within(&process, ENDING_LIMIT) => Ok(false),
             Ok(_) => Err(Errno::ACCESS).on("inspect", self.folder()),
             Err(error) => Err(error).on("inspect", self.folder()),
         }
