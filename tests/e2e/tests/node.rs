@@ -64,7 +64,7 @@ fn a_node_without_state_disk_says_so_and_powers_off() -> Result<()> {
     let image = Image::built()?;
     Machine::new("no state disk", image.disk())
         .with_state_disk(StateDisk::Missing)
-        .must_refuse_to_boot(&["no state disk", "boot failed:", "disk-mapper failed"])
+        .must_refuse_to_boot(&["no state disk", "boot failed:", "the state disk was not opened"])
 }
 
 #[test]
