@@ -92,7 +92,7 @@ pub(crate) struct InCluster;
 impl Deployer for InCluster {
     fn deploy<'a>(&'a self, kubeconfig: &'a Kubeconfig, deployment: &'a Deployment) -> Deploying<'a> {
         let attempt = || async {
-            deployment.apply(kubeconfig).await.map_err(|error| {
+            deployment.apply_as(kubeconfig).await.map_err(|error| {
                 if error.may_pass() {
                     Failed::Retry(error)
                 } else {
@@ -112,11 +112,14 @@ impl Deployer for InCluster {
 }
 
 impl Deployment {
+    async fn apply_as(&self, kubeconfig: &Kubeconfig) -> Result<(), DeployError> {
+        self.apply(&client(kubeconfig).await?).await
+    }
+
     /// Before the join service runs, this node's name must be taken and the service's configuration be there. One object that cannot be
     /// applied does not keep the others from it.
-    async fn apply(&self, kubeconfig: &Kubeconfig) -> Result<(), DeployError> {
-        let client = client(kubeconfig).await?;
-        deployment::namespace().apply(&client).await?;
+    async fn apply(&self, client: &Client) -> Result<(), DeployError> {
+        deployment::namespace().apply(client).await?;
         let cluster = Cluster::new(client.clone());
         let claimed = cluster.claim(&self.node, *self.api_server.ip(), self.identity).await;
         let of_image = self.objects_of_image();
@@ -125,12 +128,15 @@ impl Deployment {
             claimed => claimed.err().map(DeployError::from),
         };
         for object in self.objects_of_new_cluster().iter().chain(&of_image) {
-            if let Err(error) = object.apply(&client).await {
+            if let Err(error) = object.apply(client).await {
                 failed.get_or_insert(error.into());
             }
         }
-        for object in prune(&client, &of_image).await? {
-            info!(object, "removed what this image does not deploy");
+        // In a new cluster there is nothing else.
+        if self.start.is_none() {
+            for object in prune(client, &of_image).await? {
+                info!(object, "removed what this image does not deploy");
+            }
         }
         failed.map_or(Ok(()), Err)
     }
@@ -202,4 +208,123 @@ async fn client(kubeconfig: &Kubeconfig) -> Result<Client, DeployError> {
     let kubeconfig = kube::config::Kubeconfig::from_yaml(text)?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     Client::try_from(config).map_err(|error| DeployError::Client(Box::new(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use digest::Digest;
+    use k8s_openapi::api::apps::v1::DaemonSet;
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleRef};
+    use kube::Api;
+    use kube::api::{ObjectMeta, PostParams};
+    use test_cluster::TestCluster;
+
+    use super::*;
+    use crate::request::InitRequest;
+    use crate::request::tests::Example;
+
+    fn machine(name: &[u8]) -> AttestedIdentity {
+        AttestedIdentity::new(Digest::of(name))
+    }
+
+    fn again() -> Deployment {
+        Deployment {
+            node: "control-plane-0".parse().unwrap(),
+            identity: machine(b"first"),
+            api_server: "10.42.1.100:6443".parse().unwrap(),
+            pods: Cidr::PODS,
+            node_interface: NodeInterface::Private,
+            start: None,
+        }
+    }
+
+    fn new_cluster() -> Deployment {
+        let request = InitRequest::parse(Example::default().message()).unwrap();
+        let join = JoinConfig {
+            policy: request.policy.into_signed(),
+            measurement_salt: request.measurement_salt,
+            api_server_endpoint: again().api_server.into(),
+            components: request.components.config_map_name(),
+            component_mirror: String::new(),
+        };
+        let components = request.components;
+        Deployment {
+            start: Some(Start { components, join }),
+            ..again()
+        }
+    }
+
+    /// Whether the join service runs, and whether it has a configuration.
+    async fn join_service(client: &Client) -> (bool, bool) {
+        let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), "kube-system");
+        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
+        (
+            daemon_sets.get_opt("join-service").await.unwrap().is_some(),
+            maps.get_opt("join-config").await.unwrap().is_some(),
+        )
+    }
+
+    async fn claim(client: &Client, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
+        let Deployment { node, api_server, .. } = again();
+        Cluster::new(client.clone())
+            .claim(&node, *api_server.ip(), machine)
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_new_cluster_knows_whose_its_first_name_is() {
+        let cluster = TestCluster::start().await.unwrap();
+        let admin = cluster.admin().unwrap();
+        new_cluster().apply(&admin).await.unwrap();
+        assert_eq!(join_service(&admin).await, (true, true));
+        let refused = claim(&admin, machine(b"another")).await.unwrap_err();
+        assert!(matches!(refused, NodeRecordError::BelongsToAnother { .. }), "{refused}");
+        // The record comes back when somebody has deleted it.
+        let records: Api<ConfigMap> = Api::namespaced(admin.clone(), cluster_objects::RECORDS_NAMESPACE);
+        for record in records.list(&kube::api::ListParams::default()).await.unwrap() {
+            let name = record.metadata.name.unwrap();
+            records
+                .delete(&name, &kube::api::DeleteParams::default())
+                .await
+                .unwrap();
+        }
+        again().apply(&admin).await.unwrap();
+        assert!(claim(&admin, machine(b"another")).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn no_join_service_runs_while_the_first_name_is_another_machines() {
+        let cluster = TestCluster::start().await.unwrap();
+        let admin = cluster.admin().unwrap();
+        deployment::namespace().apply(&admin).await.unwrap();
+        claim(&admin, machine(b"another")).await.unwrap();
+        let error = new_cluster().apply(&admin).await.unwrap_err();
+        assert!(matches!(error, DeployError::Record(_)) && !error.may_pass(), "{error}");
+        assert_eq!(join_service(&admin).await, (false, false));
+    }
+
+    #[tokio::test]
+    async fn an_object_that_cannot_be_applied_keeps_no_other_from_it() {
+        let cluster = TestCluster::start().await.unwrap();
+        let admin = cluster.admin().unwrap();
+        let bindings: Api<ClusterRoleBinding> = Api::all(admin.clone());
+        // A binding's role is immutable.
+        let other = ClusterRoleBinding {
+            metadata: ObjectMeta {
+                name: Some("kubeadm:node-autoapprove-bootstrap".into()),
+                ..ObjectMeta::default()
+            },
+            role_ref: RoleRef {
+                api_group: "rbac.authorization.k8s.io".into(),
+                kind: "ClusterRole".into(),
+                name: "view".into(),
+            },
+            subjects: None,
+        };
+        bindings.create(&PostParams::default(), &other).await.unwrap();
+        let error = again().apply(&admin).await.unwrap_err();
+        assert!(matches!(error, DeployError::Apply(_)) && !error.may_pass(), "{error}");
+        assert!(join_service(&admin).await.0);
+    }
 }

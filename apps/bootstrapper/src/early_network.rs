@@ -67,8 +67,6 @@ enum LeaseError {
     Card(#[from] io::Error),
     #[error("no DHCP server answered within {LEASE_LIMIT:?}")]
     NoAnswer,
-    #[error("the DHCP client panicked")]
-    Panicked,
 }
 
 impl EarlyNetwork {
@@ -205,7 +203,7 @@ async fn wait_for_lease(card: &Card) -> Lease {
     let attempt = || async {
         let card = card.clone();
         let lease = spawn_blocking(move || card.lease()).await;
-        lease.unwrap_or(Err(LeaseError::Panicked))
+        lease.expect("a panic ends this program")
     };
     poll_endlessly(FIRST_DELAY, LONGEST_DELAY, attempt, log).await
 }

@@ -1,21 +1,20 @@
 //! What this node keeps on its encrypted state disk.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, Read};
+use std::fs::{self, Permissions};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use atomic_file::Access;
 use cloud_metadata::NodeNetwork;
-use cluster_policy::{AdvancePolicyError, BelievedPolicy, ParsePolicyError, PolicyStore, SignedPolicy};
+use cluster_policy::{BelievedPolicy, PolicyStore};
 use cluster_types::{Cidr, MeasurementSalt, NodeInterface, NodeName, NodeRole, Service};
 use component_installer::ComponentMirror;
 use key_derivation::MasterSecret;
 use kubeadm::Kubeconfig;
 use kubernetes_components::{ComponentList, MAX_DOCUMENT_LEN, ParseMirrorError};
 use node_secrets::{SHARED_FILES, SharedFile};
-use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -120,14 +119,6 @@ pub(crate) enum LoadComponentsError {
     Parse(#[from] ParseMirrorError),
 }
 
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum LoadPolicyError {
-    #[error("cannot read the cluster policy")]
-    Read(#[from] io::Error),
-    #[error("the stored cluster policy is malformed")]
-    Parse(#[from] ParsePolicyError),
-}
-
 impl NodeState {
     pub(crate) fn new(
         role: NodeRole,
@@ -217,7 +208,7 @@ impl NodeFiles {
     }
 
     pub(crate) fn load_state(&self) -> Result<NodeState, LoadNodeStateError> {
-        match read_bounded(&self.root.join(NODE_STATE), MAX_NODE_STATE_LEN) {
+        match atomic_file::read(&self.root.join(NODE_STATE), MAX_NODE_STATE_LEN) {
             Ok(bytes) => NodeState::parse(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(LoadNodeStateError::Missing),
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(LoadNodeStateError::TooLong),
@@ -315,19 +306,13 @@ impl NodeFiles {
     }
 
     pub(crate) fn load_components(&self) -> Result<ComponentList, LoadComponentsError> {
-        let bytes = read_bounded(&self.root.join(COMPONENTS), MAX_DOCUMENT_LEN)?;
+        let bytes = atomic_file::read(&self.root.join(COMPONENTS), MAX_DOCUMENT_LEN)?;
         Ok(ComponentList::from_mirror_document(&bytes)?)
     }
 
-    /// The newest policy that this node has seen.
-    pub(crate) fn load_policy(&self) -> Result<SignedPolicy, LoadPolicyError> {
-        let bytes = read_bounded(&self.root.join(CLUSTER_POLICY), MAX_DOCUMENT_LEN)?;
-        Ok(SignedPolicy::parse(&bytes)?)
-    }
-
-    /// A policy with which this node comes back. One that is older than what it has seen is refused.
-    pub(crate) fn advance_policy(&self, policy: &BelievedPolicy) -> Result<(), AdvancePolicyError> {
-        PolicyStore::new(self.root.join(CLUSTER_POLICY)).advance(policy)
+    /// The newest policy that this node has seen, and keeps.
+    pub(crate) fn policy_store(&self) -> PolicyStore {
+        PolicyStore::new(self.root.join(CLUSTER_POLICY))
     }
 
     /// Writes one of the files that control planes share. `name` was checked and is below the folder with the cluster's keys.
@@ -341,21 +326,6 @@ impl NodeFiles {
 fn replace_file(path: &Path, content: &[u8], access: Access) -> io::Result<()> {
     create_folder_of(path)?;
     atomic_file::replace(path, content, access)
-}
-
-/// Root on this node may have put anything there in an earlier boot: no link is followed, and nothing is waited for.
-fn read_bounded(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > limit {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(bytes)
 }
 
 fn create_folder_of(path: &Path) -> io::Result<()> {

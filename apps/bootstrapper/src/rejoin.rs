@@ -132,7 +132,7 @@ fn must_be_that_member(node: &ThisNode, ticket: &RejoinTicket) -> Result<(), Rej
         let ticket = ticket.policy.cluster;
         return Err(RejoinError::AnotherCluster { ticket, derived });
     }
-    Ok(node.files.advance_policy(&ticket.policy)?)
+    Ok(node.files.policy_store().advance(&ticket.policy)?)
 }
 
 async fn ask(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use attestation::{DeviceError, MeasuringAttester, Membership};
-use cluster_policy::{AnotherOperator, UnlistedRelease};
+use cluster_policy::{AdvancePolicyError, AnotherOperator, UnlistedRelease};
 use component_installer::{ComponentMirror, ImportError, InstallError, ParseMirrorAddressError, import_images};
 use digest::Digest;
 use error_report::Chain;
@@ -12,7 +12,7 @@ use programs::{Programs, RunError};
 use tracing::warn;
 
 use crate::deploy::{Deployer, redeploy};
-use crate::files::{LoadComponentsError, LoadNodeStateError, LoadPolicyError, NodeFiles, NodeState, Stage};
+use crate::files::{LoadComponentsError, LoadNodeStateError, NodeFiles, NodeState, Stage};
 use crate::network::{NetworkError, set_up_network};
 use crate::node::{OWN_IMAGES, installer, needed_by, start_kubelet};
 
@@ -37,7 +37,7 @@ pub(crate) enum ResumeError {
     #[error(transparent)]
     State(#[from] LoadNodeStateError),
     #[error(transparent)]
-    LoadPolicy(#[from] LoadPolicyError),
+    LoadPolicy(#[from] AdvancePolicyError),
     #[error("the stored cluster policy is not signed by the operator whom this node obeys")]
     Policy(#[from] AnotherOperator),
     #[error("the node has measured {actual}, but a member of its policy's cluster in its role measures {expected}")]
@@ -61,9 +61,9 @@ pub(crate) enum ResumeError {
 /// Starts the kubelet of a node that became a member in an earlier boot. Whoever measured the membership measured the operator before:
 /// otherwise anyone with root here could still measure an operator of their choice.
 ///
-/// 1. The node gets its address.
-/// 2. The operator's policy must list what the node has of Kubernetes, and each of these files must have its hash. What has another is fetched once
-///    more: root on this node may have changed it in an earlier boot.
+/// 1. The operator's policy must be for the cluster and the role that this node has measured, and list what it has of Kubernetes.
+/// 2. The node gets its address. Each of these files must have its hash: what has another is fetched once more, because root on this node may have
+///    changed it in an earlier boot.
 /// 3. This boot's image may have other services than the last one's: their images are imported.
 /// 4. The kubelet starts. The node that deploys does so.
 pub(crate) async fn resume(node: &MemberNode<'_>) -> Result<(), ResumeError> {
@@ -75,9 +75,9 @@ pub(crate) async fn resume(node: &MemberNode<'_>) -> Result<(), ResumeError> {
         Ok(_) | Err(LoadNodeStateError::Missing) => return Err(ResumeError::Interrupted),
         Err(error) => return Err(error.into()),
     };
+    let components = needed_by(state.role, &node.pinned_components(&state)?);
     let programs = &**node.programs;
     set_up_network(node.files, programs, state.address, &state.network).await?;
-    let components = needed_by(state.role, &node.pinned_components(&state)?);
     node.restore(&components, state.mirror.as_deref()).await?;
     import_images(node.programs, &node.files.path(OWN_IMAGES)).await?;
     start_kubelet(programs).await.map_err(ResumeError::Kubelet)?;
@@ -101,7 +101,11 @@ impl MemberNode<'_> {
     /// What the operator signed, for the cluster and role that this node has measured.
     fn pinned_components(&self, state: &NodeState) -> Result<ComponentList, ResumeError> {
         let operator = self.attester.statements()?.operator;
-        let policy = self.files.load_policy()?.believe(|signer| operator.is(signer))?;
+        let policy = self
+            .files
+            .policy_store()
+            .load()?
+            .believe(|signer| operator.is(signer))?;
         let (membership, measured) = (Membership::new(policy.cluster, state.role), self.attester.membership()?);
         if !measured.is(&membership) {
             return Err(ResumeError::AnotherMember {

@@ -1,12 +1,14 @@
 //! Replaces files as a whole or not at all, even if the process or the machine stops in between.
 //!
-//! Writers of one file must exclude each other; readers need nothing.
+//! Writers of one file must exclude each other; readers need nothing. [`read`] is for files that somebody else may have replaced.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,25 @@ pub fn replace(path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
     let mut file = NewFile::create(path, access)?;
     file.write_all(bytes)?;
     file.commit()
+}
+
+/// Reads a regular file of at most `limit` bytes. No link in its place is followed, and a pipe does not make the caller wait: whoever wrote the
+/// folder may be somebody else.
+///
+/// # Errors
+/// When there is something else or something longer, or it cannot be read.
+pub fn read(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > limit {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
 }
 
 /// Renames a file or folder whose content is complete. A file replaces another one; both are in one file system.
@@ -181,6 +202,22 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    /// A pipe that nobody writes to would make the reader wait for ever.
+    #[test]
+    fn reads_nothing_but_a_regular_file_of_a_bounded_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("file"), b"four").unwrap();
+        assert_eq!(read(&path("file"), 4).unwrap(), b"four");
+        assert_eq!(read(&path("file"), 3).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        std::os::unix::fs::symlink(path("file"), path("link")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("pipe"), Mode::RUSR).unwrap();
+        for other in ["link", "pipe", "."] {
+            assert!(read(&path(other), 4).is_err(), "{other}");
+        }
+        assert_eq!(read(&path("none"), 4).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

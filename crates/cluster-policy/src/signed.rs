@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{AnotherCluster, ClusterPolicy, Release, UnlistedRelease};
 
 /// Longer policies are refused, in bytes. A real one has about 3 KiB.
-const MAX_LEN: usize = 256 * 1024;
+pub(crate) const MAX_LEN: usize = 256 * 1024;
 /// More images or releases are refused. An update has two of each.
 const MAX_ENTRIES: usize = 8;
 

@@ -1,4 +1,4 @@
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
@@ -7,6 +7,7 @@ use atomic_file::Access;
 use cluster_types::ClusterId;
 use rustix::fs::OFlags;
 
+use crate::signed::MAX_LEN;
 use crate::{BelievedPolicy, ParsePolicyError, SignedPolicy};
 
 /// The newest policy that this machine has seen, in a file on its encrypted state disk. An earlier one is never in force again.
@@ -42,7 +43,7 @@ pub enum NotNewerError {
     },
 }
 
-/// A policy could not be put into force.
+/// A store could not be used, or a policy not be put into force.
 #[derive(Debug, thiserror::Error)]
 pub enum AdvancePolicyError {
     /// It is not newer.
@@ -95,14 +96,22 @@ impl PolicyStore {
         let _lock = self
             .lock()
             .map_err(|source| AdvancePolicyError::Write { path: path(), source })?;
-        let stored = fs::read(&self.path).map_err(|source| AdvancePolicyError::Read { path: path(), source })?;
-        let seen =
-            SignedPolicy::parse(&stored).map_err(|source| AdvancePolicyError::Stored { path: path(), source })?;
-        if follows(&seen, policy)? == Next::Newer {
+        if follows(&self.load()?, policy)? == Next::Newer {
             self.write(policy)
                 .map_err(|source| AdvancePolicyError::Write { path: path(), source })?;
         }
         Ok(())
+    }
+
+    /// The policy that is in force here.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or holds something else.
+    pub fn load(&self) -> Result<SignedPolicy, AdvancePolicyError> {
+        let path = || self.path.clone();
+        let stored = atomic_file::read(&self.path, MAX_LEN)
+            .map_err(|source| AdvancePolicyError::Read { path: path(), source })?;
+        SignedPolicy::parse(&stored).map_err(|source| AdvancePolicyError::Stored { path: path(), source })
     }
 
     fn lock(&self) -> io::Result<File> {
@@ -156,6 +165,8 @@ fn follows(seen: &SignedPolicy, presented: &BelievedPolicy) -> Result<Next, NotN
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tempfile::TempDir;
 
     use super::*;
@@ -268,5 +279,16 @@ mod tests {
             Err(AdvancePolicyError::Write { .. })
         ));
         store.advance(&with(2, 0)).unwrap();
+    }
+
+    /// Root wrote the folder in an earlier boot: nothing outside is created.
+    #[test]
+    fn a_lock_that_is_a_link_leads_nowhere() {
+        let (folder, store) = store(1);
+        let elsewhere = folder.path().join("elsewhere");
+        std::os::unix::fs::symlink(&elsewhere, store.path.with_extension("lock")).unwrap();
+        let refused = store.advance(&with(2, 0)).unwrap_err();
+        assert!(matches!(refused, AdvancePolicyError::Write { .. }), "{refused}");
+        assert!(!elsewhere.exists());
     }
 }
