@@ -2,13 +2,12 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddrV4;
 use std::pin::Pin;
 use std::time::Duration;
 
 use attestation::AttestedIdentity;
 use cluster_objects::{Cluster, JoinConfig, NodeRecordError, components_config_map};
-use cluster_types::{Cidr, NodeInterface, NodeName};
+use cluster_types::NodeName;
 use deployment::{ApplyError, Object, PodNetwork, PruneError, prune};
 use error_report::Chain;
 use kube::config::{KubeConfigOptions, KubeconfigError};
@@ -37,9 +36,7 @@ pub(crate) struct Deployment {
     /// This node, whose name and address nobody else gets.
     pub(crate) node: NodeName,
     pub(crate) identity: AttestedIdentity,
-    pub(crate) api_server: SocketAddrV4,
-    pub(crate) pods: Cidr,
-    pub(crate) node_interface: NodeInterface,
+    pub(crate) network: PodNetwork,
     /// Only for a new cluster.
     pub(crate) start: Option<Start>,
 }
@@ -121,8 +118,10 @@ impl Deployment {
     async fn apply(&self, client: &Client) -> Result<(), DeployError> {
         deployment::namespace().apply(client).await?;
         let cluster = Cluster::new(client.clone());
-        let claimed = cluster.claim(&self.node, *self.api_server.ip(), self.identity).await;
-        let of_image = self.objects_of_image();
+        let claimed = cluster
+            .claim(&self.node, *self.network.api_server.ip(), self.identity)
+            .await;
+        let of_image = deployment::objects(&self.network);
         let mut failed = match claimed {
             Err(error) if self.start.is_some() => return Err(error.into()),
             claimed => claimed.err().map(DeployError::from),
@@ -152,14 +151,6 @@ impl Deployment {
             })
             .collect()
     }
-
-    fn objects_of_image(&self) -> Vec<Object> {
-        deployment::objects(&PodNetwork {
-            pod_cidr: self.pods.to_string(),
-            node_interface: format!("^{}$", self.node_interface),
-            api_server: self.api_server,
-        })
-    }
 }
 
 /// Goes on for ever, so that what somebody deleted or changed comes back.
@@ -181,15 +172,13 @@ pub(crate) async fn redeploy(files: &NodeFiles, identity: AttestedIdentity, depl
         Err(LoadNodeStateError::Missing) => return,
         Err(error) => return error!(error = %Chain(&error), "cannot read the node's state, nothing is deployed"),
     };
-    let Some((cluster, node_interface)) = state.deploys() else {
+    let Some((node, network)) = state.deploys() else {
         return;
     };
     let deployment = Deployment {
-        node: cluster.node,
+        node,
         identity,
-        api_server: cluster.api_server,
-        pods: cluster.pods,
-        node_interface,
+        network,
         start: None,
     };
     let kubeconfig = match files.read_admin_kubeconfig() {
@@ -212,6 +201,7 @@ async fn client(kubeconfig: &Kubeconfig) -> Result<Client, DeployError> {
 
 #[cfg(test)]
 mod tests {
+    use cluster_types::{Cidr, NodeInterface};
     use digest::Digest;
     use k8s_openapi::api::apps::v1::DaemonSet;
     use k8s_openapi::api::core::v1::ConfigMap;
@@ -232,9 +222,11 @@ mod tests {
         Deployment {
             node: "control-plane-0".parse().unwrap(),
             identity: machine(b"first"),
-            api_server: "10.42.1.100:6443".parse().unwrap(),
-            pods: Cidr::PODS,
-            node_interface: NodeInterface::Private,
+            network: PodNetwork {
+                pods: Cidr::PODS,
+                node_interface: NodeInterface::Private,
+                api_server: "10.42.1.100:6443".parse().unwrap(),
+            },
             start: None,
         }
     }
@@ -244,7 +236,7 @@ mod tests {
         let join = JoinConfig {
             policy: request.policy.into_signed(),
             measurement_salt: request.measurement_salt,
-            api_server_endpoint: again().api_server.into(),
+            api_server_endpoint: again().network.api_server.into(),
             components: request.components.config_map_name(),
             component_mirror: String::new(),
         };
@@ -266,9 +258,9 @@ mod tests {
     }
 
     async fn claim(client: &Client, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        let Deployment { node, api_server, .. } = again();
+        let Deployment { node, network, .. } = again();
         Cluster::new(client.clone())
-            .claim(&node, *api_server.ip(), machine)
+            .claim(&node, *network.api_server.ip(), machine)
             .await
     }
 

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use atomic_file::Access;
 use cloud_metadata::NodeNetwork;
 use cluster_policy::{BelievedPolicy, PolicyStore};
-use cluster_types::{Cidr, MeasurementSalt, NodeInterface, NodeName, NodeRole, Service};
+use cluster_types::{Cidr, MeasurementSalt, NodeName, NodeRole, Service};
 use component_installer::ComponentMirror;
+use deployment::PodNetwork;
 use key_derivation::MasterSecret;
 use kubeadm::Kubeconfig;
 use kubernetes_components::{ComponentList, MAX_DOCUMENT_LEN, ParseMirrorError};
@@ -164,9 +165,14 @@ impl NodeState {
     }
 
     /// Where a node deploys what its image runs in the cluster; `None` on those that do not, or not yet.
-    pub(crate) fn deploys(&self) -> Option<(ClusterNetwork, NodeInterface)> {
+    pub(crate) fn deploys(&self) -> Option<(NodeName, PodNetwork)> {
         let cluster = self.cluster.clone().filter(|_| self.stage == Stage::Member)?;
-        Some((cluster, self.network.interface()))
+        let network = PodNetwork {
+            pods: cluster.pods,
+            node_interface: self.network.interface(),
+            api_server: cluster.api_server,
+        };
+        Some((cluster.node, network))
     }
 
     /// The same node, with Kubernetes running.

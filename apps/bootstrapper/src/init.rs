@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use attestation::Membership;
 use cluster_objects::JoinConfig;
 use cluster_types::NodeRole;
+use deployment::PodNetwork;
 use kubeadm::{ClusterSettings, InitError, Kubeconfig};
 use polling::PollError;
 
@@ -163,9 +164,11 @@ fn deployment(node: &ThisNode, request: InitRequest) -> Deployment {
     Deployment {
         node: node.hints.this_node.name.clone(),
         identity: node.attester.identity(),
-        api_server: api_server(node),
-        pods: request.pods,
-        node_interface: node.hints.network.interface(),
+        network: PodNetwork {
+            pods: request.pods,
+            node_interface: node.hints.network.interface(),
+            api_server: api_server(node),
+        },
         start: Some(start),
     }
 }

@@ -84,7 +84,7 @@ impl Installer {
     /// 1. Whatever is there with the right hash is left alone.
     /// 2. The others are fetched side by side, and each must have its hash.
     /// 3. They are put in their places, one after the other. Archives are unpacked each time: nothing says what their files were.
-    /// 4. Files that were fetched in advance and are not in the list are removed.
+    /// 4. Files that were fetched in advance and are not in the list are removed, and archives of other lists.
     ///
     /// # Errors
     /// When a component cannot be fetched, has the wrong hash, or cannot be put in its place.
@@ -108,6 +108,7 @@ impl Installer {
         };
         spawn_blocking(place).await.expect("installing does not panic")?;
         fs::remove_dir_all(&self.staging).map_err(InstallError::Staging)?;
+        keep_only(&self.archives, list).map_err(InstallError::Staging)?;
         info!(
             installed = count,
             present = list.components().len() - count,
@@ -136,21 +137,7 @@ impl Installer {
     /// # Errors
     /// When a file cannot be removed.
     pub fn keep_only(&self, list: &ComponentList) -> io::Result<()> {
-        if !self.staging.exists() {
-            return Ok(());
-        }
-        let wanted: BTreeSet<PathBuf> = list
-            .components()
-            .iter()
-            .map(|component| self.staged(component))
-            .collect();
-        for entry in fs::read_dir(&self.staging)? {
-            let path = entry?.path();
-            if !wanted.contains(&path) {
-                fs::remove_file(path)?;
-            }
-        }
-        Ok(())
+        keep_only(&self.staging, list)
     }
 
     async fn missing(&self, list: &ComponentList) -> Vec<Component> {
@@ -224,6 +211,20 @@ impl Installer {
     fn target(&self, component: &Component) -> PathBuf {
         self.root.join(component.install_path.as_str().trim_start_matches('/'))
     }
+}
+
+fn keep_only(folder: &Path, list: &ComponentList) -> io::Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    let wanted: BTreeSet<PathBuf> = list.components().iter().map(file_name).map(PathBuf::from).collect();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if !wanted.contains(Path::new(&entry.file_name())) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// By hash and destination; the same file for two destinations is fetched twice.

@@ -160,6 +160,12 @@ async fn what_was_changed_of_an_archive_is_replaced_without_a_mirror() {
     node.check(list(), &node.mirror()).await.unwrap();
     assert_eq!(fs::read(&bridge).unwrap(), b"plugin");
 
+    // One of another release goes.
+    let other = node.path("root/run/state/components.archives/other");
+    fs::write(&other, b"other").unwrap();
+    node.check(list(), &node.mirror()).await.unwrap();
+    assert!(!other.exists());
+
     // An archive that was changed is fetched again.
     let archives = node.path("root/run/state/components.archives");
     for kept in fs::read_dir(&archives).unwrap() {

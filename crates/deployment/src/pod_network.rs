@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 
-use cluster_types::Service;
+use cluster_types::{Cidr, NodeInterface, Service};
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMap, ConfigMapVolumeSource, Container, EnvVar, EnvVarSource, ObjectFieldSelector,
@@ -25,12 +25,12 @@ const CONFIG: &str = "flannel-config";
 const CLUSTER_ROLE: &str = "constellation:flannel";
 
 /// What is different in each cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct PodNetwork {
-    /// Addresses of pods, for instance `10.244.0.0/16`.
-    pub pod_cidr: String,
-    /// A regular expression for the address of the interface that leads to the other nodes.
-    pub node_interface: String,
+    /// Addresses of pods.
+    pub pods: Cidr,
+    /// The card that leads to the other nodes.
+    pub node_interface: NodeInterface,
     /// Where nodes reach the API server. flanneld uses it directly: the Service's address works only once kube-proxy does.
     pub api_server: SocketAddrV4,
 }
@@ -94,7 +94,7 @@ fn role_binding() -> ClusterRoleBinding {
 
 fn config(network: &PodNetwork) -> ConfigMap {
     let net_conf = serde_json::json!({
-        "Network": network.pod_cidr,
+        "Network": network.pods.to_string(),
         "EnableIPv4": true,
         "Backend": { "Type": "wireguard" },
     });
@@ -176,7 +176,7 @@ fn container(network: &PodNetwork) -> Container {
             // Each time, flanneld starts a dozen programs to see whether its packet filter rules are still there. With the default of
             // 5 seconds that takes an eighth of a processor on an emulated machine.
             "--iptables-resync=60".into(),
-            format!("--iface-regex={}", network.node_interface),
+            format!("--iface-regex=^{}$", network.node_interface),
         ]),
         env: Some(vec![
             from_field("POD_NAME", "metadata.name"),

@@ -90,14 +90,16 @@ pub async fn prune(client: &Client, wanted: &[Object]) -> Result<Vec<String>, Pr
 mod tests {
     use std::collections::BTreeSet;
 
+    use cluster_types::{Cidr, NodeInterface};
+
     use super::*;
     use crate::PodNetwork;
 
     #[test]
     fn every_kind_is_pruned_in_each_of_its_namespaces() {
         let network = PodNetwork {
-            pod_cidr: "10.244.0.0/16".into(),
-            node_interface: "^private0$".into(),
+            pods: Cidr::PODS,
+            node_interface: NodeInterface::Private,
             api_server: "10.42.1.100:6443".parse().unwrap(),
         };
         let kind_and_namespace =

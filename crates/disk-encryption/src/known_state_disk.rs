@@ -1,12 +1,12 @@
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use cluster_types::DiskUuid;
 use secret::StateDiskKey;
 
 use crate::cryptsetup::Cryptsetup;
-use crate::header::{ExpectedDisk, Header, ReadHeaderError};
+use crate::header::{Header, ReadHeaderError};
 use crate::key::DiskKey;
+use crate::new_state_disk::read_header;
 use crate::state_disk::{OpenError, StateDisk};
 
 /// The state disk of a node that joined a cluster in an earlier boot.
@@ -69,15 +69,10 @@ impl KnownStateDisk {
     }
 }
 
-fn read_header(device: &Path) -> Result<Header, ReadHeaderError> {
-    let mut device = File::open(device).map_err(ReadHeaderError::Read)?;
-    Header::read_from(&mut device, ExpectedDisk::FirstSeen)
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::fs;
+    use std::fs::{self, File};
 
     use super::*;
     use crate::CryptsetupError;

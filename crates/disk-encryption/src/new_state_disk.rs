@@ -112,7 +112,7 @@ impl NewStateDisk {
     }
 }
 
-fn read_header(path: &Path) -> Result<Header, ReadHeaderError> {
+pub(crate) fn read_header(path: &Path) -> Result<Header, ReadHeaderError> {
     let mut file = File::open(path).map_err(ReadHeaderError::Read)?;
     Header::read_from(&mut file, ExpectedDisk::FirstSeen)
 }
