@@ -7,6 +7,7 @@ fn main() -> anyhow::Result<()> {
         "kms.proto",
         "verify.proto",
         "init.proto",
+        "recover.proto",
     ];
     let descriptors = protox::compile(sources, ["proto"])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;

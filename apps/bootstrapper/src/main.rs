@@ -146,7 +146,8 @@ async fn open_state_disk(arguments: &Arguments) -> Result<()> {
     let hints = &node.hints;
     let address = hints.this_node.address.ip();
     network.reach_nodes(programs, address, &hints.network).await?;
-    rejoin(&node, disk).await?;
+    let listener = service_runtime::listen("--address", arguments.address).await?;
+    rejoin(&node, disk, listener).await?;
     Ok(network.stop(programs).await?)
 }
 

@@ -48,6 +48,8 @@ const STAGING: &str = "/run/state/components";
 /// Between attempts that go on until one succeeds.
 pub(crate) const FIRST_DELAY: Duration = Duration::from_millis(250);
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(4);
+/// For the last bytes, which were handed to the network stack, to leave the machine.
+pub(crate) const LAST_BYTES: Duration = Duration::from_secs(2);
 
 /// What init and join both need.
 pub(crate) struct ThisNode {

@@ -1,21 +1,25 @@
 //! From a node whose state disk is closed to the member that it was before the reboot.
 
+mod member_secrets;
+mod recover_server;
 #[cfg(test)]
 mod tests;
 
+use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
 use attestation::{DeviceError, Membership, Purpose};
 use attested_tls::Endpoint;
-use cluster_policy::{AdvancePolicyError, BelievedPolicy};
+use cluster_policy::AdvancePolicyError;
 use cluster_types::{ClusterId, DiskUuid, NodeRole};
 use error_report::Chain;
 use grpc_api::join::{IssueRejoinTicketRequest, IssueRejoinTicketResponse};
 use key_derivation::cluster_id;
 use node_secrets::NodeSecrets;
-use secret::{MeasurementSecret, StateDiskKey};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -25,17 +29,12 @@ use crate::files::{LoadNodeStateError, Stage};
 use crate::join::ticket::{InvalidTicket, believe, check_service, open_secrets};
 use crate::join::{AskError, TicketSession, answered, endpoint_for_members, wait_for_ticket};
 use crate::lock::{MeasureError, Owner, Taken};
-use crate::node::{OperatorError, OwnImageError, ThisNode};
+use crate::node::{LAST_BYTES, OperatorError, OwnImageError, ThisNode};
+use member_secrets::MemberSecrets;
+use recover_server::Recovery;
 
 /// Every ticket leaves a record in the key service's audit log.
 const WRONG_KEY_DELAY: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 * 60 });
-
-/// What opens the state disk again, from a control plane of the cluster that this node's operator has signed a policy for.
-struct RejoinTicket {
-    policy: BelievedPolicy,
-    state_disk_key: StateDiskKey,
-    measurement_secret: MeasurementSecret,
-}
 
 /// The node cannot come back. What its disk holds stays there.
 #[derive(Debug, thiserror::Error)]
@@ -55,61 +54,106 @@ pub(crate) enum RejoinError {
     #[error("the node was interrupted while joining a cluster: replace it")]
     Interrupted,
     #[error(
-        "the ticket is for cluster {ticket}, but its secret and the salt on the state disk give {derived}: the disk is another cluster's"
+        "the node came back to cluster {measured}, but the measurement secret and the salt on the state disk give {derived}: the disk is \
+         another cluster's"
     )]
-    AnotherCluster { ticket: ClusterId, derived: ClusterId },
+    AnotherCluster { measured: ClusterId, derived: ClusterId },
     #[error("the cluster's policy is refused")]
     Policy(#[from] AdvancePolicyError),
-    #[error("the state disk is not a worker's, and no other node can come back yet")]
-    NotAWorker,
+    #[error("the node came back as a {measured}, but its state disk is that of a {stored}")]
+    AnotherRole { measured: NodeRole, stored: NodeRole },
     #[error(transparent)]
     Lock(#[from] Taken),
     #[error(transparent)]
     Measure(#[from] MeasureError),
+    #[error("the operator cannot reach this node any more")]
+    Server(#[source] io::Error),
 }
 
-/// Opens the state disk with the key that a join service brings, and measures which member this node is.
+/// Opens the state disk with a key that a join service or the operator brings, and measures which member this node is.
 ///
-/// 1. The operator is measured. The membership is not: a join service gives no disk's key to a node that may have it already.
-/// 2. A control plane of the operator's cluster issues a ticket, again and again until its key opens the disk.
-/// 3. The membership is measured: a worker of that cluster. Nobody else comes back, and nothing on the disk says otherwise, because root on this
-///    node may have written it.
-/// 4. Only now is the file system mounted. It must be that of a worker of this cluster which has not seen a newer policy than the ticket's.
+/// 1. The operator is measured. The membership is not: nobody sends a disk's key to a node that may have it already.
+/// 2. Two things go on side by side until a key opens the disk: control planes of the operator's cluster are asked for a ticket, and the
+///    operator can bring the same.
+/// 3. The membership is measured: a worker of that cluster, or the role that the operator says. Nothing on the disk says otherwise, because root
+///    on this node may have written it.
+/// 4. Only now is the file system mounted. It must be that of such a member of this cluster which has not seen a newer policy.
 ///
 /// # Security
 /// The disk is never formatted here, whatever anyone answers.
 ///
 /// # Errors
 /// When the node cannot become the member that it was. Until the disk is open, failures are retried and are not errors.
-pub(crate) async fn rejoin(node: &ThisNode, disk: Arc<dyn ClosedDisk>) -> Result<(), RejoinError> {
-    info!("asking the cluster for the key of the state disk");
+pub(crate) async fn rejoin(
+    node: &ThisNode,
+    disk: Arc<dyn ClosedDisk>,
+    listener: TcpListener,
+) -> Result<(), RejoinError> {
     if !node.attester.membership()?.is_new() {
         return Err(RejoinError::AlreadyMember);
     }
     node.obey_operator().await?;
-    let endpoint = endpoint_for_members(node)?;
-    let ask = |address| ask(node, &endpoint, disk.uuid(), address);
-    let ticket = loop {
-        let ticket = wait_for_ticket(node, ask).await;
-        match open(&disk, ticket).await {
-            Ok(ticket) => break ticket,
-            Err(error @ OpenDiskError::WrongKey) => {
-                warn!(error = %Chain(&error), retry_in = ?WRONG_KEY_DELAY, "asking again");
-            }
-            Err(error) => return Err(error.into()),
+    info!("the state disk is closed: waiting for its key, from the cluster or from the operator");
+    let (recoveries, received) = mpsc::channel(1);
+    let served = recover_server::serve(node, disk.uuid(), listener, recoveries);
+    tokio::select! {
+        result = come_back(node, &disk, received) => result,
+        ended = served => {
+            let error = ended.err().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
+            Err(RejoinError::Server(error))
         }
-        sleep(WRONG_KEY_DELAY).await;
-    };
-    info!("the state disk is open");
-    let membership = Membership::new(ticket.policy.cluster, NodeRole::Worker);
-    node.lock.reserve(Owner::Rejoin)?.measure(membership).await?;
-    mount(&disk).await?;
-    must_be_that_member(node, &ticket)
+    }
 }
 
-async fn open(disk: &Arc<dyn ClosedDisk>, ticket: RejoinTicket) -> Result<RejoinTicket, OpenDiskError> {
+async fn come_back(
+    node: &ThisNode,
+    disk: &Arc<dyn ClosedDisk>,
+    mut recoveries: mpsc::Receiver<Recovery>,
+) -> Result<(), RejoinError> {
+    let endpoint = endpoint_for_members(node)?;
+    let mut delay = Duration::ZERO;
+    loop {
+        tokio::select! {
+            ticket = ticket_after(delay, node, &endpoint, disk.uuid()) => match become_member(node, disk, ticket).await {
+                Err(RejoinError::Disk(error @ OpenDiskError::WrongKey)) => {
+                    delay = WRONG_KEY_DELAY;
+                    warn!(error = %Chain(&error), retry_in = ?delay, "asking again");
+                }
+                result => return result,
+            },
+            Some(Recovery { secrets, answer }) = recoveries.recv() => {
+                let result = become_member(node, disk, secrets).await;
+                // An operator who is gone finds out by asking again.
+                let _ = answer.send(result.as_ref().copied().map_err(|error| Chain(error).to_string()));
+                match result {
+                    Err(RejoinError::Disk(OpenDiskError::WrongKey)) => warn!("the operator's key does not open the state disk"),
+                    result => {
+                        sleep(LAST_BYTES).await;
+                        return result;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn ticket_after(delay: Duration, node: &ThisNode, endpoint: &Endpoint, disk: DiskUuid) -> MemberSecrets {
+    sleep(delay).await;
+    wait_for_ticket(node, |address| ask(node, endpoint, disk, address)).await
+}
+
+async fn become_member(node: &ThisNode, disk: &Arc<dyn ClosedDisk>, secrets: MemberSecrets) -> Result<(), RejoinError> {
+    let secrets = open(disk, secrets).await?;
+    info!("the state disk is open");
+    let membership = Membership::new(secrets.policy.cluster, secrets.role);
+    node.lock.reserve(Owner::Rejoin)?.measure(membership).await?;
+    mount(disk).await?;
+    must_be_that_member(node, &secrets)
+}
+
+async fn open(disk: &Arc<dyn ClosedDisk>, secrets: MemberSecrets) -> Result<MemberSecrets, OpenDiskError> {
     let disk = disk.clone();
-    let open = move || disk.open(&ticket.state_disk_key).map(|()| ticket);
+    let open = move || disk.open(&secrets.state_disk_key).map(|()| secrets);
     spawn_blocking(open).await.expect("disk operations do not panic")
 }
 
@@ -119,20 +163,21 @@ async fn mount(disk: &Arc<dyn ClosedDisk>) -> Result<(), OpenDiskError> {
     spawn_blocking(mount).await.expect("disk operations do not panic")
 }
 
-fn must_be_that_member(node: &ThisNode, ticket: &RejoinTicket) -> Result<(), RejoinError> {
+fn must_be_that_member(node: &ThisNode, secrets: &MemberSecrets) -> Result<(), RejoinError> {
     let state = node.files.load_state()?;
     if state.stage != Stage::Member {
         return Err(RejoinError::Interrupted);
     }
-    if state.role != NodeRole::Worker {
-        return Err(RejoinError::NotAWorker);
+    if state.role != secrets.role {
+        let (measured, stored) = (secrets.role, state.role);
+        return Err(RejoinError::AnotherRole { measured, stored });
     }
-    let derived = cluster_id(&ticket.measurement_secret, &state.measurement_salt);
-    if derived != ticket.policy.cluster {
-        let ticket = ticket.policy.cluster;
-        return Err(RejoinError::AnotherCluster { ticket, derived });
+    let derived = cluster_id(&secrets.measurement_secret, &state.measurement_salt);
+    let measured = secrets.policy.cluster;
+    if derived != measured {
+        return Err(RejoinError::AnotherCluster { measured, derived });
     }
-    Ok(node.files.policy_store().advance(&ticket.policy)?)
+    Ok(node.files.policy_store().advance(&secrets.policy)?)
 }
 
 async fn ask(
@@ -140,25 +185,25 @@ async fn ask(
     endpoint: &Endpoint,
     disk: DiskUuid,
     address: SocketAddrV4,
-) -> Result<RejoinTicket, AskError> {
+) -> Result<MemberSecrets, AskError> {
     let session = TicketSession::open(node, endpoint, Purpose::Rejoin, address).await?;
     let request = IssueRejoinTicketRequest {
         disk_uuid: disk.to_string(),
     };
     let response = answered(session.client().issue_rejoin_ticket(request)).await?;
-    let ticket = RejoinTicket::parse(response, &session, node, disk)?;
+    let ticket = MemberSecrets::of_ticket(response, &session, node, disk)?;
     info!(%address, cluster = %ticket.policy.cluster, service = %session.service.identity(), "ticket received");
     Ok(ticket)
 }
 
-impl RejoinTicket {
+impl MemberSecrets {
     /// Parses a ticket.
     ///
     /// 1. The operator whom this node obeys has signed the policy.
     /// 2. The join service is a control plane of the policy's cluster.
     /// 3. The secrets come from the key service that the policy names, are for this node, this session and this disk, and were released by
     ///    that policy.
-    fn parse(
+    fn of_ticket(
         message: IssueRejoinTicketResponse,
         session: &TicketSession,
         node: &ThisNode,
@@ -187,6 +232,8 @@ impl RejoinTicket {
             return Err(InvalidTicket::UnwantedMasterSecret);
         }
         Ok(Self {
+            // A control plane's disk is opened by the operator alone.
+            role: NodeRole::Worker,
             policy,
             state_disk_key,
             measurement_secret,

@@ -20,14 +20,12 @@ use crate::init::{InitialiseError, initialise};
 use crate::init_server::InitServer;
 use crate::join::{BecomeMemberError, Joined, join};
 use crate::network::{NetworkError, set_up_network};
-use crate::node::{OperatorError, ThisNode};
+use crate::node::{LAST_BYTES, OperatorError, ThisNode};
 
 /// How long a caller that lost its connection can still fetch the result of a finished initialisation.
 const RESULT_KEPT: Duration = Duration::from_secs(60 * 60);
 /// How long a failed initialisation waits for its caller before the node powers off.
 const FAILURE_KEPT: Duration = Duration::from_secs(2 * 60);
-/// For the last bytes, which were handed to the network stack, to leave the machine.
-const LAST_BYTES: Duration = Duration::from_secs(2);
 
 /// The node cannot become part of a cluster.
 #[derive(Debug, thiserror::Error)]

@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Create the cluster that the configuration describes, or continue creating it.
     Apply(Confirmation),
+    /// Open the state disk of a control plane that restarted. `apply` does it too, and starts machines that stopped.
+    Recover,
     /// Run a small cluster on this machine.
     #[command(subcommand)]
     Mini(MiniCommand),

@@ -8,6 +8,7 @@
 
 mod advice;
 mod arguments;
+mod bootstrapper;
 mod commands;
 mod drain;
 mod freshness;

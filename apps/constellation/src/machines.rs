@@ -58,6 +58,13 @@ pub(crate) fn retry(provider: &dyn Provider, error: impl Into<Error>) -> Failed<
     }
 }
 
+/// The last line that one of our programs wrote to the machine's console.
+pub(crate) fn last_words(provider: &dyn Provider, machine: &Machine) -> Option<String> {
+    let lines = provider.console(&machine.name);
+    let words = lines.iter().rev().find_map(|line| line.split_once("constellation: "));
+    words.map(|(_, words)| format!("{}: {words}", machine.name))
+}
+
 /// Whether anything on the node answers, whatever it says: the verification service, which every node has.
 pub(crate) async fn answers(machine: &Machine) -> bool {
     // Plain HTTP: the system's certificates are not needed, and may be missing.

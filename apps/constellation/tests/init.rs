@@ -251,7 +251,7 @@ fn a_good_node_becomes_a_cluster(technology: &'static dyn Technology) {
     drop(asked);
 
     // The next run does not ask again.
-    host.until(&["mini", "up"], "publishing the policy\n").kill();
+    host.until(&["mini", "up"], "reaching the control plane\n").kill();
     assert_eq!(node.asked.lock().unwrap().len(), 1);
 }
 
@@ -376,7 +376,7 @@ fn what_the_evidence_is_worth_is_said_before_the_secret_is_sent(technology: &'st
     assert_eq!(node.asked.lock().unwrap().len(), 1);
 
     // The next run sends no secret.
-    let running = host.until(&["mini", "up"], "publishing the policy\n");
+    let running = host.until(&["mini", "up"], "reaching the control plane\n");
     assert!(!running.said.contains(WORTH), "{}", running.said);
     running.kill();
 }
@@ -743,7 +743,7 @@ fn what_a_cluster_cannot_change_is_refused_by_name_and_nothing_of_it_is_applied(
         assert!(before == everything(&host), "{to}: something was applied");
         fs::write(file, good).unwrap();
     }
-    host.until(&["apply", "--yes"], "publishing the policy\n").kill();
+    host.until(&["apply", "--yes"], "reaching the control plane\n").kill();
 }
 
 fn state_file(host: &Host) -> PathBuf {
@@ -804,7 +804,7 @@ fn a_state_that_is_missing_or_older_than_the_cluster_costs_no_machine() {
         }
     }
     fs::write(state_file(&host), right).unwrap();
-    let running = host.until(&["apply", "--yes"], "publishing the policy\n");
+    let running = host.until(&["apply", "--yes"], "reaching the control plane\n");
     assert!(running.said.contains("restart control-plane-0"), "{}", running.said);
     running.kill();
 }
@@ -876,7 +876,7 @@ fn a_secret_that_was_missing_for_a_while_comes_back_and_no_other_takes_its_place
         "{said}"
     );
     fs::write(secret_file(&host), right).unwrap();
-    host.until(&["apply", "--yes"], "publishing the policy\n").kill();
+    host.until(&["apply", "--yes"], "reaching the control plane\n").kill();
 }
 
 #[test]
@@ -894,7 +894,7 @@ fn a_run_that_was_interrupted_at_its_end_is_finished_with_the_same_secret_only()
     assert!(before == everything(&host), "something was stored");
 
     fs::write(secret_file(&host), right).unwrap();
-    host.until(&["apply", "--yes"], "publishing the policy\n").kill();
+    host.until(&["apply", "--yes"], "reaching the control plane\n").kill();
     let state = workspace(&host).state().unwrap().unwrap();
     assert_eq!(
         (state.init, state.cluster_id),
@@ -908,7 +908,7 @@ fn the_first_node_of_an_interrupted_run_keeps_its_disk() {
     let (host, _node) = made();
     interrupt(&host);
     host.machines().stop("control-plane-0", "the power failed");
-    let running = host.until(&["apply", "--yes"], "publishing the policy\n");
+    let running = host.until(&["apply", "--yes"], "reaching the control plane\n");
     assert!(running.said.contains("restart control-plane-0"), "{}", running.said);
     running.kill();
 }
@@ -928,7 +928,7 @@ fn a_kubeconfig_that_the_user_merged_or_renamed_does_not_stop_apply() {
     let moved = renamed.replace(&port.to_string(), "1").replace("admin", "boss");
     for (text, noted) in [(renamed, false), (merged, false), (moved, true)] {
         fs::write(&path, &text).unwrap();
-        let running = host.until(&["apply", "--yes"], "publishing the policy\n");
+        let running = host.until(&["apply", "--yes"], "reaching the control plane\n");
         assert_eq!(running.said.contains("was edited by hand"), noted, "{}", running.said);
         running.kill();
         assert_eq!(fs::read_to_string(&path).unwrap(), text);
@@ -976,7 +976,7 @@ fn a_node_whose_machine_was_never_created_can_still_get_another() {
     workspace(&host).save_state(&state).unwrap();
 
     host.change_config("initialCount: 1 # workers", "initialCount: 2 # workers");
-    host.until(&["apply", "--yes"], "publishing the policy\n").kill();
+    host.until(&["apply", "--yes"], "reaching the control plane\n").kill();
     assert_eq!(host.machines().spec("worker-1").memory_mib, 2048);
 }
 
@@ -1090,7 +1090,7 @@ fn a_control_plane_whose_ports_were_lost_gets_others_and_its_kubeconfig_follows(
     assert!(killed.success());
     while stdout(&host.run(&["status"])).contains("control-plane-0      control-plane  10.42.1.100     running") {}
     let _somebody = std::net::TcpListener::bind(("127.0.0.1", before.kubernetes)).unwrap();
-    let running = host.until(&["apply", "--yes"], "publishing the policy\n");
+    let running = host.until(&["apply", "--yes"], "reaching the control plane\n");
     assert!(running.said.contains("restart control-plane-0"), "{}", running.said);
     running.kill();
     let after = ports(&host);

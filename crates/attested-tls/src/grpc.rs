@@ -22,6 +22,8 @@ pub struct Peer {
     pub node: Option<AttestedNode>,
     /// The purpose of the session.
     pub purpose: Purpose,
+    /// What this side's Evidence was bound to, if the caller required some.
+    pub own_binding: Option<ReportBinding>,
     /// The caller's address, for logs only.
     pub address: SocketAddr,
 }
@@ -33,6 +35,7 @@ impl Connected for AttestedStream<Connection> {
         Peer {
             node: self.node().cloned(),
             purpose: self.purpose(),
+            own_binding: self.own_binding(),
             address: self.transport().source(),
         }
     }

@@ -78,6 +78,15 @@ pub mod kms {
     }
 }
 
+/// Nodes whose state disk the operator opens.
+pub mod recover {
+    pub use v1::*;
+
+    pub(crate) mod v1 {
+        tonic::include_proto!("constellation.recover.v1");
+    }
+}
+
 /// Verifying a cluster from outside.
 pub mod verify {
     pub use v1::*;
@@ -114,6 +123,10 @@ mod tests {
         assert_eq!(
             name::<super::kms::api_server::ApiServer<()>>(),
             "constellation.kms.v1.API"
+        );
+        assert_eq!(
+            name::<super::recover::api_server::ApiServer<()>>(),
+            "constellation.recover.v1.API"
         );
         assert_eq!(
             name::<super::verify::api_server::ApiServer<()>>(),

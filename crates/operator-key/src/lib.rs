@@ -17,6 +17,8 @@ pub enum SignatureDomain {
     RoleGrant,
     /// Whom a cluster admits, and what its nodes install.
     ClusterPolicy,
+    /// That the operator is at the other end of a session with a node whose state disk is closed.
+    Recovery,
 }
 
 /// The operator did not sign this.
@@ -78,6 +80,7 @@ impl SignatureDomain {
         match self {
             Self::RoleGrant => b"constellation role grant v1",
             Self::ClusterPolicy => b"constellation cluster policy v1",
+            Self::Recovery => b"constellation recovery v1",
         }
     }
 
@@ -116,7 +119,16 @@ mod tests {
 
     #[test]
     fn no_domain_is_the_beginning_of_another() {
-        let domains = [SignatureDomain::RoleGrant, SignatureDomain::ClusterPolicy].map(SignatureDomain::as_bytes);
-        assert!(!domains[0].starts_with(domains[1]) && !domains[1].starts_with(domains[0]));
+        let domains = [
+            SignatureDomain::RoleGrant,
+            SignatureDomain::ClusterPolicy,
+            SignatureDomain::Recovery,
+        ];
+        for (one, other) in domains.iter().flat_map(|one| domains.map(|other| (*one, other))) {
+            assert!(
+                one == other || !one.as_bytes().starts_with(other.as_bytes()),
+                "{one:?} {other:?}"
+            );
+        }
     }
 }

@@ -27,7 +27,7 @@ use crate::run::{Boot, boot};
 use crate::tests::fixture::{Logs, TestNode, components};
 use crate::tests::operator;
 
-const MEASUREMENT_SECRET: [u8; 32] = *b"canary-measurement-secret-32byte";
+pub(crate) const MEASUREMENT_SECRET: [u8; 32] = *b"canary-measurement-secret-32byte";
 pub(crate) const STATE_DISK_KEY: [u8; 32] = *b"canary-state-disk-key-32-bytes!!";
 /// Not the one that the disk was formatted with.
 const TICKET_DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c33ff";

@@ -3,19 +3,27 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use attestation::{MeasuringAttester, Membership};
+use attestation::{ExpectedMembership, MeasuringAttester, Membership};
+use attested_tls::{AttestedNode, HandshakeError, channel};
 use cluster_policy::{BelievedPolicy, SignedPolicy};
 use cluster_types::{ClusterId, MeasurementSalt, NodeRole};
 use disk_encryption::OpenError;
+use grpc_api::recover::api_client::ApiClient;
+use grpc_api::recover::{DescribeRequest, RecoverRequest};
 use key_derivation::MasterSecret;
 use node_secrets::{ControlPlaneSecrets, KeyServiceKey, SHARED_FILES, SharedFile};
-use operator_key::OperatorKey;
+use operator_key::{OperatorKey, SignatureDomain};
+use secret::StateDiskKey;
 use test_machines::{Machine, Technology, for_each_technology};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
 use zeroize::Zeroizing;
 
 use super::*;
 use crate::files::NodeState;
-use crate::join::tests::{FakeJoinService, SALT, STATE_DISK_KEY, cluster, member, serve, ticket, worker};
+use crate::join::tests::{
+    FakeJoinService, MEASUREMENT_SECRET, SALT, STATE_DISK_KEY, cluster, member, serve, ticket, worker,
+};
 use crate::request::tests::{operator_key, policy_with_serial};
 use crate::tests::fixture::{DISK, Logs, TestNode, components};
 
@@ -36,6 +44,14 @@ for_each_technology!(async:
     a_master_secret_that_nobody_requested_is_refused,
     a_worker_that_poses_as_join_service_brings_no_key,
     a_control_plane_of_another_cluster_brings_no_key,
+    the_operator_brings_a_control_plane_back,
+    the_operator_brings_a_worker_back,
+    another_operator_opens_nothing,
+    a_signature_for_another_session_opens_nothing,
+    what_the_operator_sends_is_parsed,
+    the_operator_may_bring_another_key_after_a_wrong_one,
+    the_operator_is_told_why_the_node_cannot_come_back,
+    nobody_recovers_a_node_in_a_session_for_another_purpose,
 );
 
 /// Keeps the keys that it was given, and takes none of the first ones.
@@ -68,7 +84,7 @@ impl ClosedDisk for FakeDisk {
     fn mount(&self) -> Result<(), OpenDiskError> {
         let attester = self.attester.as_ref().unwrap();
         assert!(
-            attester.membership().unwrap().is(&was_member()),
+            !attester.membership().unwrap().is_new(),
             "mounted before it was measured"
         );
         self.mounted.store(true, Ordering::Relaxed);
@@ -88,7 +104,62 @@ fn believed(policy: &[u8]) -> BelievedPolicy {
 }
 
 fn was_member() -> Membership {
-    Membership::new(cluster(), NodeRole::Worker)
+    was(NodeRole::Worker)
+}
+
+fn was(role: NodeRole) -> Membership {
+    Membership::new(cluster(), role)
+}
+
+async fn listener() -> (TcpListener, std::net::SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// At the other end of a session with a node that waits.
+struct Operator {
+    client: ApiClient<Channel>,
+    node: AttestedNode,
+}
+
+impl Operator {
+    async fn calls(rebooted: &Rebooted, address: std::net::SocketAddr) -> Self {
+        let opened = Self::open(rebooted, address, Purpose::Recover).await;
+        opened.unwrap()
+    }
+
+    async fn open(
+        rebooted: &Rebooted,
+        address: std::net::SocketAddr,
+        purpose: Purpose,
+    ) -> Result<Self, HandshakeError> {
+        let endpoint = Endpoint::new(None, rebooted.node.accepts(ExpectedMembership::New));
+        let session = channel(&endpoint, purpose, &address.to_string()).await?;
+        Ok(Self {
+            client: ApiClient::new(session.channel),
+            node: session.node.unwrap(),
+        })
+    }
+
+    fn sign(&self, operator: &OperatorKey) -> Vec<u8> {
+        operator.sign(SignatureDomain::Recovery, self.node.presented().binding().as_bytes())
+    }
+
+    /// What brings a member of this role back.
+    fn request(&self, role: NodeRole) -> RecoverRequest {
+        RecoverRequest {
+            operator_signature: self.sign(&operator_key()),
+            state_disk_key: STATE_DISK_KEY.to_vec(),
+            measurement_secret: MEASUREMENT_SECRET.to_vec(),
+            cluster_policy: ticket().cluster_policy,
+            is_control_plane: role == NodeRole::ControlPlane,
+        }
+    }
+
+    async fn send(&mut self, request: RecoverRequest) -> Result<(), Status> {
+        self.client.recover(request).await.map(drop)
+    }
 }
 
 impl Rebooted {
@@ -97,16 +168,24 @@ impl Rebooted {
         Self::having(technology, SALT, &ticket().cluster_policy).await
     }
 
+    async fn control_plane(technology: &'static dyn Technology) -> Self {
+        Self::with(technology, NodeRole::ControlPlane, SALT, &ticket().cluster_policy).await
+    }
+
     async fn having(technology: &'static dyn Technology, salt: [u8; 32], policy: &[u8]) -> Self {
+        Self::with(technology, NodeRole::Worker, salt, policy).await
+    }
+
+    async fn with(technology: &'static dyn Technology, role: NodeRole, salt: [u8; 32], policy: &[u8]) -> Self {
         let join_service = Arc::new(OnceLock::new());
-        let node = TestNode::reaching(technology, NodeRole::Worker, None, join_service.clone());
+        let node = TestNode::reaching(technology, role, None, join_service.clone());
         // Files can be written by a machine that has measured its membership. This one stands for the same before the reboot.
-        let before = TestNode::new(technology, NodeRole::Worker);
+        let before = TestNode::new(technology, role);
         let locked = before.node.lock.reserve(Owner::Join).unwrap();
-        let locked = locked.measure(was_member()).await.unwrap();
+        let locked = locked.measure(was(role)).await.unwrap();
         let hints = &node.node.hints;
         let (address, network) = (hints.this_node.address.ip(), hints.network.clone());
-        let state = NodeState::new(NodeRole::Worker, MeasurementSalt::new(salt), address, network);
+        let state = NodeState::new(role, MeasurementSalt::new(salt), address, network);
         node.node.files.write_state(&locked, &state.as_member()).unwrap();
         node.node.files.write_policy(&locked, &believed(policy)).unwrap();
         let mut rebooted = Self {
@@ -124,7 +203,27 @@ impl Rebooted {
     }
 
     async fn rejoin(&self) -> Result<(), RejoinError> {
-        rejoin(&self.node.node, self.disk.clone()).await
+        let (listener, _) = listener().await;
+        rejoin(&self.node.node, self.disk.clone(), listener).await
+    }
+
+    /// The operator does this while the node waits, and then the node ends.
+    async fn recover<T>(&self, operator: impl AsyncFnOnce(Operator) -> T) -> (Result<(), RejoinError>, T) {
+        let (listener, address) = listener().await;
+        let rejoined = rejoin(&self.node.node, self.disk.clone(), listener);
+        tokio::join!(rejoined, async { operator(Operator::calls(self, address).await).await })
+    }
+
+    /// The operator does this while the node waits, and then it still waits.
+    async fn must_wait<T>(&self, operator: impl AsyncFnOnce(Operator) -> T) -> T {
+        let (listener, address) = listener().await;
+        let done = async { operator(Operator::calls(self, address).await).await };
+        let done = tokio::select! {
+            ended = rejoin(&self.node.node, self.disk.clone(), listener) => panic!("the node has ended: {ended:?}"),
+            done = done => done,
+        };
+        assert!(self.measured_nothing());
+        done
     }
 
     async fn rejoin_through(&self, service: FakeJoinService) -> Result<(), RejoinError> {
@@ -179,7 +278,7 @@ async fn a_disk_that_cannot_be_opened_ends_the_node(technology: &'static dyn Tec
     let mut rebooted = Rebooted::new(technology).await;
     rebooted.give(FakeDisk {
         refusals: 1,
-        refusal: Some(|| OpenDiskError::Open(OpenError::HeaderFile(std::io::ErrorKind::StorageFull.into()))),
+        refusal: Some(|| OpenDiskError::Open(OpenError::HeaderFile(io::ErrorKind::StorageFull.into()))),
         ..FakeDisk::default()
     });
     let error = rebooted.rejoin_through(FakeJoinService::honest()).await.unwrap_err();
@@ -210,7 +309,7 @@ async fn a_worker_does_not_make_itself_a_control_plane(technology: &'static dyn 
     let state = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, state.replace("\"Worker\"", "\"ControlPlane\"")).unwrap();
     let error = rebooted.rejoin_through(FakeJoinService::honest()).await.unwrap_err();
-    assert!(matches!(error, RejoinError::NotAWorker), "{error}");
+    assert!(matches!(error, RejoinError::AnotherRole { .. }), "{error}");
     assert!(rebooted.node.node.attester.membership().unwrap().is(&was_member()));
 }
 
@@ -327,4 +426,122 @@ async fn a_control_plane_of_another_cluster_brings_no_key(technology: &'static d
         matches!(error, AskError::Ticket(InvalidTicket::NotOurControlPlane { .. })),
         "{error}"
     );
+}
+
+async fn comes_back_as(role: NodeRole, rebooted: Rebooted) {
+    let logs = Logs::capture();
+    let (rejoined, sent) = rebooted
+        .recover(async |mut operator| {
+            let described = operator.client.describe(DescribeRequest {}).await.unwrap();
+            assert_eq!(described.into_inner().disk_uuid, DISK);
+            operator.send(operator.request(role)).await
+        })
+        .await;
+    rejoined.unwrap();
+    sent.unwrap();
+    assert_eq!(rebooted.keys(), [STATE_DISK_KEY]);
+    assert!(rebooted.node.node.attester.membership().unwrap().is(&was(role)));
+    logs.assert_free_of(&[b"canary", &STATE_DISK_KEY, &MEASUREMENT_SECRET]);
+}
+
+async fn the_operator_brings_a_control_plane_back(technology: &'static dyn Technology) {
+    comes_back_as(NodeRole::ControlPlane, Rebooted::control_plane(technology).await).await;
+}
+
+async fn the_operator_brings_a_worker_back(technology: &'static dyn Technology) {
+    comes_back_as(NodeRole::Worker, Rebooted::new(technology).await).await;
+}
+
+async fn another_operator_opens_nothing(technology: &'static dyn Technology) {
+    let rebooted = Rebooted::control_plane(technology).await;
+    let other = OperatorKey::from_seed(&[1; 32]);
+    let refused = rebooted
+        .must_wait(async |mut operator| {
+            let operator_signature = operator.sign(&other);
+            let request = operator.request(NodeRole::ControlPlane);
+            let request = RecoverRequest {
+                operator_signature,
+                ..request
+            };
+            operator.send(request).await.unwrap_err()
+        })
+        .await;
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(rebooted.keys().is_empty());
+}
+
+/// Someone in between passes on what the operator sent to another node, or to this one before.
+async fn a_signature_for_another_session_opens_nothing(technology: &'static dyn Technology) {
+    let rebooted = Rebooted::control_plane(technology).await;
+    let earlier = rebooted
+        .must_wait(async |operator| operator.request(NodeRole::ControlPlane))
+        .await;
+    let refused = rebooted
+        .must_wait(async |mut operator| operator.send(earlier).await.unwrap_err())
+        .await;
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(rebooted.keys().is_empty());
+}
+
+async fn what_the_operator_sends_is_parsed(technology: &'static dyn Technology) {
+    type Change = fn(&mut RecoverRequest);
+    let changes: [(&str, Change); 3] = [
+        ("state_disk_key", |request| request.state_disk_key.push(0)),
+        ("measurement_secret", |request| request.measurement_secret.push(0)),
+        ("cluster_policy", |request| {
+            let other = OperatorKey::from_seed(&[1; 32]);
+            request.cluster_policy = policy_with_serial(1, &other, cluster(), &components());
+        }),
+    ];
+    let rebooted = Rebooted::control_plane(technology).await;
+    rebooted
+        .must_wait(async |mut operator| {
+            for (field, change) in changes {
+                let mut request = operator.request(NodeRole::ControlPlane);
+                change(&mut request);
+                let refused = operator.send(request).await.unwrap_err();
+                assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+                assert!(refused.message().starts_with(field), "{refused}");
+            }
+        })
+        .await;
+    assert!(rebooted.keys().is_empty());
+}
+
+async fn the_operator_may_bring_another_key_after_a_wrong_one(technology: &'static dyn Technology) {
+    let mut rebooted = Rebooted::control_plane(technology).await;
+    rebooted.give(FakeDisk {
+        refusals: 1,
+        ..FakeDisk::default()
+    });
+    let (rejoined, refused) = rebooted
+        .recover(async |mut operator| {
+            let refused = operator.send(operator.request(NodeRole::ControlPlane)).await;
+            operator.send(operator.request(NodeRole::ControlPlane)).await.unwrap();
+            refused.unwrap_err()
+        })
+        .await;
+    rejoined.unwrap();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("the key does not open"), "{refused}");
+}
+
+async fn the_operator_is_told_why_the_node_cannot_come_back(technology: &'static dyn Technology) {
+    let rebooted = Rebooted::new(technology).await;
+    let (rejoined, refused) = rebooted
+        .recover(async |mut operator| operator.send(operator.request(NodeRole::ControlPlane)).await)
+        .await;
+    let (error, refused) = (rejoined.unwrap_err(), refused.unwrap_err());
+    assert!(matches!(error, RejoinError::AnotherRole { .. }), "{error}");
+    assert_eq!(refused.message(), error.to_string());
+}
+
+async fn nobody_recovers_a_node_in_a_session_for_another_purpose(technology: &'static dyn Technology) {
+    let rebooted = Rebooted::control_plane(technology).await;
+    let (listener, address) = listener().await;
+    let opened = tokio::select! {
+        ended = rejoin(&rebooted.node.node, rebooted.disk.clone(), listener) => panic!("{ended:?}"),
+        opened = Operator::open(&rebooted, address, Purpose::Init) => opened,
+    };
+    assert!(opened.is_err());
 }

@@ -3,7 +3,8 @@
 //! 1. The master secret is made, unless there is one: machines measure the operator whose it is.
 //! 2. Workers that are not wanted any more leave. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
 //! 3. The cluster policy is signed, unless the newest one says the same: which images nodes may run, and what they install.
-//! 4. The first node becomes a cluster, over an attested session, and deploys our services.
+//! 4. The first node becomes a cluster, over an attested session, and deploys our services. If it has done so before, it must answer, and is
+//!    recovered if it restarted.
 //! 5. The policy is published, for nodes that join.
 //! 6. All nodes become ready.
 //! 7. Every node is verified.
@@ -23,6 +24,7 @@ use tokio::task::block_in_place;
 use zeroize::Zeroizing;
 
 use crate::advice::Advise;
+use crate::commands::recover::Recovery;
 use crate::commands::{init, nodes, publish, verify};
 use crate::output::{confirm, note, print, say};
 use crate::providers::Providers;
@@ -108,7 +110,9 @@ impl Run<'_> {
             .step("creating the machines", async |step| self.make_machines(step))
             .await?;
         self.sign_policy()?;
-        if self.state.init != InitProgress::Done {
+        if self.state.init == InitProgress::Done {
+            self.recovery().run(progress).await?;
+        } else {
             init::run(self, progress).await?;
         }
         progress
@@ -122,6 +126,15 @@ impl Run<'_> {
             .await?;
         trust::show(warning, progress);
         Ok(())
+    }
+
+    fn recovery(&self) -> Recovery<'_> {
+        Recovery {
+            workspace: self.workspace,
+            state: &self.state,
+            provider: &*self.provider,
+            variants: self.variants,
+        }
     }
 
     /// Workers that are not wanted any more leave in order, and what is left of one whose machine is gone. Where there is no cluster yet, the next phase just ends their machines.

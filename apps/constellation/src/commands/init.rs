@@ -1,12 +1,10 @@
 //! Turns the first node into a cluster, over an attested session.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use atomic_file::Access;
 use attestation::{AttestedIdentity, ExpectedMembership, ExpectedStatements, Purpose, Verifiers};
-use attested_tls::{Endpoint, HandshakeError, Limits, PeerPolicy, channel};
 use base64::prelude::{BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, names};
 use cluster_types::ClusterId;
@@ -20,21 +18,21 @@ use grpc_api::init::{
 };
 use infrastructure::Machine;
 use key_derivation::MasterSecret;
-use polling::{Failed, Schedule};
+use polling::Schedule;
 use terminal::{Progress, Step};
 use tonic::Streaming;
 use tonic::transport::Channel;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::advice::{Advise, advise, given_up};
+use crate::bootstrapper::Caller;
+use crate::machines::last_words;
 use crate::output::{note, shown};
 use crate::run::{Run, expected_id, is_a_cluster, operator_of};
 use crate::{kubeconfig, machines, trust};
 
 /// Time limit from power-on to a bootstrapper that answers. Software emulation needs about half a minute.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
-/// The least time that a node gets to answer a connection.
-const ANSWER_LIMIT: Duration = Duration::from_secs(4);
 /// Time limit from the request to a cluster.
 const INIT_LIMIT: Duration = Duration::from_secs(1800);
 /// How often to look at something that sends no event.
@@ -75,81 +73,29 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
         .await
 }
 
-/// Tries until the node answers. A node that answers but is not the expected one is not tried again.
+/// Tries until the node answers.
 async fn connect(
     run: &Run<'_>,
     node: &Machine,
     verifiers: Verifiers,
     step: &Step<'_>,
 ) -> Result<(Channel, AttestedIdentity)> {
-    let endpoint = Endpoint::new(None, PeerPolicy::Attested(Arc::new(verifiers)));
-    let address = format!("{}:{}", node.host, node.ports.bootstrapper);
-    let begun = Instant::now();
-    let attempt = || async {
-        let endpoint = endpoint.clone().with_limits(Limits {
-            tls: answer_limit(begun.elapsed()),
-            ..Limits::default()
-        });
-        match channel(&endpoint, Purpose::Init, &address).await {
-            Ok(session) => match session.node {
-                Some(proven) => Ok((session.channel, proven.identity())),
-                None => Err(Failed::Stop(anyhow!("{} did not attest", node.name))),
-            },
-            Err(error) if is_booting(&error) => Err(machines::retry(&*run.provider, error)),
-            Err(error) => Err(Failed::Stop(not_what_it_should_be(run, node, error))),
-        }
-    };
+    let caller = Caller::new(&*run.provider, verifiers);
     step.detail(&format!("{} is booting", node.name));
     let show = |_: &Error, _| {
-        if let Some(line) = last_words(run, node) {
+        if let Some(line) = last_words(&*run.provider, node) {
             step.detail(&line);
         }
     };
-    let connected = Schedule::every(INTERVAL, BOOT_LIMIT).poll(attempt, show).await;
-    connected.map_err(|error| {
+    let called = Schedule::every(INTERVAL, BOOT_LIMIT)
+        .poll(|| caller.call(node, Purpose::Init), show)
+        .await;
+    let (channel, proven) = called.map_err(|error| {
         let error = given_up(error, &format!("{} did not answer", node.name));
-        advise(
-            error,
-            console(run, node),
-            "read the node's console above, then run the same command again",
-        )
-    })
-}
-
-/// A machine that has stopped explains more than its broken session.
-fn not_what_it_should_be(run: &Run<'_>, node: &Machine, error: HandshakeError) -> Error {
-    if let Err(stopped) = machines::check_running(&*run.provider) {
-        return stopped;
-    }
-    let error = Error::new(error).context(format!("{} is not the expected node", node.name));
-    advise(
-        error,
-        Vec::new(),
-        "compare the image's reference-values.json with the image; if they belong together, someone has changed what the \
-         node runs or whom it obeys",
-    )
-}
-
-/// The port forwarder accepts a connection long before the node does, and then offers it to the node at growing intervals; a new
-/// connection gets through at once. A machine that boots slowly also answers slowly.
-fn answer_limit(waited: Duration) -> Duration {
-    (waited / 4).max(ANSWER_LIMIT)
-}
-
-/// The port forwarder accepts connections before anything on the node listens, and then resets them.
-fn is_booting(error: &HandshakeError) -> bool {
-    matches!(error, HandshakeError::Io(_) | HandshakeError::TimedOut(_))
-}
-
-/// The last line that one of our programs wrote to the node's console.
-fn last_words(run: &Run<'_>, node: &Machine) -> Option<String> {
-    let lines = console(run, node);
-    let words = lines.iter().rev().find_map(|line| line.split_once("constellation: "));
-    words.map(|(_, words)| format!("{}: {words}", node.name))
-}
-
-fn console(run: &Run<'_>, node: &Machine) -> Vec<String> {
-    run.provider.console(&node.name)
+        let next = "read the node's console above, then run the same command again";
+        advise(error, run.provider.console(&node.name), next)
+    })?;
+    Ok((channel, proven.identity()))
 }
 
 /// From here on the node may have begun, so its disk cannot be used for another attempt.
@@ -333,11 +279,5 @@ mod tests {
             kms_uri(&secret),
             "kms://cluster-kms?key=-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_v7-_s=&salt=__________________________________________8="
         );
-    }
-
-    #[test]
-    fn a_machine_that_boots_slowly_is_given_more_time_to_answer() {
-        let limits = [0, 16, 60, 400].map(|waited| answer_limit(Duration::from_secs(waited)).as_secs());
-        assert_eq!(limits, [4, 4, 15, 100]);
     }
 }

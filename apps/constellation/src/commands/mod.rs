@@ -10,6 +10,7 @@ mod node;
 mod nodes;
 mod policy;
 mod publish;
+mod recover;
 mod status;
 mod terminate;
 mod verify;
@@ -38,6 +39,7 @@ pub(crate) async fn run(arguments: Arguments, providers: &dyn Providers, variant
             sources,
         }) => config::generate(&workspace()?, provider, name, &sources, variants).await?,
         Command::Apply(confirmation) => apply::run(&workspace()?, confirmation.yes, providers, variants).await?,
+        Command::Recover => recover::run(&workspace()?, providers, variants).await?,
         Command::Mini(MiniCommand::Up { sources, .. }) => {
             mini::up(arguments.workspace.as_std_path(), &sources, providers, variants).await?;
         }

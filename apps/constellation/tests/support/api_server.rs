@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use cluster_config::{InitProgress, Workspace};
 use key_derivation::cluster_id;
 use serde_json::json;
+use test_machines::{SOFTWARE_TPM, Technology};
 
 use super::Host;
 
@@ -45,7 +46,12 @@ fn respond(mut stream: TcpStream, status: &str, answer: impl Fn(&str) -> String)
 
 /// A cluster as far as the program knows. Its API server is at this port.
 pub(crate) fn made(port: u16) -> Host {
-    let host = Host::new();
+    made_of(SOFTWARE_TPM, port)
+}
+
+/// The same with machines of this technology.
+pub(crate) fn made_of(technology: &'static dyn Technology, port: u16) -> Host {
+    let host = Host::with(technology);
     host.configure();
     host.until(&["mini", "up"], "control-plane-0 is booting\n").kill();
     let workspace = Workspace::open(&host.workspace()).unwrap();

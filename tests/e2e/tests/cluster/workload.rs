@@ -279,7 +279,7 @@ fn service() -> Value {
     })
 }
 
-fn pod(name: &str, node: &str, arguments: &[&str]) -> Value {
+pub(crate) fn pod(name: &str, node: &str, arguments: &[&str]) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",

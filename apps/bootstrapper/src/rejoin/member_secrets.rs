@@ -1,0 +1,11 @@
+use cluster_policy::BelievedPolicy;
+use cluster_types::NodeRole;
+use secret::{MeasurementSecret, StateDiskKey};
+
+/// What opens the state disk again, and which member this node was: as a control plane of the operator's cluster says, or the operator.
+pub(super) struct MemberSecrets {
+    pub(super) role: NodeRole,
+    pub(super) policy: BelievedPolicy,
+    pub(super) state_disk_key: StateDiskKey,
+    pub(super) measurement_secret: MeasurementSecret,
+}
