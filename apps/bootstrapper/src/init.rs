@@ -9,6 +9,7 @@ use attestation::Membership;
 use cluster_objects::JoinConfig;
 use cluster_types::NodeRole;
 use deployment::PodNetwork;
+use key_derivation::DiskOwner;
 use kubeadm::{ClusterSettings, InitError, Kubeconfig};
 use polling::PollError;
 
@@ -110,8 +111,12 @@ async fn run(
 
 async fn rekey_disk(node: &ThisNode, locked: &Locked, request: &InitRequest) -> Result<(), InitialiseError> {
     let disk = disk_uuid(&node.disk).await?;
-    let machine = node.attester.identity();
-    let key = request.master_secret.kek().state_disk_key(disk, machine.as_bytes());
+    let owner = DiskOwner {
+        cluster: request.cluster,
+        machine: *node.attester.identity().as_bytes(),
+        role: NodeRole::ControlPlane,
+    };
+    let key = request.master_secret.kek().state_disk_key(disk, &owner);
     rekey(locked, &node.disk, disk, key).await?;
     Ok(())
 }

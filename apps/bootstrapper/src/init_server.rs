@@ -6,7 +6,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use attested_tls::Peer;
+use attestation::Purpose;
+use attested_tls::peer;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use cloud_metadata::InitSecretHash;
 use cluster_types::ClusterId;
@@ -93,29 +94,30 @@ impl InitServer {
 impl Api for InitServer {
     type InitStream = ReceiverStream<Result<InitResponse, Status>>;
 
-    /// 1. The caller presents the init secret.
-    /// 2. The request is parsed.
-    /// 3. The master secret must be that of the operator whom this node obeys.
-    /// 4. An initialisation is started, or the running one is found.
-    /// 5. Its events are sent from the first one on, followed by the journal after a failure.
+    /// 1. The session is for `init`.
+    /// 2. The caller presents the init secret.
+    /// 3. The request is parsed.
+    /// 4. The master secret must be that of the operator whom this node obeys.
+    /// 5. An initialisation is started, or the running one is found.
+    /// 6. Its events are sent from the first one on, followed by the journal after a failure.
     ///
     /// # Cancel safety
     /// A lost connection does not stop the initialisation.
     async fn init(&self, request: Request<InitMessage>) -> Result<Response<Self::InitStream>, Status> {
-        let address = request.extensions().get::<Peer>().map(|peer| peer.address);
+        let address = peer(&request, Purpose::Init)?.address;
         let message = request.into_inner();
         if !is_init_secret(&self.node.hints.init_secret_hash, &message.init_secret) {
-            warn!(?address, "init refused: wrong init secret");
+            warn!(%address, "init refused: wrong init secret");
             return Err(Status::permission_denied("init refused"));
         }
         let request = InitRequest::parse(message).map_err(|invalid| Status::invalid_argument(invalid.to_string()))?;
         if OperatorKey::of(&request.master_secret).public() != self.node.hints.operator {
-            warn!(?address, "init refused: the master secret is another operator's");
+            warn!(%address, "init refused: the master secret is another operator's");
             let refusal = "kms_uri: this master secret belongs to another operator than the one this node obeys";
             return Err(Status::failed_precondition(refusal));
         }
         let current = self.start_or_attach(request)?;
-        info!(?address, cluster = %current.cluster, "init accepted");
+        info!(%address, cluster = %current.cluster, "init accepted");
 
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let node = self.node.clone();

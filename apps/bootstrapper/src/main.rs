@@ -1,5 +1,5 @@
 //! Makes a node part of a cluster. systemd starts it; by then the root file system is verified and the state disk is open. On a node that was part
-//! of one before a reboot, the disk-mapper starts it first, to open that disk with the cluster's help.
+//! of one before a reboot, the disk-mapper starts it first, to open that disk with the cluster's or the operator's help.
 //!
 //! A new node offers the init API to the CLI and asks join services for a ticket, side by side; whichever comes first takes
 //! the node lock. On a node that was a member before, it starts the kubelet. The first node goes on to deploy what its image runs in the
@@ -7,7 +7,7 @@
 //!
 //! # Invariants
 //!
-//! - The membership is measured once per boot, before the disk gets one of the cluster's keys, or, when a worker comes back,
+//! - The membership is measured once per boot, before the disk gets one of the cluster's keys, or, when a member comes back,
 //!   before anything on its disk is read.
 //! - Nothing that metadata says is believed: names, roles and addresses are requests, and what mirrors deliver is pinned by hashes.
 //! - A node that failed half-way powers off. It never stays reachable and never tries another cluster.

@@ -75,8 +75,8 @@ pub(crate) enum RejoinError {
 /// 1. The operator is measured. The membership is not: nobody sends a disk's key to a node that may have it already.
 /// 2. Two things go on side by side until a key opens the disk: control planes of the operator's cluster are asked for a ticket, and the
 ///    operator can bring the same.
-/// 3. The membership is measured: a worker of that cluster, or the role that the operator says. Nothing on the disk says otherwise, because root
-///    on this node may have written it.
+/// 3. The membership is measured: of that cluster, in the role for which the key opened the disk. Nothing on the disk says otherwise, because
+///    root on this node may have written it.
 /// 4. Only now is the file system mounted. It must be that of such a member of this cluster which has not seen a newer policy.
 ///
 /// # Security
@@ -189,6 +189,7 @@ async fn ask(
     let session = TicketSession::open(node, endpoint, Purpose::Rejoin, address).await?;
     let request = IssueRejoinTicketRequest {
         disk_uuid: disk.to_string(),
+        is_control_plane: node.hints.this_node.role == NodeRole::ControlPlane,
     };
     let response = answered(session.client().issue_rejoin_ticket(request)).await?;
     let ticket = MemberSecrets::of_ticket(response, &session, node, disk)?;
@@ -232,8 +233,8 @@ impl MemberSecrets {
             return Err(InvalidTicket::UnwantedMasterSecret);
         }
         Ok(Self {
-            // A control plane's disk is opened by the operator alone.
-            role: NodeRole::Worker,
+            // The platform's word, which the key confirms: it is for a disk of a node in this role.
+            role: node.hints.this_node.role,
             policy,
             state_disk_key,
             measurement_secret,

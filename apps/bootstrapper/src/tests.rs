@@ -14,6 +14,7 @@ use digest::Digest;
 use grpc_api::init::api_client::ApiClient;
 use grpc_api::init::init_response::Kind;
 use grpc_api::init::{InitRequest as InitMessage, InitResponse};
+use key_derivation::DiskOwner;
 use node_secrets::SHARED_FILES;
 use operator_key::OperatorKey;
 use test_machines::{Technology, for_each_technology};
@@ -132,11 +133,13 @@ async fn a_node_becomes_the_first_of_a_cluster(technology: &'static dyn Technolo
 
     assert!(node.node.attester.membership().unwrap().is(&first_of_cluster()));
     let request = InitRequest::parse(message()).unwrap();
-    let disk_key = *request
-        .master_secret
-        .kek()
-        .state_disk_key(DISK.parse().unwrap(), node.node.attester.identity().as_bytes())
-        .expose();
+    let owner = DiskOwner {
+        cluster: cluster(),
+        machine: *node.node.attester.identity().as_bytes(),
+        role: NodeRole::ControlPlane,
+    };
+    let kek = request.master_secret.kek();
+    let disk_key = *kek.state_disk_key(DISK.parse().unwrap(), &owner).expose();
     assert_eq!(node.disk.keys(), [disk_key]);
     assert_eq!(node.node.files.load_state().unwrap().stage, Stage::Member);
     let secret = node.file("run/state/constellation/master-secret.json");

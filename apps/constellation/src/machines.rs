@@ -37,7 +37,12 @@ pub(crate) fn first_node(infrastructure: &Infrastructure) -> Result<Machine> {
 
 /// Fails if a machine has stopped, with the reason on its console, or is paused.
 pub(crate) fn check_running(provider: &dyn Provider) -> Result<()> {
-    for machine in provider.machines()? {
+    check_running_of(provider, |_| true)
+}
+
+/// The same, for some of the machines.
+pub(crate) fn check_running_of(provider: &dyn Provider, is_meant: impl Fn(&Machine) -> bool) -> Result<()> {
+    for machine in provider.machines()?.into_iter().filter(is_meant) {
         match machine.status {
             MachineStatus::Stopped { reason, console } => {
                 let error = anyhow!("{} stopped: {}", machine.name, shown(&reason));

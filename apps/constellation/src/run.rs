@@ -78,13 +78,7 @@ impl<'a> Run<'a> {
     /// one serial would exclude each other.
     pub(crate) fn sign_policy(&mut self) -> Result<()> {
         let secret = self.workspace.master_secret()?;
-        let (operator, cluster) = (OperatorKey::of(&secret), expected_id(&self.state, &secret));
-        if let Some(actual) = self.state.cluster_id.filter(|actual| *actual != cluster) {
-            let error = anyhow!(
-                "the master secret and the measurement salt yield cluster id {cluster}, but this is cluster {actual}"
-            );
-            return Err(error).advise("restore constellation-state.yaml from a backup");
-        }
+        let (operator, cluster) = (OperatorKey::of(&secret), id_of_cluster(&self.state, &secret)?);
         let wanted = ClusterPolicy {
             cluster,
             serial: 1,
@@ -98,6 +92,15 @@ impl<'a> Run<'a> {
         let Some(policy) = wanted.succeeding(newest.as_deref()) else {
             return Ok(());
         };
+        if self.state.init == InitProgress::Done {
+            // Nothing that it says can be changed yet, whatever the rest of the state claims that the cluster was made from.
+            let error = anyhow!(
+                "the cluster's policy does not say what the workspace wants: another image or Kubernetes, or there is no policy"
+            );
+            return Err(error).advise(
+                "restore constellation-state.yaml and constellation-conf.yaml of this cluster, and the image, from a backup",
+            );
+        }
         let signed = BelievedPolicy::sign(&policy, &operator).context("cannot sign the cluster policy")?;
         self.state.policy = Some(signed.into_signed());
         Ok(self.workspace.save_state(&self.state)?)
@@ -202,6 +205,20 @@ pub(crate) fn is_a_cluster(state: &mut ClusterState, first: &Machine, id: Cluste
 /// The cluster id that the master secret gives.
 pub(crate) fn expected_id(state: &ClusterState, secret: &MasterSecret) -> ClusterId {
     cluster_id(&secret.kek().measurement_secret(), &state.measurement_salt)
+}
+
+/// The same, which must be that of the cluster that exists, if one does.
+pub(crate) fn id_of_cluster(state: &ClusterState, secret: &MasterSecret) -> Result<ClusterId> {
+    let derived = expected_id(state, secret);
+    match state.cluster_id.filter(|actual| *actual != derived) {
+        None => Ok(derived),
+        Some(actual) => {
+            let error = anyhow!(
+                "the master secret and the measurement salt yield cluster id {derived}, but this is cluster {actual}"
+            );
+            Err(error).advise("restore constellation-state.yaml from a backup")
+        }
+    }
 }
 
 /// An error if a cluster cannot become what is wanted. Nothing of it is applied then, not even what could be.

@@ -6,16 +6,19 @@ mod support;
 
 use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use attestation::{MeasuringAttester, Purpose, ReportBinding};
+use attestation::{MeasuringAttester, Membership, Purpose, ReportBinding};
 use attested_tls::{Endpoint, Peer, PeerPolicy, incoming};
 use cluster_config::{ClusterState, Workspace};
-use cluster_types::OperatorPublicKey;
+use cluster_policy::{BelievedPolicy, ClusterPolicy};
+use cluster_types::{ClusterId, NodeRole, OperatorPublicKey};
 use digest::Digest;
 use grpc_api::recover::api_server::{Api, ApiServer};
 use grpc_api::recover::{DescribeRequest, DescribeResponse, RecoverRequest, RecoverResponse};
+use key_derivation::DiskOwner;
 use operator_key::{OperatorKey, SignatureDomain};
-use support::api_server::{api_server, made_of};
+use support::api_server::{api_server, api_server_with, made_of};
 use support::{Host, stderr};
 use test_machines::{Machine, SOFTWARE_TPM, Technology, for_each_technology};
 use tokio::net::TcpListener;
@@ -28,6 +31,10 @@ for_each_technology!(sync:
     a_node_of_another_operator_gets_nothing,
     a_node_with_a_new_disk_gets_nothing,
     why_a_node_cannot_come_back_is_told_with_its_console,
+    a_control_plane_that_has_just_come_back_is_waited_for,
+    a_worker_in_its_place_gets_nothing,
+    a_policy_of_another_cluster_of_the_operator_opens_nothing,
+    it_is_done_when_the_api_server_answers,
 );
 
 const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
@@ -42,6 +49,8 @@ type Sent = Arc<Mutex<Vec<(RecoverRequest, ReportBinding)>>>;
 struct Waiting {
     sent: Sent,
     refusal: Option<&'static str>,
+    attester: Arc<dyn MeasuringAttester>,
+    was: Membership,
 }
 
 #[tonic::async_trait]
@@ -54,7 +63,10 @@ impl Api for Waiting {
         let binding = request.extensions().get::<Peer>().unwrap().own_binding.unwrap();
         self.sent.lock().unwrap().push((request.into_inner(), binding));
         match self.refusal {
-            None => Ok(Response::new(RecoverResponse {})),
+            None => {
+                self.attester.measure_membership(&self.was).unwrap();
+                Ok(Response::new(RecoverResponse {}))
+            }
             Some(reason) => Err(Status::failed_precondition(reason)),
         }
     }
@@ -75,11 +87,15 @@ impl Restarted {
             .local_addr()
             .unwrap()
             .port();
+        Self::of(technology, closed, Sent::default())
+    }
+
+    fn of(technology: &'static dyn Technology, api_server: u16, sent: Sent) -> Self {
         let restarted = Self {
-            host: made_of(technology, closed),
+            host: made_of(technology, api_server),
             runtime: Runtime::new().unwrap(),
             machine: technology.power_on().unwrap(),
-            sent: Sent::default(),
+            sent,
         };
         let identity = Digest::new(*restarted.attester().identity().as_bytes());
         restarted.knows(identity);
@@ -115,12 +131,16 @@ impl Restarted {
 
     fn serves(&self, purposes: &'static [Purpose], refusal: Option<&'static str>, operator: &OperatorPublicKey) {
         let attester = self.attester();
-        attester.measure_operator(operator).unwrap();
+        if attester.statements().unwrap().operator.is_nothing() {
+            attester.measure_operator(operator).unwrap();
+        }
         let peer = PeerPolicy::Unattested { reason: "a test" };
-        let endpoint = Arc::new(Endpoint::new(Some(attester), peer));
+        let endpoint = Arc::new(Endpoint::new(Some(attester.clone()), peer));
         let waiting = Waiting {
             sent: self.sent.clone(),
             refusal,
+            attester,
+            was: self.was(NodeRole::ControlPlane),
         };
         let nodes = self.state().infrastructure.unwrap().nodes;
         let node = nodes.iter().find(|node| node.name.as_str() == "control-plane-0");
@@ -130,6 +150,17 @@ impl Restarted {
             let server = tonic::transport::Server::builder().add_service(ApiServer::new(waiting));
             tokio::spawn(server.serve_with_incoming(sessions));
         });
+    }
+
+    /// It has measured this before it answers.
+    fn is(&self, role: NodeRole) {
+        let attester = self.attester();
+        attester.measure_operator(&self.operator()).unwrap();
+        attester.measure_membership(&self.was(role)).unwrap();
+    }
+
+    fn was(&self, role: NodeRole) -> Membership {
+        Membership::new(self.state().cluster_id.unwrap(), role)
     }
 
     /// `recover`, which fails.
@@ -147,7 +178,9 @@ fn a_control_plane_gets_what_opens_its_disk_and_no_more(technology: &'static dyn
         let running = restarted.host.until(command, RECOVERING);
         let (_, worth) = running.said.split_once(REACHING).unwrap();
         assert!(worth.contains(WORTH), "{}", running.said);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while restarted.sent.lock().unwrap().is_empty() {
+            assert!(Instant::now() < deadline, "nothing was sent: {}", running.said);
             std::thread::yield_now();
         }
         running.kill();
@@ -167,7 +200,12 @@ fn a_control_plane_gets_what_opens_its_disk_and_no_more(technology: &'static dyn
             .unwrap();
         let kek = restarted.workspace().master_secret().unwrap().kek();
         let identity = restarted.attester().identity();
-        let key = kek.state_disk_key(DISK.parse().unwrap(), identity.as_bytes());
+        let owner = DiskOwner {
+            cluster: restarted.state().cluster_id.unwrap(),
+            machine: *identity.as_bytes(),
+            role: NodeRole::ControlPlane,
+        };
+        let key = kek.state_disk_key(DISK.parse().unwrap(), &owner);
         assert_eq!(state_disk_key, key.expose());
         assert_eq!(measurement_secret, kek.measurement_secret().expose());
         assert_eq!(cluster_policy, restarted.state().policy.unwrap().as_bytes());
@@ -215,6 +253,57 @@ fn why_a_node_cannot_come_back_is_told_with_its_console(technology: &'static dyn
     }
 }
 
+/// Between the answer to the operator and its end, its bootstrapper still listens.
+fn a_control_plane_that_has_just_come_back_is_waited_for(technology: &'static dyn Technology) {
+    let restarted = Restarted::new(technology);
+    restarted.is(NodeRole::ControlPlane);
+    restarted.waits();
+    restarted.host.until(&["recover"], "control-plane-0: starting\n").kill();
+    assert!(restarted.sent.lock().unwrap().is_empty());
+}
+
+fn a_worker_in_its_place_gets_nothing(technology: &'static dyn Technology) {
+    let restarted = Restarted::new(technology);
+    restarted.is(NodeRole::Worker);
+    restarted.waits();
+    let said = restarted.fails();
+    assert!(said.contains("control-plane-0 is not the expected node"), "{said}");
+}
+
+/// Whoever edits the state puts in a policy with another image that the operator signed for a former cluster.
+fn a_policy_of_another_cluster_of_the_operator_opens_nothing(technology: &'static dyn Technology) {
+    let restarted = Restarted::new(technology);
+    restarted.waits();
+    let mut state = restarted.state();
+    let policy = state.policy.unwrap().believe(|_| true).unwrap();
+    let former = ClusterPolicy {
+        cluster: ClusterId::new([9; 32]),
+        ..(*policy).clone()
+    };
+    let operator = OperatorKey::of(&restarted.workspace().master_secret().unwrap());
+    state.policy = Some(BelievedPolicy::sign(&former, &operator).unwrap().into_signed());
+    restarted.workspace().save_state(&state).unwrap();
+    let said = restarted.fails();
+    assert!(said.contains("the cluster policy is for cluster 0909"), "{said}");
+    assert!(restarted.sent.lock().unwrap().is_empty());
+}
+
+fn it_is_done_when_the_api_server_answers(technology: &'static dyn Technology) {
+    let sent = Sent::default();
+    let recovered = sent.clone();
+    let api_server = api_server_with(move |_| {
+        let is_up = !recovered.lock().unwrap().is_empty();
+        let status = if is_up { "200 OK" } else { "503 Service Unavailable" };
+        (status, "{}".to_owned())
+    });
+    let restarted = Restarted::of(technology, api_server, sent);
+    restarted.waits();
+    let output = restarted.host.run(&["recover"]);
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(restarted.sent.lock().unwrap().len(), 1, "{said}");
+}
+
 #[test]
 fn a_cluster_that_answers_needs_no_recovery() {
     let host = made_of(SOFTWARE_TPM, api_server("200 OK", |_| "ok".to_owned()));
@@ -239,4 +328,9 @@ fn a_machine_that_stopped_is_started_by_apply() {
     restarted.host.machines().stop("control-plane-0", "the power failed");
     let said = restarted.fails();
     assert!(said.contains("the power failed"), "{said}");
+    assert!(said.ends_with(&format!("Next: {}\n", test_provider::ADVICE)), "{said}");
+    let running = restarted.host.until(&["apply", "--yes"], REACHING);
+    assert!(running.said.contains("starting the machines"), "{}", running.said);
+    running.kill();
+    assert_eq!(restarted.host.machines().starts("control-plane-0"), 2);
 }

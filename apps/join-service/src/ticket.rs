@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use attested_tls::AttestedNode;
 use cluster_objects::{Cluster, CreateBootstrapTokenError, NodeRecordError, ReadComponentsError};
 use cluster_policy::UnlistedRelease;
-use cluster_types::{Cidr, DiskUuid, NodeName, ParseDiskUuidError, ParseNodeNameError};
+use cluster_types::{Cidr, DiskUuid, NodeName, NodeRole, ParseDiskUuidError, ParseNodeNameError};
 use grpc_api::join::{
     IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest, IssueRejoinTicketResponse,
 };
@@ -160,13 +160,18 @@ impl TicketIssuer {
         node: &AttestedNode,
         request: IssueRejoinTicketRequest,
     ) -> Result<IssueRejoinTicketResponse, IssueTicketError> {
-        let IssueRejoinTicketRequest { disk_uuid } = request;
+        let IssueRejoinTicketRequest {
+            disk_uuid,
+            is_control_plane,
+        } = request;
         let disk: DiskUuid = disk_uuid.parse()?;
         let in_force = self.config.in_force();
         let member = self.cluster.must_have_a_name(node.identity()).await;
         member.map_err(IssueTicketError::NotAMember)?;
+        let role = NodeRole::requested(is_control_plane);
+        let readmitted = self.keys.readmit(node.presented(), presented(&in_force), disk, role);
         Ok(IssueRejoinTicketResponse {
-            sealed_secrets: self.keys.readmit(node.presented(), presented(&in_force), disk).await?,
+            sealed_secrets: readmitted.await?,
             cluster_policy: in_force.policy.as_bytes().to_vec(),
         })
     }

@@ -18,6 +18,7 @@ use grpc_api::join::{IssueJoinTicketRequest, IssueRejoinTicketRequest};
 use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
+use key_derivation::DiskOwner;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use kubernetes_components::{Component, ComponentList};
@@ -60,7 +61,10 @@ fn request_at(name: &str, address: [u8; 4]) -> IssueJoinTicketRequest {
 }
 
 fn rejoin(disk: &str) -> IssueRejoinTicketRequest {
-    IssueRejoinTicketRequest { disk_uuid: disk.into() }
+    IssueRejoinTicketRequest {
+        disk_uuid: disk.into(),
+        is_control_plane: false,
+    }
 }
 
 /// The refusal is of this kind, names the field and gives the reason.
@@ -94,7 +98,12 @@ async fn nodes_get_what_is_theirs_and_nothing_else(technology: &'static dyn Tech
     let Admitted { ticket, secrets } = admitted.unwrap_or_else(|error| panic!("{error}\n{}", control_plane.logs()));
     let key_of = |node: &JoiningNode, disk| {
         let identity = node.attester().identity();
-        *kek.state_disk_key(disk, identity.as_bytes()).expose()
+        let owner = DiskOwner {
+            cluster: control_plane.cluster_id(),
+            machine: *identity.as_bytes(),
+            role: NodeRole::Worker,
+        };
+        *kek.state_disk_key(disk, &owner).expose()
     };
     assert_eq!(*secrets.state_disk_key.expose(), key_of(&worker, secrets.disk));
     assert_eq!(secrets.measurement_secret.expose(), kek.measurement_secret().expose());

@@ -3,7 +3,7 @@
 use attestation::{
     Direction, Evidence, Nonce, ParseEvidenceError, Purpose, SessionEvidence, SessionParts, UnknownPurpose,
 };
-use cluster_types::{DiskUuid, MeasurementSalt, ParseDiskUuidError, SealingPublicKey};
+use cluster_types::{DiskUuid, MeasurementSalt, NodeRole, ParseDiskUuidError, SealingPublicKey};
 use digest::Digest;
 use grpc_api::kms;
 
@@ -24,8 +24,8 @@ pub(crate) enum Wanted {
     Worker,
     /// To become a control plane, with this role grant.
     ControlPlane(Vec<u8>),
-    /// To open this disk again.
-    Disk(DiskUuid),
+    /// To open this disk again, in this role.
+    Disk(DiskUuid, NodeRole),
 }
 
 /// An invalid field.
@@ -67,6 +67,17 @@ fn purpose_in(what: &'static str, text: &str) -> Result<Purpose, InvalidRequest>
     purpose.map_err(|source| InvalidRequest::UnknownPurpose { what, source })
 }
 
+impl Wanted {
+    /// The role that the node's disk has, or will have.
+    pub(crate) const fn role(&self) -> NodeRole {
+        match self {
+            Self::Worker => NodeRole::Worker,
+            Self::ControlPlane(_) => NodeRole::ControlPlane,
+            Self::Disk(_, role) => *role,
+        }
+    }
+}
+
 impl Request {
     pub(crate) fn parse_admit(message: kms::AdmitNodeRequest) -> Result<Self, InvalidRequest> {
         let kms::AdmitNodeRequest {
@@ -88,8 +99,10 @@ impl Request {
             session,
             policy,
             disk_uuid,
+            is_control_plane,
         } = message;
-        Self::new(session, policy, Wanted::Disk(disk_uuid.parse()?))
+        let role = NodeRole::requested(is_control_plane);
+        Self::new(session, policy, Wanted::Disk(disk_uuid.parse()?, role))
     }
 
     fn new(
@@ -99,7 +112,7 @@ impl Request {
     ) -> Result<Self, InvalidRequest> {
         let purpose = match &wanted {
             Wanted::Worker | Wanted::ControlPlane(_) => Purpose::Join,
-            Wanted::Disk(_) => Purpose::Rejoin,
+            Wanted::Disk(..) => Purpose::Rejoin,
         };
         let kms::PresentedPolicy {
             cluster_policy,
@@ -210,6 +223,7 @@ mod tests {
             }),
             policy: Some(policy()),
             disk_uuid: disk.into(),
+            is_control_plane: true,
         })
     }
 
@@ -235,7 +249,8 @@ mod tests {
         assert_eq!(sealing_key, SealingPublicKey::new([5; 32]));
         assert_eq!((policy, measurement_salt), (vec![6], MeasurementSalt::new([7; 32])));
         assert!(matches!(wanted, Wanted::Worker));
-        assert!(matches!(check_rejoin("rejoin", DISK).unwrap().wanted, Wanted::Disk(_)));
+        let wanted = check_rejoin("rejoin", DISK).unwrap().wanted;
+        assert!(matches!(wanted, Wanted::Disk(_, NodeRole::ControlPlane)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use grpc_api::kms::{
     AdmitNodeRequest, AdmitNodeResponse, DrawNonceRequest, DrawNonceResponse, ReadmitNodeRequest, ReadmitNodeResponse,
 };
 use jiff::Timestamp;
-use key_derivation::{Label, MasterSecret};
+use key_derivation::{DiskOwner, Label, MasterSecret};
 use node_secrets::{ControlPlaneSecrets, KeyServiceKey, NodeSecrets, SealError, seal};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
@@ -214,7 +214,7 @@ impl Releases {
         let secrets = self.secrets(&request.wanted, machine, in_force)?;
         let sealed = seal(&secrets, &request.sealing_key, binding, &self.signer)?;
         Ok(Release {
-            keys: key_ids(&secrets, machine),
+            keys: key_ids(&secrets, owner_of_disk(&request.wanted, machine, in_force)),
             sealed,
         })
     }
@@ -229,18 +229,18 @@ impl Releases {
         let kek = self.master_secret.kek();
         let disk = match wanted {
             Wanted::Worker | Wanted::ControlPlane(_) => DiskUuid::from(Uuid::new_v4()),
-            Wanted::Disk(disk) => *disk,
+            Wanted::Disk(disk, _) => *disk,
         };
         let control_plane = match wanted {
             Wanted::ControlPlane(_) => Some(ControlPlaneSecrets {
                 master_secret: self.master_secret.duplicate(),
                 files: self.shared_files.read()?,
             }),
-            Wanted::Worker | Wanted::Disk(_) => None,
+            Wanted::Worker | Wanted::Disk(..) => None,
         };
         Ok(NodeSecrets {
             disk,
-            state_disk_key: kek.state_disk_key(disk, machine.as_bytes()),
+            state_disk_key: kek.state_disk_key(disk, &owner_of_disk(wanted, machine, in_force)),
             measurement_secret: kek.measurement_secret(),
             policy: Digest::of(in_force.policy.as_bytes()),
             cluster_ca: self.shared_files.cluster_ca()?,
@@ -271,10 +271,18 @@ impl Releases {
     }
 }
 
-fn key_ids(secrets: &NodeSecrets, machine: AttestedIdentity) -> Vec<String> {
+fn owner_of_disk(wanted: &Wanted, machine: AttestedIdentity, in_force: &InForce) -> DiskOwner {
+    DiskOwner {
+        cluster: in_force.policy.cluster,
+        machine: *machine.as_bytes(),
+        role: wanted.role(),
+    }
+}
+
+fn key_ids(secrets: &NodeSecrets, owner: DiskOwner) -> Vec<String> {
     let disk = Label::StateDisk {
         disk: secrets.disk,
-        machine: *machine.as_bytes(),
+        owner,
     };
     let of_control_plane = secrets.control_plane.as_ref().map(|_| ["masterSecret", "sharedFiles"]);
     let labels = [disk, Label::MeasurementSecret].map(|label| label.to_string());

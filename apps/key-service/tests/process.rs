@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop there")]
 
+use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use attestation::{BindingParts, Membership, Nonce, Purpose, SessionEvidence, Ses
 use cluster_policy::BelievedPolicy;
 use cluster_types::{ClusterId, DiskUuid, MeasurementSalt, NodeRole, OperatorPublicKey, SealingPublicKey};
 use digest::Digest;
+use key_derivation::DiskOwner;
 use key_service_client::{KeyServiceClient, KeyServiceError, PresentedPolicy, WantedRole};
 use node_secrets::{NodeSecrets, SHARED_FILES};
 use operator_key::OperatorKey;
@@ -25,7 +27,7 @@ const DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
 for_each_technology!(async:
     a_worker_gets_its_secrets_and_they_are_on_record,
     a_control_plane_needs_the_operators_grant,
-    a_disk_has_another_key_for_each_machine,
+    a_disk_has_another_key_for_each_machine_and_role,
     a_nonce_is_good_for_one_release,
     evidence_that_is_not_for_this_session_releases_nothing,
     nodes_that_are_not_what_they_should_be_get_nothing,
@@ -104,7 +106,13 @@ async fn a_worker_gets_its_secrets_and_they_are_on_record(technology: &'static d
 
     let secrets = open(&service, &node, &session, &sealed);
     let (kek, identity) = (service.master_secret().kek(), node.attester().identity());
-    let key = kek.state_disk_key(secrets.disk, identity.as_bytes());
+    let cluster = service.config().cluster;
+    let owner = DiskOwner {
+        cluster,
+        machine: *identity.as_bytes(),
+        role: NodeRole::Worker,
+    };
+    let key = kek.state_disk_key(secrets.disk, &owner);
     assert_eq!(secrets.state_disk_key.expose(), key.expose());
     assert_eq!(secrets.measurement_secret.expose(), kek.measurement_secret().expose());
     assert_eq!(secrets.policy, Digest::of(service.config().policy().as_bytes()));
@@ -119,7 +127,7 @@ async fn a_worker_gets_its_secrets_and_they_are_on_record(technology: &'static d
     assert_eq!(record["purpose"], "join");
     assert_eq!(record["machine"], identity.to_string());
     assert_eq!(record["policy_serial"], 1);
-    let disk_key = format!("stateDisk-{}-{identity}", secrets.disk);
+    let disk_key = format!("stateDisk-{}-{cluster}-{identity}-worker", secrets.disk);
     assert_eq!(record["keys"], serde_json::json!([disk_key, "measurementSecret"]));
     for secret in [key.expose(), kek.measurement_secret().expose()] {
         let text = hex::encode(secret);
@@ -233,7 +241,7 @@ async fn a_control_plane_needs_the_operators_grant(technology: &'static dyn Tech
 }
 
 /// Root on a worker asks for the disk of the first node.
-async fn a_disk_has_another_key_for_each_machine(technology: &'static dyn Technology) {
+async fn a_disk_has_another_key_for_each_machine_and_role(technology: &'static dyn Technology) {
     let service = start(technology).await;
     let disk: DiskUuid = DISK.parse().unwrap();
     let policy = service.config().policy();
@@ -242,18 +250,19 @@ async fn a_disk_has_another_key_for_each_machine(technology: &'static dyn Techno
         JoiningNode::boot(technology).unwrap(),
         JoiningNode::boot(technology).unwrap(),
     ] {
-        for _ in 0..2 {
+        for role in [NodeRole::Worker, NodeRole::Worker, NodeRole::ControlPlane] {
             let session = in_session(&service, &node, Purpose::Rejoin).await;
             let client = service.client();
-            let sealed = client.readmit(&session, by(&policy), disk).await.unwrap();
+            let sealed = client.readmit(&session, by(&policy), disk, role).await.unwrap();
             let secrets = open(&service, &node, &session, &sealed);
             assert_eq!(secrets.disk, disk);
             assert!(secrets.control_plane.is_none());
             keys.push(*secrets.state_disk_key.expose());
         }
     }
-    assert_eq!((keys[0], keys[2]), (keys[1], keys[3]));
-    assert_ne!(keys[0], keys[2]);
+    assert_eq!((keys[0], keys[3]), (keys[1], keys[4]));
+    let others: HashSet<_> = keys.iter().collect();
+    assert_eq!(others.len(), 4);
 }
 
 async fn a_nonce_is_good_for_one_release(technology: &'static dyn Technology) {
@@ -314,7 +323,9 @@ async fn evidence_that_is_not_for_this_session_releases_nothing(technology: &'st
     check_refused(admit(&service, &replayed, WantedRole::Worker).await, &not_bound);
     // What was presented to join, used to read a disk.
     let (client, policy) = (service.client(), service.config().policy());
-    let refused = client.readmit(&session, by(&policy), DISK.parse().unwrap()).await;
+    let refused = client
+        .readmit(&session, by(&policy), DISK.parse().unwrap(), NodeRole::Worker)
+        .await;
     check_refused(refused, "session.purpose: join, expected rejoin");
     let mut without_key = session.clone();
     without_key.parts.sealing_key = None;
@@ -341,7 +352,9 @@ async fn nodes_that_are_not_what_they_should_be_get_nothing(technology: &'static
         check_refused(admit(&service, &session, WantedRole::Worker).await, "contraindicated");
         let session = in_session(&service, &node, Purpose::Rejoin).await;
         let (client, policy) = (service.client(), service.config().policy());
-        let refused = client.readmit(&session, by(&policy), DISK.parse().unwrap()).await;
+        let refused = client
+            .readmit(&session, by(&policy), DISK.parse().unwrap(), NodeRole::Worker)
+            .await;
         check_refused(refused, "contraindicated");
     }
     assert_eq!(service.audit() + &service.refused(), "");

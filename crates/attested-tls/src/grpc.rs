@@ -52,17 +52,23 @@ pub struct AttestedChannel {
     pub own_binding: Option<ReportBinding>,
 }
 
+/// The caller of a request, in a session for this purpose.
+///
+/// # Errors
+/// `PERMISSION_DENIED` when the session is for another purpose.
+pub fn peer<T>(request: &Request<T>, purpose: Purpose) -> Result<&Peer, Status> {
+    let peer = request.extensions().get::<Peer>();
+    peer.filter(|peer| peer.purpose == purpose)
+        .ok_or_else(|| Status::permission_denied("the session is for another purpose"))
+}
+
 /// The attested caller of a request, for this purpose.
 ///
 /// # Errors
 /// `PERMISSION_DENIED` when the caller did not attest, or attested for another purpose.
 pub fn attested_node<T>(request: &Request<T>, purpose: Purpose) -> Result<&AttestedNode, Status> {
-    request
-        .extensions()
-        .get::<Peer>()
-        .and_then(|peer| peer.node.as_ref())
-        .filter(|node| node.purpose() == purpose)
-        .ok_or_else(|| Status::permission_denied("the session is not attested for this purpose"))
+    let node = peer(request, purpose).ok().and_then(|peer| peer.node.as_ref());
+    node.ok_or_else(|| Status::permission_denied("the session is not attested for this purpose"))
 }
 
 /// Accepts sessions for any of these purposes, for `serve_with_incoming`.

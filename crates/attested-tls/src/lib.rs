@@ -37,7 +37,7 @@ mod attacks;
 
 pub use endpoint::{Endpoint, Limits};
 pub use error::HandshakeError;
-pub use grpc::{AttestedChannel, Peer, attested_node, channel, incoming};
+pub use grpc::{AttestedChannel, Peer, attested_node, channel, incoming, peer};
 pub use nonce::NonceSource;
 pub use policy::PeerPolicy;
 pub use stream::{AttestedNode, AttestedStream};

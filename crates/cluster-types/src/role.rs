@@ -20,6 +20,16 @@ pub enum NodeRole {
 pub struct ParseNodeRoleError(String);
 
 impl NodeRole {
+    /// The role that a message of the protocol asks for.
+    #[must_use]
+    pub const fn requested(is_control_plane: bool) -> Self {
+        if is_control_plane {
+            Self::ControlPlane
+        } else {
+            Self::Worker
+        }
+    }
+
     /// What a node measures when it takes this role: `constellation role v1`, then the role's name.
     #[must_use]
     pub const fn event(self) -> &'static [u8] {

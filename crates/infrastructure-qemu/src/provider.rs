@@ -22,10 +22,9 @@ use crate::proof::ProofKey;
 use crate::vm::forwards;
 
 const ADVICE_ON_STOPPED: &str = "read the whole console in the workspace (constellation-qemu/nodes/*/console.log); a node \
-                                 that has not joined is replaced when you run the same command again; a worker that has \
-                                 joined is started again, and if it stops for the same reason, replace it with \
-                                 `constellation node remove NAME --lost`; a control plane cannot come back yet: terminate \
-                                 the cluster";
+                                 that has not joined is replaced when you run `constellation apply`; one that has joined is \
+                                 started again by it, and a worker that stops for the same reason once more can be \
+                                 replaced: `constellation node remove NAME --lost`";
 const START_METADATA: Change = Change::Other("start the metadata endpoint");
 const LOOPBACK: &str = "127.0.0.1";
 /// How often a node is started because somebody took one of its ports.

@@ -3,7 +3,7 @@ use cluster_types::{ClusterId, DiskUuid, MeasurementSalt};
 use secret::{MeasurementSecret, StateDiskKey};
 use zeroize::Zeroizing;
 
-use crate::{Epoch, Label};
+use crate::{DiskOwner, Epoch, Label};
 
 /// Longest output of HKDF-SHA256: 255 blocks of 32 bytes (RFC 5869 section 2.3).
 const MAX_KEY_LEN: usize = 255 * 32;
@@ -45,13 +45,10 @@ impl Kek {
         Ok(key)
     }
 
-    /// The DEK of the state disk of a machine, which its attested identity names, in epoch 0.
+    /// The DEK of a state disk of this owner in epoch 0.
     #[must_use]
-    pub fn state_disk_key(&self, disk: DiskUuid, machine: &[u8; 32]) -> StateDiskKey {
-        let label = Label::StateDisk {
-            disk,
-            machine: *machine,
-        };
+    pub fn state_disk_key(&self, disk: DiskUuid, owner: &DiskOwner) -> StateDiskKey {
+        let label = Label::StateDisk { disk, owner: *owner };
         StateDiskKey::from_bytes(*self.derive_array(label))
     }
 
@@ -95,6 +92,8 @@ impl std::fmt::Debug for Kek {
 
 #[cfg(test)]
 mod tests {
+    use cluster_types::NodeRole;
+
     use super::*;
 
     fn bytes(hex: &str) -> Vec<u8> {
@@ -143,17 +142,31 @@ mod tests {
         }
     }
 
-    /// Computed with Python's hmac and hashlib: HKDF-SHA256 with the info `key-stateDisk-<UUID>-<identity in hex>`.
+    /// Computed with Python's hmac and hashlib: HKDF-SHA256 with the info `key-stateDisk-<UUID>-<cluster id>-<identity>-<role>`.
     #[test]
-    fn keys_of_state_disks_match_the_vector_and_belong_to_one_machine() {
+    fn keys_of_state_disks_match_the_vectors_and_belong_to_one_machine_in_one_role() {
         let kek = Kek::extract(&bytes(M), &bytes(S));
         let disk = "3f2504e0-4f89-11d3-9a0c-0305e82c3301".parse().unwrap();
-        let key = |machine| hex::encode(kek.state_disk_key(disk, &[machine; 32]).expose());
+        let key = |cluster, machine, role| {
+            let owner = DiskOwner {
+                cluster: ClusterId::new([cluster; 32]),
+                machine: [machine; 32],
+                role,
+            };
+            hex::encode(kek.state_disk_key(disk, &owner).expose())
+        };
+        let worker = key(0xcd, 0xab, NodeRole::Worker);
         assert_eq!(
-            key(0xab),
-            "e75f3653219c6144d8fc6b5ef3cc8d83ed6faa1fd90c5ee71cc8d52d3af36a38"
+            worker,
+            "883ca271d13be9282cb8cf8d487c4cacb2e16ea7009c8ae33fe963ef30d47871"
         );
-        assert_ne!(key(0xab), key(0xac));
+        let control_plane = key(0xcd, 0xab, NodeRole::ControlPlane);
+        assert_eq!(
+            control_plane,
+            "c28bf40147c34fc272600919fd5db06180fd9c12d1a384d8751c863465fdd08f"
+        );
+        assert_ne!(key(0xcd, 0xac, NodeRole::Worker), worker);
+        assert_ne!(key(0xce, 0xab, NodeRole::Worker), worker);
     }
 
     #[test]

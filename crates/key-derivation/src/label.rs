@@ -1,18 +1,18 @@
 use std::fmt;
 
-use cluster_types::DiskUuid;
+use cluster_types::{ClusterId, DiskUuid, NodeRole};
 
 /// The purpose of a derived key. No two labels have the same encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Label {
     /// The DEK of an encrypted volume, as the predecessor derived it.
     Disk(DiskUuid),
-    /// The DEK of a node's state disk. It belongs to one machine: another one that names the disk gets another key.
+    /// The DEK of a node's state disk.
     StateDisk {
         /// The UUID that the disk's header has.
         disk: DiskUuid,
-        /// The attested identity of the machine whose disk it is.
-        machine: [u8; 32],
+        /// Whose disk it is.
+        owner: DiskOwner,
     },
     /// The secret that the cluster id is derived from.
     MeasurementSecret,
@@ -20,6 +20,18 @@ pub enum Label {
     KeyServiceIdentity,
     /// The private key with which the operator signs.
     OperatorIdentity,
+}
+
+/// Whose state disk it is. Somebody else who names the disk gets another key, and so does this machine when it says that it is in another
+/// cluster or has another role: the key that opens a disk shows all of this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DiskOwner {
+    /// The cluster that admitted the machine.
+    pub cluster: ClusterId,
+    /// Its attested identity.
+    pub machine: [u8; 32],
+    /// The role in which it was admitted.
+    pub role: NodeRole,
 }
 
 /// The generation of a derived key. Generation 0 is the predecessor's formula.
@@ -42,7 +54,10 @@ impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Disk(uuid) => uuid.fmt(f),
-            Self::StateDisk { disk, machine } => write!(f, "stateDisk-{disk}-{}", hex::encode(machine)),
+            Self::StateDisk { disk, owner } => {
+                let DiskOwner { cluster, machine, role } = owner;
+                write!(f, "stateDisk-{disk}-{cluster}-{}-{role}", hex::encode(machine))
+            }
             Self::MeasurementSecret => f.write_str("measurementSecret"),
             Self::KeyServiceIdentity => f.write_str("keyServiceIdentity"),
             Self::OperatorIdentity => f.write_str("operatorIdentity"),
@@ -59,16 +74,22 @@ mod tests {
     #[test]
     fn no_two_labels_encode_to_the_same_bytes() {
         let disk = |n: u128| Label::Disk(uuid_of(n));
-        let state_disk = |n: u128, machine| Label::StateDisk {
+        let state_disk = |n: u128, cluster, machine, role| Label::StateDisk {
             disk: uuid_of(n),
-            machine: [machine; 32],
+            owner: DiskOwner {
+                cluster: ClusterId::new([cluster; 32]),
+                machine: [machine; 32],
+                role,
+            },
         };
         let labels = [
             disk(0),
             disk(1),
-            state_disk(0, 0),
-            state_disk(0, 1),
-            state_disk(1, 0),
+            state_disk(0, 0, 0, NodeRole::Worker),
+            state_disk(0, 0, 0, NodeRole::ControlPlane),
+            state_disk(0, 0, 1, NodeRole::Worker),
+            state_disk(0, 1, 0, NodeRole::Worker),
+            state_disk(1, 0, 0, NodeRole::Worker),
             Label::MeasurementSecret,
             Label::KeyServiceIdentity,
             Label::OperatorIdentity,

@@ -11,5 +11,5 @@ mod label;
 mod master_secret;
 
 pub use kek::{DeriveKeyError, Kek, cluster_id};
-pub use label::{Epoch, Label};
+pub use label::{DiskOwner, Epoch, Label};
 pub use master_secret::{MasterSecret, ParseMasterSecretError};

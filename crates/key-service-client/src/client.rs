@@ -6,7 +6,7 @@ use attestation::{Nonce, Purpose, SessionEvidence};
 use attested_tls::NonceSource;
 use backon::{ConstantBuilder, Retryable};
 use cluster_policy::BelievedPolicy;
-use cluster_types::{DiskUuid, MeasurementSalt, SealingPublicKey};
+use cluster_types::{DiskUuid, MeasurementSalt, NodeRole, SealingPublicKey};
 use grpc_api::kms;
 use grpc_api::kms::api_client::ApiClient;
 use tonic::transport::Channel;
@@ -117,7 +117,7 @@ impl KeyServiceClient {
         Ok(sealed_secrets)
     }
 
-    /// The sealed secrets with which a member opens its state disk.
+    /// The sealed secrets with which a member opens its state disk, if it has this role.
     ///
     /// # Errors
     /// When the key service does not readmit it, or fails.
@@ -126,11 +126,13 @@ impl KeyServiceClient {
         node: &SessionEvidence,
         policy: PresentedPolicy<'_>,
         disk: DiskUuid,
+        role: NodeRole,
     ) -> Result<Vec<u8>, KeyServiceError> {
         let request = kms::ReadmitNodeRequest {
             session: Some(session(node)?),
             policy: Some(message_of(policy)),
             disk_uuid: disk.to_string(),
+            is_control_plane: role == NodeRole::ControlPlane,
         };
         let kms::ReadmitNodeResponse { sealed_secrets } = released(self.api().readmit_node(request).await)?;
         Ok(sealed_secrets)

@@ -182,7 +182,7 @@ impl ControlPlane {
         Ok(Admitted { ticket, secrets })
     }
 
-    /// Opens a session as a member would after a reboot, and requests the key of a disk.
+    /// Opens a session as a worker would after a reboot, and requests the key of a disk.
     ///
     /// # Errors
     /// When there is no ticket.
@@ -194,6 +194,7 @@ impl ControlPlane {
         let session = session.map_err(|error| Status::from_error(error.into()))?;
         let request = IssueRejoinTicketRequest {
             disk_uuid: disk.to_string(),
+            is_control_plane: false,
         };
         let ticket = ApiClient::new(session.channel.clone())
             .issue_rejoin_ticket(request)

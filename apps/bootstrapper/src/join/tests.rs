@@ -29,6 +29,8 @@ use crate::tests::operator;
 
 pub(crate) const MEASUREMENT_SECRET: [u8; 32] = *b"canary-measurement-secret-32byte";
 pub(crate) const STATE_DISK_KEY: [u8; 32] = *b"canary-state-disk-key-32-bytes!!";
+/// Of the disk of a node that says it was a control plane.
+pub(crate) const CONTROL_PLANES_DISK_KEY: [u8; 32] = *b"canary-control-planes-disk-key!!";
 /// Not the one that the disk was formatted with.
 const TICKET_DISK: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c33ff";
 const TOKEN: &str = "canary.0123456789abcdef";
@@ -127,8 +129,18 @@ impl Api for FakeJoinService {
         let presented = attested_tls::attested_node(&request, Purpose::Rejoin)?.presented();
         let (to, binding) = (presented.parts.sealing_key.unwrap(), presented.binding());
         let cluster_policy = self.ticket.cluster_policy.clone();
+        let IssueRejoinTicketRequest {
+            disk_uuid,
+            is_control_plane,
+        } = request.into_inner();
+        let key = if is_control_plane {
+            CONTROL_PLANES_DISK_KEY
+        } else {
+            STATE_DISK_KEY
+        };
         let mut secrets = NodeSecrets {
-            disk: request.into_inner().disk_uuid.parse().unwrap(),
+            disk: disk_uuid.parse().unwrap(),
+            state_disk_key: StateDiskKey::from_bytes(key),
             policy: Digest::of(&cluster_policy),
             ..secrets()
         };

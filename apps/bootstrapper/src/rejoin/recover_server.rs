@@ -6,9 +6,10 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use attestation::{Purpose, ReportBinding};
-use attested_tls::{Limits, Peer, PeerPolicy, incoming};
+use attested_tls::{Limits, Peer, PeerPolicy, incoming, peer};
 use cluster_policy::RefusePolicyError;
 use cluster_types::{DiskUuid, NodeRole, OperatorPublicKey};
 use error_report::Chain;
@@ -26,6 +27,12 @@ use zeroize::Zeroizing;
 use super::member_secrets::MemberSecrets;
 use crate::join::ticket::believe;
 use crate::node::ThisNode;
+
+/// A policy, which has at most 256 KiB, and two keys.
+const MAX_MESSAGE_LEN: usize = 512 << 10;
+/// Of one session. An operator makes one call after the other.
+const STREAMS: u32 = 2;
+const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// What the operator brought, and where to say what became of it: why the node cannot be that member, if it cannot.
 pub(super) struct Recovery {
@@ -71,7 +78,11 @@ pub(super) async fn serve(
         recoveries,
     };
     let sessions = incoming(listener, endpoint, &[Purpose::Recover]);
-    let served = Server::builder().add_service(ApiServer::new(server));
+    let api = ApiServer::new(server).max_decoding_message_size(MAX_MESSAGE_LEN);
+    let served = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .max_concurrent_streams(STREAMS)
+        .add_service(api);
     served.serve_with_incoming(sessions).await.map_err(io::Error::other)
 }
 
@@ -91,22 +102,23 @@ impl Api for RecoverServer {
     /// # Cancel safety
     /// A lost connection does not stop the recovery.
     async fn recover(&self, request: Request<RecoverRequest>) -> Result<Response<RecoverResponse>, Status> {
-        let peer = request.extensions().get::<Peer>().cloned();
-        let address = peer.as_ref().map(|peer| peer.address);
-        let binding = peer.and_then(|peer| peer.own_binding);
-        let secrets = MemberSecrets::of_operator(request.into_inner(), binding.as_ref(), &self.operator);
+        let Peer {
+            address, own_binding, ..
+        } = peer(&request, Purpose::Recover)?.clone();
+        let secrets = MemberSecrets::of_operator(request.into_inner(), own_binding.as_ref(), &self.operator);
         let secrets = secrets.map_err(|error| {
             let reason = Chain(&error).to_string();
-            warn!(?address, error = %reason, "recovery refused");
+            warn!(%address, error = %reason, "recovery refused");
             match error {
                 InvalidRecovery::NotAskedToAttest | InvalidRecovery::Signature(_) => Status::permission_denied(reason),
                 InvalidRecovery::Policy(_) | InvalidRecovery::Length(_) => Status::invalid_argument(reason),
             }
         })?;
-        info!(?address, cluster = %secrets.policy.cluster, role = %secrets.role, "recovery accepted");
+        let (cluster, role) = (secrets.policy.cluster, secrets.role);
         let (answer, answered) = oneshot::channel();
         let sent = self.recoveries.try_send(Recovery { secrets, answer });
         sent.map_err(|_| Status::unavailable("another recovery is going on"))?;
+        info!(%address, %cluster, %role, "recovery accepted");
         match answered.await {
             Ok(Ok(())) => Ok(Response::new(RecoverResponse {})),
             Ok(Err(reason)) => Err(Status::failed_precondition(reason)),
@@ -133,11 +145,7 @@ impl MemberSecrets {
         let binding = binding.ok_or(InvalidRecovery::NotAskedToAttest)?;
         SignatureDomain::Recovery.verify(operator, binding.as_bytes(), &operator_signature)?;
         Ok(Self {
-            role: if is_control_plane {
-                NodeRole::ControlPlane
-            } else {
-                NodeRole::Worker
-            },
+            role: NodeRole::requested(is_control_plane),
             policy: believe(&cluster_policy, operator)?,
             state_disk_key: StateDiskKey::from_slice(&state_disk_key)
                 .ok_or(InvalidRecovery::Length("state_disk_key"))?,

@@ -105,6 +105,12 @@ impl TestNode {
         }
     }
 
+    /// Another control plane is. A node does not ask itself for a ticket.
+    pub(crate) fn is_not_the_api_server(&mut self) {
+        let host = Ipv4Addr::new(10, 42, 1, 99).try_into().unwrap();
+        Arc::get_mut(&mut self.node).unwrap().hints.api_endpoint.host = host;
+    }
+
     /// Runs the bootstrapper and gives the address of its init server.
     pub(crate) async fn start(&self) -> (SocketAddr, JoinHandle<Result<(), NodeError>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,15 +1,15 @@
 //! `apply`: creates the cluster that the configuration describes. Each phase first finds out what is already done.
 //!
 //! 1. The master secret is made, unless there is one: machines measure the operator whose it is.
-//! 2. Workers that are not wanted any more leave. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
+//! 2. The machines of a cluster that exists are started, and its control plane is recovered if it restarted. Workers that are not wanted any more
+//!    leave. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
 //! 3. The cluster policy is signed, unless the newest one says the same: which images nodes may run, and what they install.
-//! 4. The first node becomes a cluster, over an attested session, and deploys our services. If it has done so before, it must answer, and is
-//!    recovered if it restarted.
+//! 4. The first node becomes a cluster, over an attested session, and deploys our services.
 //! 5. The policy is published, for nodes that join.
 //! 6. All nodes become ready.
 //! 7. Every node is verified.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use anyhow::{Context, Result, anyhow};
@@ -18,13 +18,13 @@ use attestation::Variants;
 use cluster_config::{InitProgress, MadeOf, Workspace, WorkspaceError, names};
 use cluster_types::NodeName;
 use error_report::{Chain, explain_denied_in};
-use infrastructure::{Change, MachineStatus, Plan};
+use infrastructure::{Change, ClusterSpec, MachineStatus, NodeSpec, Plan};
 use terminal::{Progress, Step};
 use tokio::task::block_in_place;
 use zeroize::Zeroizing;
 
 use crate::advice::Advise;
-use crate::commands::recover::Recovery;
+use crate::commands::recover::Operator;
 use crate::commands::{init, nodes, publish, verify};
 use crate::output::{confirm, note, print, say};
 use crate::providers::Providers;
@@ -105,14 +105,15 @@ impl Run<'_> {
 
     async fn phases(&mut self, progress: &Progress) -> Result<()> {
         self.provide_master_secret(progress)?;
+        if self.state.init == InitProgress::Done {
+            self.bring_back(progress).await?;
+        }
         self.remove_workers(progress).await?;
         progress
             .step("creating the machines", async |step| self.make_machines(step))
             .await?;
         self.sign_policy()?;
-        if self.state.init == InitProgress::Done {
-            self.recovery().run(progress).await?;
-        } else {
+        if self.state.init != InitProgress::Done {
             init::run(self, progress).await?;
         }
         progress
@@ -128,13 +129,37 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn recovery(&self) -> Recovery<'_> {
-        Recovery {
-            workspace: self.workspace,
-            state: &self.state,
-            provider: &*self.provider,
-            variants: self.variants,
+    /// Before anything of a cluster changes, its control plane must answer: no node can leave without it. What has stopped is started as it was.
+    async fn bring_back(&mut self, progress: &Progress) -> Result<()> {
+        if let Some(spec) = self.what_exists()? {
+            if self.provider.plan(&spec)?.is_empty() {
+                block_in_place(|| self.make(&spec, &|_| {}))?;
+            } else {
+                progress
+                    .step("starting the machines", async |step| {
+                        block_in_place(|| self.make(&spec, &|detail| step.detail(detail)))
+                    })
+                    .await?;
+            }
         }
+        let operator = Operator::of(self.workspace, &self.state, &*self.provider, self.variants).await?;
+        operator.reach_control_plane(progress).await
+    }
+
+    /// The machines that were made. `None` if it is not recorded what one of them was made as: it would have to go.
+    fn what_exists(&self) -> Result<Option<ClusterSpec>> {
+        let mut spec = machines::spec(&self.config, &self.state, self.made_of.operator_key);
+        let recorded = self.state.made_of.iter().flat_map(|made_of| &made_of.nodes);
+        let recorded: BTreeMap<_, _> = recorded.collect();
+        let machines = self.provider.machines()?.into_iter();
+        let made = machines.filter(|machine| machine.status != MachineStatus::NotMade);
+        let nodes: Option<Vec<NodeSpec>> = made
+            .map(|machine| recorded.get(&machine.name).copied().cloned())
+            .collect();
+        Ok(nodes.map(|nodes| {
+            spec.nodes = nodes;
+            spec
+        }))
     }
 
     /// Workers that are not wanted any more leave in order, and what is left of one whose machine is gone. Where there is no cluster yet, the next phase just ends their machines.
@@ -216,12 +241,16 @@ impl Run<'_> {
             self.state.members.retain(wanted);
             self.state.boots.retain(|name, _| wanted(name));
             self.workspace.save_state(&self.state)?;
-            let before = self.api_server_port();
-            let made = self.provider.create(&spec, &|detail| step.detail(detail));
-            self.state.infrastructure = Some(made.advise("fix this, then run the same command again")?);
-            self.workspace.save_state(&self.state)?;
-            self.follow_api_server(before)
+            self.make(&spec, &|detail| step.detail(detail))
         })
+    }
+
+    fn make(&mut self, spec: &ClusterSpec, detail: &dyn Fn(&str)) -> Result<()> {
+        let before = self.api_server_port();
+        let made = self.provider.create(spec, detail);
+        self.state.infrastructure = Some(made.advise("fix this, then run the same command again")?);
+        self.workspace.save_state(&self.state)?;
+        self.follow_api_server(before)
     }
 
     fn why_fresh_machines(&self) -> Option<&'static str> {

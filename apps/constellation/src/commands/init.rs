@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
 use atomic_file::Access;
-use attestation::{AttestedIdentity, ExpectedMembership, ExpectedStatements, Purpose, Verifiers};
+use attestation::{AttestedIdentity, Purpose};
 use base64::prelude::{BASE64_URL_SAFE, Engine};
 use cluster_config::{InitProgress, names};
 use cluster_types::ClusterId;
@@ -18,17 +18,17 @@ use grpc_api::init::{
 };
 use infrastructure::Machine;
 use key_derivation::MasterSecret;
-use polling::Schedule;
+use polling::{Failed, Schedule};
 use terminal::{Progress, Step};
 use tonic::Streaming;
 use tonic::transport::Channel;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::advice::{Advise, advise, given_up};
-use crate::bootstrapper::Caller;
+use crate::bootstrapper::{Answer, Caller};
 use crate::machines::last_words;
 use crate::output::{note, shown};
-use crate::run::{Run, expected_id, is_a_cluster, operator_of};
+use crate::run::{Run, expected_id, is_a_cluster};
 use crate::{kubeconfig, machines, trust};
 
 /// Time limit from power-on to a bootstrapper that answers. Software emulation needs about half a minute.
@@ -50,16 +50,12 @@ const AFTER_FAILURE: &str = "fix the cause, then run the same command again; it 
 /// 5. The cluster must have the id that our secret gives. Then the id is stored.
 pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
     let secret = run.workspace.master_secret()?;
-    let statements = ExpectedStatements {
-        operator: operator_of(&secret),
-        membership: ExpectedMembership::New,
-    };
-    let verifiers = Verifiers::one(run.policy()?.verifier(run.variants, &statements)?);
-    trust::show(trust::warning(verifiers.trust()), progress);
+    let caller = Caller::new(&*run.provider, run.variants, &run.policy()?)?;
+    trust::show(trust::warning(caller.trust()), progress);
     let node = machines::first_node(run.infrastructure()?)?;
     let (channel, identity) = progress
         .step("waiting for the first node", async |step| {
-            connect(run, &node, verifiers, step).await
+            connect(run, &node, &caller, step).await
         })
         .await?;
     progress
@@ -77,25 +73,29 @@ pub(crate) async fn run(run: &mut Run<'_>, progress: &Progress) -> Result<()> {
 async fn connect(
     run: &Run<'_>,
     node: &Machine,
-    verifiers: Verifiers,
+    caller: &Caller<'_>,
     step: &Step<'_>,
 ) -> Result<(Channel, AttestedIdentity)> {
-    let caller = Caller::new(&*run.provider, verifiers);
     step.detail(&format!("{} is booting", node.name));
     let show = |_: &Error, _| {
         if let Some(line) = last_words(&*run.provider, node) {
             step.detail(&line);
         }
     };
-    let called = Schedule::every(INTERVAL, BOOT_LIMIT)
-        .poll(|| caller.call(node, Purpose::Init), show)
-        .await;
-    let (channel, proven) = called.map_err(|error| {
+    let attempt = || async {
+        match caller.call(node, Purpose::Init).await {
+            Ok(Answer::New(channel, proven)) => Ok((channel, proven.identity())),
+            Ok(Answer::Member) => Err(Failed::Stop(anyhow!("{} is a control plane already", node.name))),
+            Err(Failed::Retry(error)) => Err(machines::retry(&*run.provider, error)),
+            Err(stopped) => Err(stopped),
+        }
+    };
+    let called = Schedule::every(INTERVAL, BOOT_LIMIT).poll(attempt, show).await;
+    called.map_err(|error| {
         let error = given_up(error, &format!("{} did not answer", node.name));
         let next = "read the node's console above, then run the same command again";
         advise(error, run.provider.console(&node.name), next)
-    })?;
-    Ok((channel, proven.identity()))
+    })
 }
 
 /// From here on the node may have begun, so its disk cannot be used for another attempt.

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, bail};
-use attestation::{ExpectedMembership, ExpectedStatements, Purpose, Variants, Verifiers};
+use attestation::{Purpose, Variants};
 use attested_tls::AttestedNode;
 use cluster_config::{ClusterState, InitProgress, Workspace};
 use cluster_policy::BelievedPolicy;
@@ -15,40 +15,45 @@ use grpc_api::recover::api_client::ApiClient;
 use grpc_api::recover::{DescribeRequest, DescribeResponse, RecoverRequest, RecoverResponse};
 use http::Request;
 use infrastructure::{Machine, Provider};
-use key_derivation::MasterSecret;
+use key_derivation::{DiskOwner, MasterSecret};
 use kube::Client;
 use operator_key::{OperatorKey, SignatureDomain};
 use polling::{Failed, Schedule};
 use terminal::{Progress, Step};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::advice::{Advise, advise, given_up};
-use crate::bootstrapper::Caller;
-use crate::machines::last_words;
+use crate::bootstrapper::{Answer, Caller};
+use crate::machines::{check_running_of, last_words};
 use crate::output::{say, shown};
 use crate::providers::Providers;
-use crate::run::{existing_state, newest_policy, operator_of};
-use crate::{kubeconfig, machines, trust};
+use crate::run::{existing_state, id_of_cluster, newest_policy};
+use crate::{kubeconfig, trust};
 
 /// Time limit until a control plane answers, from power-on or from the moment when its disk was opened. Software emulation needs minutes.
 const REACH_LIMIT: Duration = Duration::from_secs(1800);
 const INTERVAL: Duration = Duration::from_secs(2);
 /// An API server that does not answer within this time is down.
 const API_LIMIT: Duration = Duration::from_secs(10);
-/// For a node to open its disk and mount it.
+/// For a node to say which disk it has, open it and mount it.
 const OPEN_LIMIT: Duration = Duration::from_secs(300);
+/// A network that lets nothing through, or a node that fails each time, must not keep this going.
+const MOST_RECOVERIES: usize = 5;
 
-const NOT_THAT_MEMBER: &str = "read the reason above and the node's console; if its state disk is lost, so is the data of the cluster: \
-                               terminate it with `constellation terminate`";
+const NOT_THAT_MEMBER: &str = "read the reason above and the node's console. If the policy is an earlier one, restore the latest \
+                               constellation-state.yaml; if the key does not open the disk, it is another disk. A disk that is lost takes the data \
+                               of the cluster with it: then end the cluster with `constellation terminate`";
 
-/// A cluster that was created, and what its operator has of it.
-pub(crate) struct Recovery<'a> {
-    pub(crate) workspace: &'a Workspace,
-    pub(crate) state: &'a ClusterState,
-    pub(crate) provider: &'a dyn Provider,
-    pub(crate) variants: &'a dyn Variants,
+/// The operator of a cluster that was created, with what opens the disks of its control planes.
+pub(crate) struct Operator<'a> {
+    state: &'a ClusterState,
+    provider: &'a dyn Provider,
+    client: Client,
+    secret: MasterSecret,
+    policy: BelievedPolicy,
+    caller: Caller<'a>,
 }
 
 /// Who answered first.
@@ -64,13 +69,6 @@ struct WaitingNode {
     channel: Channel,
 }
 
-/// What opens a disk.
-struct Keys {
-    secret: MasterSecret,
-    operator: OperatorKey,
-    policy: BelievedPolicy,
-}
-
 /// Waits until a control plane answers, and changes nothing here.
 pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers, variants: &dyn Variants) -> Result<()> {
     let state = existing_state(workspace)?;
@@ -79,74 +77,77 @@ pub(crate) async fn run(workspace: &Workspace, providers: &dyn Providers, varian
         return Err(error).advise("run `constellation apply`");
     }
     let provider = providers.existing(workspace)?;
-    machines::check_running(&*provider)
-        .advise("start the machines with `constellation apply`, which recovers the cluster too")?;
-    let recovery = Recovery {
-        workspace,
-        state: &state,
-        provider: &*provider,
-        variants,
-    };
-    recovery.run(&Progress::start()).await?;
+    let operator = Operator::of(workspace, &state, &*provider, variants).await?;
+    operator.reach_control_plane(&Progress::start()).await?;
     say("The control plane answers. Workers come back by themselves; `constellation status` shows them.");
     Ok(())
 }
 
-impl Recovery<'_> {
+impl<'a> Operator<'a> {
+    /// The policy must be for the cluster that the master secret gives: the same operator may have had others, with other images.
+    pub(crate) async fn of(
+        workspace: &Workspace,
+        state: &'a ClusterState,
+        provider: &'a dyn Provider,
+        variants: &dyn Variants,
+    ) -> Result<Self> {
+        let secret = workspace.master_secret()?;
+        let policy = newest_policy(state, &OperatorKey::of(&secret).public())?;
+        policy
+            .must_be_for(id_of_cluster(state, &secret)?)
+            .advise("restore constellation-state.yaml of this cluster from a backup")?;
+        Ok(Self {
+            client: kubeconfig::impatient_client(workspace).await?,
+            caller: Caller::new(provider, variants, &policy)?,
+            state,
+            provider,
+            secret,
+            policy,
+        })
+    }
+
     /// Waits for the API server. A control plane that waits for its key meanwhile gets it:
     ///
     /// 1. It proves that it runs an image of the policy, obeys us and has opened no disk in this boot.
     /// 2. It must be the machine that the node had before. It says which disk it has.
     /// 3. The user learns what the Evidence is worth.
     /// 4. The key of this disk and this machine is derived and sent. We sign for the session, because the node believes nobody else.
-    pub(crate) async fn run(&self, progress: &Progress) -> Result<()> {
-        let secret = self.workspace.master_secret()?;
-        let operator = OperatorKey::of(&secret);
-        let keys = Keys {
-            policy: newest_policy(self.state, &operator.public())?,
-            operator,
-            secret,
-        };
-        let client = kubeconfig::impatient_client(self.workspace).await?;
-        loop {
+    pub(crate) async fn reach_control_plane(&self, progress: &Progress) -> Result<()> {
+        for _ in 0..=MOST_RECOVERIES {
             let reached = progress
-                .step("reaching the control plane", async |step| {
-                    self.reach(&client, &keys, step).await
-                })
+                .step("reaching the control plane", async |step| self.reach(step).await)
                 .await?;
             let Reached::Waiting(node) = reached else {
                 return Ok(());
             };
-            trust::show(trust::warning(self.verifiers(&keys)?.trust()), progress);
+            trust::show(trust::warning(self.caller.trust()), progress);
             let title = format!("recovering {}", node.machine.name);
             progress
-                .step(&title, async |step| self.recover(node, &keys, step).await)
+                .step(&title, async |step| self.recover(node, step).await)
                 .await?;
+            sleep(INTERVAL).await;
         }
-    }
-
-    fn verifiers(&self, keys: &Keys) -> Result<Verifiers> {
-        let statements = ExpectedStatements {
-            operator: operator_of(&keys.secret),
-            membership: ExpectedMembership::New,
-        };
-        Ok(Verifiers::one(keys.policy.verifier(self.variants, &statements)?))
+        Err(anyhow!(
+            "the control plane was recovered {MOST_RECOVERIES} times, and waits for its key once more"
+        ))
+        .advise("read the node's console (`constellation status`), then run the same command again")
     }
 
     /// Tries until the API server answers, or a control plane that waits for its key.
-    async fn reach(&self, client: &Client, keys: &Keys, step: &Step<'_>) -> Result<Reached> {
-        let caller = Caller::new(self.provider, self.verifiers(keys)?);
+    async fn reach(&self, step: &Step<'_>) -> Result<Reached> {
         let control_planes = self.control_planes()?;
         let attempt = || async {
-            let Err(unreachable) = api_server_answers(client).await else {
+            for machine in &control_planes {
+                if let Some((channel, node)) = self.new_node(machine, Purpose::Recover).await? {
+                    let machine = (*machine).clone();
+                    return Ok(Reached::Waiting(WaitingNode { machine, node, channel }));
+                }
+            }
+            let Err(unreachable) = api_server_answers(&self.client).await else {
                 return Ok(Reached::ApiServer);
             };
             for machine in &control_planes {
-                if let Some((channel, node)) = unless_booting(caller.call(machine, Purpose::Recover).await)? {
-                    let (machine, node) = ((*machine).clone(), Box::new(node));
-                    return Ok(Reached::Waiting(WaitingNode { machine, node, channel }));
-                }
-                if unless_booting(caller.call(machine, Purpose::Init).await)?.is_some() {
+                if self.new_node(machine, Purpose::Init).await?.is_some() {
                     return Err(Failed::Stop(has_new_disk(machine)));
                 }
             }
@@ -154,7 +155,12 @@ impl Recovery<'_> {
                 .iter()
                 .find_map(|machine| last_words(self.provider, machine));
             step.detail(&words.unwrap_or_else(|| unreachable.to_string()));
-            Err(machines::retry(self.provider, unreachable))
+            // A worker that has stopped does not matter here.
+            let running = check_running_of(self.provider, |machine| machine.role == NodeRole::ControlPlane);
+            Err(match running {
+                Ok(()) => Failed::Retry(unreachable),
+                Err(stopped) => Failed::Stop(stopped),
+            })
         };
         let reached = Schedule::every(INTERVAL, REACH_LIMIT).poll(attempt, |_, _| {}).await;
         reached.map_err(|error| {
@@ -174,7 +180,20 @@ impl Recovery<'_> {
         Ok(control_planes.collect())
     }
 
-    async fn recover(&self, waiting: WaitingNode, keys: &Keys, step: &Step<'_>) -> Result<()> {
+    /// A control plane that has measured no membership, if it waits for this. Others boot, or are members.
+    async fn new_node(
+        &self,
+        machine: &Machine,
+        purpose: Purpose,
+    ) -> Result<Option<(Channel, Box<AttestedNode>)>, Failed<Error>> {
+        match self.caller.call(machine, purpose).await {
+            Ok(Answer::New(channel, node)) => Ok(Some((channel, node))),
+            Ok(Answer::Member) | Err(Failed::Retry(_)) => Ok(None),
+            Err(stopped) => Err(stopped),
+        }
+    }
+
+    async fn recover(&self, waiting: WaitingNode, step: &Step<'_>) -> Result<()> {
         let WaitingNode { machine, node, channel } = waiting;
         let name = &machine.name;
         let (actual, expected) = (
@@ -188,55 +207,44 @@ impl Recovery<'_> {
                 "if constellation-state.yaml is of this cluster, someone has put another machine in the place of this one",
             );
         }
-        let mut client = ApiClient::new(channel);
-        let described = client.describe(DescribeRequest {}).await;
-        let DescribeResponse { disk_uuid } = described
-            .context("the node does not say which disk it has")?
-            .into_inner();
-        let disk: DiskUuid = disk_uuid.parse().context("the node says nonsense about its disk")?;
-        step.detail(&format!("opening state disk {disk}"));
-        let request = keys.open(disk, &node);
-        match timeout(OPEN_LIMIT, client.recover(request)).await {
-            Ok(Ok(response)) => {
-                let RecoverResponse {} = response.into_inner();
-                Ok(())
-            }
-            // It may have got the key. If not, it answers again.
+        let opened = async {
+            let mut client = ApiClient::new(channel);
+            let DescribeResponse { disk_uuid } = client.describe(DescribeRequest {}).await?.into_inner();
+            let disk: DiskUuid = disk_uuid
+                .parse()
+                .map_err(|_| Status::failed_precondition("what the node says about its disk is malformed"))?;
+            step.detail(&format!("opening state disk {disk}"));
+            let RecoverResponse {} = client.recover(self.keys(disk, &node)).await?.into_inner();
+            Ok::<_, Status>(())
+        };
+        match timeout(OPEN_LIMIT, opened).await {
+            Ok(Ok(())) => Ok(()),
+            // Whether it got the key shows when it is asked again.
             Ok(Err(status)) if is_broken(&status) => Ok(()),
             Ok(Err(status)) => {
                 let error = anyhow!("{name} cannot come back: {}", shown(status.message()));
                 Err(advise(error, self.provider.console(name), NOT_THAT_MEMBER))
             }
-            Err(_) => Err(anyhow!(
-                "{name} did not open its state disk within {} s",
-                OPEN_LIMIT.as_secs()
-            ))
-            .advise("run the same command again"),
+            Err(_) => bail!("{name} did not open its state disk within {} s", OPEN_LIMIT.as_secs()),
         }
     }
-}
 
-impl Keys {
     /// What opens this disk of this machine, for the session in which it attested.
-    fn open(&self, disk: DiskUuid, node: &AttestedNode) -> RecoverRequest {
+    fn keys(&self, disk: DiskUuid, node: &AttestedNode) -> RecoverRequest {
         let kek = self.secret.kek();
         let binding = node.presented().binding();
+        let owner = DiskOwner {
+            cluster: self.policy.cluster,
+            machine: *node.identity().as_bytes(),
+            role: NodeRole::ControlPlane,
+        };
         RecoverRequest {
-            operator_signature: self.operator.sign(SignatureDomain::Recovery, binding.as_bytes()),
-            state_disk_key: kek.state_disk_key(disk, node.identity().as_bytes()).expose().to_vec(),
+            operator_signature: OperatorKey::of(&self.secret).sign(SignatureDomain::Recovery, binding.as_bytes()),
+            state_disk_key: kek.state_disk_key(disk, &owner).expose().to_vec(),
             measurement_secret: kek.measurement_secret().expose().to_vec(),
             cluster_policy: self.policy.as_bytes().to_vec(),
             is_control_plane: true,
         }
-    }
-}
-
-/// Whoever boots answers later.
-fn unless_booting<T>(called: Result<T, Failed<Error>>) -> Result<Option<T>, Failed<Error>> {
-    match called {
-        Ok(session) => Ok(Some(session)),
-        Err(Failed::Retry(_)) => Ok(None),
-        Err(stopped) => Err(stopped),
     }
 }
 
@@ -246,7 +254,7 @@ fn has_new_disk(machine: &Machine) -> Error {
         "{} has a new state disk: somebody has put it in the place of the old one",
         machine.name
     );
-    let next = "give the machine its old disk; if it is lost, so is the data of the cluster: terminate it with `constellation terminate`";
+    let next = "give the machine its old disk; if it is lost, so is the data of the cluster: end it with `constellation terminate`";
     advise(error, Vec::new(), next)
 }
 

@@ -13,18 +13,23 @@ use super::Host;
 
 /// An API server that says the same to every request, and nothing that is true.
 pub(crate) fn api_server(status: &'static str, answer: impl Fn(&str) -> String + Send + 'static) -> u16 {
+    api_server_with(move |request| (status, answer(request)))
+}
+
+/// With a status for each request.
+pub(crate) fn api_server_with(answer: impl Fn(&str) -> (&'static str, String) + Send + 'static) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             // A client that went away is no failure.
-            let _ = respond(stream.unwrap(), status, &answer);
+            let _ = respond(stream.unwrap(), &answer);
         }
     });
     port
 }
 
-fn respond(mut stream: TcpStream, status: &str, answer: impl Fn(&str) -> String) -> std::io::Result<()> {
+fn respond(mut stream: TcpStream, answer: impl Fn(&str) -> (&'static str, String)) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let (mut request, mut length) = (String::new(), 0);
     reader.read_line(&mut request)?;
@@ -36,7 +41,7 @@ fn respond(mut stream: TcpStream, status: &str, answer: impl Fn(&str) -> String)
         line.clear();
     }
     reader.read_exact(&mut vec![0; length])?;
-    let body = answer(&request);
+    let (status, body) = answer(&request);
     let head = format!(
         "content-type: application/json\r\nconnection: close\r\ncontent-length: {}",
         body.len()
@@ -51,15 +56,28 @@ pub(crate) fn made(port: u16) -> Host {
 
 /// The same with machines of this technology.
 pub(crate) fn made_of(technology: &'static dyn Technology, port: u16) -> Host {
+    made_with(technology, port, |_| {})
+}
+
+/// The same with another configuration.
+pub(crate) fn made_with(technology: &'static dyn Technology, port: u16, configure: impl FnOnce(&Host)) -> Host {
     let host = Host::with(technology);
     host.configure();
+    configure(&host);
     host.until(&["mini", "up"], "control-plane-0 is booting\n").kill();
     let workspace = Workspace::open(&host.workspace()).unwrap();
     let mut state = workspace.state().unwrap().unwrap();
     state.init = InitProgress::Done;
+    state.members.insert("control-plane-0".parse().unwrap());
     let secret = workspace.master_secret().unwrap().kek().measurement_secret();
     state.cluster_id = Some(cluster_id(&secret, &state.measurement_salt));
     workspace.save_state(&state).unwrap();
+    lead_to(&host, port);
+    host
+}
+
+/// Writes a kubeconfig for the API server at this port.
+pub(crate) fn lead_to(host: &Host, port: u16) {
     let kubeconfig = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "admin",
         "clusters": [{"name": "kubernetes", "cluster": {"server": format!("http://127.0.0.1:{port}")}}],
@@ -71,5 +89,4 @@ pub(crate) fn made_of(technology: &'static dyn Technology, port: u16) -> Host {
         kubeconfig.to_string(),
     )
     .unwrap();
-    host
 }

@@ -6,9 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use attestation::{Attester, Nonce, Purpose, SessionEvidence};
 use attested_tls::{HandshakeError, channel};
 use cluster_policy::{BelievedPolicy, ClusterPolicy};
-use cluster_types::OperatorPublicKey;
+use cluster_types::{NodeRole, OperatorPublicKey};
 use e2e::{Answer, Cluster, Image, Machine, NETWORK, RUN_FOLDER, private_network_port};
 use grpc_api::join::IssueJoinTicketRequest;
+use key_derivation::DiskOwner;
 use key_service_client::{KeyServiceClient, KeyServiceError, PresentedPolicy, WantedRole};
 use node_secrets::{KeyServiceKey, SealingKey};
 use operator_key::OperatorKey;
@@ -21,7 +22,7 @@ use tokio::runtime::Runtime;
 use tonic::{Code, Status};
 
 use crate::rogue::Ours;
-use crate::workload::WORKER;
+use crate::workload::{CONTROL_PLANE, WORKER};
 use crate::{relay, rogue, workload};
 
 /// An address that no node has.
@@ -140,7 +141,7 @@ pub(crate) fn a_worker_gets_no_control_plane_role_without_a_grant(cluster: &Clus
 /// another machine's request for a disk yields a key that does not open it.
 pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Image) -> Result<()> {
     let service = join_service(cluster)?;
-    let owners = ["control-plane-0", WORKER];
+    let owners = [(CONTROL_PLANE, NodeRole::ControlPlane), (WORKER, NodeRole::Worker)];
     let machine = rogue::forged(&Ours::new(cluster, image)?);
     let node = rogue::careless(machine.clone());
     let key_service = KeyServiceKey::of(&cluster.master_secret()?).public();
@@ -153,7 +154,7 @@ pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Imag
         "join-service",
         &["ticket refused", "belongs to machine"],
         async {
-            for owner in owners {
+            for (owner, _) in owners {
                 let request = join_request(owner, THIEFS_ADDRESS);
                 must_be_denied(rogue::join(&node, &service, request).await?, not_its_name)?;
             }
@@ -165,7 +166,7 @@ pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Imag
         "join-service",
         &["ticket refused", "not a node of this cluster"],
         async {
-            let disk = cluster.state_disk(WORKER)?;
+            let disk = (cluster.state_disk(WORKER)?, NodeRole::Worker);
             let refused = rogue::rejoin(machine.clone(), &service, disk, &key_service).await?;
             must_be_denied(refused, not_a_member)
         },
@@ -175,11 +176,16 @@ pub(crate) fn a_node_gets_no_disk_key_of_another(cluster: &Cluster, image: &Imag
         // A machine with a name of its own.
         let joined = rogue::join(&node, &service, join_request("worker-8", THIEFS_ADDRESS)).await?;
         ensure!(joined.is_ok(), "{joined:?}");
-        for owner in owners {
+        for (owner, role) in owners {
             let (disk, owner) = (cluster.state_disk(owner)?, owner.parse()?);
             let owner = state.identities.get(&owner).context("no identity")?;
-            let stolen = rogue::rejoin(machine.clone(), &service, disk, &key_service).await??;
-            let real = kek.state_disk_key(disk, owner.as_bytes());
+            let stolen = rogue::rejoin(machine.clone(), &service, (disk, role), &key_service).await??;
+            let owner = DiskOwner {
+                cluster: state.cluster_id.context("no cluster id")?,
+                machine: *owner.as_bytes(),
+                role,
+            };
+            let real = kek.state_disk_key(disk, &owner);
             ensure!(
                 stolen.state_disk_key.expose() != real.expose(),
                 "the key opens the disk"

@@ -11,7 +11,7 @@ use attestation::{
 use attestation_variants::ReleaseVariants;
 use attested_tls::{Endpoint, HandshakeError, PeerPolicy, channel};
 use cluster_policy::BelievedPolicy;
-use cluster_types::{DiskUuid, KeyServicePublicKey, OperatorPublicKey, Variant};
+use cluster_types::{DiskUuid, KeyServicePublicKey, NodeRole, OperatorPublicKey, Variant};
 use e2e::{Cluster, Image};
 use grpc_api::join::api_client::ApiClient;
 use grpc_api::join::{IssueJoinTicketRequest, IssueJoinTicketResponse, IssueRejoinTicketRequest};
@@ -199,13 +199,14 @@ pub(crate) async fn join(
 pub(crate) async fn rejoin(
     attester: Arc<dyn Attester>,
     address: &str,
-    disk: DiskUuid,
+    (disk, role): (DiskUuid, NodeRole),
     key_service: &KeyServicePublicKey,
 ) -> Result<Result<NodeSecrets, Status>> {
     let key = SealingKey::generate();
     let session = channel(&careless_with(attester, &key), Purpose::Rejoin, address).await?;
     let request = IssueRejoinTicketRequest {
         disk_uuid: disk.to_string(),
+        is_control_plane: role == NodeRole::ControlPlane,
     };
     let ticket = match ApiClient::new(session.channel).issue_rejoin_ticket(request).await {
         Ok(ticket) => ticket.into_inner(),

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD, Engine};
 use cluster_config::names;
 use e2e::{Cluster, Image};
-use key_derivation::Label;
+use key_derivation::{DiskOwner, Label};
 use serde_json::Value;
 
 /// A secret and how it could be written down.
@@ -84,7 +84,12 @@ fn secrets(cluster: &Cluster) -> Result<Vec<Secret>> {
     ensure!(state.identities.len() == nodes, "not every node's identity is known");
     for (node, identity) in &state.identities {
         let disk = cluster.state_disk(node.as_str())?;
-        let key = kek.state_disk_key(disk, identity.as_bytes());
+        let owner = DiskOwner {
+            cluster: state.cluster_id.context("no cluster id")?,
+            machine: *identity.as_bytes(),
+            role: cluster.machine(node.as_str())?.role,
+        };
+        let key = kek.state_disk_key(disk, &owner);
         secrets.push(Secret::new("the key of a state disk", key.expose()));
     }
     Ok(secrets)
