@@ -17,6 +17,7 @@ mod disk;
 mod early_network;
 mod events;
 mod files;
+mod grant_server;
 mod init;
 mod init_server;
 mod join;
@@ -46,7 +47,7 @@ use cluster_types::Service;
 use error_report::Chain;
 use kubeadm::OwnApiServer;
 use programs::{Call, HostPrograms, Programs};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use tracing::{error, info};
 
 use crate::deploy::{InCluster, keep_deployed};
@@ -173,6 +174,7 @@ async fn this_node(arguments: &Arguments, attester: Arc<dyn MeasuringAttester>) 
         programs: Arc::new(HostPrograms),
         api_server: Arc::new(OwnApiServer),
         own_images: OnceCell::new(),
+        role_grant: watch::Sender::new(None),
         reach: Box::new(SocketAddr::V4),
     })
 }
