@@ -17,7 +17,6 @@ mod disk;
 mod early_network;
 mod events;
 mod files;
-mod grant_server;
 mod init;
 mod init_server;
 mod join;
@@ -47,7 +46,7 @@ use cluster_types::Service;
 use error_report::Chain;
 use kubeadm::OwnApiServer;
 use programs::{Call, HostPrograms, Programs};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::OnceCell;
 use tracing::{error, info};
 
 use crate::deploy::{InCluster, keep_deployed};
@@ -174,7 +173,6 @@ async fn this_node(arguments: &Arguments, attester: Arc<dyn MeasuringAttester>) 
         programs: Arc::new(HostPrograms),
         api_server: Arc::new(OwnApiServer),
         own_images: OnceCell::new(),
-        role_grant: watch::Sender::new(None),
         reach: Box::new(SocketAddr::V4),
     })
 }

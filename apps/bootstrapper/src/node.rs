@@ -21,7 +21,7 @@ use kubeadm::{ApiServer, Folders, Kubeadm, NodeSettings, ProxyMode};
 use kubernetes_components::{Component, ComponentList};
 use polling::poll_endlessly;
 use programs::{Call, Programs, RunError};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
@@ -64,8 +64,6 @@ pub(crate) struct ThisNode {
     pub(crate) programs: Arc<dyn Programs>,
     pub(crate) api_server: Arc<dyn ApiServer>,
     pub(crate) own_images: OnceCell<()>,
-    /// What the operator brought for this machine. A control plane joins with it.
-    pub(crate) role_grant: watch::Sender<Option<Vec<u8>>>,
     /// Maps an address on the private network to one that can be dialled. On a node that is the address itself; only tests use
     /// another network.
     pub(crate) reach: Box<dyn Fn(SocketAddrV4) -> SocketAddr + Send + Sync>,
@@ -325,6 +323,7 @@ mod tests {
                 provider_id: "test:///worker-0".to_owned(),
                 role: NodeRole::Worker,
                 address: std::net::Ipv4Addr::from(self.0).try_into().unwrap(),
+                role_grant: None,
             };
             Box::pin(async { Ok(instance) })
         }

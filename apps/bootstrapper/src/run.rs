@@ -7,8 +7,7 @@ use std::time::Duration;
 use attestation::{DeviceError, MeasuringAttester, Purpose};
 use attested_tls::{Limits, PeerPolicy, incoming};
 use error_report::Chain;
-use grpc_api::grant::api_server::ApiServer as GrantApiServer;
-use grpc_api::init::api_server::ApiServer as InitApiServer;
+use grpc_api::init::api_server::ApiServer;
 use service_runtime::Memory;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
@@ -17,7 +16,6 @@ use tracing::{info, warn};
 
 use crate::deploy::keep_deployed;
 use crate::events::InitEvents;
-use crate::grant_server::GrantServer;
 use crate::init::{InitialiseError, initialise};
 use crate::init_server::InitServer;
 use crate::join::{BecomeMemberError, Joined, join};
@@ -79,11 +77,10 @@ pub(crate) async fn bootstrap(node: Arc<ThisNode>, listener: TcpListener) -> Res
         reason: "the CLI does not run on a node; it presents the init secret",
     };
     let endpoint = Arc::new(node.endpoint(peer, Limits::default()));
-    let sessions = incoming(listener, endpoint, &[Purpose::Init, Purpose::Grant]);
+    let sessions = incoming(listener, endpoint, &[Purpose::Init]);
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(15)))
-        .add_service(InitApiServer::new(server))
-        .add_service(GrantApiServer::new(GrantServer::new(node.clone())))
+        .add_service(ApiServer::new(server))
         .serve_with_incoming(sessions);
     tokio::pin!(server);
     report("node waits to become part of a cluster");

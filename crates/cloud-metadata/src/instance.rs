@@ -1,5 +1,6 @@
 use std::net::Ipv4Addr;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use cluster_types::{
     NodeName, NodeRole, OperatorPublicKey, ParseCidrError, ParseNodeInterfaceError, ParseNodeNameError,
     ParseNodeRoleError,
@@ -25,6 +26,8 @@ pub struct Instance {
     pub role: NodeRole,
     /// Its address on the private network.
     pub address: PrivateAddress,
+    /// The operator's role grant, if the operator gave one to the platform. Signed, so an untrusted platform may store it.
+    pub role_grant: Option<Vec<u8>>,
 }
 
 /// SHA-256 of the init secret.
@@ -72,6 +75,9 @@ pub enum ParseMetadataError {
     /// `ProviderID` does not look like one.
     #[error("ProviderID is empty, longer than {MAX_PROVIDER_ID_LEN} bytes or not printable")]
     ProviderId,
+    /// `RoleGrant` is not base64.
+    #[error("RoleGrant is not base64")]
+    RoleGrant,
     /// The API server's `port` is 0.
     #[error("port is 0")]
     Port,
@@ -118,6 +124,8 @@ struct RawInstance {
     role: String,
     #[serde(rename = "VPCIP")]
     address: Ipv4Addr,
+    #[serde(rename = "RoleGrant", default)]
+    role_grant: String,
 }
 
 #[derive(Deserialize)]
@@ -130,11 +138,15 @@ impl TryFrom<RawInstance> for Instance {
     type Error = ParseMetadataError;
 
     fn try_from(raw: RawInstance) -> Result<Self, Self::Error> {
+        let role_grant = BASE64_STANDARD
+            .decode(raw.role_grant)
+            .map_err(|_| ParseMetadataError::RoleGrant)?;
         Ok(Self {
             name: NodeName::from_machine_name(&raw.name)?,
             provider_id: parse_provider_id(raw.provider_id)?,
             role: raw.role.parse()?,
             address: raw.address.try_into().map_err(ParseMetadataError::Address)?,
+            role_grant: (!role_grant.is_empty()).then_some(role_grant),
         })
     }
 }
@@ -238,8 +250,10 @@ mod tests {
             provider_id: "qemu:///worker-0".into(),
             role: NodeRole::Worker,
             address: Ipv4Addr::new(10, 42, 2, 100).try_into().unwrap(),
+            role_grant: None,
         };
         assert_eq!(parse_instance(instance().to_string().as_bytes()).unwrap(), expected);
+        assert_eq!(check("RoleGrant", "AQI=").unwrap().role_grant, Some(vec![1, 2]));
     }
 
     #[test]
@@ -262,6 +276,8 @@ mod tests {
             ("VPCIP", "10.96.0.1".into(), "10.96.0.1 cannot be a node's address"),
             ("VPCIP", "metadata".into(), "invalid IP"),
             ("VPCIP", "::1".into(), "invalid IP"),
+            ("RoleGrant", "?".into(), "is not base64"),
+            ("RoleGrant", vec![1].into(), "expected a string"),
         ] {
             check_refused(check(key, value), key, reason);
         }

@@ -40,6 +40,7 @@ mod tests {
             provider_id: "qemu:///x".into(),
             role,
             address: Ipv4Addr::new(10, 42, 1, host).try_into().unwrap(),
+            role_grant: None,
         }
     }
 

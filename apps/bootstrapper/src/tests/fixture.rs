@@ -22,7 +22,7 @@ use secret::StateDiskKey;
 use tempfile::TempDir;
 use test_machines::{Machine, Technology};
 use tokio::net::TcpListener;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tracing::subscriber::DefaultGuard;
 
@@ -93,7 +93,6 @@ impl TestNode {
             programs: programs.clone(),
             api_server: programs.clone(),
             own_images: OnceCell::new(),
-            role_grant: watch::Sender::new(None),
             reach: Box::new(move |_| join_service.get().copied().unwrap_or(nowhere)),
         };
         Self {
@@ -147,6 +146,7 @@ pub(crate) fn instance(role: NodeRole, host: u8) -> Instance {
         provider_id: format!("qemu:///node-{host}"),
         role,
         address: Ipv4Addr::new(10, 42, 1, host).try_into().unwrap(),
+        role_grant: None,
     }
 }
 

@@ -6,9 +6,8 @@
 //! 3. The cluster policy is signed, unless the newest one says the same: which images nodes may run, and what they install.
 //! 4. The first node becomes a cluster, over an attested session, and deploys our services.
 //! 5. The policy is published, for nodes that join.
-//! 6. Machines of further control planes get their role, one at a time.
-//! 7. All nodes become ready.
-//! 8. Every node is verified.
+//! 6. All nodes become ready.
+//! 7. Every node is verified.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,7 +25,7 @@ use zeroize::Zeroizing;
 
 use crate::advice::Advise;
 use crate::commands::recover::Operator;
-use crate::commands::{admit, init, nodes, publish, verify};
+use crate::commands::{init, nodes, publish, verify};
 use crate::output::{confirm, note, print, say};
 use crate::providers::Providers;
 use crate::removal::{Removal, can_be_drained, worker};
@@ -120,7 +119,6 @@ impl Run<'_> {
         progress
             .step("publishing the policy", async |step| publish::run(self, step).await)
             .await?;
-        admit::run(self, progress).await?;
         progress
             .step("waiting for all nodes", async |step| nodes::wait(self, step).await)
             .await?;
