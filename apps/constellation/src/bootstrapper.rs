@@ -75,6 +75,8 @@ impl<'a> Caller<'a> {
         };
         match self.open(&self.member, node, purpose).await {
             Ok(_) => Ok(Answer::Member),
+            // It has just taken its network down, or is too busy for a second session.
+            Err(error) if is_booting(&error) => Err(Failed::Retry(error.into())),
             Err(_) => Err(Failed::Stop(self.not_what_it_should_be(node, unexpected))),
         }
     }

@@ -78,32 +78,43 @@ impl<'a> Run<'a> {
     /// one serial would exclude each other.
     pub(crate) fn sign_policy(&mut self) -> Result<()> {
         let secret = self.workspace.master_secret()?;
-        let (operator, cluster) = (OperatorKey::of(&secret), id_of_cluster(&self.state, &secret)?);
+        let Some(policy) = self.next_policy(&secret)? else {
+            return Ok(());
+        };
+        let signed =
+            BelievedPolicy::sign(&policy, &OperatorKey::of(&secret)).context("cannot sign the cluster policy")?;
+        self.state.policy = Some(signed.into_signed());
+        Ok(self.workspace.save_state(&self.state)?)
+    }
+
+    /// An error if a cluster would need another policy. Nothing that it says can be changed yet, whatever the state claims that the cluster was
+    /// made from: only the operator can have signed the policy.
+    pub(crate) fn refuse_another_policy(&self) -> Result<()> {
+        if self.next_policy(&self.workspace.master_secret()?)?.is_none() {
+            return Ok(());
+        }
+        let error = anyhow!(
+            "the cluster's policy does not list the image and the Kubernetes release that the workspace has now"
+        );
+        Err(error).advise(
+            "restore constellation-state.yaml, constellation-conf.yaml and the image of this cluster from a backup",
+        )
+    }
+
+    /// What is to be signed, if the newest policy does not say it.
+    fn next_policy(&self, secret: &MasterSecret) -> Result<Option<ClusterPolicy>> {
+        let operator = OperatorKey::of(secret).public();
         let wanted = ClusterPolicy {
-            cluster,
+            cluster: id_of_cluster(&self.state, secret)?,
             serial: 1,
             images: vec![self.reference_values.clone()],
             releases: vec![Release::of(&self.components)],
             min_grant_serial: 0,
-            key_service: KeyServiceKey::of(&secret).public(),
+            key_service: KeyServiceKey::of(secret).public(),
         };
         let newest = self.state.policy.clone();
-        let newest = newest.and_then(|newest| newest.believe(|signer| *signer == operator.public()).ok());
-        let Some(policy) = wanted.succeeding(newest.as_deref()) else {
-            return Ok(());
-        };
-        if self.state.init == InitProgress::Done {
-            // Nothing that it says can be changed yet, whatever the rest of the state claims that the cluster was made from.
-            let error = anyhow!(
-                "the cluster's policy does not say what the workspace wants: another image or Kubernetes, or there is no policy"
-            );
-            return Err(error).advise(
-                "restore constellation-state.yaml and constellation-conf.yaml of this cluster, and the image, from a backup",
-            );
-        }
-        let signed = BelievedPolicy::sign(&policy, &operator).context("cannot sign the cluster policy")?;
-        self.state.policy = Some(signed.into_signed());
-        Ok(self.workspace.save_state(&self.state)?)
+        let newest = newest.and_then(|newest| newest.believe(|signer| *signer == operator).ok());
+        Ok(wanted.succeeding(newest.as_deref()))
     }
 
     /// The newest policy.
@@ -129,7 +140,10 @@ pub(crate) fn newest_policy(state: &ClusterState, operator: &OperatorPublicKey) 
     let policy = state.policy.clone();
     let policy = policy
         .context("constellation-state.yaml has no cluster policy")
-        .advise("finish creating the cluster with `constellation apply`")?;
+        .advise(match state.init {
+            InitProgress::Done => "restore constellation-state.yaml from a backup",
+            _ => "finish creating the cluster with `constellation apply`",
+        })?;
     let believed = policy.believe(|signer| signer == operator);
     believed
         .context("constellation-state.yaml has another operator's cluster policy")

@@ -1011,6 +1011,26 @@ fn a_policy_that_says_something_else_has_the_next_serial_and_the_same_has_none()
     assert_eq!((second.serial, second.images[0].to_json()), (2, other));
 }
 
+/// Whoever edits the workspace says everywhere that the cluster was made from another image, except in what only the operator can sign.
+#[test]
+fn no_policy_is_signed_for_a_cluster_that_has_one() {
+    let (host, _node) = made();
+    let document = host.path("image/reference-values.json");
+    let other = another_image(&fs::read_to_string(&document).unwrap());
+    fs::write(document, &other).unwrap();
+    let mut state = workspace(&host).state().unwrap().unwrap();
+    state.made_of.as_mut().unwrap().reference_values = other;
+    for policy in [state.policy.clone(), None] {
+        state.policy.clone_from(&policy);
+        workspace(&host).save_state(&state).unwrap();
+        let output = host.run(&["apply", "--yes"]);
+        assert_eq!(output.status.code(), Some(1));
+        let said = stderr(&output);
+        assert!(said.contains("the cluster's policy does not list the image"), "{said}");
+        assert_eq!(workspace(&host).state().unwrap().unwrap().policy, policy);
+    }
+}
+
 /// Whoever can write the state file puts in a policy that another operator signed.
 #[test]
 fn verify_refuses_a_policy_that_is_not_the_operators() {

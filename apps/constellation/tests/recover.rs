@@ -268,6 +268,7 @@ fn a_worker_in_its_place_gets_nothing(technology: &'static dyn Technology) {
     restarted.waits();
     let said = restarted.fails();
     assert!(said.contains("control-plane-0 is not the expected node"), "{said}");
+    assert!(restarted.sent.lock().unwrap().is_empty());
 }
 
 /// Whoever edits the state puts in a policy with another image that the operator signed for a former cluster.
@@ -304,6 +305,50 @@ fn it_is_done_when_the_api_server_answers(technology: &'static dyn Technology) {
     assert_eq!(restarted.sent.lock().unwrap().len(), 1, "{said}");
 }
 
+/// Root on it has made it end at each boot.
+#[test]
+fn a_worker_that_stops_keeps_nobody_from_recovering_the_control_plane() {
+    for command in [&["recover"][..], &["apply", "--yes"]] {
+        let restarted = Restarted::new(SOFTWARE_TPM);
+        restarted.host.machines().stop("worker-0", "its header is not ours");
+        restarted.waits();
+        restarted.host.until(command, "recovering control-plane-0: done").kill();
+        assert_eq!(restarted.sent.lock().unwrap().len(), 1);
+    }
+}
+
+/// A worker can leave only when there is a control plane.
+#[test]
+fn the_control_plane_is_brought_back_before_workers_leave() {
+    let restarted = Restarted::new(SOFTWARE_TPM);
+    let machines = restarted.host.machines();
+    for machine in ["control-plane-0", "worker-0"] {
+        machines.stop(machine, "the power failed");
+    }
+    restarted
+        .host
+        .change_config("initialCount: 1 # workers", "initialCount: 0 # workers");
+    let running = restarted.host.until(&["apply", "--yes"], REACHING);
+    assert!(!running.said.contains("removing worker-0"), "{}", running.said);
+    running.kill();
+    // It is going to leave, and is not started for that.
+    assert_eq!(
+        [machines.starts("control-plane-0"), machines.starts("worker-0")],
+        [2, 1]
+    );
+}
+
+#[test]
+fn no_machine_takes_the_place_of_a_control_plane_whose_machine_is_gone() {
+    let restarted = Restarted::new(SOFTWARE_TPM);
+    restarted.host.machines().unmake("control-plane-0");
+    let output = restarted.host.run(&["apply", "--yes"]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("the machine of control-plane-0 is gone"), "{said}");
+    assert_eq!(restarted.host.machines().starts("control-plane-0"), 0);
+}
+
 #[test]
 fn a_cluster_that_answers_needs_no_recovery() {
     let host = made_of(SOFTWARE_TPM, api_server("200 OK", |_| "ok".to_owned()));
@@ -330,7 +375,11 @@ fn a_machine_that_stopped_is_started_by_apply() {
     assert!(said.contains("the power failed"), "{said}");
     assert!(said.ends_with(&format!("Next: {}\n", test_provider::ADVICE)), "{said}");
     let running = restarted.host.until(&["apply", "--yes"], REACHING);
-    assert!(running.said.contains("starting the machines"), "{}", running.said);
+    assert!(running.said.contains("starting the control plane"), "{}", running.said);
     running.kill();
-    assert_eq!(restarted.host.machines().starts("control-plane-0"), 2);
+    let machines = restarted.host.machines();
+    assert_eq!(
+        [machines.starts("control-plane-0"), machines.starts("worker-0")],
+        [2, 1]
+    );
 }

@@ -232,6 +232,15 @@ impl Provider for QemuProvider {
         self.make(spec, progress).map_err(ProviderError::new)
     }
 
+    fn start(
+        &self,
+        spec: &ClusterSpec,
+        nodes: &[NodeName],
+        progress: &dyn Fn(&str),
+    ) -> Result<Infrastructure, ProviderError> {
+        self.start_again(spec, nodes, progress).map_err(ProviderError::new)
+    }
+
     fn remove(&self, node: &NodeName) -> Result<(), ProviderError> {
         self.remove_one(node).map_err(ProviderError::new)
     }
@@ -292,12 +301,36 @@ impl QemuProvider {
         Ok(Plan { changes })
     }
 
-    /// 1. The plan says what is missing; nothing missing, nothing done.
+    fn make(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, QemuError> {
+        self.carry_out(&self.changes(spec)?, spec, progress)
+    }
+
+    /// Of a plan for the machines as they are recorded, so that none is unwanted.
+    fn start_again(
+        &self,
+        spec: &ClusterSpec,
+        nodes: &[NodeName],
+        progress: &dyn Fn(&str),
+    ) -> Result<Infrastructure, QemuError> {
+        let recorded = self.record(spec)?.nodes.into_values();
+        let spec = ClusterSpec {
+            nodes: recorded.map(|node| node.spec).collect(),
+            ..spec.clone()
+        };
+        let mut plan = self.changes(&spec)?;
+        plan.changes.retain(|change| match change {
+            Change::Restart(name) | Change::Resume(name) => nodes.contains(name),
+            Change::Create(_) | Change::Replace(_) | Change::Remove(_) => false,
+            Change::Other(_) => !nodes.is_empty(),
+        });
+        self.carry_out(&plan, &spec, progress)
+    }
+
+    /// 1. Nothing planned, nothing done.
     /// 2. The machine is checked for everything nodes need.
     /// 3. All choices are stored.
     /// 4. The metadata endpoint is started, then the nodes.
-    fn make(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, QemuError> {
-        let plan = self.changes(spec)?;
+    fn carry_out(&self, plan: &Plan, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, QemuError> {
         let mut record = self.record(spec)?;
         if !plan.is_empty() {
             let firmware = self.options.firmware.as_deref();

@@ -20,6 +20,18 @@ pub trait Provider: Send + Sync {
     /// When a machine cannot be made. What was made stays, for another try or for [`destroy`](Self::destroy).
     fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, ProviderError>;
 
+    /// Lets those of these machines go on that were made and have stopped or are paused, with their disks. Nothing else is changed, whatever the
+    /// specification wants.
+    ///
+    /// # Errors
+    /// When a machine cannot be started.
+    fn start(
+        &self,
+        spec: &ClusterSpec,
+        nodes: &[NodeName],
+        progress: &dyn Fn(&str),
+    ) -> Result<Infrastructure, ProviderError>;
+
     /// Ends one machine and removes what belongs to it. It is not an error if there is none.
     ///
     /// # Errors

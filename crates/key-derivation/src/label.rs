@@ -22,15 +22,15 @@ pub enum Label {
     OperatorIdentity,
 }
 
-/// Whose state disk it is. Somebody else who names the disk gets another key, and so does this machine when it says that it is in another
-/// cluster or has another role: the key that opens a disk shows all of this.
+/// Whose state disk it is. Another machine that names the disk gets another key, and so does this one if it names another cluster or role. So
+/// the key that opens a disk confirms all three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DiskOwner {
     /// The cluster that admitted the machine.
     pub cluster: ClusterId,
     /// Its attested identity.
     pub machine: [u8; 32],
-    /// The role in which it was admitted.
+    /// The role that it was admitted to.
     pub role: NodeRole,
 }
 

@@ -157,6 +157,23 @@ impl TestProvider {
         record.stopped = fs::read_to_string(self.folder.join(STOPS)).ok();
     }
 
+    fn start_again(
+        &self,
+        spec: &ClusterSpec,
+        nodes: &[NodeName],
+        progress: &dyn Fn(&str),
+    ) -> Result<Infrastructure, TestProviderError> {
+        let mut records = self.load()?;
+        for (name, record) in &mut records {
+            if nodes.contains(name) && record.stopped.is_some() {
+                progress(&Change::Restart(name.clone()).to_string());
+                self.start(record, spec);
+            }
+        }
+        self.save(&records)?;
+        Ok(infrastructure(&records, spec))
+    }
+
     fn make(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, TestProviderError> {
         let mut records = self.load()?;
         let plan = changes(&records, spec);
@@ -196,6 +213,15 @@ impl Provider for TestProvider {
 
     fn create(&self, spec: &ClusterSpec, progress: &dyn Fn(&str)) -> Result<Infrastructure, ProviderError> {
         self.make(spec, progress).map_err(ProviderError::new)
+    }
+
+    fn start(
+        &self,
+        spec: &ClusterSpec,
+        nodes: &[NodeName],
+        progress: &dyn Fn(&str),
+    ) -> Result<Infrastructure, ProviderError> {
+        self.start_again(spec, nodes, progress).map_err(ProviderError::new)
     }
 
     fn remove(&self, node: &NodeName) -> Result<(), ProviderError> {

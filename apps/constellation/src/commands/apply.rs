@@ -1,24 +1,24 @@
 //! `apply`: creates the cluster that the configuration describes. Each phase first finds out what is already done.
 //!
 //! 1. The master secret is made, unless there is one: machines measure the operator whose it is.
-//! 2. The machines of a cluster that exists are started, and its control plane is recovered if it restarted. Workers that are not wanted any more
-//!    leave. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
+//! 2. The control plane of a cluster that exists is started if it has stopped, and recovered if it restarted. Workers that are not wanted any
+//!    more leave. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
 //! 3. The cluster policy is signed, unless the newest one says the same: which images nodes may run, and what they install.
 //! 4. The first node becomes a cluster, over an attested session, and deploys our services.
 //! 5. The policy is published, for nodes that join.
 //! 6. All nodes become ready.
 //! 7. Every node is verified.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, Result, anyhow};
 use atomic_file::Access;
 use attestation::Variants;
 use cluster_config::{InitProgress, MadeOf, Workspace, WorkspaceError, names};
-use cluster_types::NodeName;
+use cluster_types::{NodeName, NodeRole};
 use error_report::{Chain, explain_denied_in};
-use infrastructure::{Change, ClusterSpec, MachineStatus, NodeSpec, Plan};
+use infrastructure::{Change, Infrastructure, MachineStatus, Plan, ProviderError};
 use terminal::{Progress, Step};
 use tokio::task::block_in_place;
 use zeroize::Zeroizing;
@@ -129,37 +129,53 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Before anything of a cluster changes, its control plane must answer: no node can leave without it. What has stopped is started as it was.
+    /// Before anything of a cluster changes, its control plane must answer: no node can leave without it. Its machine is started if it has
+    /// stopped, with the disk that it had.
     async fn bring_back(&mut self, progress: &Progress) -> Result<()> {
-        if let Some(spec) = self.what_exists()? {
-            if self.provider.plan(&spec)?.is_empty() {
-                block_in_place(|| self.make(&spec, &|_| {}))?;
-            } else {
-                progress
-                    .step("starting the machines", async |step| {
-                        block_in_place(|| self.make(&spec, &|detail| step.detail(detail)))
-                    })
-                    .await?;
-            }
+        self.refuse_another_policy()?;
+        let stopped = self.stopped_control_planes()?;
+        let spec = machines::spec(&self.config, &self.state, self.made_of.operator_key);
+        let start = |run: &mut Self, detail: &dyn Fn(&str)| {
+            let before = run.api_server_port();
+            let started = block_in_place(|| run.provider.start(&spec, &stopped, detail));
+            run.adopt(started, before)
+        };
+        if stopped.is_empty() {
+            start(self, &|_| {})?;
+        } else {
+            progress
+                .step("starting the control plane", async |step| {
+                    start(self, &|detail| step.detail(detail))
+                })
+                .await?;
         }
         let operator = Operator::of(self.workspace, &self.state, &*self.provider, self.variants).await?;
         operator.reach_control_plane(progress).await
     }
 
-    /// The machines that were made. `None` if it is not recorded what one of them was made as: it would have to go.
-    fn what_exists(&self) -> Result<Option<ClusterSpec>> {
-        let mut spec = machines::spec(&self.config, &self.state, self.made_of.operator_key);
-        let recorded = self.state.made_of.iter().flat_map(|made_of| &made_of.nodes);
-        let recorded: BTreeMap<_, _> = recorded.collect();
-        let machines = self.provider.machines()?.into_iter();
-        let made = machines.filter(|machine| machine.status != MachineStatus::NotMade);
-        let nodes: Option<Vec<NodeSpec>> = made
-            .map(|machine| recorded.get(&machine.name).copied().cloned())
-            .collect();
-        Ok(nodes.map(|nodes| {
-            spec.nodes = nodes;
-            spec
-        }))
+    /// An error if one of them is gone: no other machine can take its place yet, and none is made.
+    fn stopped_control_planes(&self) -> Result<Vec<NodeName>> {
+        let machines = self.provider.machines()?;
+        let known = self.state.infrastructure.iter().flat_map(|known| &known.nodes);
+        let known = known.filter(|node| node.role == NodeRole::ControlPlane && self.state.members.contains(&node.name));
+        let mut stopped = Vec::new();
+        for node in known {
+            let machine = machines.iter().find(|machine| machine.name == node.name);
+            match machine.map(|machine| &machine.status) {
+                Some(MachineStatus::Running | MachineStatus::Unknown) => {}
+                Some(MachineStatus::Stopped { .. } | MachineStatus::Paused { .. }) => stopped.push(node.name.clone()),
+                Some(MachineStatus::NotMade) | None => {
+                    let error = anyhow!(
+                        "the machine of {} is gone, and with it the data of the cluster",
+                        node.name
+                    );
+                    return Err(error).advise(
+                        "restore its folder from a backup; if there is none, end the cluster with `constellation terminate`",
+                    );
+                }
+            }
+        }
+        Ok(stopped)
     }
 
     /// Workers that are not wanted any more leave in order, and what is left of one whose machine is gone. Where there is no cluster yet, the next phase just ends their machines.
@@ -241,16 +257,17 @@ impl Run<'_> {
             self.state.members.retain(wanted);
             self.state.boots.retain(|name, _| wanted(name));
             self.workspace.save_state(&self.state)?;
-            self.make(&spec, &|detail| step.detail(detail))
+            let before = self.api_server_port();
+            let made = self.provider.create(&spec, &|detail| step.detail(detail));
+            self.adopt(made, before)
         })
     }
 
-    fn make(&mut self, spec: &ClusterSpec, detail: &dyn Fn(&str)) -> Result<()> {
-        let before = self.api_server_port();
-        let made = self.provider.create(spec, detail);
+    /// What the provider has made, and where the API server is now.
+    fn adopt(&mut self, made: Result<Infrastructure, ProviderError>, api_server_before: Option<u16>) -> Result<()> {
         self.state.infrastructure = Some(made.advise("fix this, then run the same command again")?);
         self.workspace.save_state(&self.state)?;
-        self.follow_api_server(before)
+        self.follow_api_server(api_server_before)
     }
 
     fn why_fresh_machines(&self) -> Option<&'static str> {

@@ -85,7 +85,7 @@ async fn connect(
     let attempt = || async {
         match caller.call(node, Purpose::Init).await {
             Ok(Answer::New(channel, proven)) => Ok((channel, proven.identity())),
-            Ok(Answer::Member) => Err(Failed::Stop(anyhow!("{} is a control plane already", node.name))),
+            Ok(Answer::Member) => Err(Failed::Stop(is_member_already(node))),
             Err(Failed::Retry(error)) => Err(machines::retry(&*run.provider, error)),
             Err(stopped) => Err(stopped),
         }
@@ -96,6 +96,14 @@ async fn connect(
         let next = "read the node's console above, then run the same command again";
         advise(error, run.provider.console(&node.name), next)
     })
+}
+
+fn is_member_already(node: &Machine) -> Error {
+    let error = anyhow!(
+        "{} is a control plane already, but constellation-state.yaml does not know of a cluster",
+        node.name
+    );
+    advise(error, Vec::new(), "restore constellation-state.yaml from a backup")
 }
 
 /// From here on the node may have begun, so its disk cannot be used for another attempt.

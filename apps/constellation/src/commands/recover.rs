@@ -113,24 +113,30 @@ impl<'a> Operator<'a> {
     /// 3. The user learns what the Evidence is worth.
     /// 4. The key of this disk and this machine is derived and sent. We sign for the session, because the node believes nobody else.
     pub(crate) async fn reach_control_plane(&self, progress: &Progress) -> Result<()> {
-        for _ in 0..=MOST_RECOVERIES {
+        let mut recovered = 0;
+        loop {
             let reached = progress
                 .step("reaching the control plane", async |step| self.reach(step).await)
                 .await?;
             let Reached::Waiting(node) = reached else {
                 return Ok(());
             };
+            if recovered == MOST_RECOVERIES {
+                let name = &node.machine.name;
+                let error = anyhow!(
+                    "{name} waits for its key once more, after control planes were recovered {recovered} times"
+                );
+                return Err(error)
+                    .advise("read the node's console (`constellation status`), then run the same command again");
+            }
             trust::show(trust::warning(self.caller.trust()), progress);
             let title = format!("recovering {}", node.machine.name);
             progress
                 .step(&title, async |step| self.recover(node, step).await)
                 .await?;
+            recovered += 1;
             sleep(INTERVAL).await;
         }
-        Err(anyhow!(
-            "the control plane was recovered {MOST_RECOVERIES} times, and waits for its key once more"
-        ))
-        .advise("read the node's console (`constellation status`), then run the same command again")
     }
 
     /// Tries until the API server answers, or a control plane that waits for its key.
@@ -225,7 +231,10 @@ impl<'a> Operator<'a> {
                 let error = anyhow!("{name} cannot come back: {}", shown(status.message()));
                 Err(advise(error, self.provider.console(name), NOT_THAT_MEMBER))
             }
-            Err(_) => bail!("{name} did not open its state disk within {} s", OPEN_LIMIT.as_secs()),
+            Err(_) => {
+                let error = anyhow!("{name} did not open its state disk within {} s", OPEN_LIMIT.as_secs());
+                Err(advise(error, self.provider.console(name), "run the same command again"))
+            }
         }
     }
 
