@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use attestation::{ExpectedMembership, MeasuringAttester, Membership};
-use attested_tls::{AttestedNode, HandshakeError, channel};
+use attested_tls::{AttestedNode, HandshakeError, PeerPolicy, channel};
 use cluster_policy::{BelievedPolicy, SignedPolicy};
 use cluster_types::{ClusterId, MeasurementSalt, NodeRole};
 use disk_encryption::OpenError;
@@ -50,6 +50,7 @@ for_each_technology!(async:
     the_operator_brings_a_worker_back,
     another_operator_opens_nothing,
     a_signature_for_another_session_opens_nothing,
+    who_requires_no_evidence_opens_nothing,
     what_the_operator_sends_is_parsed,
     the_operator_may_bring_another_key_after_a_wrong_one,
     the_operator_is_told_why_the_node_cannot_come_back,
@@ -491,6 +492,33 @@ async fn a_signature_for_another_session_opens_nothing(technology: &'static dyn 
         .must_wait(async |mut operator| operator.send(earlier).await.unwrap_err())
         .await;
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(rebooted.keys().is_empty());
+}
+
+/// There is nothing that a signature could be tied to, not even by the operator.
+async fn who_requires_no_evidence_opens_nothing(technology: &'static dyn Technology) {
+    let rebooted = Rebooted::control_plane(technology).await;
+    let (listener, address) = listener().await;
+    let careless = Endpoint::new(
+        None,
+        PeerPolicy::Unattested {
+            reason: "it trusts anyone",
+        },
+    );
+    let refused = async {
+        let asked = Operator::calls(&rebooted, address)
+            .await
+            .request(NodeRole::ControlPlane);
+        let session = channel(&careless, Purpose::Recover, &address.to_string()).await;
+        let mut client = ApiClient::new(session.unwrap().channel);
+        client.recover(asked).await.unwrap_err()
+    };
+    let refused = tokio::select! {
+        ended = rejoin(&rebooted.node.node, rebooted.disk.clone(), listener) => panic!("{ended:?}"),
+        refused = refused => refused,
+    };
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(refused.message().contains("no evidence of this node"), "{refused}");
     assert!(rebooted.keys().is_empty());
 }
 
