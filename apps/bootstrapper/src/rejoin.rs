@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use attestation::{DeviceError, Membership, Purpose};
 use attested_tls::Endpoint;
-use cluster_policy::AdvancePolicyError;
+use cluster_policy::{AdvancePolicyError, NotNewerError};
 use cluster_types::{ClusterId, DiskUuid, NodeRole};
 use error_report::Chain;
 use grpc_api::join::{IssueRejoinTicketRequest, IssueRejoinTicketResponse};
@@ -30,7 +30,7 @@ use crate::join::ticket::{InvalidTicket, believe, check_service, open_secrets};
 use crate::join::{AskError, TicketSession, answered, endpoint_for_members, wait_for_ticket};
 use crate::lock::{MeasureError, Owner, Taken};
 use crate::node::{LAST_BYTES, OperatorError, OwnImageError, ThisNode};
-use member_secrets::MemberSecrets;
+use member_secrets::{MemberSecrets, Source};
 use recover_server::Recovery;
 
 /// Every ticket leaves a record in the key service's audit log.
@@ -77,7 +77,8 @@ pub(crate) enum RejoinError {
 ///    operator can bring the same.
 /// 3. The membership is measured: of that cluster, in the role for which the key opened the disk. Nothing on the disk says otherwise, because
 ///    root on this node may have written it.
-/// 4. Only now is the file system mounted. It must be that of such a member of this cluster which has not seen a newer policy.
+/// 4. Only now is the file system mounted. It must be that of such a member of this cluster. The newest policy that it has seen stays in
+///    force; a control plane that brings an earlier one is refused.
 ///
 /// # Security
 /// The disk is never formatted here, whatever anyone answers.
@@ -177,7 +178,13 @@ fn must_be_that_member(node: &ThisNode, secrets: &MemberSecrets) -> Result<(), R
     if derived != measured {
         return Err(RejoinError::AnotherCluster { measured, derived });
     }
-    Ok(node.files.policy_store().advance(&secrets.policy)?)
+    match (node.files.policy_store().advance(&secrets.policy), secrets.source) {
+        (Err(AdvancePolicyError::NotNewer(older @ NotNewerError::Older { .. })), Source::Operator) => {
+            warn!(error = %older, "the newer policy stays in force");
+            Ok(())
+        }
+        (result, _) => Ok(result?),
+    }
 }
 
 async fn ask(
@@ -238,6 +245,7 @@ impl MemberSecrets {
             policy,
             state_disk_key,
             measurement_secret,
+            source: Source::Cluster,
         })
     }
 }

@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::member_secrets::MemberSecrets;
+use super::member_secrets::{MemberSecrets, Source};
 use crate::join::ticket::believe;
 use crate::node::ThisNode;
 
@@ -151,6 +151,7 @@ impl MemberSecrets {
                 .ok_or(InvalidRecovery::Length("state_disk_key"))?,
             measurement_secret: MeasurementSecret::from_slice(&measurement_secret)
                 .ok_or(InvalidRecovery::Length("measurement_secret"))?,
+            source: Source::Operator,
         })
     }
 }

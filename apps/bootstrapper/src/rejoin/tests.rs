@@ -7,6 +7,7 @@ use attestation::{ExpectedMembership, MeasuringAttester, Membership};
 use attested_tls::{AttestedNode, HandshakeError, PeerPolicy, channel};
 use cluster_policy::{BelievedPolicy, SignedPolicy};
 use cluster_types::{ClusterId, MeasurementSalt, NodeRole};
+use digest::Digest;
 use disk_encryption::OpenError;
 use grpc_api::recover::api_client::ApiClient;
 use grpc_api::recover::{DescribeRequest, RecoverRequest};
@@ -39,6 +40,8 @@ for_each_technology!(async:
     a_disk_of_another_cluster_is_not_used,
     a_policy_that_is_older_than_one_that_the_node_has_seen_is_refused,
     a_newer_policy_is_kept,
+    an_operator_with_an_older_policy_puts_none_out_of_force,
+    an_operator_with_another_policy_of_the_same_serial_is_refused,
     a_policy_that_another_operator_signed_is_refused,
     secrets_released_by_another_policy_are_refused,
     a_key_for_another_disk_is_refused,
@@ -251,6 +254,10 @@ impl Rebooted {
         self.disk.keys.lock().unwrap().clone()
     }
 
+    fn stored_policy(&self) -> Vec<u8> {
+        std::fs::read(self.node.file("run/state/constellation/policy/cluster-policy")).unwrap()
+    }
+
     fn measured_nothing(&self) -> bool {
         self.node.node.attester.membership().unwrap().is_new()
     }
@@ -338,14 +345,39 @@ async fn a_policy_that_is_older_than_one_that_the_node_has_seen_is_refused(techn
     assert!(matches!(error, RejoinError::Policy(_)), "{error}");
 }
 
+/// Their workspace is a backup. What the node needs to come back does not depend on the policy.
+async fn an_operator_with_an_older_policy_puts_none_out_of_force(technology: &'static dyn Technology) {
+    let newer = policy_with_serial(2, &operator_key(), cluster(), &components());
+    let rebooted = Rebooted::with(technology, NodeRole::ControlPlane, SALT, &newer).await;
+    let (rejoined, sent) = rebooted
+        .recover(async |mut operator| operator.send(operator.request(NodeRole::ControlPlane)).await)
+        .await;
+    rejoined.unwrap();
+    sent.unwrap();
+    assert_eq!(rebooted.stored_policy(), newer);
+}
+
+/// Which of the two counts would depend on who asks.
+async fn an_operator_with_another_policy_of_the_same_serial_is_refused(technology: &'static dyn Technology) {
+    let mut listed = components();
+    listed[0].hash = digest::oci::format(&Digest::of(b"another kubelet"));
+    let other = policy_with_serial(1, &operator_key(), cluster(), &listed);
+    let rebooted = Rebooted::with(technology, NodeRole::ControlPlane, SALT, &other).await;
+    let (rejoined, sent) = rebooted
+        .recover(async |mut operator| operator.send(operator.request(NodeRole::ControlPlane)).await)
+        .await;
+    let error = rejoined.unwrap_err();
+    assert!(matches!(error, RejoinError::Policy(_)), "{error}");
+    assert!(sent.unwrap_err().message().contains("the cluster's policy is refused"));
+}
+
 async fn a_newer_policy_is_kept(technology: &'static dyn Technology) {
     let rebooted = Rebooted::new(technology).await;
     let mut service = FakeJoinService::honest();
     service.ticket.cluster_policy = policy_with_serial(2, &operator_key(), cluster(), &components());
     let newer = service.ticket.cluster_policy.clone();
     rebooted.rejoin_through(service).await.unwrap();
-    let stored = rebooted.node.file("run/state/constellation/policy/cluster-policy");
-    assert_eq!(std::fs::read(stored).unwrap(), newer);
+    assert_eq!(rebooted.stored_policy(), newer);
 }
 
 async fn a_policy_that_another_operator_signed_is_refused(technology: &'static dyn Technology) {
