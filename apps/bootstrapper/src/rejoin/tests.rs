@@ -393,7 +393,7 @@ async fn a_policy_that_another_operator_signed_is_refused(technology: &'static d
 async fn secrets_released_by_another_policy_are_refused(technology: &'static dyn Technology) {
     let rebooted = Rebooted::new(technology).await;
     let service = FakeJoinService {
-        change: |secrets| secrets.policy = digest::Digest::of(b"another"),
+        change: |secrets| secrets.policy = Digest::of(b"another"),
         ..FakeJoinService::honest()
     };
     let error = rebooted.ask(service, member).await;

@@ -67,11 +67,12 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         attacks::the_key_services_socket_gives_nothing_away,
         daemon::the_attestation_daemons_socket_is_for_its_service_alone,
         attacks::metadata_that_lies_lets_nobody_in,
+        secrets::no_secret_is_in_a_log_or_an_object,
         workload::a_kubelet_that_starts_again_authenticates,
         workload::what_is_deployed_comes_back,
         workload::with_the_tunnel_down_nothing_leaks,
         restart::what_restarts_at_once_comes_back,
-        secrets::no_secret_is_in_a_log_or_an_object,
+        secrets::no_secret_is_in_a_log_of_this_machine,
         policy::an_edited_policy_admits_nobody,
         workload::a_worker_that_is_removed_leaves_nothing_behind,
     ];

@@ -1,6 +1,7 @@
 //! The secrets of the cluster are searched for everywhere they must not be.
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD, Engine};
@@ -47,16 +48,8 @@ impl Secret {
 /// Every file of this machine about the cluster, every log of a pod in `kube-system`, the journals of both nodes, the audit logs of the
 /// control plane, and every object of the cluster. That the search finds things shows where they may be.
 pub(crate) fn no_secret_is_in_a_log_or_an_object(cluster: &Cluster, _: &Image) -> Result<()> {
-    let secrets = secrets(cluster)?;
-    let allowed = fs::read(cluster.workspace().join(names::MASTER_SECRET))?;
-    ensure!(secrets[0].is_in(&allowed), "the search does not find what is there");
     let texts = texts(cluster)?;
-    cluster.say(&format!("searching {} logs and lists of objects", texts.len()));
-    for text in &texts {
-        for secret in &secrets {
-            ensure!(!secret.is_in(&text.bytes), "{} is in {}", secret.title, text.place);
-        }
-    }
+    search(cluster, &texts)?;
     let joined = texts
         .iter()
         .any(|text| text.place.contains("journal") && contains(&text.bytes, b"joining"));
@@ -64,6 +57,30 @@ pub(crate) fn no_secret_is_in_a_log_or_an_object(cluster: &Cluster, _: &Image) -
         joined,
         "no journal tells of the join: the search looks in the wrong place"
     );
+    Ok(())
+}
+
+/// What the programs of this machine and the consoles of the nodes said while the nodes came back.
+pub(crate) fn no_secret_is_in_a_log_of_this_machine(cluster: &Cluster, _: &Image) -> Result<()> {
+    let texts = logs(cluster)?;
+    let recovered = texts.iter().any(|text| contains(&text.bytes, b"recovery accepted"));
+    ensure!(
+        recovered,
+        "no console tells of the recovery: the search looks in the wrong place"
+    );
+    search(cluster, &texts)
+}
+
+fn search(cluster: &Cluster, texts: &[Text]) -> Result<()> {
+    let secrets = secrets(cluster)?;
+    let allowed = fs::read(cluster.workspace().join(names::MASTER_SECRET))?;
+    ensure!(secrets[0].is_in(&allowed), "the search does not find what is there");
+    cluster.say(&format!("searching {} logs and lists of objects", texts.len()));
+    for text in texts {
+        for secret in &secrets {
+            ensure!(!secret.is_in(&text.bytes), "{} is in {}", secret.title, text.place);
+        }
+    }
     Ok(())
 }
 
@@ -95,14 +112,18 @@ fn secrets(cluster: &Cluster) -> Result<Vec<Secret>> {
     Ok(secrets)
 }
 
-fn texts(cluster: &Cluster) -> Result<Vec<Text>> {
-    let mut texts = Vec::new();
-    for log in cluster.logs()? {
-        texts.push(Text {
+fn logs(cluster: &Cluster) -> Result<Vec<Text>> {
+    let read = |log: PathBuf| {
+        Ok(Text {
             bytes: fs::read(&log)?,
             place: log.display().to_string(),
-        });
-    }
+        })
+    };
+    cluster.logs()?.into_iter().map(read).collect()
+}
+
+fn texts(cluster: &Cluster) -> Result<Vec<Text>> {
+    let mut texts = logs(cluster)?;
     let mut query = |arguments: &[&str]| -> Result<()> {
         texts.push(Text {
             place: arguments.join(" "),
