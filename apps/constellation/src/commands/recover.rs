@@ -42,7 +42,7 @@ const OPEN_LIMIT: Duration = Duration::from_secs(300);
 /// A network that lets nothing through, or a node that fails each time, must not keep this going.
 const MOST_RECOVERIES: usize = 5;
 
-const NOT_THAT_MEMBER: &str = "read the reason above and the node's console. If the policy is an earlier one, restore the latest \
+const NOT_THAT_MEMBER: &str = "read the reason above and the node's console. If the policy is refused, restore the latest \
                                constellation-state.yaml; if the key does not open the disk, it is another disk. A disk that is lost takes the data \
                                of the cluster with it: then end the cluster with `constellation terminate`";
 
