@@ -27,7 +27,7 @@ check: setup ## Check formatting, lints, documentation and dependencies
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo clippy --manifest-path fuzz/Cargo.toml --target-dir $(TARGET)/fuzz --locked -- -D warnings
+	CARGO_PROFILE_DEV_OPT_LEVEL=0 cargo clippy --manifest-path fuzz/Cargo.toml --target-dir $(TARGET) --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 	cargo xtask tidy
 	cargo deny --locked --log-level error check bans licenses sources
@@ -46,8 +46,10 @@ e2e: setup ## Run the node image, state disks and a cluster in VMs, with a host 
 		--programs $(COMPILED) \
 		--root "$$(cargo xtask image unpacked node)" --kernel-root "$$(cargo xtask image unpacked tools)"
 	CONSTELLATION_E2E_IMAGE=$(E2E)/image CONSTELLATION_E2E_MIRROR=$(MIRROR) \
+		cargo test --locked -p e2e --lib --test container_images --test node --test side_doors -- --test-threads=2 --nocapture
+	CONSTELLATION_E2E_IMAGE=$(E2E)/image CONSTELLATION_E2E_MIRROR=$(MIRROR) \
 		CONSTELLATION_E2E_PROBE=$(COMPILED)/probe CONSTELLATION_E2E_CLUSTER=$(E2E)/cluster \
-		cargo test --locked -p e2e -- --test-threads=1 --nocapture
+		cargo test --locked -p e2e --test cluster -- --nocapture
 
 up: setup ## Create a cluster on this machine from the current code, in the folder local/
 	cargo xtask upstream --out $(MIRROR)

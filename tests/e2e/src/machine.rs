@@ -1,11 +1,13 @@
 //! How a virtual machine looks, and what a hostile host adds to it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -260,10 +262,21 @@ impl Machine {
 
 /// A port that no private network had a moment ago.
 fn free_group_port() -> io::Result<u16> {
-    Ok(UdpSocket::bind((GROUP, 0))?.local_addr()?.port())
+    free_port(|| UdpSocket::bind((GROUP, 0))?.local_addr())
 }
 
 /// A port that was free a moment ago.
 fn free_tcp_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    free_port(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr())
+}
+
+/// A port that no other machine of this run got: several start at once, and each binds its ports some time after they were found free.
+fn free_port(bind: impl Fn() -> io::Result<SocketAddr>) -> io::Result<u16> {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let port = bind()?.port();
+        if GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
+            return Ok(port);
+        }
+    }
 }
