@@ -2,13 +2,14 @@
 //!
 //! 1. Mount the kernel's file systems.
 //! 2. Compare the clock with the RTC, and restart the machine if it runs at a wrong rate.
-//! 3. Load the modules that reach the boot disk.
-//! 4. Find the two partitions whose UUIDs follow from the root hash on the measured command line.
-//! 5. Open the root file system under dm-verity with that hash, and make it the root.
-//! 6. Load the modules that the state disk needs, and the way to its key.
-//! 7. Run the disk-mapper, which mounts the state disk at `/run/state`.
-//! 8. Put the writable folders of the system onto the state disk.
-//! 9. Become systemd.
+//! 3. On an emulated processor, let timers be late.
+//! 4. Load the modules that reach the boot disk.
+//! 5. Find the two partitions whose UUIDs follow from the root hash on the measured command line.
+//! 6. Open the root file system under dm-verity with that hash, and make it the root.
+//! 7. Load the modules that the state disk needs, and the way to its key.
+//! 8. Run the disk-mapper, which mounts the state disk at `/run/state`.
+//! 9. Put the writable folders of the system onto the state disk.
+//! 10. Become systemd.
 //!
 //! There is no shell and no prompt. A failure is printed on the console, and the machine powers off.
 
@@ -19,6 +20,7 @@ mod modules;
 mod partitions;
 mod root;
 mod state;
+mod timers;
 
 use std::convert::Infallible;
 use std::fs;
@@ -67,6 +69,9 @@ fn boot() -> Result<Infallible, BootError> {
     if let Err(error) = check_clock() {
         // Not every platform has an RTC. Without one, the platform is responsible for the clock.
         console::say(&format!("the clock is not checked: {}", console::chain(&error)));
+    }
+    if let Err(error) = timers::relax_if_emulated() {
+        console::say(&format!("timers are exact, which costs time: {error}"));
     }
     modules::load(Path::new("/modules"), Path::new("/modules/order"))?;
     console::say("looking for the root file system");

@@ -237,6 +237,19 @@ impl Cluster {
         self.kubectl(command.iter().chain(arguments))
     }
 
+    /// Whether a process has this text in its command line, besides the workspace's folder.
+    ///
+    /// # Errors
+    /// When processes cannot be listed.
+    pub fn has_process_with(&self, text: &str) -> Result<bool> {
+        let workspace = self.workspace();
+        let workspace = workspace.to_str().context("the path is not UTF-8")?;
+        let processes = output(Command::new("ps").args(["-e", "-ww", "-o", "args"]))?;
+        let processes = String::from_utf8_lossy(&processes);
+        let mut lines = processes.lines();
+        Ok(lines.any(|line| line.contains(workspace) && line.contains(text)))
+    }
+
     /// A server of the key service that is reached from here, until it is dropped.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -41,6 +41,11 @@ enum Action {
         #[arg(long)]
         to: PathBuf,
     },
+    /// Print a file.
+    Read {
+        /// The file to read.
+        path: PathBuf,
+    },
     /// Write a text into a file, for instance a setting of the kernel.
     Write {
         /// The file to write to.
@@ -56,6 +61,7 @@ async fn main() -> Result<()> {
         Action::Serve { port, text } => serve(port, text).await,
         Action::Fetch { url } => fetch(&url).await,
         Action::Forward { port, to } => forward(port, to).await,
+        Action::Read { path } => read(&path),
         Action::Write { path, text } => fs::write(&path, text).with_context(|| format!("writing {}", path.display())),
     }
 }
@@ -84,6 +90,13 @@ async fn forward(port: u16, to: PathBuf) -> Result<()> {
             }
         });
     }
+}
+
+#[expect(clippy::print_stdout, reason = "the content is the result")]
+fn read(path: &Path) -> Result<()> {
+    let content = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    print!("{content}");
+    Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "the answer is the result")]

@@ -14,8 +14,6 @@ mod secrets;
 mod workload;
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use cluster_config::names;
@@ -52,6 +50,7 @@ fn run_checks(cluster: &Cluster, image: &Image) -> Result<()> {
         workload::every_node_is_verified,
         workload::a_service_answers_from_both_nodes_by_its_name,
         workload::pod_traffic_between_nodes_is_encrypted,
+        workload::timers_of_pods_are_late_where_they_are_emulated,
         attacks::replayed_evidence_is_refused,
         attacks::a_relayed_session_is_refused,
         attacks::reflected_evidence_is_refused,
@@ -129,12 +128,6 @@ fn down(cluster: &Cluster) -> Result<()> {
         left.iter().all(|file| file.file_name() == names::CONFIG),
         "mini down left {left:?}"
     );
-    ensure!(!is_in_a_command_line(&cluster.workspace())?, "mini down left processes");
+    ensure!(!cluster.has_process_with("")?, "mini down left processes");
     Ok(())
-}
-
-fn is_in_a_command_line(path: &Path) -> Result<bool> {
-    let processes = Command::new("ps").args(["-e", "-o", "args"]).output()?;
-    let processes = String::from_utf8_lossy(&processes.stdout).into_owned();
-    Ok(processes.contains(path.to_str().context("the path is not UTF-8")?))
 }

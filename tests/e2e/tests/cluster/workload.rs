@@ -121,6 +121,18 @@ pub(crate) fn pod_traffic_between_nodes_is_encrypted(cluster: &Cluster, _: &Imag
     Ok(())
 }
 
+/// On emulated machines, pods inherit from node-init that their timers may be late, so that they cost less. Elsewhere they are as exact as on any machine.
+pub(crate) fn timers_of_pods_are_late_where_they_are_emulated(cluster: &Cluster, _: &Image) -> Result<()> {
+    let expected = if cluster.has_process_with("-accel tcg")? {
+        "20000000"
+    } else {
+        "50000"
+    };
+    let slack = cluster.probe("client", &["read", "/proc/self/timerslack_ns"])?;
+    ensure!(slack.trim() == expected, "{slack} ns, expected {expected}");
+    Ok(())
+}
+
 /// `kubeadm init` gives the first node's kubelet a certificate in its kubeconfig, which we replace by the kubelet's own file.
 pub(crate) fn a_kubelet_that_starts_again_authenticates(cluster: &Cluster, _: &Image) -> Result<()> {
     let metrics = format!("/api/v1/nodes/{CONTROL_PLANE}/proxy/metrics");
