@@ -237,17 +237,25 @@ impl Cluster {
         self.kubectl(command.iter().chain(arguments))
     }
 
-    /// Whether a process has this text in its command line, besides the workspace's folder.
+    /// Whether a process runs in the workspace, or names it in its command line, which has this text too.
     ///
     /// # Errors
     /// When processes cannot be listed.
     pub fn has_process_with(&self, text: &str) -> Result<bool> {
-        let workspace = self.workspace();
-        let workspace = workspace.to_str().context("the path is not UTF-8")?;
-        let processes = output(Command::new("ps").args(["-e", "-ww", "-o", "args"]))?;
-        let processes = String::from_utf8_lossy(&processes);
-        let mut lines = processes.lines();
-        Ok(lines.any(|line| line.contains(workspace) && line.contains(text)))
+        let workspace = self.workspace().display().to_string();
+        for process in fs::read_dir("/proc").context("listing processes")? {
+            let process = process?.path();
+            // What is not a process has neither, nor has one that has just ended.
+            let (Ok(folder), Ok(line)) = (fs::read_link(process.join("cwd")), fs::read(process.join("cmdline"))) else {
+                continue;
+            };
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            let is_ours = folder.to_string_lossy().starts_with(&workspace) || line.contains(&workspace);
+            if is_ours && line.contains(text) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// A server of the key service that is reached from here, until it is dropped.

@@ -183,6 +183,7 @@ impl Machine {
             folder,
             metadata,
             bootstrapper: (Ipv4Addr::LOCALHOST, port).into(),
+            before_reset: 0,
         };
         vm.say("booting");
         vm.wait_until("QEMU to come up", |vm| Ok(vm.file("qmp.sock").exists()))?;
