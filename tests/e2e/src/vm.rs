@@ -22,8 +22,8 @@ const MAX_PRINTED: usize = 64 * 1024;
 
 /// What the kernel says when an emulated processor lost the interrupt of its timer (docs/pitfalls.md).
 const LOST_TIMER: &str = "kthread timer wakeup didn't happen";
-/// The first program of a node begins its lines with it.
-const NODE_INIT: &str = "node-init";
+/// How lines of the first program of a node begin, after the time.
+const NODE_INIT: &str = "constellation: ";
 
 /// A running VM. Dropping it ends everything.
 pub struct Vm {
@@ -89,7 +89,8 @@ impl Vm {
     /// A kernel to which that happens does not start any program. It is the emulator's fault and no result of a test, so the machine boots
     /// once more and is measured from zero.
     fn reset_if_a_timer_was_lost(&mut self) -> Result<()> {
-        let console = self.console()?;
+        // Before QEMU is up, there is no console.
+        let console = self.console().unwrap_or_default();
         let now = console.get(self.before_reset..).unwrap_or_default();
         if now.contains(LOST_TIMER) && !now.contains(NODE_INIT) {
             self.before_reset = console.len();
