@@ -8,6 +8,7 @@ fn main() -> anyhow::Result<()> {
         "verify.proto",
         "init.proto",
         "recover.proto",
+        "grant.proto",
     ];
     let descriptors = protox::compile(sources, ["proto"])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;

@@ -166,7 +166,7 @@ async fn mount(disk: &Arc<dyn ClosedDisk>) -> Result<(), OpenDiskError> {
 
 fn must_be_that_member(node: &ThisNode, secrets: &MemberSecrets) -> Result<(), RejoinError> {
     let state = node.files.load_state()?;
-    if state.stage != Stage::Member {
+    if state.stage == Stage::Joining {
         return Err(RejoinError::Interrupted);
     }
     if state.role != secrets.role {

@@ -11,6 +11,7 @@ mod arguments;
 mod bootstrapper;
 mod commands;
 mod drain;
+mod etcd;
 mod freshness;
 mod kubeconfig;
 mod machines;

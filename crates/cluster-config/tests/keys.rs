@@ -132,9 +132,9 @@ fn values_of_groups_that_cannot_be() {
         ),
         (
             "initialCount: 1 # control",
-            "initialCount: 2 #",
+            "initialCount: 6 #",
             "control_plane_default.initialCount",
-            "expected 1",
+            "expected 1 to 5",
         ),
         (
             "initialCount: 1 # workers",

@@ -17,6 +17,7 @@
 //! It gives no confidentiality: the TPM is software of the host. It shows that every mechanism works.
 
 mod accelerator;
+mod api_server;
 mod console;
 mod error;
 mod folder;

@@ -165,7 +165,11 @@ impl RoleGrant {
         Ok(())
     }
 
-    fn verify(bytes: &[u8], operator: &OperatorPublicKey) -> Result<Self, RoleGrantError> {
+    /// What the operator signed. Whether it allows anything is for [`RoleGrant::check`] to say.
+    ///
+    /// # Errors
+    /// When the operator did not sign it.
+    pub fn verify(bytes: &[u8], operator: &OperatorPublicKey) -> Result<Self, RoleGrantError> {
         if bytes.len() > MAX_LEN {
             return Err(RoleGrantError::Malformed);
         }

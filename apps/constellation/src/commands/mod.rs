@@ -1,5 +1,6 @@
 //! One module for each command.
 
+mod admit;
 mod apply;
 mod audit;
 mod config;

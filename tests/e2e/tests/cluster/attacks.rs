@@ -292,7 +292,7 @@ pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image
                 "127.0.0.1 cannot be a name server",
                 "10.42.1.150 is not the address of a machine in 10.43.0.0/16",
                 "operatorkey is not an Ed25519 public key",
-                "the join service refused: role_grant is refused",
+                "waiting for the operator: to become the first of a cluster, or to get a role grant",
             ] {
                 vm.wait_until(reason, |vm| Ok(vm.console()?.contains(reason)))?;
             }
@@ -320,8 +320,6 @@ fn lie(request: &str, before: usize, operator: OperatorPublicKey) -> Answer {
         ("network", 3) => NETWORK.replace("10.42", "10.43"),
         ("network", _) => NETWORK.to_owned(),
         ("peers", _) => format!("[{}]", instance("ControlPlane", "10.42.1.100")),
-        // Nothing listens there.
-        ("endpoint", _) => r#"{"host":"10.42.1.151","port":6443}"#.to_owned(),
         ("initsecrethash", _) => "5a".repeat(32),
         // The network that the first one comes with is refused.
         ("operatorkey", 1) => "0b".repeat(31),
