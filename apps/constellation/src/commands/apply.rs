@@ -76,7 +76,7 @@ fn keep_timings(workspace: &Workspace, timings: &str) -> Result<(), WorkspaceErr
 /// Those of a cluster that exists, as far as something is wrong with them.
 #[derive(Default)]
 struct ControlPlanes {
-    /// Or paused.
+    /// They have stopped, or their host paused them.
     stopped: Vec<NodeName>,
     gone: Vec<NodeName>,
 }
