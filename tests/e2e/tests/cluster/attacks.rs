@@ -1,6 +1,8 @@
 //! What the host, a machine of its own, or a pod tries against the services of a running cluster.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use attestation::{Attester, Nonce, Purpose, SessionEvidence};
@@ -277,11 +279,14 @@ pub(crate) fn forward(socket: &Path, address: &str) -> Result<()> {
 pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image) -> Result<()> {
     let private_network = private_network_port(&cluster.workspace().join(RUN_FOLDER))?;
     let operator = Ours::new(cluster, image)?.operator;
+    let told = Arc::new(AtomicUsize::new(0));
+    let number = told.clone();
     Machine::new("lying metadata", image.disk())
-        .with_metadata(move |request, before| lie(request, before, operator))
+        .with_metadata(move |request, _| lie(request, number.load(Ordering::Relaxed), operator))
         .on_private_network(private_network)
         .run(|vm| {
-            for reason in [
+            // One lie after the other, each until the bootstrapper has said it. The proxy of the API server hears them too.
+            for (number, reason) in [
                 "not in the documented form",
                 "is longer than 65536 bytes",
                 "192.0.2.1 cannot be a node's address",
@@ -293,8 +298,16 @@ pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image
                 "10.42.1.150 is not the address of a machine in 10.43.0.0/16",
                 "operatorkey is not an Ed25519 public key",
                 "waiting for the operator: to become the first of a cluster, or to get a role grant",
-            ] {
-                vm.wait_until(reason, |vm| Ok(vm.console()?.contains(reason)))?;
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                told.store(number, Ordering::Relaxed);
+                vm.wait_until(reason, |vm| {
+                    let console = vm.console()?;
+                    let mut lines = console.lines();
+                    Ok(lines.any(|line| line.contains("bootstrapper[") && line.contains(reason)))
+                })?;
             }
             let node = cluster.kubectl(["get", "node", LIAR, "--ignore-not-found", "--output", "name"])?;
             ensure!(node.is_empty(), "the node was let in");
@@ -302,11 +315,12 @@ pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image
         })
 }
 
-fn lie(request: &str, before: usize, operator: OperatorPublicKey) -> Answer {
+/// The lie of this number, and besides it what a node of the cluster is told.
+fn lie(request: &str, number: usize, operator: OperatorPublicKey) -> Answer {
     let instance = |role: &str, address: &str| {
         format!(r#"{{"Name":"{LIAR}","ProviderID":"qemu:///{LIAR}","Role":"{role}","VPCIP":"{address}"}}"#)
     };
-    Answer::Text(match (request, before) {
+    Answer::Text(match (request, number) {
         ("self", 0) => String::new(),
         ("self", 1) => "x".repeat(10 << 20),
         ("self", 2) => instance("Worker", "192.0.2.1"),
@@ -314,15 +328,14 @@ fn lie(request: &str, before: usize, operator: OperatorPublicKey) -> Answer {
         // The role that gets the cluster's keys.
         ("self", _) => instance("ControlPlane", "10.42.1.150"),
         // Pods' packets would get onto the host's wires, or the node would ask itself for names.
-        ("network", 0) => NETWORK.replace("10.42.0.0/16", "10.0.0.0/8"),
-        ("network", 1) => NETWORK.replace("private0", "lo"),
-        ("network", 2) => NETWORK.replace("10.0.2.3", "127.0.0.1"),
-        ("network", 3) => NETWORK.replace("10.42", "10.43"),
+        ("network", 4) => NETWORK.replace("10.42.0.0/16", "10.0.0.0/8"),
+        ("network", 5) => NETWORK.replace("private0", "lo"),
+        ("network", 6) => NETWORK.replace("10.0.2.3", "127.0.0.1"),
+        ("network", 7) => NETWORK.replace("10.42", "10.43"),
         ("network", _) => NETWORK.to_owned(),
         ("peers", _) => format!("[{}]", instance("ControlPlane", "10.42.1.100")),
         ("initsecrethash", _) => "5a".repeat(32),
-        // The network that the first one comes with is refused.
-        ("operatorkey", 1) => "0b".repeat(31),
+        ("operatorkey", 8) => "0b".repeat(31),
         // Under another one, the node would refuse the join service.
         ("operatorkey", _) => operator.to_string(),
         _ => return Answer::NotFound,
