@@ -13,7 +13,7 @@ IMAGE := $(CACHE)/node-image
 CONSTELLATION := cargo run --quiet --locked -p constellation -- --workspace local
 export PATH := $(CACHE)/tools/bin:$(PATH)
 
-.PHONY: help setup check test e2e life up down bench
+.PHONY: help setup check test e2e up down bench
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,15 +50,6 @@ e2e: setup ## Run the node image, state disks and a cluster in VMs, with a host 
 	CONSTELLATION_E2E_IMAGE=$(E2E)/image CONSTELLATION_E2E_MIRROR=$(MIRROR) \
 		CONSTELLATION_E2E_PROBE=$(COMPILED)/probe CONSTELLATION_E2E_CLUSTER=$(E2E)/cluster \
 		cargo test --locked -p e2e --test cluster -- --nocapture
-
-life: setup ## Let a cluster of three control planes grow, lose machines and come back, in VMs; takes an hour
-	cargo xtask upstream --out $(MIRROR)
-	cargo xtask compile probe
-	cargo xtask image build --out $(E2E)/image
-	cargo build --quiet --locked -p constellation
-	CONSTELLATION_E2E_IMAGE=$(E2E)/image CONSTELLATION_E2E_MIRROR=$(MIRROR) \
-		CONSTELLATION_E2E_PROBE=$(COMPILED)/probe CONSTELLATION_E2E_CLUSTER=$(E2E)/life \
-		cargo test --locked -p e2e --test life -- --nocapture
 
 up: setup ## Create a cluster on this machine from the current code, in the folder local/
 	cargo xtask upstream --out $(MIRROR)

@@ -8,7 +8,6 @@ fn main() -> anyhow::Result<()> {
         "verify.proto",
         "init.proto",
         "recover.proto",
-        "grant.proto",
     ];
     let descriptors = protox::compile(sources, ["proto"])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;

@@ -12,7 +12,7 @@ mod instance;
 #[path = "../../crates/cloud-metadata/src/network.rs"]
 mod network;
 
-use address::{NotPrivate, PrivateAddress};
+use address::{ApiEndpoint, NotPrivate, PrivateAddress};
 use cloud_metadata::QemuMetadata;
 use instance::ParseMetadataError;
 use libfuzzer_sys::fuzz_target;
@@ -20,6 +20,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|answer: &[u8]| {
     let _ = instance::parse_instance(answer);
     let _ = instance::parse_peers(answer);
+    let _ = instance::parse_endpoint(answer);
     let _ = instance::parse_init_secret_hash(answer);
     let _ = instance::parse_operator_key(answer);
     let _ = network::parse_network(answer);

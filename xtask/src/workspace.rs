@@ -22,13 +22,7 @@ use terminal::Progress;
 const TARGET: &str = "x86_64-unknown-linux-musl";
 
 /// Programs that run on the node itself.
-pub(crate) const NODE_PROGRAMS: [&str; 5] = [
-    "node-init",
-    "disk-mapper",
-    "bootstrapper",
-    "attestation-daemon",
-    "api-proxy",
-];
+pub(crate) const NODE_PROGRAMS: [&str; 4] = ["node-init", "disk-mapper", "bootstrapper", "attestation-daemon"];
 
 /// Compile the programs of the image, and others for nodes and pods in the same run and in the same way.
 #[derive(Args)]

@@ -1,10 +1,7 @@
 //! Applies what this node's measured image runs in the cluster: the pod network, our services, and rules of admission.
 
-mod turn;
-
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -13,7 +10,6 @@ use cluster_objects::{Cluster, JoinConfig, NodeRecordError, components_config_ma
 use cluster_types::NodeName;
 use deployment::{ApplyError, Object, PodNetwork, PruneError, prune};
 use error_report::Chain;
-use k8s_openapi::jiff::Timestamp;
 use kube::config::{KubeConfigOptions, KubeconfigError};
 use kube::{Client, Config};
 use kubeadm::Kubeconfig;
@@ -39,7 +35,6 @@ const INTERVAL: Duration = Duration::from_secs(10 * 60);
 pub(crate) struct Deployment {
     /// This node, whose name and address nobody else gets.
     pub(crate) node: NodeName,
-    pub(crate) address: Ipv4Addr,
     pub(crate) identity: AttestedIdentity,
     pub(crate) network: PodNetwork,
     /// Only for a new cluster.
@@ -63,8 +58,6 @@ pub(crate) enum DeployError {
     Client(#[source] Box<kube::Error>),
     #[error("cannot record that name and address belong to this machine")]
     Record(#[from] NodeRecordError),
-    #[error("cannot take or renew the Lease of whoever deploys")]
-    Turn(#[source] Box<kube::Error>),
     #[error(transparent)]
     Apply(#[from] ApplyError),
     #[error(transparent)]
@@ -75,7 +68,6 @@ impl DeployError {
     fn may_pass(&self) -> bool {
         match self {
             Self::NotText | Self::Kubeconfig(_) | Self::Client(_) => false,
-            Self::Turn(_) => true,
             Self::Record(error) => matches!(error, NodeRecordError::Api { .. } | NodeRecordError::AtTheSameTime(_)),
             Self::Apply(error) => !error.is_final(),
             Self::Prune(error) => !error.is_final(),
@@ -121,23 +113,19 @@ impl Deployment {
         self.apply(&client(kubeconfig).await?).await
     }
 
-    /// Before the join service runs, this node's name must be taken and the service's configuration be there. In a cluster that exists, one
-    /// control plane at a time deploys. One object that cannot be applied does not keep the others from it.
+    /// Before the join service runs, this node's name must be taken and the service's configuration be there. One object that cannot be
+    /// applied does not keep the others from it.
     async fn apply(&self, client: &Client) -> Result<(), DeployError> {
         deployment::namespace().apply(client).await?;
         let cluster = Cluster::new(client.clone());
-        let claimed = cluster.claim(&self.node, self.address, self.identity).await;
+        let claimed = cluster
+            .claim(&self.node, *self.network.api_server.ip(), self.identity)
+            .await;
         let of_image = deployment::objects(&self.network);
         let mut failed = match claimed {
             Err(error) if self.start.is_some() => return Err(error.into()),
             claimed => claimed.err().map(DeployError::from),
         };
-        if self.start.is_none() {
-            let turn = turn::is_ours(client, &self.node, Timestamp::now()).await;
-            if !turn.map_err(|error| DeployError::Turn(Box::new(error)))? {
-                return failed.map_or(Ok(()), Err);
-            }
-        }
         for object in self.objects_of_new_cluster().iter().chain(&of_image) {
             if let Err(error) = object.apply(client).await {
                 failed.get_or_insert(error.into());
@@ -189,7 +177,6 @@ pub(crate) async fn redeploy(files: &NodeFiles, identity: AttestedIdentity, depl
     };
     let deployment = Deployment {
         node,
-        address: state.address,
         identity,
         network,
         start: None,
@@ -234,11 +221,11 @@ mod tests {
     fn again() -> Deployment {
         Deployment {
             node: "control-plane-0".parse().unwrap(),
-            address: Ipv4Addr::new(10, 42, 1, 100),
             identity: machine(b"first"),
             network: PodNetwork {
                 pods: Cidr::PODS,
                 node_interface: NodeInterface::Private,
+                api_server: "10.42.1.100:6443".parse().unwrap(),
             },
             start: None,
         }
@@ -249,6 +236,7 @@ mod tests {
         let join = JoinConfig {
             policy: request.policy.into_signed(),
             measurement_salt: request.measurement_salt,
+            api_server_endpoint: again().network.api_server.into(),
             components: request.components.config_map_name(),
             component_mirror: String::new(),
         };
@@ -270,8 +258,10 @@ mod tests {
     }
 
     async fn claim(client: &Client, machine: AttestedIdentity) -> Result<(), NodeRecordError> {
-        let Deployment { node, address, .. } = again();
-        Cluster::new(client.clone()).claim(&node, address, machine).await
+        let Deployment { node, network, .. } = again();
+        Cluster::new(client.clone())
+            .claim(&node, *network.api_server.ip(), machine)
+            .await
     }
 
     #[tokio::test]

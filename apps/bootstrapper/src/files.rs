@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
@@ -36,8 +36,8 @@ const PKI: &str = "etc/kubernetes/pki";
 const ADMIN_KUBECONFIG: &str = "etc/kubernetes/admin.conf";
 /// A real document has about 300 bytes.
 const MAX_NODE_STATE_LEN: usize = 4096;
-/// The one version that is read. Version v1 had no network, v2 nothing about the cluster, and v3 the address of its API server.
-const VERSION: &str = "v4";
+/// The one version that is read. Version v1 had no network, and v2 nothing about the cluster.
+const VERSION: &str = "v3";
 
 /// What a node must remember across reboots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ pub(crate) struct NodeState {
     /// Where the node fetches what is missing of Kubernetes; the platform's own mirror, if there is none here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mirror: Option<String>,
-    /// Only on control planes, which deploy what their image runs in the cluster.
+    /// Only on a node that deploys what its image runs in the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cluster: Option<ClusterNetwork>,
 }
@@ -64,6 +64,7 @@ pub(crate) struct NodeState {
 pub(crate) struct ClusterNetwork {
     /// The name of the node that deploys, which nobody else gets.
     pub(crate) node: NodeName,
+    pub(crate) api_server: SocketAddrV4,
     #[serde(with = "pods")]
     pub(crate) pods: Cidr,
 }
@@ -93,8 +94,6 @@ struct AnyVersion {
 pub(crate) enum Stage {
     /// The disk has its final key, but Kubernetes does not run yet. A node that boots in this stage was interrupted.
     Joining,
-    /// The kubelet of a control plane runs, and etcd on it may be a member. A node that boots in this stage goes on.
-    JoiningEtcd,
     /// The node is a member of its cluster, and Kubernetes runs.
     Member,
 }
@@ -171,13 +170,17 @@ impl NodeState {
         let network = PodNetwork {
             pods: cluster.pods,
             node_interface: self.network.interface(),
+            api_server: cluster.api_server,
         };
         Some((cluster.node, network))
     }
 
-    /// The same node, once it has got this far.
-    pub(crate) fn at(&self, stage: Stage) -> Self {
-        Self { stage, ..self.clone() }
+    /// The same node, with Kubernetes running.
+    pub(crate) fn as_member(&self) -> Self {
+        Self {
+            stage: Stage::Member,
+            ..self.clone()
+        }
     }
 }
 
@@ -357,7 +360,7 @@ mod tests {
         assert_eq!(
             json,
             format!(
-                r#"{{"version":"v4","role":"Worker","measurement_salt":"{salt}","address":"10.42.2.100","network":{network},"stage":"joining"}}"#
+                r#"{{"version":"v3","role":"Worker","measurement_salt":"{salt}","address":"10.42.2.100","network":{network},"stage":"joining"}}"#
             )
         );
         assert_eq!(NodeState::parse(json.as_bytes()).unwrap(), state);
@@ -366,7 +369,7 @@ mod tests {
     #[test]
     fn state_of_another_version_is_refused_by_it() {
         let v1 = r#"{"version":"v1","role":"Worker","measurement_salt":"00","address":"10.42.2.100","stage":"member"}"#;
-        for (json, version) in [(v1, "v1"), (r#"{"fields":"unknown","version":"v5"}"#, "v5")] {
+        for (json, version) in [(v1, "v1"), (r#"{"fields":"unknown","version":"v4"}"#, "v4")] {
             let error = NodeState::parse(json.as_bytes()).unwrap_err();
             assert!(matches!(error, LoadNodeStateError::AnotherVersion { actual } if actual == version));
         }

@@ -1,6 +1,7 @@
 //! From a new node to the first of a cluster.
 
 use std::io;
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -15,7 +16,7 @@ use polling::PollError;
 use crate::deploy::{DeployError, Deployment, Start};
 use crate::disk::{StateDiskError, disk_uuid, rekey};
 use crate::events::{Event, InitEvents};
-use crate::files::{ClusterNetwork, NodeState, Stage};
+use crate::files::{ClusterNetwork, NodeState};
 use crate::lock::{Locked, MeasureError, Reservation};
 use crate::node::{PrepareError, ThisNode};
 use crate::request::InitRequest;
@@ -104,7 +105,7 @@ async fn run(
     step("applying the services");
     let deployment = deployment(node, request);
     node.deployer.deploy(&kubeconfig, &deployment).await?;
-    node.files.write_state(&locked, &state.at(Stage::Member))?;
+    node.files.write_state(&locked, &state.as_member())?;
     Ok(kubeconfig)
 }
 
@@ -125,6 +126,7 @@ fn write_state(node: &ThisNode, locked: &Locked, request: &InitRequest) -> io::R
     let network = node.hints.network.clone();
     let cluster = ClusterNetwork {
         node: node.hints.this_node.name.clone(),
+        api_server: api_server(node),
         pods: request.pods,
     };
     let state = NodeState::new(NodeRole::ControlPlane, request.measurement_salt, address, network)
@@ -142,6 +144,7 @@ async fn make_cluster(node: &ThisNode, request: &InitRequest) -> Result<Kubeconf
     let cluster = ClusterSettings {
         name: request.name.clone(),
         version: request.components.kubernetes_version().clone(),
+        endpoint: api_server(node),
         cert_sans: request.cert_sans.clone(),
         pods: request.pods,
         services: request.services,
@@ -155,6 +158,7 @@ fn deployment(node: &ThisNode, request: InitRequest) -> Deployment {
     let join = JoinConfig {
         policy: request.policy.into_signed(),
         measurement_salt: request.measurement_salt,
+        api_server_endpoint: api_server(node).into(),
         components: request.components.config_map_name(),
         component_mirror: request.mirror.map(|mirror| mirror.to_string()).unwrap_or_default(),
     };
@@ -164,12 +168,18 @@ fn deployment(node: &ThisNode, request: InitRequest) -> Deployment {
     };
     Deployment {
         node: node.hints.this_node.name.clone(),
-        address: node.hints.this_node.address.ip(),
         identity: node.attester.identity(),
         network: PodNetwork {
             pods: request.pods,
             node_interface: node.hints.network.interface(),
+            api_server: api_server(node),
         },
         start: Some(start),
     }
+}
+
+/// Where nodes reach it.
+fn api_server(node: &ThisNode) -> SocketAddrV4 {
+    let endpoint = node.hints.api_endpoint;
+    SocketAddrV4::new(endpoint.host.ip(), endpoint.port)
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use attestation::{ExpectedMembership, Membership, Purpose, ReportBinding};
 use attested_tls::{AttestedNode, Endpoint, HandshakeError, Limits, PeerPolicy, channel};
-use cloud_metadata::MetadataError;
-use cluster_types::{Cidr, NodeRole};
+use cloud_metadata::{Instance, MetadataError};
+use cluster_types::NodeRole;
 use error_report::Chain;
 use grpc_api::join::IssueJoinTicketRequest;
 use grpc_api::join::api_client::ApiClient;
@@ -25,7 +25,7 @@ use tonic::transport::Channel;
 use tracing::{info, warn};
 
 use crate::disk::{StateDiskError, rekey};
-use crate::files::{ClusterNetwork, NodeState, Stage};
+use crate::files::NodeState;
 use crate::lock::{Locked, MeasureError, Owner, Reservation};
 use crate::node::{FIRST_DELAY, LONGEST_DELAY, OwnImageError, PrepareError, ThisNode};
 use crate::repeated::Repeated;
@@ -36,7 +36,7 @@ use ticket::{InvalidTicket, OwnSession, Ticket};
 const TICKET_LIMIT: Duration = Duration::from_secs(60);
 /// A join service that does not answer the handshake must not delay the others for long.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
-/// For workers only: kubeadm refuses the files of a control plane that a failed attempt left.
+/// For workers only: a control plane that failed half-way may already be a member of etcd, and joining again would add another.
 const WORKER_ATTEMPTS: u32 = 3;
 const ATTEMPT_DELAY: Duration = Duration::from_secs(5);
 
@@ -49,7 +49,7 @@ pub(crate) enum Joined {
     InitTookOver,
 }
 
-/// The node has become unusable. It must power off, and another attempt needs a blank disk, except for a control plane that was joining etcd.
+/// The node has become unusable. It must power off, and another attempt needs a blank disk.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BecomeMemberError {
     #[error(transparent)]
@@ -96,11 +96,10 @@ pub(crate) enum AskError {
 
 /// Joins the cluster that metadata leads to and whose join service attests.
 ///
-/// 1. The operator grants a control plane its role.
-/// 2. A join service that runs an accepted image and belongs to a cluster issues a ticket. Meanwhile a worker fetches what
+/// 1. A join service that runs an accepted image and belongs to a cluster issues a ticket. Meanwhile a worker fetches what
 ///    it will probably need.
-/// 3. The node lock is taken, unless the init server has it.
-/// 4. The node becomes a member.
+/// 2. The node lock is taken, unless the init server has it.
+/// 3. The node becomes a member.
 ///
 /// # Errors
 /// When the node cannot be used any more. Until the lock is taken, failures are retried and are not errors.
@@ -110,12 +109,8 @@ pub(crate) enum AskError {
 pub(crate) async fn join(node: &ThisNode) -> Result<Joined, BecomeMemberError> {
     let endpoint = endpoint_for_members(node)?;
     let ask = |address| ask(node, &endpoint, address);
-    let wait = async {
-        until_granted(node).await;
-        wait_for_ticket(node, ask).await
-    };
     let ticket = tokio::select! {
-        ticket = wait => ticket,
+        ticket = wait_for_ticket(node, ask) => ticket,
         never = fetch_in_advance(node) => never,
     };
     let Ok(reservation) = node.lock.reserve(Owner::Join) else {
@@ -238,13 +233,11 @@ pub(crate) async fn answered<T>(
 async fn ask(node: &ThisNode, endpoint: &Endpoint, address: SocketAddrV4) -> Result<Ticket, AskError> {
     let session = TicketSession::open(node, endpoint, Purpose::Join, address).await?;
     let this_node = &node.hints.this_node;
-    // Only control planes have one.
-    let role_grant = node.role_grant.borrow().clone();
     let request = IssueJoinTicketRequest {
         node_name: this_node.name.to_string(),
         node_address: this_node.address.ip().to_string(),
         is_control_plane: this_node.role == NodeRole::ControlPlane,
-        role_grant: role_grant.unwrap_or_default(),
+        role_grant: role_grant(this_node),
     };
     let response = answered(session.client().issue_join_ticket(request)).await?;
     let ticket = Ticket::parse(
@@ -258,21 +251,19 @@ async fn ask(node: &ThisNode, endpoint: &Endpoint, address: SocketAddrV4) -> Res
     Ok(ticket)
 }
 
-/// Until the operator has decided about a control plane, join services would only refuse it.
-async fn until_granted(node: &ThisNode) {
-    if node.hints.this_node.role == NodeRole::Worker {
-        return;
+/// Only control planes send a grant. The platform may offer one to a worker, but a join service refuses it there.
+fn role_grant(this_node: &Instance) -> Vec<u8> {
+    match this_node.role {
+        NodeRole::ControlPlane => this_node.role_grant.clone().unwrap_or_default(),
+        NodeRole::Worker => Vec::new(),
     }
-    info!("waiting for the operator: to become the first of a cluster, or to get a role grant");
-    let granted = node.role_grant.subscribe().wait_for(Option::is_some).await.is_ok();
-    assert!(granted, "this node has the sender");
 }
 
 /// 1. Cluster id and role are measured: from here on this node has this role in this cluster or is part of none.
 /// 2. The state disk gets its key.
 /// 3. The node's state, the cluster policy and, on a control plane, the cluster's keys are written to it.
 /// 4. Kubernetes is installed, and images are imported.
-/// 5. kubeadm joins the node. A control plane then finishes in any later boot what it began with etcd.
+/// 5. kubeadm joins the node.
 /// 6. The node's state says that it is a member.
 ///
 /// # Cancel safety
@@ -294,30 +285,15 @@ async fn become_member(node: &ThisNode, reservation: Reservation, mut ticket: Ti
         .await?;
     step("joining the cluster");
     join_cluster(node, &ticket).await?;
-    if ticket.settings.role == NodeRole::ControlPlane {
-        node.files.write_state(&locked, &state.at(Stage::JoiningEtcd))?;
-        step("joining etcd");
-        let this_node = &node.hints.this_node;
-        let kubeadm = node.kubeadm();
-        kubeadm
-            .finish_control_plane(&this_node.name, this_node.address.ip())
-            .await?;
-    }
-    node.files.write_state(&locked, &state.at(Stage::Member))?;
+    node.files.write_state(&locked, &state.as_member())?;
     Ok(())
 }
 
 fn write_state(node: &ThisNode, locked: &Locked, ticket: &Ticket) -> io::Result<NodeState> {
     let address = node.hints.this_node.address.ip();
     let network = node.hints.network.clone();
-    let mut state = NodeState::new(ticket.settings.role, ticket.measurement_salt, address, network)
+    let state = NodeState::new(ticket.settings.role, ticket.measurement_salt, address, network)
         .fetching_from(ticket.mirror.as_ref());
-    if ticket.settings.role == NodeRole::ControlPlane {
-        state = state.deploying(ClusterNetwork {
-            node: node.hints.this_node.name.clone(),
-            pods: Cidr::PODS,
-        });
-    }
     node.files.write_state(locked, &state)?;
     node.files.write_components(locked, &ticket.components)?;
     node.files.write_policy(locked, &ticket.policy)?;

@@ -66,24 +66,6 @@ impl NodeLock {
     }
 }
 
-impl Locked {
-    /// On a node that measured its membership before this program started.
-    pub(crate) fn measured_before(
-        attester: &dyn MeasuringAttester,
-        membership: &Membership,
-    ) -> Result<Self, MeasureError> {
-        let measured = attester.membership()?;
-        if measured.is(membership) {
-            Ok(Self(()))
-        } else {
-            Err(MeasureError::Shown {
-                actual: measured.shown(),
-                expected: measured.shown_by(membership),
-            })
-        }
-    }
-}
-
 impl Reservation {
     /// Measures what this node becomes, and checks that the device shows exactly that.
     ///
@@ -92,7 +74,15 @@ impl Reservation {
     pub(crate) async fn measure(self, membership: Membership) -> Result<Locked, MeasureError> {
         let measure = move || {
             self.attester.measure_membership(&membership)?;
-            Locked::measured_before(&*self.attester, &membership)
+            let measured = self.attester.membership()?;
+            if measured.is(&membership) {
+                Ok(Locked(()))
+            } else {
+                Err(MeasureError::Shown {
+                    actual: measured.shown(),
+                    expected: measured.shown_by(&membership),
+                })
+            }
         };
         spawn_blocking(measure).await.expect("devices do not panic")
     }

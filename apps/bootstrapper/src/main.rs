@@ -1,8 +1,8 @@
 //! Makes a node part of a cluster. systemd starts it; by then the root file system is verified and the state disk is open. On a node that was part
 //! of one before a reboot, the disk-mapper starts it first, to open that disk with the cluster's or the operator's help.
 //!
-//! A new node offers the init API to the CLI and asks join services for a ticket, side by side, a control plane with the operator's grant; whichever comes first takes
-//! the node lock. On a node that was a member before, it starts the kubelet. A control plane goes on to deploy what its image runs in the
+//! A new node offers the init API to the CLI and asks join services for a ticket, side by side; whichever comes first takes
+//! the node lock. On a node that was a member before, it starts the kubelet. The first node goes on to deploy what its image runs in the
 //! cluster.
 //!
 //! # Invariants
@@ -17,7 +17,6 @@ mod disk;
 mod early_network;
 mod events;
 mod files;
-mod grant_server;
 mod init;
 mod init_server;
 mod join;
@@ -45,9 +44,9 @@ use clap::{Parser, Subcommand};
 use cloud_metadata::{BASE_ADDRESS_FILE, QemuMetadata};
 use cluster_types::Service;
 use error_report::Chain;
-use kubeadm::{ApiServer, OwnApiServer};
+use kubeadm::OwnApiServer;
 use programs::{Call, HostPrograms, Programs};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::OnceCell;
 use tracing::{error, info};
 
 use crate::deploy::{InCluster, keep_deployed};
@@ -114,14 +113,12 @@ async fn start(arguments: &Arguments) -> Result<()> {
     let attester = ReleaseVariants.attester(&AttesterSource::ThisMachine)?;
     let (files, identity) = (files(), attester.identity());
     let programs: Arc<dyn Programs> = Arc::new(HostPrograms);
-    let api_server: Arc<dyn ApiServer> = Arc::new(OwnApiServer);
     match boot(&*attester)? {
         Boot::Member => {
             let member = MemberNode {
                 attester: &*attester,
                 files: &files,
                 programs: &programs,
-                api_server: &api_server,
                 deployer: &InCluster,
                 platform_mirror: platform_mirror(&metadata(arguments)?),
             };
@@ -176,7 +173,6 @@ async fn this_node(arguments: &Arguments, attester: Arc<dyn MeasuringAttester>) 
         programs: Arc::new(HostPrograms),
         api_server: Arc::new(OwnApiServer),
         own_images: OnceCell::new(),
-        role_grant: watch::Sender::new(None),
         reach: Box::new(SocketAddr::V4),
     })
 }

@@ -10,7 +10,9 @@ use attestation::{
     Verifiers,
 };
 use attested_tls::{Endpoint, Limits, PeerPolicy};
-use cloud_metadata::{CloudMetadata, InitSecretHash, Instance, MetadataError, NodeNetwork, OutsideNodeNetwork};
+use cloud_metadata::{
+    ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError, NodeNetwork, OutsideNodeNetwork,
+};
 use cluster_types::{NodeRole, OperatorPublicKey};
 use component_installer::{ComponentMirror, ImportError, InstallError, Installer, PrefetchError, import_images};
 use digest::Digest;
@@ -19,7 +21,7 @@ use kubeadm::{ApiServer, Folders, Kubeadm, NodeSettings, ProxyMode};
 use kubernetes_components::{Component, ComponentList};
 use polling::poll_endlessly;
 use programs::{Call, Programs, RunError};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
@@ -62,8 +64,6 @@ pub(crate) struct ThisNode {
     pub(crate) programs: Arc<dyn Programs>,
     pub(crate) api_server: Arc<dyn ApiServer>,
     pub(crate) own_images: OnceCell<()>,
-    /// What the operator brought for this machine. A control plane joins with it.
-    pub(crate) role_grant: watch::Sender<Option<Vec<u8>>>,
     /// Maps an address on the private network to one that can be dialled. On a node that is the address itself; only tests use
     /// another network.
     pub(crate) reach: Box<dyn Fn(SocketAddrV4) -> SocketAddr + Send + Sync>,
@@ -74,6 +74,7 @@ pub(crate) struct ThisNode {
 pub(crate) struct Hints {
     pub(crate) this_node: Instance,
     pub(crate) network: NodeNetwork,
+    pub(crate) api_endpoint: ApiEndpoint,
     pub(crate) init_secret_hash: InitSecretHash,
     /// Whom this node obeys. The platform chooses it, and the node measures it: another operator gives this node nothing.
     pub(crate) operator: OperatorPublicKey,
@@ -131,10 +132,12 @@ impl Hints {
         let hints = Self {
             this_node: metadata.this_node().await?,
             network: metadata.network().await?,
+            api_endpoint: metadata.api_endpoint().await?,
             init_secret_hash: metadata.init_secret_hash().await?,
             operator: metadata.operator_key().await?,
         };
         hints.network.check(hints.this_node.address)?;
+        hints.network.check(hints.api_endpoint.host)?;
         Ok(hints)
     }
 }
@@ -310,8 +313,8 @@ mod tests {
         assert_eq!(needed_by(NodeRole::Worker, &list).components(), [component(paths[2])]);
     }
 
-    /// A platform that says this address belongs to this node.
-    struct Platform([u8; 4]);
+    /// A platform that says these addresses belong to this node and to the API server.
+    struct Platform([u8; 4], [u8; 4]);
 
     impl CloudMetadata for Platform {
         fn this_node(&self) -> Answer<'_, Instance> {
@@ -320,6 +323,7 @@ mod tests {
                 provider_id: "test:///worker-0".to_owned(),
                 role: NodeRole::Worker,
                 address: std::net::Ipv4Addr::from(self.0).try_into().unwrap(),
+                role_grant: None,
             };
             Box::pin(async { Ok(instance) })
         }
@@ -331,6 +335,14 @@ mod tests {
         fn network(&self) -> Answer<'_, NodeNetwork> {
             let network = r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#;
             Box::pin(async { Ok(serde_json::from_str(network).unwrap()) })
+        }
+
+        fn api_endpoint(&self) -> Answer<'_, ApiEndpoint> {
+            let endpoint = ApiEndpoint {
+                host: std::net::Ipv4Addr::from(self.1).try_into().unwrap(),
+                port: 6443,
+            };
+            Box::pin(async move { Ok(endpoint) })
         }
 
         fn init_secret_hash(&self) -> Answer<'_, InitSecretHash> {
@@ -346,11 +358,19 @@ mod tests {
         }
     }
 
+    async fn check(node: [u8; 4], api: [u8; 4]) -> Result<Hints, FetchHintsError> {
+        Hints::fetch_once(&Platform(node, api)).await
+    }
+
     #[tokio::test]
-    async fn this_node_is_in_the_network_of_the_nodes() {
-        Hints::fetch_once(&Platform([10, 42, 2, 100])).await.unwrap();
-        for elsewhere in [[10, 43, 2, 100], [192, 168, 1, 100], [10, 42, 0, 0]] {
-            let error = Hints::fetch_once(&Platform(elsewhere)).await.unwrap_err();
+    async fn this_node_and_the_api_server_are_in_the_network_of_the_nodes() {
+        check([10, 42, 2, 100], [10, 42, 1, 100]).await.unwrap();
+        for (node, api) in [
+            ([10, 43, 2, 100], [10, 42, 1, 100]),
+            ([10, 42, 2, 100], [192, 168, 1, 100]),
+            ([10, 42, 0, 0], [10, 42, 1, 100]),
+        ] {
+            let error = check(node, api).await.unwrap_err();
             assert!(matches!(error, FetchHintsError::Outside(_)), "{error}");
         }
     }

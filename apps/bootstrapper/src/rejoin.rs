@@ -166,7 +166,7 @@ async fn mount(disk: &Arc<dyn ClosedDisk>) -> Result<(), OpenDiskError> {
 
 fn must_be_that_member(node: &ThisNode, secrets: &MemberSecrets) -> Result<(), RejoinError> {
     let state = node.files.load_state()?;
-    if state.stage == Stage::Joining {
+    if state.stage != Stage::Member {
         return Err(RejoinError::Interrupted);
     }
     if state.role != secrets.role {

@@ -1,20 +1,18 @@
 //! From a boot with an open state disk to a running kubelet.
 
-use std::io;
 use std::sync::Arc;
 
 use attestation::{DeviceError, MeasuringAttester, Membership};
 use cluster_policy::{AdvancePolicyError, AnotherOperator, UnlistedRelease};
 use component_installer::{ComponentMirror, ImportError, InstallError, ParseMirrorAddressError, import_images};
+use digest::Digest;
 use error_report::Chain;
-use kubeadm::{ApiServer, Folders, Kubeadm};
 use kubernetes_components::ComponentList;
 use programs::{Programs, RunError};
 use tracing::warn;
 
 use crate::deploy::{Deployer, redeploy};
-use crate::files::{ClusterNetwork, LoadComponentsError, LoadNodeStateError, NodeFiles, NodeState, Stage};
-use crate::lock::{Locked, MeasureError};
+use crate::files::{LoadComponentsError, LoadNodeStateError, NodeFiles, NodeState, Stage};
 use crate::network::{NetworkError, set_up_network};
 use crate::node::{OWN_IMAGES, installer, needed_by, start_kubelet};
 
@@ -23,7 +21,6 @@ pub(crate) struct MemberNode<'a> {
     pub(crate) attester: &'a dyn MeasuringAttester,
     pub(crate) files: &'a NodeFiles,
     pub(crate) programs: &'a Arc<dyn Programs>,
-    pub(crate) api_server: &'a Arc<dyn ApiServer>,
     pub(crate) deployer: &'a dyn Deployer,
     pub(crate) platform_mirror: ComponentMirror,
 }
@@ -43,8 +40,8 @@ pub(crate) enum ResumeError {
     LoadPolicy(#[from] AdvancePolicyError),
     #[error("the stored cluster policy is not signed by the operator whom this node obeys")]
     Policy(#[from] AnotherOperator),
-    #[error("the node is not a member of its policy's cluster in its role")]
-    AnotherMember(#[from] MeasureError),
+    #[error("the node has measured {actual}, but a member of its policy's cluster in its role measures {expected}")]
+    AnotherMember { actual: Digest, expected: Digest },
     #[error(transparent)]
     LoadComponents(#[from] LoadComponentsError),
     #[error("the operator did not sign what this node has of Kubernetes")]
@@ -59,8 +56,6 @@ pub(crate) enum ResumeError {
     Images(#[from] ImportError),
     #[error("cannot start kubelet")]
     Kubelet(#[source] RunError),
-    #[error("cannot write or read the files of a control plane that was joining etcd")]
-    Files(#[from] io::Error),
 }
 
 /// Starts the kubelet of a node that became a member in an earlier boot. Whoever measured the membership measured the operator before:
@@ -70,27 +65,22 @@ pub(crate) enum ResumeError {
 /// 2. The node gets its address. Each of these files must have its hash: what has another is fetched once more, because root on this node may have
 ///    changed it in an earlier boot.
 /// 3. This boot's image may have other services than the last one's: their images are imported.
-/// 4. The kubelet starts. A control plane that was joining etcd goes on with it. A control plane deploys, if it is its turn.
+/// 4. The kubelet starts. The node that deploys does so.
 pub(crate) async fn resume(node: &MemberNode<'_>) -> Result<(), ResumeError> {
     if node.attester.statements()?.operator.is_nothing() {
         return Err(ResumeError::ObeysNobody);
     }
     let state = match node.files.load_state() {
-        Ok(state) if state.stage != Stage::Joining => state,
+        Ok(state) if state.stage == Stage::Member => state,
         Ok(_) | Err(LoadNodeStateError::Missing) => return Err(ResumeError::Interrupted),
         Err(error) => return Err(error.into()),
     };
-    let (locked, components) = node.pinned_components(&state)?;
-    let components = needed_by(state.role, &components);
+    let components = needed_by(state.role, &node.pinned_components(&state)?);
     let programs = &**node.programs;
     set_up_network(node.files, programs, state.address, &state.network).await?;
     node.restore(&components, state.mirror.as_deref()).await?;
     import_images(node.programs, &node.files.path(OWN_IMAGES)).await?;
     start_kubelet(programs).await.map_err(ResumeError::Kubelet)?;
-    if state.stage == Stage::JoiningEtcd {
-        node.finish_control_plane(&state).await?;
-        node.files.write_state(&locked, &state.at(Stage::Member))?;
-    }
     redeploy(node.files, node.attester.identity(), node.deployer).await;
     Ok(())
 }
@@ -108,26 +98,23 @@ impl MemberNode<'_> {
         Ok(installer.install(components, &self.platform_mirror).await?)
     }
 
-    async fn finish_control_plane(&self, state: &NodeState) -> Result<(), ResumeError> {
-        let Some(ClusterNetwork { node, .. }) = &state.cluster else {
-            return Err(ResumeError::Interrupted);
-        };
-        let folders = Folders::below(self.files.root());
-        let kubeadm = Kubeadm::new(self.programs.clone(), self.api_server.clone(), folders);
-        Ok(kubeadm.finish_control_plane(node, state.address).await?)
-    }
-
     /// What the operator signed, for the cluster and role that this node has measured.
-    fn pinned_components(&self, state: &NodeState) -> Result<(Locked, ComponentList), ResumeError> {
+    fn pinned_components(&self, state: &NodeState) -> Result<ComponentList, ResumeError> {
         let operator = self.attester.statements()?.operator;
         let policy = self
             .files
             .policy_store()
             .load()?
             .believe(|signer| operator.is(signer))?;
-        let locked = Locked::measured_before(self.attester, &Membership::new(policy.cluster, state.role))?;
+        let (membership, measured) = (Membership::new(policy.cluster, state.role), self.attester.membership()?);
+        if !measured.is(&membership) {
+            return Err(ResumeError::AnotherMember {
+                actual: measured.shown(),
+                expected: measured.shown_by(&membership),
+            });
+        }
         let components = self.files.load_components()?;
         policy.must_list(&components)?;
-        Ok((locked, components))
+        Ok(components)
     }
 }

@@ -7,8 +7,7 @@ use std::time::Duration;
 use attestation::{DeviceError, MeasuringAttester, Purpose};
 use attested_tls::{Limits, PeerPolicy, incoming};
 use error_report::Chain;
-use grpc_api::grant::api_server::ApiServer as GrantApiServer;
-use grpc_api::init::api_server::ApiServer as InitApiServer;
+use grpc_api::init::api_server::ApiServer;
 use service_runtime::Memory;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
@@ -17,17 +16,12 @@ use tracing::{info, warn};
 
 use crate::deploy::keep_deployed;
 use crate::events::InitEvents;
-use crate::grant_server::GrantServer;
 use crate::init::{InitialiseError, initialise};
 use crate::init_server::InitServer;
 use crate::join::{BecomeMemberError, Joined, join};
 use crate::network::{NetworkError, set_up_network};
 use crate::node::{LAST_BYTES, OperatorError, ThisNode};
 
-/// Of one session. The CLI makes one call after the other.
-const STREAMS: u32 = 4;
-/// With the message around it. A real one has 170 bytes.
-const MAX_GRANT_LEN: usize = 4096;
 /// How long a caller that lost its connection can still fetch the result of a finished initialisation.
 const RESULT_KEPT: Duration = Duration::from_secs(60 * 60);
 /// How long a failed initialisation waits for its caller before the node powers off.
@@ -80,15 +74,13 @@ pub(crate) async fn bootstrap(node: Arc<ThisNode>, listener: TcpListener) -> Res
     set_up_network(&node.files, &*node.programs, address, &node.hints.network).await?;
     let (server, mut jobs) = InitServer::new(node.clone());
     let peer = PeerPolicy::Unattested {
-        reason: "the CLI does not run on a node; it presents the init secret, or a grant that the operator signed",
+        reason: "the CLI does not run on a node; it presents the init secret",
     };
     let endpoint = Arc::new(node.endpoint(peer, Limits::default()));
-    let sessions = incoming(listener, endpoint, &[Purpose::Init, Purpose::Grant]);
+    let sessions = incoming(listener, endpoint, &[Purpose::Init]);
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(15)))
-        .max_concurrent_streams(STREAMS)
-        .add_service(InitApiServer::new(server))
-        .add_service(GrantApiServer::new(GrantServer::new(node.clone())).max_decoding_message_size(MAX_GRANT_LEN))
+        .add_service(ApiServer::new(server))
         .serve_with_incoming(sessions);
     tokio::pin!(server);
     report("node waits to become part of a cluster");

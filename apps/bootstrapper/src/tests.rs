@@ -48,7 +48,6 @@ for_each_technology!(async:
     a_program_that_was_changed_is_replaced_before_the_kubelet_starts,
     a_node_starts_nothing_that_its_operator_did_not_sign,
     a_policy_of_another_operator_or_cluster_pins_nothing,
-    a_control_plane_that_was_joining_etcd_goes_on,
     what_is_deployed_is_applied_again_and_again,
 );
 
@@ -402,7 +401,7 @@ async fn a_worker_that_boots_again_deploys_nothing(technology: &'static dyn Tech
     let salt = InitRequest::parse(message()).unwrap().measurement_salt;
     let hints = &node.node.hints;
     let (address, network) = (hints.this_node.address.ip(), hints.network.clone());
-    let state = NodeState::new(NodeRole::Worker, salt, address, network).at(Stage::Member);
+    let state = NodeState::new(NodeRole::Worker, salt, address, network).as_member();
     node.node.files.write_state(&locked, &state).unwrap();
     let request = InitRequest::parse(message()).unwrap();
     node.node.files.write_policy(&locked, &request.policy).unwrap();
@@ -430,23 +429,6 @@ async fn first_of_its_cluster(technology: &'static dyn Technology) -> TestNode {
     collect(call(&node, address, message()).await.unwrap()).await;
     running.abort();
     node
-}
-
-/// It stopped after etcd on it may have become a member.
-async fn a_control_plane_that_was_joining_etcd_goes_on(technology: &'static dyn Technology) {
-    let node = first_of_its_cluster(technology).await;
-    let state = node.file("run/state/constellation/node-state.json");
-    let text = fs::read_to_string(&state).unwrap();
-    fs::write(&state, text.replace("\"member\"", "\"joining-etcd\"")).unwrap();
-    let before = node.programs.calls().len();
-    node.resume().await.unwrap();
-    let calls = node.programs.calls().split_off(before);
-    let at = |call: &str| calls.iter().position(|other| other == call);
-    assert!(
-        at("systemctl start").unwrap() < at("kubeadm join").unwrap(),
-        "{calls:?}"
-    );
-    assert_eq!(node.node.files.load_state().unwrap().stage, Stage::Member);
 }
 
 fn kubelet_was_started(node: &TestNode) -> bool {

@@ -142,13 +142,13 @@ pub(crate) enum PolicyCommand {
 pub(crate) enum NodeCommand {
     /// Show which machine each node name belongs to.
     List,
-    /// Take a node out of the cluster, with its machine and its disk, and free its name.
+    /// Take a worker out of the cluster, with its machine and its disk, and free its name.
     Remove(NodeRemoval),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct NodeRemoval {
-    /// Name of the node.
+    /// Name of the worker.
     pub(crate) name: NodeName,
     /// Do not move its pods elsewhere first. Implied if its machine does not run.
     #[arg(long)]

@@ -11,7 +11,6 @@ mod arguments;
 mod bootstrapper;
 mod commands;
 mod drain;
-mod etcd;
 mod freshness;
 mod kubeconfig;
 mod machines;

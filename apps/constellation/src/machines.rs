@@ -24,7 +24,7 @@ pub(crate) fn spec(config: &ClusterConfig, state: &ClusterState, operator: Optio
         operator,
         mirror: config.mirror.clone(),
         nodes: config.nodes(),
-        members: state.keepers().cloned().collect(),
+        members: state.members.clone(),
     }
 }
 

@@ -53,8 +53,8 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     (CONFIG, "apply -y", "vcpus: 2 # workers", "vcpus: two"),
     (STATE, "status", "", ""),
     (STATE, "status", "", "[]"),
-    (STATE, "status", "version: v4", "version: [v4]"),
-    (STATE, "status", "version: v4", "version: v3"),
+    (STATE, "status", "version: v3", "version: [v3]"),
+    (STATE, "status", "version: v3", "version: v2"),
     (STATE, "status", "init: not-started", "init: maybe"),
     (STATE, "status", "init: not-started", "init: not-started\ninit: done"),
     (STATE, "status", "init: not-started", "inti: not-started"),
@@ -156,7 +156,7 @@ fn mistakes_are_told_by_key_and_line() {
             fs::create_dir(host.path("workspace/constellation-qemu")).unwrap();
             fs::write(
                 host.path(MACHINES),
-                r#"{"uid":"","private_network_port":1,"metadata_port":1,"api_server_port":1,"init_secret_hash":"","mirror":null,"nodes":{}}"#,
+                r#"{"uid":"","private_network_port":1,"metadata_port":1,"init_secret_hash":"","mirror":null,"nodes":{}}"#,
             )
             .unwrap();
         }

@@ -184,7 +184,7 @@ fn a_cluster_of_another_build_is_left_to_that_build() {
     host.until(&["mini", "up"], BOOTS).kill();
     let state = host.workspace().join("constellation-state.yaml");
     let ours = fs::read_to_string(&state).unwrap();
-    fs::write(&state, ours.replace("version: v4", "version: v3")).unwrap();
+    fs::write(&state, ours.replace("version: v3", "version: v2")).unwrap();
     let (files, processes) = (host.files(), host.processes());
     for command in [&["terminate", "--yes"][..], &["mini", "down", "--yes"]] {
         let ended = host.run(command);

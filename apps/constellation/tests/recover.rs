@@ -30,7 +30,6 @@ for_each_technology!(sync:
     another_machine_in_its_place_gets_nothing,
     a_node_of_another_operator_gets_nothing,
     a_node_with_a_new_disk_gets_nothing,
-    one_that_has_only_a_grant_may_be_new,
     why_a_node_cannot_come_back_is_told_with_its_console,
     a_control_plane_that_has_just_come_back_is_waited_for,
     a_worker_in_its_place_gets_nothing,
@@ -238,18 +237,6 @@ fn a_node_with_a_new_disk_gets_nothing(technology: &'static dyn Technology) {
     let said = restarted.fails();
     assert!(said.contains("has a new state disk"), "{said}");
     assert!(restarted.sent.lock().unwrap().is_empty());
-}
-
-/// It has not joined yet, and nothing is lost.
-fn one_that_has_only_a_grant_may_be_new(technology: &'static dyn Technology) {
-    let restarted = Restarted::new(technology);
-    let mut state = restarted.state();
-    let name = "control-plane-0".parse().unwrap();
-    state.members.remove(&name);
-    state.granted.insert(name);
-    restarted.workspace().save_state(&state).unwrap();
-    restarted.serves(&[Purpose::Init], None, &restarted.operator());
-    restarted.host.until(&["recover"], "control-plane-0: starting\n").kill();
 }
 
 fn why_a_node_cannot_come_back_is_told_with_its_console(technology: &'static dyn Technology) {

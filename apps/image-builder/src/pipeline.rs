@@ -42,7 +42,7 @@ pub(crate) struct Build {
     /// Folder to write the image and its documents to
     #[arg(long)]
     out: PathBuf,
-    /// Folder with the static programs of the node: node-init, disk-mapper, bootstrapper, attestation-daemon, api-proxy
+    /// Folder with the static programs of the node: node-init, disk-mapper, bootstrapper, attestation-daemon
     #[arg(long)]
     programs: PathBuf,
     /// Folder with OCI archives to put into the image

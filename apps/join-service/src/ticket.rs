@@ -108,8 +108,7 @@ impl TicketIssuer {
     ///
     /// 1. Parse the request.
     /// 2. Read the components, which the policy must list.
-    /// 3. Bind name and address to this machine, unless they belong to another one: a worker's before, a control plane's after the next step,
-    ///    because only with a grant may it have an address of API servers.
+    /// 3. Bind name and address to this machine, unless they belong to another one.
     /// 4. Let the key service admit the node: it appraises the node's Evidence itself, checks a control plane's grant, draws a disk, and
     ///    gives secrets, with a control plane's keys, that only the node can open.
     /// 5. Create a bootstrap token, with which the kubelet requests its certificate.
@@ -129,8 +128,7 @@ impl TicketIssuer {
         } = request;
         let in_force = self.config.in_force();
         let CheckedConfig { config, policy, .. } = &*in_force;
-        let name = node_name.parse::<NodeName>()?;
-        let address = self.parse_address(&node_address, NodeRole::requested(is_control_plane))?;
+        let (name, address) = (node_name.parse::<NodeName>()?, self.parse_address(&node_address)?);
         let role = match (is_control_plane, role_grant.is_empty()) {
             (true, _) => WantedRole::ControlPlane(&role_grant),
             (false, true) => WantedRole::Worker,
@@ -138,22 +136,15 @@ impl TicketIssuer {
         };
         let components = self.cluster.components(&config.components).await?;
         policy.must_list(&components)?;
-        let claim = async || {
-            let claimed = self.cluster.claim(&name, address, node.identity()).await;
-            claimed.map_err(IssueTicketError::NameRecord)
-        };
-        if let WantedRole::Worker = role {
-            claim().await?;
-        }
+        let claimed = self.cluster.claim(&name, address, node.identity()).await;
+        claimed.map_err(IssueTicketError::NameRecord)?;
         let admitted = self.keys.admit(node.presented(), presented(&in_force), role);
         let sealed_secrets = admitted.await?;
-        if let WantedRole::ControlPlane(_) = role {
-            claim().await?;
-        }
         let token = self.cluster.create_bootstrap_token(&name, Timestamp::now());
         let token = token.await?;
         Ok(IssueJoinTicketResponse {
             measurement_salt: config.measurement_salt.as_bytes().to_vec(),
+            api_server_endpoint: config.api_server_endpoint.to_string(),
             token: token.expose().to_owned(),
             kubernetes_version: components.kubernetes_version().to_string(),
             kubernetes_components: components.components().iter().map(Into::into).collect(),
@@ -185,11 +176,11 @@ impl TicketIssuer {
         })
     }
 
-    /// The address at which the node's kubelet will serve: one that nodes can have, and for a worker not one of API servers.
-    fn parse_address(&self, text: &str, role: NodeRole) -> Result<Ipv4Addr, IssueTicketError> {
+    /// The address at which the node's kubelet will serve: one that nodes can have, and not the API server's.
+    fn parse_address(&self, text: &str) -> Result<Ipv4Addr, IssueTicketError> {
         let address = text.parse().ok().filter(|address| is_of_nodes(*address));
         let address = address.ok_or_else(|| IssueTicketError::Address(text.chars().take(64).collect()))?;
-        if role == NodeRole::Worker && self.api_server.addresses()?.contains(&address) {
+        if self.api_server.addresses()?.contains(&address) {
             return Err(IssueTicketError::ApiServersAddress(address));
         }
         Ok(address)

@@ -124,6 +124,8 @@ fn bad_input_to_each_key_of_the_configuration_names_it() {
         ("clusterPolicy", ""),
         ("clusterPolicy", "nonsense"),
         ("measurementSalt", "short"),
+        ("apiServerEndpoint", "10.42.1.100"),
+        ("apiServerEndpoint", "a b:1"),
         ("components", ""),
         ("components", "../secrets"),
         ("componentMirror", "ftp://host"),

@@ -57,8 +57,6 @@ impl Nonce {
 pub enum Purpose {
     /// The CLI makes a node the first of a cluster.
     Init,
-    /// The operator lets a new node become a control plane.
-    Grant,
     /// A new node asks for its join ticket.
     Join,
     /// A node that rebooted asks for its disk key.
@@ -75,22 +73,11 @@ pub enum Purpose {
 pub struct UnknownPurpose(String);
 
 impl Purpose {
-    /// What sessions can be opened for.
-    pub const ALL: [Self; 6] = [
-        Self::Init,
-        Self::Grant,
-        Self::Join,
-        Self::Rejoin,
-        Self::Recover,
-        Self::Verify,
-    ];
-
     /// The name on the wire and in the binding.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Init => "init",
-            Self::Grant => "grant",
             Self::Join => "join",
             Self::Rejoin => "rejoin",
             Self::Recover => "recover",
@@ -103,7 +90,7 @@ impl FromStr for Purpose {
     type Err = UnknownPurpose;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
+        [Self::Init, Self::Join, Self::Rejoin, Self::Recover, Self::Verify]
             .into_iter()
             .find(|purpose| purpose.as_str() == text)
             .ok_or_else(|| UnknownPurpose(text.chars().take(32).collect()))

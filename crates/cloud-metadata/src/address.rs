@@ -39,6 +39,21 @@ impl fmt::Display for PrivateAddress {
     }
 }
 
+/// Where nodes reach the API server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ApiEndpoint {
+    /// Its address on the private network.
+    pub host: PrivateAddress,
+    /// Its TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for ApiEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 use std::net::Ipv4Addr;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use cluster_types::{
     NodeName, NodeRole, OperatorPublicKey, ParseCidrError, ParseNodeInterfaceError, ParseNodeNameError,
     ParseNodeRoleError,
@@ -7,7 +8,7 @@ use cluster_types::{
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::{NotPrivate, PrivateAddress};
+use crate::{ApiEndpoint, NotPrivate, PrivateAddress};
 
 /// No cluster of ours has more nodes.
 const MAX_PEERS: usize = 1000;
@@ -25,6 +26,8 @@ pub struct Instance {
     pub role: NodeRole,
     /// Its address on the private network.
     pub address: PrivateAddress,
+    /// The operator's role grant, if the operator gave one to the platform. Signed, so an untrusted platform may store it.
+    pub role_grant: Option<Vec<u8>>,
 }
 
 /// SHA-256 of the init secret.
@@ -66,9 +69,18 @@ pub enum ParseMetadataError {
     /// `VPCIP` cannot be a node's address.
     #[error("VPCIP is unusable")]
     Address(#[source] NotPrivate),
+    /// The API server's `host` cannot be a node's address.
+    #[error("host is unusable")]
+    Host(#[source] NotPrivate),
     /// `ProviderID` does not look like one.
     #[error("ProviderID is empty, longer than {MAX_PROVIDER_ID_LEN} bytes or not printable")]
     ProviderId,
+    /// `RoleGrant` is not base64.
+    #[error("RoleGrant is not base64")]
+    RoleGrant,
+    /// The API server's `port` is 0.
+    #[error("port is 0")]
+    Port,
     /// One of the peers is unusable.
     #[error("peer {index} is unusable")]
     Peer {
@@ -112,17 +124,29 @@ struct RawInstance {
     role: String,
     #[serde(rename = "VPCIP")]
     address: Ipv4Addr,
+    #[serde(rename = "RoleGrant", default)]
+    role_grant: String,
+}
+
+#[derive(Deserialize)]
+struct RawEndpoint {
+    host: Ipv4Addr,
+    port: u16,
 }
 
 impl TryFrom<RawInstance> for Instance {
     type Error = ParseMetadataError;
 
     fn try_from(raw: RawInstance) -> Result<Self, Self::Error> {
+        let role_grant = BASE64_STANDARD
+            .decode(raw.role_grant)
+            .map_err(|_| ParseMetadataError::RoleGrant)?;
         Ok(Self {
             name: NodeName::from_machine_name(&raw.name)?,
             provider_id: parse_provider_id(raw.provider_id)?,
             role: raw.role.parse()?,
             address: raw.address.try_into().map_err(ParseMetadataError::Address)?,
+            role_grant: (!role_grant.is_empty()).then_some(role_grant),
         })
     }
 }
@@ -166,6 +190,17 @@ pub(crate) fn parse_peers(json: &[u8]) -> Result<Vec<Instance>, ParseMetadataErr
         })
     };
     raw.into_iter().enumerate().map(parse).collect()
+}
+
+pub(crate) fn parse_endpoint(json: &[u8]) -> Result<ApiEndpoint, ParseMetadataError> {
+    let raw: RawEndpoint = from_json(json)?;
+    if raw.port == 0 {
+        return Err(ParseMetadataError::Port);
+    }
+    Ok(ApiEndpoint {
+        host: raw.host.try_into().map_err(ParseMetadataError::Host)?,
+        port: raw.port,
+    })
 }
 
 pub(crate) fn parse_init_secret_hash(text: &[u8]) -> Result<InitSecretHash, ParseMetadataError> {
@@ -215,8 +250,10 @@ mod tests {
             provider_id: "qemu:///worker-0".into(),
             role: NodeRole::Worker,
             address: Ipv4Addr::new(10, 42, 2, 100).try_into().unwrap(),
+            role_grant: None,
         };
         assert_eq!(parse_instance(instance().to_string().as_bytes()).unwrap(), expected);
+        assert_eq!(check("RoleGrant", "AQI=").unwrap().role_grant, Some(vec![1, 2]));
     }
 
     #[test]
@@ -239,6 +276,8 @@ mod tests {
             ("VPCIP", "10.96.0.1".into(), "10.96.0.1 cannot be a node's address"),
             ("VPCIP", "metadata".into(), "invalid IP"),
             ("VPCIP", "::1".into(), "invalid IP"),
+            ("RoleGrant", "?".into(), "is not base64"),
+            ("RoleGrant", vec![1].into(), "expected a string"),
         ] {
             check_refused(check(key, value), key, reason);
         }
@@ -277,6 +316,31 @@ mod tests {
         check_refused(parse_peers(b"{}"), "the answer is not", "expected a sequence");
         let many = serde_json::Value::Array(vec![instance(); MAX_PEERS + 1]);
         check_refused(parse_peers(many.to_string().as_bytes()), "1001 peers", "at most 1000");
+    }
+
+    #[test]
+    fn bad_input_to_each_key_of_an_endpoint_names_it() {
+        let check = |json: &str| parse_endpoint(json.as_bytes());
+        assert_eq!(
+            check(r#"{"host":"10.42.1.100","port":6443}"#).unwrap().to_string(),
+            "10.42.1.100:6443"
+        );
+        for (json, key, reason) in [
+            (
+                r#"{"host":"203.0.113.1","port":6443}"#,
+                "host",
+                "203.0.113.1 cannot be a node's address",
+            ),
+            (r#"{"host":"","port":1}"#, "host", "invalid IP"),
+            (r#"{"host":1,"port":1}"#, "host", "expected"),
+            (r#"{"port":1}"#, "the answer is not", "missing field `host`"),
+            (r#"{"host":"10.42.1.100","port":0}"#, "port is 0", ""),
+            (r#"{"host":"10.42.1.100","port":65536}"#, "port is not", "expected u16"),
+            (r#"{"host":"10.42.1.100","port":"1"}"#, "port is not", "expected u16"),
+            (r#"{"host":"10.42.1.100"}"#, "the answer is not", "missing field `port`"),
+        ] {
+            check_refused(check(json), key, reason);
+        }
     }
 
     #[test]

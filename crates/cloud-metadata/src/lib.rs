@@ -1,4 +1,4 @@
-//! What the platform tells a node: who it is, and who its peers are.
+//! What the platform tells a node: who it is, who its peers are, where the API server is.
 //!
 //! # Security
 //! The platform is the adversary, so every answer is a hint. It may select among things that are checked afterwards
@@ -15,7 +15,7 @@ use std::pin::Pin;
 
 use cluster_types::OperatorPublicKey;
 
-pub use address::{NotPrivate, PrivateAddress};
+pub use address::{ApiEndpoint, NotPrivate, PrivateAddress};
 pub use fetch::MetadataError;
 pub use instance::{InitSecretHash, Instance, ParseMetadataError};
 pub use network::{NodeNetwork, OutsideNodeNetwork};
@@ -31,6 +31,9 @@ pub trait CloudMetadata: Send + Sync {
 
     /// All nodes of the cluster, this one included.
     fn peers(&self) -> Answer<'_, Vec<Instance>>;
+
+    /// Where nodes reach the API server.
+    fn api_endpoint(&self) -> Answer<'_, ApiEndpoint>;
 
     /// How nodes reach each other and a resolver.
     fn network(&self) -> Answer<'_, NodeNetwork>;

@@ -6,9 +6,11 @@ use cluster_types::OperatorPublicKey;
 use reqwest::{Client, Url};
 
 use crate::fetch::{client, fetch};
-use crate::instance::{parse_init_secret_hash, parse_instance, parse_operator_key, parse_peers};
+use crate::instance::{parse_endpoint, parse_init_secret_hash, parse_instance, parse_operator_key, parse_peers};
 use crate::network::parse_network;
-use crate::{Answer, CloudMetadata, InitSecretHash, Instance, MetadataError, NodeNetwork, ParseMetadataError};
+use crate::{
+    Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance, MetadataError, NodeNetwork, ParseMetadataError,
+};
 
 /// The file in which the kernel shows the SMBIOS system serial number (DMTF DSP0134, type 1).
 pub const BASE_ADDRESS_FILE: &str = "/sys/class/dmi/id/product_serial";
@@ -86,6 +88,10 @@ impl CloudMetadata for QemuMetadata {
 
     fn peers(&self) -> Answer<'_, Vec<Instance>> {
         Box::pin(self.ask("peers", parse_peers))
+    }
+
+    fn api_endpoint(&self) -> Answer<'_, ApiEndpoint> {
+        Box::pin(self.ask("endpoint", parse_endpoint))
     }
 
     fn network(&self) -> Answer<'_, NodeNetwork> {
@@ -170,6 +176,9 @@ mod tests {
         let (metadata, server) = service(http("200 OK", &peers)).await;
         assert_eq!(metadata.peers().await.unwrap().len(), 1);
         assert!(server.await.unwrap().contains("/peers "));
+        let (metadata, server) = service(http("200 OK", r#"{"host":"10.42.1.100","port":6443}"#)).await;
+        assert_eq!(metadata.api_endpoint().await.unwrap().port, 6443);
+        assert!(server.await.unwrap().contains("/endpoint "));
         let network = r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#;
         let (metadata, server) = service(http("200 OK", network)).await;
         assert_eq!(metadata.network().await.unwrap().cidr().to_string(), "10.42.0.0/16");
@@ -188,6 +197,15 @@ mod tests {
     async fn a_wrong_role_is_refused() {
         let answer = http("200 OK", &WORKER.replace("\"Worker\"", "\"Admin\""));
         assert!(matches!(check(answer).await, Err(MetadataError::Malformed { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_wrong_endpoint_is_refused() {
+        let (metadata, _server) = service(http("200 OK", r#"{"host":"198.51.100.7","port":6443}"#)).await;
+        assert!(matches!(
+            metadata.api_endpoint().await,
+            Err(MetadataError::Malformed { .. })
+        ));
     }
 
     #[tokio::test]

@@ -16,8 +16,8 @@ const WORKERS: &str = "worker_default";
 
 /// The predecessor's limit: names of cloud resources contain it.
 const MAX_NAME_LEN: usize = 37;
-/// Nobody needs to survive three failures at once, and each member of etcd makes writes slower.
-const MAX_CONTROL_PLANES: u32 = 5;
+/// More would need role grants, which nothing issues yet.
+const MAX_CONTROL_PLANES: u32 = 1;
 /// More were never tried, and the local provider has addresses for no more.
 const MAX_WORKERS: u32 = 100;
 
@@ -144,10 +144,6 @@ fn check_groups(raw: Given<raw::Groups>, problems: &mut ConfigProblems) -> Optio
                 "nodeGroups",
                 format!("{count} nodes of role {role}, at most {most} are supported"),
             );
-        } else if role == NodeRole::ControlPlane && count > 0 && count.is_multiple_of(2) {
-            let instead = count - 1;
-            let problem = format!("{count} control planes bear no more failures than {instead}: use 1, 3 or 5");
-            problems.add("nodeGroups", problem);
         }
     }
     Some(groups)
@@ -163,7 +159,10 @@ fn check_group(name: String, raw: Given<raw::Group>, problems: &mut ConfigProble
     let likely = role.or(role_of(&name)).unwrap_or(NodeRole::Worker);
     let limits = Limits::of(likely, &name);
     let count = problems.required(&path("initialCount"), raw.initial_count, |count| {
-        limits.count.check(count)
+        limits.count.check(count).map_err(|problem| match likely {
+            NodeRole::ControlPlane => format!("{problem} (more control planes are not supported yet)"),
+            NodeRole::Worker => problem,
+        })
     });
     let vcpus = problems.optional(&path("vcpus"), raw.vcpus, defaults::VCPUS, |count| {
         limits.vcpus.check(count)

@@ -3,10 +3,10 @@ use std::fmt;
 
 use aws_lc_rs::rand;
 use cluster_policy::SignedPolicy;
-use cluster_types::{BootId, ClusterId, MeasurementSalt, NodeName, NodeRole};
+use cluster_types::{BootId, ClusterId, MeasurementSalt, NodeName};
 use digest::Digest;
 use document::DocumentError;
-use infrastructure::{Infrastructure, Machine};
+use infrastructure::Infrastructure;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
@@ -14,9 +14,8 @@ use crate::made_of::MadeOf;
 use crate::raw;
 use crate::yaml::from_yaml;
 
-/// The one version that is read. Version 1 was the predecessor's; version 2 did not say what a cluster was made from; in version 3
-/// nothing led to the API server of any control plane.
-const VERSION: &str = "v4";
+/// The one version that is read. Version 1 was the predecessor's; version 2 did not say what a cluster was made from.
+const VERSION: &str = "v3";
 /// No state of ours is longer.
 const MAX_STATE_LEN: usize = 1 << 20;
 
@@ -37,9 +36,6 @@ pub struct ClusterState {
     /// Nodes that were seen as part of the cluster.
     #[serde(default)]
     pub members: BTreeSet<NodeName>,
-    /// Control planes that got a role grant: etcd on them may be a member, whether or not they were seen as part of the cluster.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub granted: BTreeSet<NodeName>,
     /// The SHA-256 of each file that this program wrote for this cluster, by name. Only those may be replaced or removed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) files: BTreeMap<String, Digest>,
@@ -114,7 +110,6 @@ impl ClusterState {
             init: InitProgress::NotStarted,
             cluster_id: None,
             members: BTreeSet::new(),
-            granted: BTreeSet::new(),
             files: BTreeMap::new(),
             boots: BTreeMap::new(),
             identities: BTreeMap::new(),
@@ -122,28 +117,6 @@ impl ClusterState {
             made_of: None,
             infrastructure: None,
         }
-    }
-
-    /// The nodes whose disks must be kept.
-    pub fn keepers(&self) -> impl Iterator<Item = &NodeName> {
-        self.members.union(&self.granted)
-    }
-
-    /// The machines of control planes whose disks must be kept.
-    pub fn control_planes(&self) -> impl Iterator<Item = &Machine> {
-        let machines = self.infrastructure.iter().flat_map(|made| &made.nodes);
-        machines.filter(|machine| {
-            let is_keeper = self.members.contains(&machine.name) || self.granted.contains(&machine.name);
-            machine.role == NodeRole::ControlPlane && is_keeper
-        })
-    }
-
-    /// Forgets everything about a node.
-    pub fn forget(&mut self, name: &NodeName) {
-        self.members.remove(name);
-        self.granted.remove(name);
-        self.identities.remove(name);
-        self.boots.remove(name);
     }
 
     /// Reads the file.
@@ -240,7 +213,7 @@ mod tests {
         for (from, to, path) in [
             (secret.as_str(), &secret[1..], "initSecret"),
             ("init: not-started", "init: maybe", "init"),
-            ("version: v4", "version: v3", "version"),
+            ("version: v3", "version: v2", "version"),
             ("members:", "membres:", "membres"),
         ] {
             let error = ClusterState::parse(&good.replace(from, to))

@@ -132,9 +132,9 @@ fn values_of_groups_that_cannot_be() {
         ),
         (
             "initialCount: 1 # control",
-            "initialCount: 6 #",
+            "initialCount: 2 #",
             "control_plane_default.initialCount",
-            "expected 1 to 5",
+            "expected 1",
         ),
         (
             "initialCount: 1 # workers",

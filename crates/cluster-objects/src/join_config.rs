@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use cluster_policy::SignedPolicy;
-use cluster_types::{MeasurementSalt, Service};
+use cluster_types::{HostPort, MeasurementSalt, Service};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::ObjectMeta;
@@ -20,6 +20,8 @@ pub struct JoinConfig {
     pub policy: SignedPolicy,
     /// The salt of the cluster id, which is part of every ticket. The policy names the id.
     pub measurement_salt: MeasurementSalt,
+    /// The API server's address for nodes.
+    pub api_server_endpoint: HostPort,
     /// The name of the ConfigMap with the list of components that joining nodes install. The policy has its digest.
     pub components: String,
     /// Base address of the mirror for relative component URLs. Empty without a mirror.
@@ -51,6 +53,7 @@ pub enum LoadJoinConfigError {
 /// The key of the ConfigMap with the signed policy.
 pub const CLUSTER_POLICY: &str = "clusterPolicy";
 const MEASUREMENT_SALT: &str = "measurementSalt";
+const API_SERVER_ENDPOINT: &str = "apiServerEndpoint";
 const COMPONENTS: &str = "components";
 const COMPONENT_MIRROR: &str = "componentMirror";
 /// Followed by the hash of the list.
@@ -61,6 +64,7 @@ impl JoinConfig {
     #[must_use]
     pub fn to_config_map(&self) -> ConfigMap {
         let data = [
+            (API_SERVER_ENDPOINT, self.api_server_endpoint.to_string()),
             (COMPONENTS, self.components.clone()),
             (COMPONENT_MIRROR, self.component_mirror.clone()),
         ];
@@ -97,6 +101,9 @@ impl JoinConfig {
                 .map_err(|error| invalid(CLUSTER_POLICY, error_report::Chain(&error)))?,
             measurement_salt: MeasurementSalt::try_from(bytes(MEASUREMENT_SALT)?.as_slice())
                 .map_err(|error| invalid(MEASUREMENT_SALT, error))?,
+            api_server_endpoint: text(API_SERVER_ENDPOINT)?
+                .parse()
+                .map_err(|error| invalid(API_SERVER_ENDPOINT, error))?,
             components: check_components(text(COMPONENTS)?)?,
             component_mirror: check_mirror(text(COMPONENT_MIRROR)?)?,
         })
@@ -162,6 +169,7 @@ mod tests {
         JoinConfig {
             policy: signed.unwrap().into_signed(),
             measurement_salt: MeasurementSalt::new([1; 32]),
+            api_server_endpoint: "10.42.1.100:6443".parse().unwrap(),
             components: "k8s-components-sha256-aa".into(),
             component_mirror: "http://10.0.2.2:1234/mirror".into(),
         }
@@ -188,7 +196,13 @@ mod tests {
     #[test]
     fn each_missing_or_broken_key_is_named() {
         let folder = mount(&example().to_config_map());
-        for key in [CLUSTER_POLICY, MEASUREMENT_SALT, COMPONENTS, COMPONENT_MIRROR] {
+        for key in [
+            CLUSTER_POLICY,
+            MEASUREMENT_SALT,
+            API_SERVER_ENDPOINT,
+            COMPONENTS,
+            COMPONENT_MIRROR,
+        ] {
             let path = folder.path().join(key);
             let good = std::fs::read(&path).unwrap();
             std::fs::write(&path, "nonsense").unwrap();

@@ -2,10 +2,10 @@
 //!
 //! Each type can hold only valid values, so that code behind the edge never has to check them again. There is no I/O here.
 
-mod api_server;
 mod boot;
 mod cidr;
 mod disk;
+mod host_port;
 mod id;
 mod interface;
 mod loopback;
@@ -15,10 +15,10 @@ mod service;
 mod variant;
 mod version;
 
-pub use api_server::{API_SERVER_PORT, LOCAL_API_SERVER};
 pub use boot::{BootId, ParseBootIdError};
 pub use cidr::{Cidr, ParseCidrError};
 pub use disk::{DiskUuid, ParseDiskUuidError};
+pub use host_port::{HostPort, ParseHostPortError};
 pub use id::{ClusterId, KeyServicePublicKey, MeasurementSalt, OperatorPublicKey, SealingPublicKey, WrongLength};
 pub use interface::{NodeInterface, ParseNodeInterfaceError};
 pub use loopback::is_loopback_host;

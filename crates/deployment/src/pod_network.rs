@@ -2,8 +2,9 @@
 //! The image comes from the mirror and is pinned by hash, like every component.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 
-use cluster_types::{Cidr, LOCAL_API_SERVER, NodeInterface, Service};
+use cluster_types::{Cidr, NodeInterface, Service};
 use k8s_openapi::api::apps::v1::{DaemonSet, DaemonSetSpec};
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMap, ConfigMapVolumeSource, Container, EnvVar, EnvVarSource, ObjectFieldSelector,
@@ -30,6 +31,8 @@ pub struct PodNetwork {
     pub pods: Cidr,
     /// The card that leads to the other nodes.
     pub node_interface: NodeInterface,
+    /// Where nodes reach the API server. flanneld uses it directly: the Service's address works only once kube-proxy does.
+    pub api_server: SocketAddrV4,
 }
 
 /// Everything the pod network needs, in the order in which it is applied.
@@ -178,9 +181,8 @@ fn container(network: &PodNetwork) -> Container {
         env: Some(vec![
             from_field("POD_NAME", "metadata.name"),
             from_field("POD_NAMESPACE", "metadata.namespace"),
-            // The Service's address works only once kube-proxy does.
-            variable("KUBERNETES_SERVICE_HOST", LOCAL_API_SERVER.ip()),
-            variable("KUBERNETES_SERVICE_PORT", LOCAL_API_SERVER.port()),
+            variable("KUBERNETES_SERVICE_HOST", network.api_server.ip()),
+            variable("KUBERNETES_SERVICE_PORT", network.api_server.port()),
         ]),
         // flanneld creates interfaces, routes and packet filter rules on the node.
         security_context: Some(SecurityContext {

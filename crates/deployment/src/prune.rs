@@ -100,6 +100,7 @@ mod tests {
         let network = PodNetwork {
             pods: Cidr::PODS,
             node_interface: NodeInterface::Private,
+            api_server: "10.42.1.100:6443".parse().unwrap(),
         };
         let kind_and_namespace =
             |object: &Object| (object.resource.kind.clone(), object.namespace().map(str::to_owned));

@@ -78,15 +78,6 @@ pub mod kms {
     }
 }
 
-/// Machines that the operator lets become control planes.
-pub mod grant {
-    pub use v1::*;
-
-    pub(crate) mod v1 {
-        tonic::include_proto!("constellation.grant.v1");
-    }
-}
-
 /// Nodes whose state disk the operator opens.
 pub mod recover {
     pub use v1::*;
@@ -132,10 +123,6 @@ mod tests {
         assert_eq!(
             name::<super::kms::api_server::ApiServer<()>>(),
             "constellation.kms.v1.API"
-        );
-        assert_eq!(
-            name::<super::grant::api_server::ApiServer<()>>(),
-            "constellation.grant.v1.API"
         );
         assert_eq!(
             name::<super::recover::api_server::ApiServer<()>>(),

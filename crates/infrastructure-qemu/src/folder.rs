@@ -25,8 +25,6 @@ pub(crate) struct ClusterRecord {
     pub(crate) uid: String,
     pub(crate) private_network_port: u16,
     pub(crate) metadata_port: u16,
-    /// Leads to the API server of any control plane.
-    pub(crate) api_server_port: u16,
     pub(crate) init_secret_hash: String,
     pub(crate) operator: Option<OperatorPublicKey>,
     /// The folder that the metadata endpoint serves.
@@ -301,7 +299,6 @@ mod tests {
             uid: String::new(),
             private_network_port: 0,
             metadata_port: 0,
-            api_server_port: 0,
             init_secret_hash: String::new(),
             operator: None,
             mirror: None,

@@ -17,7 +17,6 @@
 //! It gives no confidentiality: the TPM is software of the host. It shows that every mechanism works.
 
 mod accelerator;
-mod api_server;
 mod console;
 mod error;
 mod folder;

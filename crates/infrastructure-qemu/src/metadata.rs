@@ -1,5 +1,4 @@
-//! The endpoint on loopback from which nodes learn their names, and from which they fetch components. Beside it, the administrator reaches
-//! the API server.
+//! The endpoint on loopback from which nodes learn their names, and from which they fetch components.
 //!
 //! Nothing it says is trusted by a node, and it holds no secret: of the init secret it knows the hash.
 
@@ -21,13 +20,14 @@ use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 use tokio_util::io::ReaderStream;
 
-use crate::api_server;
 use crate::error::QemuError;
 use crate::folder::{ClusterRecord, NodeRecord, RunFolder};
 use crate::mirror::{Public, open_public};
 use crate::network::{NAME_SERVER, NODE_CIDR, NODE_INTERFACE};
 use crate::proof::ProofKey;
 
+/// The port of the API server in the private network.
+const KUBERNETES_PORT: u16 = 6443;
 /// How much of a file is read at once, in bytes.
 const CHUNK: usize = 256 * 1024;
 
@@ -60,22 +60,13 @@ pub(crate) async fn serve(folder: RunFolder) -> Result<Infallible, MetadataError
         return Err(MetadataError::NoCluster(folder.path().to_owned()));
     };
     let port = record.metadata_port;
+    let failed = |source| MetadataError::Serve { port, source };
     let key = ProofKey::load(&folder.metadata_key())?;
-    let api_servers = listen(record.api_server_port).await?;
-    let listener = listen(port).await?;
-    let served = axum::serve(listener, router(folder.clone(), key, port));
-    tokio::select! {
-        never = api_server::serve(api_servers, &folder) => Ok(never),
-        served = served => match served {
-            Err(source) => Err(MetadataError::Serve { port, source }),
-            Ok(()) => unreachable!("a server without a shutdown signal goes on"),
-        },
+    let listener = TcpListener::bind(("127.0.0.1", port)).await.map_err(failed)?;
+    match axum::serve(listener, router(folder, key, port)).await {
+        Err(error) => Err(failed(error)),
+        Ok(()) => unreachable!("a server without a shutdown signal goes on"),
     }
-}
-
-async fn listen(port: u16) -> Result<TcpListener, MetadataError> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await;
-    listener.map_err(|source| MetadataError::Serve { port, source })
 }
 
 fn router(folder: RunFolder, key: ProofKey, port: u16) -> Router {
@@ -85,6 +76,7 @@ fn router(folder: RunFolder, key: ProofKey, port: u16) -> Router {
         .route("/proof/{challenge}", get(prove))
         .route("/nodes/{name}/self", get(own))
         .route("/nodes/{name}/peers", get(peers))
+        .route("/nodes/{name}/endpoint", get(endpoint))
         .route("/nodes/{name}/network", get(network))
         .route("/nodes/{name}/initsecrethash", get(init_secret_hash))
         .route("/nodes/{name}/operatorkey", get(operator_key))
@@ -102,6 +94,12 @@ struct Instance {
     role: NodeRole,
     #[serde(rename = "VPCIP")]
     address: Ipv4Addr,
+}
+
+#[derive(Serialize)]
+struct Endpoint {
+    host: Ipv4Addr,
+    port: u16,
 }
 
 impl From<&NodeRecord> for Instance {
@@ -124,6 +122,20 @@ async fn own(State(folder): State<RunFolder>, Path(name): Path<String>) -> Resul
 async fn peers(State(folder): State<RunFolder>, Path(name): Path<String>) -> Result<Json<Vec<Instance>>, Refusal> {
     let (record, _) = known(&folder, &name)?;
     Ok(Json(record.nodes.values().map(Instance::from).collect()))
+}
+
+/// The first control plane: there is no load balancer on one machine.
+async fn endpoint(State(folder): State<RunFolder>, Path(name): Path<String>) -> Result<Json<Endpoint>, Refusal> {
+    let (record, _) = known(&folder, &name)?;
+    let first = record
+        .nodes
+        .values()
+        .find(|node| node.spec.role == NodeRole::ControlPlane);
+    let host = first.ok_or(Refusal::NotFound)?.address;
+    Ok(Json(Endpoint {
+        host,
+        port: KUBERNETES_PORT,
+    }))
 }
 
 #[derive(Serialize)]
@@ -242,7 +254,6 @@ mod tests {
             uid: "a1b2c3d4".to_owned(),
             private_network_port: 1,
             metadata_port: 1,
-            api_server_port: 2,
             init_secret_hash: "ab".repeat(32),
             operator: Some(OperatorPublicKey::new([0xcd; 32])),
             mirror: Some(mirror),
@@ -308,6 +319,10 @@ mod tests {
         let worker = r#"{"Name":"worker-0","ProviderID":"qemu:///worker-0","Role":"Worker","VPCIP":"10.42.2.100"}"#;
         for (path, answer) in [
             ("/nodes/worker-0/self", worker.to_owned()),
+            (
+                "/nodes/worker-0/endpoint",
+                r#"{"host":"10.42.1.100","port":6443}"#.to_owned(),
+            ),
             (
                 "/nodes/worker-0/network",
                 r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#.to_owned(),

@@ -23,7 +23,7 @@ use crate::vm::forwards;
 
 const ADVICE_ON_STOPPED: &str = "read the whole console in the workspace (constellation-qemu/nodes/*/console.log); a node \
                                  that has not joined is replaced when you run `constellation apply`; one that has joined is \
-                                 started again by it, and one that stops for the same reason once more can be \
+                                 started again by it, and a worker that stops for the same reason once more can be \
                                  replaced: `constellation node remove NAME --lost`";
 const START_METADATA: Change = Change::Other("start the metadata endpoint");
 const LOOPBACK: &str = "127.0.0.1";
@@ -109,9 +109,7 @@ impl QemuProvider {
         if let Some(record) = self.folder.record()? {
             return Ok(record);
         }
-        let mut ports = HeldPorts::new([]);
-        let mut choose = || ports.choose().on("find a free port on", LOOPBACK);
-        let (metadata_port, api_server_port) = (choose()?, choose()?);
+        let metadata_port = HeldPorts::new([]).choose().on("find a free port on", LOOPBACK)?;
         let mut uid = [0; UID_LEN];
         fill_random(&mut uid).on("read random bytes for", self.folder.path())?;
         Ok(ClusterRecord {
@@ -119,7 +117,6 @@ impl QemuProvider {
             // Chosen when the first machine is about to be started.
             private_network_port: 0,
             metadata_port,
-            api_server_port,
             init_secret_hash: spec.init_secret_hash.clone(),
             operator: spec.operator,
             mirror: served_folder(&spec.mirror),
@@ -140,10 +137,9 @@ impl QemuProvider {
         // Held until the choice is stored.
         let mut ports = HeldPorts::new(recorded_ports(record));
         if !is_running(&self.folder.metadata_record())? {
-            // A machine that runs asks at the old one, and learns of no new control planes.
-            for port in [&mut record.metadata_port, &mut record.api_server_port] {
-                *port = ports.keep_or_choose(*port).on("find a free port on", LOOPBACK)?;
-            }
+            // A machine that runs asks at the old one; as a member it needs the metadata no more.
+            let port = ports.keep_or_choose(record.metadata_port);
+            record.metadata_port = port.on("find a free port on", LOOPBACK)?;
         }
         for wanted in &spec.nodes {
             let known = record.nodes.get(&wanted.name);
@@ -325,8 +321,7 @@ impl QemuProvider {
         plan.changes.retain(|change| match change {
             Change::Restart(name) | Change::Resume(name) => nodes.contains(name),
             Change::Create(_) | Change::Replace(_) | Change::Remove(_) => false,
-            // It leads to the API server.
-            Change::Other(_) => true,
+            Change::Other(_) => !nodes.is_empty(),
         });
         self.carry_out(&plan, &spec, progress)
     }
@@ -373,11 +368,12 @@ impl QemuProvider {
     fn infrastructure(&self, record: &ClusterRecord, spec: &ClusterSpec) -> Result<Infrastructure, QemuError> {
         let nodes = || record.nodes.values();
         let control_planes = || nodes().filter(|node| node.spec.role == NodeRole::ControlPlane);
+        let first = control_planes().map(|node| node.address.to_string()).next();
         let addresses = control_planes().map(|node| node.address.to_string());
         Ok(Infrastructure {
             uid: record.uid.clone(),
             cluster_endpoint: "127.0.0.1".to_owned(),
-            api_server_port: record.api_server_port,
+            in_cluster_endpoint: first.unwrap_or_default(),
             api_server_cert_sans: std::iter::once("127.0.0.1".to_owned()).chain(addresses).collect(),
             ip_cidr_node: NODE_CIDR.to_owned(),
             component_mirror: mirror(spec, record.metadata_port)?,
@@ -408,7 +404,7 @@ fn unwanted(record: &ClusterRecord, spec: &ClusterSpec) -> Vec<NodeName> {
 fn recorded_ports(record: &ClusterRecord) -> impl Iterator<Item = u16> {
     let nodes = record.nodes.values();
     let nodes = nodes.flat_map(|node| forwards(&node.ports)).map(|(port, _)| port);
-    nodes.chain([record.metadata_port, record.api_server_port])
+    nodes.chain([record.metadata_port])
 }
 
 /// Whether QEMU ended because it could not listen on a port.
@@ -485,7 +481,7 @@ mod tests {
             let provider = provider(&folder.path().join(run.to_string()));
             let record = settled(&provider, &spec(20));
             let ports: Vec<u16> = recorded_ports(&record).collect();
-            assert_eq!(ports.len(), 21 * 5 + 2);
+            assert_eq!(ports.len(), 21 * 5 + 1);
             assert_eq!(ports.iter().collect::<HashSet<_>>().len(), ports.len(), "run {run}");
         }
     }
@@ -547,7 +543,7 @@ mod tests {
         record.nodes.values_mut().for_each(|node| node.ports = taken);
         provider.folder.save(&record).unwrap();
         let ports: HashSet<u16> = recorded_ports(&settled(&provider, &spec(2))).collect();
-        assert_eq!(ports.len(), 3 * 5 + 2);
+        assert_eq!(ports.len(), 3 * 5 + 1);
     }
 
     #[test]

@@ -89,8 +89,8 @@ pub struct Infrastructure {
     pub uid: String,
     /// Where an administrator reaches the cluster.
     pub cluster_endpoint: String,
-    /// The port there that leads to the API server of any control plane that answers.
-    pub api_server_port: u16,
+    /// Where nodes reach the API server.
+    pub in_cluster_endpoint: String,
     /// Names and addresses that the API server's certificate must hold.
     #[serde(rename = "apiServerCertSANs")]
     pub api_server_cert_sans: Vec<String>,

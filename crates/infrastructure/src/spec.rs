@@ -21,7 +21,7 @@ pub struct ClusterSpec {
     pub mirror: MirrorSource,
     /// The nodes, control planes first.
     pub nodes: Vec<NodeSpec>,
-    /// The nodes that are part of the cluster, or may be. Their state disks are kept; any other node is replaced once it has stopped.
+    /// The nodes that are part of the cluster. Their state disks are kept; any other node is replaced once it has stopped.
     pub members: BTreeSet<NodeName>,
 }
 

@@ -8,7 +8,7 @@ use polling::{Failed, PollError, Schedule};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client};
 
-use cluster_types::API_SERVER_PORT;
+use crate::render::API_PORT;
 
 /// The first start of an API server, which creates a hundred objects, takes a slow machine minutes.
 const START_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -46,7 +46,7 @@ pub struct OwnApiServer;
 
 impl ApiServer for OwnApiServer {
     fn check<'a>(&'a self, address: Ipv4Addr, ca_cert_pem: &'a str) -> Checking<'a> {
-        Box::pin(check(SocketAddrV4::new(address, API_SERVER_PORT).into(), ca_cert_pem))
+        Box::pin(check(SocketAddrV4::new(address, API_PORT).into(), ca_cert_pem))
     }
 }
 

@@ -50,8 +50,7 @@ pub(crate) struct JoinConfiguration<'a> {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Discovery<'a> {
     pub(crate) file: FileDiscovery<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) tls_bootstrap_token: Option<&'a str>,
+    pub(crate) tls_bootstrap_token: &'a str,
 }
 
 #[derive(Serialize)]

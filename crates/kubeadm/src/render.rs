@@ -4,7 +4,7 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use cluster_types::{API_SERVER_PORT, LOCAL_API_SERVER, NodeName, NodeRole};
+use cluster_types::NodeRole;
 use pem::{EncodeConfig, LineEnding, Pem};
 use serde::Serialize;
 use zeroize::Zeroizing;
@@ -18,6 +18,7 @@ use crate::config::{
 use crate::{BootstrapToken, ClusterSettings, Folders, JoinSettings, NodeSettings, ProxyMode};
 
 const KUBEADM: &str = "kubeadm.k8s.io/v1beta4";
+pub(crate) const API_PORT: u16 = 6443;
 /// kubeadm and kubelet would create this folder below `/usr`, which is read-only.
 const VOLUME_PLUGINS: &str = "/opt/libexec/kubernetes/kubelet-plugins/volume/exec/";
 const AUDIT_LOG_FOLDER: &str = "/var/log/kubernetes/audit/";
@@ -130,7 +131,7 @@ pub(crate) fn discovery(join: &JoinSettings) -> Zeroizing<String> {
                 // kubeadm takes the cluster without a name; one with a name would need a context and a user.
                 name: "",
                 cluster: Cluster {
-                    server: &format!("https://{LOCAL_API_SERVER}"),
+                    server: &format!("https://{}", join.endpoint),
                     certificate_authority_data: &BASE64.encode(pem),
                 },
             }],
@@ -140,34 +141,16 @@ pub(crate) fn discovery(join: &JoinSettings) -> Zeroizing<String> {
 
 /// The configuration of `kubeadm join`, with the path of [`discovery`]. Whatever is the same for all nodes comes from the cluster.
 pub(crate) fn join(join: &JoinSettings, node: &NodeSettings, discovery: &Path) -> Zeroizing<String> {
-    let (is_control_plane, address) = (join.role == NodeRole::ControlPlane, node.address);
-    join_configuration(
-        discovery,
-        Some(&join.token),
-        node_registration(node),
-        is_control_plane.then_some(address),
-    )
-}
-
-/// The configuration of a control plane's last phases, with the path of an administrator's kubeconfig in place of a token.
-pub(crate) fn finish(name: &NodeName, address: Ipv4Addr, administrator: &Path) -> Zeroizing<String> {
-    join_configuration(administrator, None, registration(name), Some(address))
-}
-
-fn join_configuration(
-    kube_config_path: &Path,
-    token: Option<&BootstrapToken>,
-    node_registration: NodeRegistration,
-    control_plane: Option<Ipv4Addr>,
-) -> Zeroizing<String> {
     let body = JoinConfiguration {
         discovery: Discovery {
-            file: FileDiscovery { kube_config_path },
-            tls_bootstrap_token: token.map(BootstrapToken::expose),
+            file: FileDiscovery {
+                kube_config_path: discovery,
+            },
+            tls_bootstrap_token: join.token.expose(),
         },
-        node_registration,
-        control_plane: control_plane.map(|address| JoinControlPlane {
-            local_api_endpoint: local_api_endpoint(address),
+        node_registration: node_registration(node),
+        control_plane: (join.role == NodeRole::ControlPlane).then(|| JoinControlPlane {
+            local_api_endpoint: local_api_endpoint(node.address),
         }),
         patches: PATCHES,
         timeouts: timeouts(),
@@ -218,24 +201,16 @@ fn init_configuration<'a>(node: &NodeSettings, token: &'a BootstrapToken) -> Ini
 
 fn node_registration(node: &NodeSettings) -> NodeRegistration {
     NodeRegistration {
+        name: node.name.to_string(),
+        cri_socket: "unix:///run/containerd/containerd.sock",
+        // Images were imported after their hashes were checked. A registry would be another source, without a check.
+        image_pull_policy: "Never",
         kubelet_extra_args: vec![
             // A quarter of an idle kubelet's time goes into reading every container's control groups, by default every ten seconds.
             argument("housekeeping-interval", "30s"),
             argument("node-ip", node.address.to_string()),
             argument("provider-id", node.provider_id.clone()),
         ],
-        ..registration(&node.name)
-    }
-}
-
-/// Without arguments of the kubelet.
-fn registration(name: &NodeName) -> NodeRegistration {
-    NodeRegistration {
-        name: name.to_string(),
-        cri_socket: "unix:///run/containerd/containerd.sock",
-        // Images were imported after their hashes were checked. A registry would be another source, without a check.
-        image_pull_policy: "Never",
-        kubelet_extra_args: Vec::new(),
         ignore_preflight_errors: IGNORED_PREFLIGHT.to_vec(),
     }
 }
@@ -243,7 +218,7 @@ fn registration(name: &NodeName) -> NodeRegistration {
 fn local_api_endpoint(address: Ipv4Addr) -> LocalApiEndpoint {
     LocalApiEndpoint {
         advertise_address: address,
-        bind_port: API_SERVER_PORT,
+        bind_port: API_PORT,
     }
 }
 
@@ -264,7 +239,7 @@ fn cluster_configuration(cluster: &ClusterSettings, node: &NodeSettings) -> Clus
     ClusterConfiguration {
         cluster_name: cluster.name.to_string(),
         kubernetes_version: cluster.version.to_string(),
-        control_plane_endpoint: LOCAL_API_SERVER.to_string(),
+        control_plane_endpoint: cluster.endpoint.to_string(),
         // A dozen RSA keys take most of a minute on an emulated machine.
         encryption_algorithm: "ECDSA-P256",
         networking: Networking {
@@ -333,8 +308,10 @@ fn patient_leader() -> [Argument; 3] {
 }
 
 fn api_server(cluster: &ClusterSettings, node: &NodeSettings) -> ApiServer {
-    // Nodes, and the host through a forwarded port, reach the API server on their own loopback.
-    let mut cert_sans = vec![LOCAL_API_SERVER.ip().to_string(), node.address.to_string()];
+    let endpoint = *cluster.endpoint.ip();
+    // The host reaches the API server through a forwarded port on its own loopback.
+    let mut cert_sans = vec![Ipv4Addr::LOCALHOST.to_string(), node.address.to_string()];
+    cert_sans.push(endpoint.to_string());
     cert_sans.extend(cluster.cert_sans.iter().map(ToString::to_string));
     let mut seen = std::collections::BTreeSet::new();
     cert_sans.retain(|san| seen.insert(san.clone()));
@@ -433,6 +410,8 @@ fn argument(name: &'static str, value: impl Into<String>) -> Argument {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::net::SocketAddrV4;
+
     use cluster_types::Cidr;
 
     use super::*;
@@ -441,6 +420,7 @@ pub(crate) mod tests {
         ClusterSettings {
             name: "mini".parse().unwrap(),
             version: "v1.35.4".parse().unwrap(),
+            endpoint: SocketAddrV4::new([10, 42, 1, 100].into(), 6443),
             cert_sans: vec!["api.example.com".parse().unwrap(), "127.0.0.1".parse().unwrap()],
             pods: Cidr::PODS,
             services: Cidr::SERVICES,
@@ -459,7 +439,7 @@ pub(crate) mod tests {
     pub(crate) fn join_settings(role: NodeRole) -> JoinSettings {
         JoinSettings {
             role,
-            version: "v1.35.4".parse().unwrap(),
+            endpoint: "10.42.1.100:6443".parse().unwrap(),
             token: "abcdef.0123456789abcdef".parse().unwrap(),
             cluster_ca: b"certificate".to_vec().into(),
         }
@@ -486,12 +466,6 @@ pub(crate) mod tests {
     #[test]
     fn control_plane_announces_its_own_address() {
         insta::assert_snapshot!(join(&join_settings(NodeRole::ControlPlane), &node(), DISCOVERY.as_ref()).as_str());
-    }
-
-    #[test]
-    fn last_phases_need_no_token() {
-        let node = node();
-        insta::assert_snapshot!(finish(&node.name, node.address, "/etc/kubernetes/admin.conf".as_ref()).as_str());
     }
 
     #[test]

@@ -1,17 +1,12 @@
 use std::fs;
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use cluster_types::{NodeName, NodeRole};
-use error_report::Chain;
-use polling::poll_endlessly;
 use programs::{Call, Programs, RunError};
 use secret::secret_bytes;
 use tempfile::NamedTempFile;
-use tracing::warn;
 
 use crate::api_server::wait_until_healthy;
 use crate::folders::replace_file;
@@ -35,15 +30,6 @@ const START_API_SERVER: &str = "--skip-phases=certs,control-plane/controller-man
 /// Starts the controllers and waits until the whole control plane is healthy. Everything else is done.
 const START_CONTROLLERS: &str = "--skip-phases=preflight,certs,kubeconfig,etcd,control-plane/apiserver,kubelet-start,upload-config,\
     upload-certs,mark-control-plane,bootstrap-token,kubelet-finalize,addon,show-join-command";
-
-/// The files of a control plane that joins.
-const PREPARE_CONTROL_PLANE: &str =
-    "--skip-phases=kubelet-start,etcd-join,kubelet-wait-bootstrap,control-plane-join,wait-control-plane";
-/// Everything after its etcd is a voting member.
-const FINISH_CONTROL_PLANE: &str = "--skip-phases=preflight,control-plane-prepare,check-etcd,kubelet-start,etcd-join";
-/// Between attempts at the last phases of a control plane.
-const FIRST_DELAY: Duration = Duration::from_secs(5);
-const LONGEST_DELAY: Duration = Duration::from_secs(60);
 
 secret_bytes! {
     /// An administrator's access to the cluster, as YAML.
@@ -134,8 +120,6 @@ impl Kubeadm {
 
     /// Joins this node to its cluster. It first removes what a failed attempt left, so it can be repeated.
     ///
-    /// A control plane is nothing but a running kubelet then: [`finish_control_plane`](Self::finish_control_plane) does the rest.
-    ///
     /// # Errors
     /// When kubeadm fails. The error has its exit code and last lines, but not the token.
     ///
@@ -146,61 +130,8 @@ impl Kubeadm {
         let config = self.secret_file(&render::join(join, node, discovery.path()))?;
         self.write_settings()?;
         self.remove_leftovers().await?;
-        match join.role {
-            NodeRole::Worker => self.kubeadm(&["join"], &config, &join.token, &[]).await?,
-            NodeRole::ControlPlane => {
-                self.kubeadm(&["join"], &config, &join.token, &[PREPARE_CONTROL_PLANE])
-                    .await?;
-                self.make_kubelet_kubeconfig(join, node).await?;
-                self.kubeadm(&["join", "phase", "kubelet-start"], &config, &join.token, &[])
-                    .await?;
-            }
-        }
+        self.kubeadm(&["join"], &config, &join.token, &[]).await?;
         Ok(())
-    }
-
-    /// The kubelet's first certificate, from this node's copy of the CA, as on the first node. It could request one of the API server here alone,
-    /// which serves nobody until etcd here votes; and etcd here runs only if the kubelet does, in a later boot too.
-    async fn make_kubelet_kubeconfig(&self, join: &JoinSettings, node: &NodeSettings) -> Result<(), RunError> {
-        let call = Call::new("kubeadm")
-            .args(["init", "phase", "kubeconfig", "kubelet"])
-            .args(["--node-name".to_owned(), node.name.to_string()])
-            .args(["--apiserver-advertise-address".to_owned(), node.address.to_string()])
-            // Otherwise kubeadm asks the internet for the newest one.
-            .args(["--kubernetes-version".to_owned(), join.version.to_string()])
-            .within(LIMIT);
-        self.programs.run(&call).await.map(drop)
-    }
-
-    /// Makes a node that joined as a control plane one. It needs no token, and can be repeated whatever became of it before, in a later boot
-    /// too, as long as the node has its disk.
-    ///
-    /// 1. etcd here becomes a member that learns and then votes. kubeadm finds a member by its address, and promotes none that votes already.
-    /// 2. kubeadm waits for the kubelet and the control plane, and marks the node.
-    /// 3. From its next start on, the kubelet authenticates with the certificate that it renews.
-    ///
-    /// What kubeadm cannot do is tried until it can: it gives up when etcd once needs more than two seconds, as etcd does while a member
-    /// starts; and where etcd votes already, the cluster may need that vote, so this node must not give up.
-    ///
-    /// # Errors
-    /// When a file cannot be written or read.
-    ///
-    /// # Cancel safety
-    /// Dropping the future ends kubeadm; it can be repeated.
-    pub async fn finish_control_plane(&self, name: &NodeName, address: Ipv4Addr) -> io::Result<()> {
-        let config = render::finish(name, address, &self.folders.kubernetes("admin.conf"));
-        let config = self.secret_file(&config)?;
-        for (command, flags) in [
-            (&["join", "phase", "etcd-join"][..], &[][..]),
-            (&["join"], &[FINISH_CONTROL_PLANE]),
-        ] {
-            let call = kubeadm_call(command, &config, flags);
-            let run = || self.programs.run(&call);
-            let waiting =
-                |error: &RunError| warn!(error = %Chain(error), "cannot go on becoming a control plane, trying again");
-            poll_endlessly(FIRST_DELAY, LONGEST_DELAY, run, waiting).await;
-        }
-        use_renewed_certificate(&self.folders)
     }
 
     fn make_kubelet_authority(&self, now: SystemTime) -> io::Result<()> {
@@ -257,7 +188,13 @@ impl Kubeadm {
         token: &BootstrapToken,
         flags: &[&str],
     ) -> Result<(), RunError> {
-        let call = kubeadm_call(command, config, flags).redact(token.expose());
+        let call = Call::new("kubeadm")
+            .args(command.iter().copied())
+            .arg("--config")
+            .arg(config.path().display().to_string())
+            .args(flags.iter().copied())
+            .within(LIMIT)
+            .redact(token.expose());
         self.programs.run(&call).await.map(drop)
     }
 
@@ -275,15 +212,6 @@ impl Kubeadm {
     }
 }
 
-fn kubeadm_call(command: &[&str], config: &NamedTempFile, flags: &[&str]) -> Call {
-    Call::new("kubeadm")
-        .args(command.iter().copied())
-        .arg("--config")
-        .arg(config.path().display().to_string())
-        .args(flags.iter().copied())
-        .within(LIMIT)
-}
-
 fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -293,9 +221,11 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::os::unix::fs::PermissionsExt;
     use std::sync::Mutex;
 
+    use cluster_types::NodeRole;
     use programs::{Output, Running};
     use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
     use tempfile::TempDir;
@@ -310,8 +240,6 @@ mod tests {
         calls: Mutex<Vec<String>>,
         configs: Mutex<Vec<String>>,
         fails_with: Option<&'static str>,
-        /// The calls that fail, the first one last.
-        slow: Mutex<Vec<&'static str>>,
     }
 
     impl FakeKubeadm {
@@ -321,13 +249,7 @@ mod tests {
                 calls: Mutex::default(),
                 configs: Mutex::default(),
                 fails_with,
-                slow: Mutex::default(),
             })
-        }
-
-        fn failure(&self, line: &str) -> Option<&'static str> {
-            let late = self.slow.lock().unwrap().pop_if(|slow| line == *slow);
-            late.map(|_| "context deadline exceeded").or(self.fails_with)
         }
 
         fn act(&self, call: &Call) {
@@ -365,11 +287,9 @@ mod tests {
                 }
                 let line = format!("{call:?}");
                 let line = line.split(' ').filter(|word| !word.ends_with(".yaml"));
-                let line = line.collect::<Vec<_>>().join(" ");
-                let failure = self.failure(&line);
-                self.calls.lock().unwrap().push(line);
+                self.calls.lock().unwrap().push(line.collect::<Vec<_>>().join(" "));
                 self.act(call);
-                match failure {
+                match self.fails_with {
                     None => Ok(Output::default()),
                     Some(message) => Err(call.failed(
                         Some(1),
@@ -447,47 +367,6 @@ mod tests {
             error.to_string(),
             "kubeadm failed with exit code 1: discovery with token (redacted) failed"
         );
-        assert_no_config_left(&fake);
-    }
-
-    const ETCD_PHASE: &str = "kubeadm join phase etcd-join --config";
-    const LAST_PHASES: &str =
-        "kubeadm join --config --skip-phases=preflight,control-plane-prepare,check-etcd,kubelet-start,etcd-join";
-
-    /// The token may be void by the time etcd votes.
-    #[tokio::test]
-    async fn a_control_planes_kubelet_needs_no_token() {
-        let fake = FakeKubeadm::new(None);
-        let settings = join_settings(NodeRole::ControlPlane);
-        kubeadm(&fake).join(&settings, &node()).await.unwrap();
-        assert_eq!(
-            *fake.calls.lock().unwrap(),
-            [
-                "kubeadm join --config --skip-phases=kubelet-start,etcd-join,kubelet-wait-bootstrap,control-plane-join,wait-control-plane",
-                "kubeadm init phase kubeconfig kubelet --node-name control-plane-0 --apiserver-advertise-address 10.42.1.100 \
-                 --kubernetes-version v1.35.4",
-                "kubeadm join phase kubelet-start --config",
-            ]
-        );
-        assert_no_config_left(&fake);
-    }
-
-    /// etcd answers late, and then the API server that needs its vote does.
-    #[tokio::test(start_paused = true)]
-    async fn a_control_plane_does_not_give_up() {
-        let fake = FakeKubeadm::new(None);
-        *fake.slow.lock().unwrap() = vec![LAST_PHASES, ETCD_PHASE, ETCD_PHASE];
-        let node = node();
-        kubeadm(&fake)
-            .finish_control_plane(&node.name, node.address)
-            .await
-            .unwrap();
-        assert_eq!(
-            *fake.calls.lock().unwrap(),
-            [ETCD_PHASE, ETCD_PHASE, ETCD_PHASE, LAST_PHASES, LAST_PHASES]
-        );
-        let kubelet = fs::read_to_string(fake.root.path().join("etc/kubernetes/kubelet.conf")).unwrap();
-        assert!(kubelet.contains("kubelet-client-current.pem"));
         assert_no_config_left(&fake);
     }
 

@@ -1,6 +1,6 @@
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
-use cluster_types::{Cidr, KubernetesVersion, NodeName, NodeRole};
+use cluster_types::{Cidr, HostPort, KubernetesVersion, NodeName, NodeRole};
 use rustls::pki_types::CertificateDer;
 
 use crate::{BootstrapToken, CertSan, ClusterName};
@@ -12,6 +12,8 @@ pub struct ClusterSettings {
     pub name: ClusterName,
     /// The Kubernetes version to install.
     pub version: KubernetesVersion,
+    /// Where nodes reach the API server.
+    pub endpoint: SocketAddrV4,
     /// Further names and addresses in the API server's certificate.
     pub cert_sans: Vec<CertSan>,
     /// The network of pods.
@@ -47,8 +49,8 @@ pub struct NodeSettings {
 pub struct JoinSettings {
     /// The role in which it joins.
     pub role: NodeRole,
-    /// The cluster's Kubernetes version.
-    pub version: KubernetesVersion,
+    /// The API server's address.
+    pub endpoint: HostPort,
     /// Proves to the cluster that this node may request a kubelet certificate.
     pub token: BootstrapToken,
     /// The cluster's CA: proves to this node that it is talking to its cluster.

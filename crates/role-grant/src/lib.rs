@@ -165,11 +165,7 @@ impl RoleGrant {
         Ok(())
     }
 
-    /// What the operator signed. Whether it allows anything is for [`RoleGrant::check`] to say.
-    ///
-    /// # Errors
-    /// When the operator did not sign it.
-    pub fn verify(bytes: &[u8], operator: &OperatorPublicKey) -> Result<Self, RoleGrantError> {
+    fn verify(bytes: &[u8], operator: &OperatorPublicKey) -> Result<Self, RoleGrantError> {
         if bytes.len() > MAX_LEN {
             return Err(RoleGrantError::Malformed);
         }

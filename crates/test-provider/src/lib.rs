@@ -295,12 +295,11 @@ fn infrastructure(records: &Records, spec: &ClusterSpec) -> Infrastructure {
     let first = records
         .values()
         .find(|record| record.spec.role == NodeRole::ControlPlane);
-    let api_server_port = first.map(|record| record.ports.kubernetes).unwrap_or_default();
     let first = first.map(|record| record.address.to_string()).unwrap_or_default();
     Infrastructure {
         uid: "7e57".to_owned(),
         cluster_endpoint: Ipv4Addr::LOCALHOST.to_string(),
-        api_server_port,
+        in_cluster_endpoint: first.clone(),
         api_server_cert_sans: vec![Ipv4Addr::LOCALHOST.to_string(), first],
         ip_cidr_node: "192.168.77.0/24".to_owned(),
         component_mirror: match &spec.mirror {

@@ -83,6 +83,7 @@ impl JoinConfigExample {
         JoinConfig {
             policy: self.policy().into_signed(),
             measurement_salt: SALT,
+            api_server_endpoint: "10.42.1.100:6443".parse().expect("an address"),
             components: self.components.config_map_name(),
             component_mirror: self.component_mirror.into(),
         }

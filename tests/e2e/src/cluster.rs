@@ -95,8 +95,9 @@ impl Cluster {
     /// # Errors
     /// When the command fails; its last lines are in the error.
     pub fn up(&self) -> Result<()> {
-        if !self.workspace().join(names::CONFIG).exists() {
-            self.configure()?;
+        let config = self.workspace().join(names::CONFIG);
+        if !config.exists() {
+            self.configure(&config)?;
         }
         self.constellation(["mini", "up"]).map(drop)
     }
@@ -106,37 +107,23 @@ impl Cluster {
     /// # Errors
     /// When the command fails; its last lines are in the error.
     pub fn up_without_workers(&self) -> Result<()> {
-        self.configure()?;
+        let config = self.workspace().join(names::CONFIG);
+        self.configure(&config)?;
         let [one, none] = ["initialCount: 1 # workers", "initialCount: 0 # workers"];
-        self.change_config(one, none)?;
+        change(&config, one, none)?;
         let result = self.up();
-        self.change_config(none, one)?;
+        change(&config, none, one)?;
         result
     }
 
-    /// Writes the configuration of a small cluster.
-    ///
-    /// # Errors
-    /// When there is one.
-    pub fn configure(&self) -> Result<()> {
+    fn configure(&self, config: &Path) -> Result<()> {
         let (image, mirror) = (
             self.image.display().to_string(),
             self.mirror.folder().display().to_string(),
         );
         self.constellation(["config", "generate", "qemu", "--image", &image, "--mirror", &mirror])?;
         // The state disks of a test need not survive a crash of this machine.
-        self.change_config("flushes: true", "flushes: false")
-    }
-
-    /// Replaces a part of the configuration.
-    ///
-    /// # Errors
-    /// When there is no such part.
-    pub fn change_config(&self, from: &str, to: &str) -> Result<()> {
-        let config = self.workspace().join(names::CONFIG);
-        let text = fs::read_to_string(&config)?;
-        ensure!(text.contains(from), "{from:?} is not in: {text}");
-        Ok(fs::write(config, text.replace(from, to))?)
+        change(config, "flushes: true", "flushes: false")
     }
 
     /// Runs the CLI in the workspace and gives what it prints. How it went is kept in `cli.log` beside the workspace.
@@ -429,6 +416,12 @@ impl Drop for Cluster {
             self.say(&format!("{error:#}"));
         }
     }
+}
+
+fn change(config: &Path, from: &str, to: &str) -> Result<()> {
+    let text = fs::read_to_string(config)?;
+    ensure!(text.contains(from), "{from:?} is not in: {text}");
+    Ok(fs::write(config, text.replace(from, to))?)
 }
 
 fn variable(name: &str) -> Result<PathBuf> {

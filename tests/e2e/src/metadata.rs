@@ -12,6 +12,7 @@ use cluster_types::OperatorPublicKey;
 
 const NODE: &str =
     r#"{"Name":"control-plane-0","ProviderID":"qemu:///control-plane-0","Role":"ControlPlane","VPCIP":"10.42.1.100"}"#;
+const ENDPOINT: &str = r#"{"host":"10.42.1.100","port":6443}"#;
 /// The network of an honest platform.
 pub const NETWORK: &str = r#"{"cidr":"10.42.0.0/16","interface":"private0","nameServers":["10.0.2.3"]}"#;
 /// Whom the nodes of tests obey.
@@ -39,6 +40,7 @@ pub(crate) fn honest(name: &str, _: usize) -> Answer {
         "self" => Answer::Text(NODE.to_owned()),
         "peers" => Answer::Text(format!("[{NODE}]")),
         "network" => Answer::Text(NETWORK.to_owned()),
+        "endpoint" => Answer::Text(ENDPOINT.to_owned()),
         "initsecrethash" => Answer::Text("5a".repeat(32)),
         "operatorkey" => Answer::Text(OPERATOR.to_string()),
         _ => Answer::NotFound,

@@ -5,14 +5,15 @@ use cluster_types::{NodeRole, ServicePort};
 
 use crate::node::Hints;
 
-/// Where join services may be: on every control plane except this node. A peer outside the nodes' network is left out.
+/// Where join services may be: first the API server's address, then every control plane except this node. A peer outside the
+/// nodes' network is left out.
 pub(super) fn join_services(hints: &Hints, peers: &[Instance]) -> Vec<SocketAddrV4> {
     let control_planes = peers
         .iter()
         .filter(|peer| peer.role == NodeRole::ControlPlane)
         .map(|peer| peer.address);
     let mut addresses = Vec::new();
-    for address in control_planes {
+    for address in std::iter::once(hints.api_endpoint.host).chain(control_planes) {
         let is_node = hints.network.check(address).is_ok() && address != hints.this_node.address;
         if is_node && !addresses.contains(&address) {
             addresses.push(address);
@@ -28,7 +29,7 @@ pub(super) fn join_services(hints: &Hints, peers: &[Instance]) -> Vec<SocketAddr
 mod tests {
     use std::net::Ipv4Addr;
 
-    use cloud_metadata::{InitSecretHash, NodeNetwork};
+    use cloud_metadata::{ApiEndpoint, InitSecretHash, NodeNetwork};
     use cluster_types::OperatorPublicKey;
 
     use super::*;
@@ -39,6 +40,7 @@ mod tests {
             provider_id: "qemu:///x".into(),
             role,
             address: Ipv4Addr::new(10, 42, 1, host).try_into().unwrap(),
+            role_grant: None,
         }
     }
 
@@ -47,10 +49,14 @@ mod tests {
         serde_json::from_str(network).unwrap()
     }
 
-    fn check(own: u8) -> Vec<String> {
+    fn check(own: u8, endpoint: u8) -> Vec<String> {
         let hints = Hints {
             this_node: instance(NodeRole::ControlPlane, own),
             network: network(),
+            api_endpoint: ApiEndpoint {
+                host: Ipv4Addr::new(10, 42, 1, endpoint).try_into().unwrap(),
+                port: 6443,
+            },
             init_secret_hash: InitSecretHash::new([0; 32]),
             operator: OperatorPublicKey::new([0; 32]),
         };
@@ -68,7 +74,12 @@ mod tests {
 
     #[test]
     fn control_planes_are_asked_once_each_and_never_this_node() {
-        assert_eq!(check(102), ["10.42.1.100:30090", "10.42.1.101:30090"]);
-        assert_eq!(check(100), ["10.42.1.101:30090"]);
+        assert_eq!(check(102, 100), ["10.42.1.100:30090", "10.42.1.101:30090"]);
+        assert_eq!(check(102, 101), ["10.42.1.101:30090", "10.42.1.100:30090"]);
+        assert_eq!(check(100, 100), ["10.42.1.101:30090"]);
+        assert_eq!(
+            check(102, 7),
+            ["10.42.1.7:30090", "10.42.1.100:30090", "10.42.1.101:30090"]
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! The join client against a join service in this process, inside attested TLS with machines of each technology.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use attestation::{ExpectedMembership, Membership, Purpose};
 use attested_tls::{Endpoint, incoming};
@@ -60,6 +60,7 @@ pub(crate) fn cluster() -> ClusterId {
 pub(crate) fn ticket() -> IssueJoinTicketResponse {
     IssueJoinTicketResponse {
         measurement_salt: SALT.to_vec(),
+        api_server_endpoint: "10.42.1.100:6443".into(),
         token: TOKEN.into(),
         kubernetes_version: "v1.35.4".into(),
         kubernetes_components: components(),
@@ -86,8 +87,6 @@ pub(crate) struct FakeJoinService {
     pub(crate) key_service: KeyServiceKey,
     /// To the secrets of a node that comes back.
     pub(crate) change: fn(&mut NodeSecrets),
-    /// The role grants with which control planes asked. They get nothing.
-    pub(crate) grants: Arc<Mutex<Vec<Vec<u8>>>>,
 }
 
 impl FakeJoinService {
@@ -96,7 +95,6 @@ impl FakeJoinService {
             ticket: ticket(),
             key_service: key_service(),
             change: |_| {},
-            grants: Arc::default(),
         }
     }
 }
@@ -117,11 +115,7 @@ impl Api for FakeJoinService {
             node_address,
         } = request.into_inner();
         assert!(node_name.parse::<NodeName>().is_ok() && node_address.parse::<Ipv4Addr>().is_ok());
-        if is_control_plane {
-            self.grants.lock().unwrap().push(role_grant);
-            return Err(Status::unavailable("for workers only"));
-        }
-        assert!(role_grant.is_empty());
+        assert!(!is_control_plane && role_grant.is_empty());
         Ok(Response::new(IssueJoinTicketResponse {
             sealed_secrets,
             ..self.ticket.clone()

@@ -2,7 +2,9 @@
 
 use attestation::{Measured, Membership, ReportBinding};
 use cluster_policy::{BelievedPolicy, RefusePolicyError, SignedPolicy};
-use cluster_types::{ClusterId, DiskUuid, MeasurementSalt, NodeRole, OperatorPublicKey, WrongLength};
+use cluster_types::{
+    ClusterId, DiskUuid, MeasurementSalt, NodeRole, OperatorPublicKey, ParseHostPortError, WrongLength,
+};
 use component_installer::{ComponentMirror, ParseMirrorAddressError};
 use digest::Digest;
 use grpc_api::join::IssueJoinTicketResponse;
@@ -53,6 +55,8 @@ pub(crate) enum InvalidTicket {
     },
     #[error("the bootstrap token is malformed")]
     Token(#[from] ParseTokenError),
+    #[error("the address of the API server is malformed")]
+    Endpoint(#[from] ParseHostPortError),
     #[error("the list of components is malformed")]
     Components(#[from] InvalidRequest),
     #[error("the ticket's cluster policy is refused")]
@@ -96,6 +100,7 @@ impl Ticket {
     ) -> Result<Self, InvalidTicket> {
         let IssueJoinTicketResponse {
             measurement_salt,
+            api_server_endpoint,
             token,
             kubernetes_version,
             kubernetes_components,
@@ -129,7 +134,7 @@ impl Ticket {
             measurement_salt,
             settings: JoinSettings {
                 role,
-                version: components.kubernetes_version().clone(),
+                endpoint: api_server_endpoint.parse()?,
                 token: token.parse()?,
                 cluster_ca,
             },
@@ -242,6 +247,7 @@ pub(crate) mod tests {
         }];
         IssueJoinTicketResponse {
             measurement_salt: SALT.to_vec(),
+            api_server_endpoint: "10.42.1.100:6443".into(),
             token: "abcdef.0123456789abcdef".into(),
             kubernetes_version: "v1.35.4".into(),
             cluster_policy: policy(&operator_key(), cluster(), &components),
@@ -402,13 +408,34 @@ pub(crate) mod tests {
     #[test]
     fn bad_input_to_each_field_gives_one_error_that_names_it() {
         type Change = fn(&mut IssueJoinTicketResponse);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 15] = [
             (
                 |t| t.measurement_salt.clear(),
                 "MeasurementSalt has 0 bytes, expected 32",
             ),
             (|t| t.token.clear(), "the bootstrap token is malformed"),
             (|t| t.token.push('\n'), "the bootstrap token is malformed"),
+            (|t| t.api_server_endpoint.clear(), "the address of the API server"),
+            (
+                |t| t.api_server_endpoint = "host".into(),
+                "the address of the API server",
+            ),
+            (
+                |t| t.api_server_endpoint = "host:0".into(),
+                "the address of the API server",
+            ),
+            (
+                |t| t.api_server_endpoint = "*.host:1".into(),
+                "the address of the API server",
+            ),
+            (
+                |t| t.api_server_endpoint = "a b:1".into(),
+                "the address of the API server",
+            ),
+            (
+                |t| t.api_server_endpoint = "host:1\nx: y".into(),
+                "the address of the API server",
+            ),
             (
                 |t| t.kubernetes_version = "1.35".into(),
                 "the list of components is malformed: kubernetes_version: \"1.35\"",

@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::files::{NodeState, Stage};
+use crate::files::NodeState;
 use crate::join::tests::{
     CONTROL_PLANES_DISK_KEY, FakeJoinService, MEASUREMENT_SECRET, SALT, STATE_DISK_KEY, cluster, member, serve, ticket,
     worker,
@@ -184,7 +184,8 @@ impl Rebooted {
 
     async fn with(technology: &'static dyn Technology, role: NodeRole, salt: [u8; 32], policy: &[u8]) -> Self {
         let join_service = Arc::new(OnceLock::new());
-        let node = TestNode::reaching(technology, role, None, join_service.clone());
+        let mut node = TestNode::reaching(technology, role, None, join_service.clone());
+        node.is_not_the_api_server();
         // Files can be written by a machine that has measured its membership. This one stands for the same before the reboot.
         let before = TestNode::new(technology, role);
         let locked = before.node.lock.reserve(Owner::Join).unwrap();
@@ -192,7 +193,7 @@ impl Rebooted {
         let hints = &node.node.hints;
         let (address, network) = (hints.this_node.address.ip(), hints.network.clone());
         let state = NodeState::new(role, MeasurementSalt::new(salt), address, network);
-        node.node.files.write_state(&locked, &state.at(Stage::Member)).unwrap();
+        node.node.files.write_state(&locked, &state.as_member()).unwrap();
         node.node.files.write_policy(&locked, &believed(policy)).unwrap();
         let mut rebooted = Self {
             node,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use attestation::ExpectedMembership;
 use attested_tls::PeerPolicy;
-use cloud_metadata::{Answer, CloudMetadata, InitSecretHash, Instance, NodeNetwork};
+use cloud_metadata::{Answer, ApiEndpoint, CloudMetadata, InitSecretHash, Instance, NodeNetwork};
 use cluster_types::{DiskUuid, NodeRole, OperatorPublicKey};
 use digest::Digest;
 use grpc_api::components::Component;
@@ -22,7 +22,7 @@ use secret::StateDiskKey;
 use tempfile::TempDir;
 use test_machines::{Machine, Technology};
 use tokio::net::TcpListener;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 use tracing::subscriber::DefaultGuard;
 
@@ -81,7 +81,7 @@ impl TestNode {
         let node = ThisNode {
             hints: hints(role),
             metadata: Arc::new(FakeMetadata {
-                peers: vec![instance(NodeRole::ControlPlane, 99)],
+                peers: vec![instance(NodeRole::ControlPlane, 100)],
                 mirror: serve_mirror(),
             }),
             lock: NodeLock::new(attester.clone()),
@@ -93,7 +93,6 @@ impl TestNode {
             programs: programs.clone(),
             api_server: programs.clone(),
             own_images: OnceCell::new(),
-            role_grant: watch::Sender::new(None),
             reach: Box::new(move |_| join_service.get().copied().unwrap_or(nowhere)),
         };
         Self {
@@ -104,6 +103,12 @@ impl TestNode {
             technology,
             _machine: machine,
         }
+    }
+
+    /// Another control plane is. A node does not ask itself for a ticket.
+    pub(crate) fn is_not_the_api_server(&mut self) {
+        let host = Ipv4Addr::new(10, 42, 1, 99).try_into().unwrap();
+        Arc::get_mut(&mut self.node).unwrap().hints.api_endpoint.host = host;
     }
 
     /// Runs the bootstrapper and gives the address of its init server.
@@ -119,7 +124,6 @@ impl TestNode {
             attester: &*self.node.attester,
             files: &self.node.files,
             programs: &self.node.programs,
-            api_server: &self.node.api_server,
             deployer: &*self.programs,
             platform_mirror: platform_mirror(&*self.node.metadata),
         };
@@ -142,6 +146,7 @@ pub(crate) fn instance(role: NodeRole, host: u8) -> Instance {
         provider_id: format!("qemu:///node-{host}"),
         role,
         address: Ipv4Addr::new(10, 42, 1, host).try_into().unwrap(),
+        role_grant: None,
     }
 }
 
@@ -156,6 +161,10 @@ fn hints(role: NodeRole) -> Hints {
     Hints {
         this_node: instance(role, host),
         network: serde_json::from_str(NETWORK).unwrap(),
+        api_endpoint: ApiEndpoint {
+            host: Ipv4Addr::new(10, 42, 1, 100).try_into().unwrap(),
+            port: 6443,
+        },
         init_secret_hash: InitSecretHash::new(*Digest::of(INIT_SECRET).as_bytes()),
         operator: operator(),
     }
@@ -201,6 +210,10 @@ impl CloudMetadata for FakeMetadata {
 
     fn peers(&self) -> Answer<'_, Vec<Instance>> {
         Box::pin(async { Ok(self.peers.clone()) })
+    }
+
+    fn api_endpoint(&self) -> Answer<'_, ApiEndpoint> {
+        unreachable!("hints are fetched before")
     }
 
     fn network(&self) -> Answer<'_, NodeNetwork> {

@@ -1,14 +1,13 @@
 //! `apply`: creates the cluster that the configuration describes. Each phase first finds out what is already done.
 //!
 //! 1. The master secret is made, unless there is one: machines measure the operator whose it is.
-//! 2. The control plane of a cluster that exists is started if it has stopped, and recovered if it restarted. Nodes that are not wanted any
+//! 2. The control plane of a cluster that exists is started if it has stopped, and recovered if it restarted. Workers that are not wanted any
 //!    more leave. The machines are created. Workers boot and fetch Kubernetes while the first node is set up.
 //! 3. The cluster policy is signed, unless the newest one says the same: which images nodes may run, and what they install.
 //! 4. The first node becomes a cluster, over an attested session, and deploys our services.
 //! 5. The policy is published, for nodes that join.
-//! 6. Machines of further control planes get their role, one at a time.
-//! 7. All nodes become ready.
-//! 8. Every node is verified.
+//! 6. All nodes become ready.
+//! 7. Every node is verified.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +16,7 @@ use anyhow::{Context, Result, anyhow};
 use atomic_file::Access;
 use attestation::Variants;
 use cluster_config::{InitProgress, MadeOf, Workspace, WorkspaceError, names};
-use cluster_types::NodeName;
+use cluster_types::{NodeName, NodeRole};
 use error_report::{Chain, explain_denied_in};
 use infrastructure::{Change, Infrastructure, MachineStatus, Plan, ProviderError};
 use terminal::{Progress, Step};
@@ -26,10 +25,10 @@ use zeroize::Zeroizing;
 
 use crate::advice::Advise;
 use crate::commands::recover::Operator;
-use crate::commands::{admit, init, nodes, publish, verify};
+use crate::commands::{init, nodes, publish, verify};
 use crate::output::{confirm, note, print, say};
 use crate::providers::Providers;
-use crate::removal::{Leaver, Removal};
+use crate::removal::{Removal, can_be_drained, worker};
 use crate::run::{Run, load_components, load_config, operator_of, refuse_configured_changes};
 use crate::{kubeconfig, machines, trust};
 
@@ -73,14 +72,6 @@ fn keep_timings(workspace: &Workspace, timings: &str) -> Result<(), WorkspaceErr
     workspace.write_own(&mut state, names::TIMINGS, timings.as_bytes(), Access::Everyone)
 }
 
-/// Those of a cluster that exists, as far as something is wrong with them.
-#[derive(Default)]
-struct ControlPlanes {
-    /// They have stopped, or their host paused them.
-    stopped: Vec<NodeName>,
-    gone: Vec<NodeName>,
-}
-
 impl Run<'_> {
     /// Shows what would change and asks for confirmation, unless `yes` is set.
     fn ask(&self, yes: bool) -> Result<()> {
@@ -117,7 +108,7 @@ impl Run<'_> {
         if self.state.init == InitProgress::Done {
             self.bring_back(progress).await?;
         }
-        self.remove_nodes(progress).await?;
+        self.remove_workers(progress).await?;
         progress
             .step("creating the machines", async |step| self.make_machines(step))
             .await?;
@@ -128,7 +119,6 @@ impl Run<'_> {
         progress
             .step("publishing the policy", async |step| publish::run(self, step).await)
             .await?;
-        admit::run(self, progress).await?;
         progress
             .step("waiting for all nodes", async |step| nodes::wait(self, step).await)
             .await?;
@@ -139,11 +129,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Before anything of a cluster changes, its control plane must answer: no node can leave without it. Machines that have stopped are started,
-    /// with the disks that they had. Nothing takes the place of one that is gone by itself.
+    /// Before anything of a cluster changes, its control plane must answer: no node can leave without it. Its machine is started if it has
+    /// stopped, with the disk that it had.
     async fn bring_back(&mut self, progress: &Progress) -> Result<()> {
         self.refuse_another_policy()?;
-        let ControlPlanes { stopped, gone } = self.look_at_control_planes()?;
+        let stopped = self.stopped_control_planes()?;
         let spec = machines::spec(&self.config, &self.state, self.made_of.operator_key);
         let start = |run: &mut Self, detail: &dyn Fn(&str)| {
             let before = run.api_server_port();
@@ -160,53 +150,42 @@ impl Run<'_> {
                 .await?;
         }
         let operator = Operator::of(self.workspace, &self.state, &*self.provider, self.variants).await?;
-        operator.reach_control_plane(progress).await?;
-        let wanted = self.config.nodes();
-        match gone.iter().find(|name| wanted.iter().any(|node| node.name == **name)) {
-            None => Ok(()),
-            Some(name) => Err(anyhow!("the machine of {name} is gone")).advise(format!(
-                "run `constellation node remove {name} --lost`, then the same command again: it makes another one"
-            )),
-        }
+        operator.reach_control_plane(progress).await
     }
 
-    /// An error if too few machines are left for the cluster to have its data.
-    fn look_at_control_planes(&self) -> Result<ControlPlanes> {
+    /// An error if one of them is gone: no other machine can take its place yet, and none is made.
+    fn stopped_control_planes(&self) -> Result<Vec<NodeName>> {
         let machines = self.provider.machines()?;
-        let (mut found, mut known) = (ControlPlanes::default(), 0);
-        for node in self.state.control_planes() {
-            known += 1;
+        let known = self.state.infrastructure.iter().flat_map(|known| &known.nodes);
+        let known = known.filter(|node| node.role == NodeRole::ControlPlane && self.state.members.contains(&node.name));
+        let mut stopped = Vec::new();
+        for node in known {
             let machine = machines.iter().find(|machine| machine.name == node.name);
             match machine.map(|machine| &machine.status) {
                 Some(MachineStatus::Running | MachineStatus::Unknown) => {}
-                Some(MachineStatus::Stopped { .. } | MachineStatus::Paused { .. }) => {
-                    found.stopped.push(node.name.clone());
+                Some(MachineStatus::Stopped { .. } | MachineStatus::Paused { .. }) => stopped.push(node.name.clone()),
+                Some(MachineStatus::NotMade) | None => {
+                    let error = anyhow!(
+                        "the machine of {} is gone, and with it the data of the cluster",
+                        node.name
+                    );
+                    return Err(error).advise(
+                        "restore its folder from a backup; if there is none, end the cluster with `constellation terminate`",
+                    );
                 }
-                Some(MachineStatus::NotMade) | None => found.gone.push(node.name.clone()),
             }
         }
-        // etcd needs more than half of its members.
-        if found.gone.len() * 2 < known || known == 0 {
-            return Ok(found);
-        }
-        let gone: Vec<_> = found.gone.iter().map(ToString::to_string).collect();
-        let gone = gone.join(", ");
-        Err(anyhow!(
-            "the machine of {gone} is gone, and with it the data of the cluster"
-        ))
-        .advise("restore its folder from a backup; if there is none, end the cluster with `constellation terminate`")
+        Ok(stopped)
     }
 
-    /// Nodes that are not wanted any more leave in order, and what is left of one whose machine is gone. Where there is no cluster yet, the next
-    /// phase just ends their machines.
-    async fn remove_nodes(&mut self, progress: &Progress) -> Result<()> {
+    /// Workers that are not wanted any more leave in order, and what is left of one whose machine is gone. Where there is no cluster yet, the next phase just ends their machines.
+    async fn remove_workers(&mut self, progress: &Progress) -> Result<()> {
         if self.state.init != InitProgress::Done {
             return Ok(());
         }
-        // Workers first.
-        for name in self.leaving()?.into_iter().rev() {
-            let leaver = Leaver::find(&*self.provider, &self.state, &name)?;
-            let lost = !leaver.can_be_drained();
+        for name in self.leaving()? {
+            let machine = worker(&*self.provider, &self.state, &name)?;
+            let lost = !can_be_drained(machine.as_ref());
             let client = kubeconfig::impatient_client(self.workspace).await?;
             let mut removal = Removal {
                 workspace: self.workspace,
@@ -216,7 +195,7 @@ impl Run<'_> {
             };
             progress
                 .step(&format!("removing {name}"), async |step| {
-                    removal.remove(&leaver, lost, &|detail| step.detail(detail)).await
+                    removal.remove(&name, lost, &|detail| step.detail(detail)).await
                 })
                 .await?;
         }
@@ -276,7 +255,6 @@ impl Run<'_> {
             let wanted = |name: &NodeName| spec.nodes.iter().any(|node| node.name == *name);
             self.state.identities.retain(|name, _| wanted(name));
             self.state.members.retain(wanted);
-            self.state.granted.retain(wanted);
             self.state.boots.retain(|name, _| wanted(name));
             self.workspace.save_state(&self.state)?;
             let before = self.api_server_port();
@@ -314,8 +292,8 @@ impl Run<'_> {
         if self.state.init != InitProgress::Done || !self.workspace.has(names::ADMIN_CONF)? {
             return Ok(());
         }
-        let made = self.infrastructure()?;
-        let (host, port) = (&made.cluster_endpoint.clone(), made.api_server_port);
+        let node = machines::first_node(self.infrastructure()?)?;
+        let (host, port) = (&node.host, node.ports.kubernetes);
         let path = self.workspace.path(names::ADMIN_CONF);
         let written = fs::read(&path).map_err(|error| explain_denied_in(self.workspace.folder(), &path, error));
         let written = Zeroizing::new(written.with_context(|| format!("cannot read {}", path.display()))?);
@@ -350,6 +328,7 @@ impl Run<'_> {
     }
 
     fn api_server_port(&self) -> Option<u16> {
-        Some(self.state.infrastructure.as_ref()?.api_server_port)
+        let first = machines::first_node(self.state.infrastructure.as_ref()?).ok()?;
+        Some(first.ports.kubernetes)
     }
 }

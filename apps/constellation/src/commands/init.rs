@@ -269,8 +269,7 @@ fn finish(run: &mut Run<'_>, secret: &MasterSecret, node: &Machine, success: Ini
         let error = anyhow!("the node reports cluster id {actual}, but the master secret yields {expected}");
         return Err(error).advise("do not use this cluster; terminate it with `constellation terminate`");
     }
-    let made = run.infrastructure()?;
-    let rewritten = kubeconfig::rewrite(&kubeconfig, &made.cluster_endpoint, made.api_server_port)?;
+    let rewritten = kubeconfig::rewrite(&kubeconfig, &node.host, node.ports.kubernetes)?;
     run.workspace
         .write_own(&mut run.state, names::ADMIN_CONF, rewritten.as_bytes(), Access::Owner)?;
     is_a_cluster(&mut run.state, node, expected);

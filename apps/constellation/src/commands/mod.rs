@@ -1,6 +1,5 @@
 //! One module for each command.
 
-mod admit;
 mod apply;
 mod audit;
 mod config;

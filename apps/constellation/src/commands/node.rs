@@ -1,4 +1,4 @@
-//! `node`: which machines have the cluster's node names, and how a node leaves.
+//! `node`: which machines have the cluster's node names, and how a worker leaves.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use crate::freshness::Seen;
 use crate::kubeconfig;
 use crate::output::{confirm, print, say, shown};
 use crate::providers::Providers;
-use crate::removal::{Leaver, Removal};
+use crate::removal::{Removal, can_be_drained, worker};
 use crate::unknown::state_or_new;
 
 /// Digits of an identity that tell machines apart.
@@ -87,7 +87,7 @@ fn belongs_to(owner: Option<&str>, affirmed: Option<&str>) -> String {
     }
 }
 
-/// Takes a node out of the cluster.
+/// Takes a worker out of the cluster.
 pub(crate) async fn remove(workspace: &Workspace, removal: &NodeRemoval, providers: &dyn Providers) -> Result<()> {
     let NodeRemoval {
         name,
@@ -98,13 +98,13 @@ pub(crate) async fn remove(workspace: &Workspace, removal: &NodeRemoval, provide
     let mut state = state_or_new(workspace, providers)?;
     must_have_a_cluster(&state)?;
     let provider = providers.existing(workspace)?;
-    let leaver = Leaver::find(&*provider, &state, name)?;
-    let lost = *lost || !leaver.can_be_drained();
+    let machine = worker(&*provider, &state, name)?;
+    let lost = *lost || !can_be_drained(machine.as_ref());
     let client = kubeconfig::impatient_client(workspace).await?;
-    if leaver.machine.is_none() {
+    if machine.is_none() {
         must_be_known(&state, &client, name).await?;
     }
-    confirm(&question(name, leaver.machine.is_some(), lost), confirmation.yes)?;
+    confirm(&question(name, machine.is_some(), lost), confirmation.yes)?;
     let progress = Progress::start();
     progress
         .step(&format!("removing {name}"), async |step| {
@@ -114,11 +114,11 @@ pub(crate) async fn remove(workspace: &Workspace, removal: &NodeRemoval, provide
                 provider: &*provider,
                 client: &client,
             };
-            removal.remove(&leaver, lost, &|detail| step.detail(detail)).await
+            removal.remove(name, lost, &|detail| step.detail(detail)).await
         })
         .await?;
     say(&format!(
-        "{name} was removed, and its name is free. `constellation apply` makes a new machine of that name if the configuration has that many nodes."
+        "{name} was removed, and its name is free. `constellation apply` makes a new machine of that name if the configuration has that many workers."
     ));
     Ok(())
 }

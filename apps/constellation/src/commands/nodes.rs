@@ -97,19 +97,19 @@ fn renewal(lease: Lease) -> Option<(String, String)> {
 }
 
 fn seen(node: &Node, renewed: Option<String>) -> Seen {
-    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+    let status = node.status.as_ref();
+    let conditions = status
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
+    let info = status.and_then(|status| status.node_info.as_ref());
     Seen {
-        ready: is_ready(node),
+        ready: conditions
+            .iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
         version: info.and_then(|info| info.kubelet_version.parse().ok()),
         boot_id: info.and_then(|info| info.boot_id.parse().ok()),
         renewed,
     }
-}
-
-pub(crate) fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref());
-    let mut conditions = conditions.unwrap_or_default().iter();
-    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Takes into the state which machines are part of the cluster, and in which boot those that are not missing became ready. Whether that

@@ -1,6 +1,8 @@
 //! Publishes what nodes that join need: the newest policy, and the list of components that it names.
 
-use anyhow::{Result, anyhow};
+use std::net::SocketAddrV4;
+
+use anyhow::{Context, Result, anyhow};
 use cluster_objects::{JoinConfig, components_config_map};
 use deployment::Object;
 use error_report::Chain;
@@ -16,6 +18,8 @@ use crate::{kubeconfig, machines};
 
 const REFUSED: &str = "compare the object in the cluster with the reason (`kubectl get`); if nobody changed it there, this is a defect \
                        of constellation";
+/// The API server's port on the private network.
+const KUBERNETES_PORT: u16 = 6443;
 
 /// A cluster begins with what its first node published. What is the same already stays as it is.
 pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
@@ -33,9 +37,14 @@ pub(crate) async fn run(run: &Run<'_>, step: &Step<'_>) -> Result<()> {
 }
 
 fn join_config(run: &Run<'_>) -> Result<JoinConfig> {
+    let host = &run.infrastructure()?.in_cluster_endpoint;
+    let address = host
+        .parse()
+        .with_context(|| format!("{host:?} is not a control plane's address"))?;
     Ok(JoinConfig {
         policy: run.policy()?.into_signed(),
         measurement_salt: run.state.measurement_salt,
+        api_server_endpoint: SocketAddrV4::new(address, KUBERNETES_PORT).into(),
         components: run.components.config_map_name(),
         component_mirror: run.infrastructure()?.component_mirror.clone(),
     })

@@ -2,15 +2,14 @@
 //!
 //! What a node is sent opens its own disk alone. The master secret stays here.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use anyhow::{Error, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use attestation::{Purpose, Variants};
 use attested_tls::AttestedNode;
 use cluster_config::{ClusterState, InitProgress, Workspace};
 use cluster_policy::BelievedPolicy;
-use cluster_types::{DiskUuid, NodeName, NodeRole};
+use cluster_types::{DiskUuid, NodeRole};
 use digest::Digest;
 use grpc_api::recover::api_client::ApiClient;
 use grpc_api::recover::{DescribeRequest, DescribeResponse, RecoverRequest, RecoverResponse};
@@ -44,7 +43,8 @@ const OPEN_LIMIT: Duration = Duration::from_secs(300);
 const MOST_RECOVERIES: usize = 5;
 
 const NOT_THAT_MEMBER: &str = "read the reason above and the node's console. If the policy is refused, restore the latest \
-                               constellation-state.yaml; if the key does not open the disk, it is another disk.";
+                               constellation-state.yaml; if the key does not open the disk, it is another disk. A disk that is lost takes the data \
+                               of the cluster with it: then end the cluster with `constellation terminate`";
 
 /// The operator of a cluster that was created, with what opens the disks of its control planes.
 pub(crate) struct Operator<'a> {
@@ -61,8 +61,6 @@ enum Reached {
     ApiServer,
     /// A control plane whose state disk is closed.
     Waiting(WaitingNode),
-    /// A member that has forgotten that it is one.
-    NewDisk(Machine),
 }
 
 struct WaitingNode {
@@ -114,63 +112,38 @@ impl<'a> Operator<'a> {
     /// 2. It must be the machine that the node had before. It says which disk it has.
     /// 3. The user learns what the Evidence is worth.
     /// 4. The key of this disk and this machine is derived and sent. We sign for the session, because the node believes nobody else.
-    ///
-    /// One that cannot come back does not keep the others from it.
     pub(crate) async fn reach_control_plane(&self, progress: &Progress) -> Result<()> {
-        let mut recovered = BTreeMap::<NodeName, usize>::new();
-        let mut broken = BTreeSet::new();
+        let mut recovered = 0;
         loop {
             let reached = progress
-                .step("reaching the control plane", async |step| {
-                    self.reach(&broken, step).await
-                })
+                .step("reaching the control plane", async |step| self.reach(step).await)
                 .await?;
-            let (name, result) = match reached {
-                Reached::ApiServer => return Ok(()),
-                Reached::NewDisk(machine) => {
-                    let error = self.has_new_disk(&machine);
-                    (machine.name, Err(error))
-                }
-                Reached::Waiting(node) => {
-                    let name = node.machine.name.clone();
-                    let times = recovered.entry(name.clone()).or_default();
-                    *times += 1;
-                    (name, self.recover_once_more(node, *times, progress).await)
-                }
+            let Reached::Waiting(node) = reached else {
+                return Ok(());
             };
-            if let Err(error) = result {
-                broken.insert(name);
-                if self
-                    .state
-                    .control_planes()
-                    .all(|machine| broken.contains(&machine.name))
-                {
-                    return Err(error);
-                }
-                progress.line(&format!("{error:#}; going on with the other control planes"));
+            if recovered == MOST_RECOVERIES {
+                let name = &node.machine.name;
+                let error = anyhow!(
+                    "{name} waits for its key once more, after control planes were recovered {recovered} times"
+                );
+                return Err(error)
+                    .advise("read the node's console (`constellation status`), then run the same command again");
             }
+            trust::show(trust::warning(self.caller.trust()), progress);
+            let title = format!("recovering {}", node.machine.name);
+            progress
+                .step(&title, async |step| self.recover(node, step).await)
+                .await?;
+            recovered += 1;
             sleep(INTERVAL).await;
         }
     }
 
-    async fn recover_once_more(&self, node: WaitingNode, times: usize, progress: &Progress) -> Result<()> {
-        let name = &node.machine.name;
-        if times > MOST_RECOVERIES {
-            let error = anyhow!("{name} waits for its key once more, after it was recovered {MOST_RECOVERIES} times");
-            return Err(error)
-                .advise("read the node's console (`constellation status`), then run the same command again");
-        }
-        trust::show(trust::warning(self.caller.trust()), progress);
-        let title = format!("recovering {name}");
-        progress.step(&title, async |step| self.recover(node, step).await).await
-    }
-
     /// Tries until the API server answers, or a control plane that waits for its key.
-    async fn reach(&self, broken: &BTreeSet<NodeName>, step: &Step<'_>) -> Result<Reached> {
-        let left = self.state.control_planes();
-        let left: Vec<_> = left.filter(|machine| !broken.contains(&machine.name)).collect();
+    async fn reach(&self, step: &Step<'_>) -> Result<Reached> {
+        let control_planes = self.control_planes()?;
         let attempt = || async {
-            for machine in &left {
+            for machine in &control_planes {
                 if let Some((channel, node)) = self.new_node(machine, Purpose::Recover).await? {
                     let machine = (*machine).clone();
                     return Ok(Reached::Waiting(WaitingNode { machine, node, channel }));
@@ -179,31 +152,38 @@ impl<'a> Operator<'a> {
             let Err(unreachable) = api_server_answers(&self.client).await else {
                 return Ok(Reached::ApiServer);
             };
-            // One that has only a grant may be new.
-            let members = left.iter().filter(|machine| self.state.members.contains(&machine.name));
-            for machine in members {
+            for machine in &control_planes {
                 if self.new_node(machine, Purpose::Init).await?.is_some() {
-                    return Ok(Reached::NewDisk((*machine).clone()));
+                    return Err(Failed::Stop(has_new_disk(machine)));
                 }
             }
-            let words = left.iter().find_map(|machine| last_words(self.provider, machine));
+            let words = control_planes
+                .iter()
+                .find_map(|machine| last_words(self.provider, machine));
             step.detail(&words.unwrap_or_else(|| unreachable.to_string()));
-            // Others do not matter here, as long as one of these runs.
-            let is_running = |machine: &&&Machine| check_running_of(self.provider, |known| known.name == machine.name);
-            let mut stopped: Vec<_> = left.iter().filter_map(|machine| is_running(&machine).err()).collect();
-            Err(if stopped.len() == left.len() {
-                Failed::Stop(stopped.swap_remove(0))
-            } else {
-                Failed::Retry(unreachable)
+            // A worker that has stopped does not matter here.
+            let running = check_running_of(self.provider, |machine| machine.role == NodeRole::ControlPlane);
+            Err(match running {
+                Ok(()) => Failed::Retry(unreachable),
+                Err(stopped) => Failed::Stop(stopped),
             })
         };
         let reached = Schedule::every(INTERVAL, REACH_LIMIT).poll(attempt, |_, _| {}).await;
         reached.map_err(|error| {
-            let consoles = left.iter().flat_map(|machine| self.provider.console(&machine.name));
+            let consoles = control_planes
+                .iter()
+                .flat_map(|machine| self.provider.console(&machine.name));
             let error = given_up(error, "no control plane answered");
             let next = "read the console above, then run the same command again to keep waiting";
             advise(error, consoles.collect(), next)
         })
+    }
+
+    fn control_planes(&self) -> Result<Vec<&Machine>> {
+        let infrastructure = self.state.infrastructure.as_ref();
+        let machines = &infrastructure.context("the machines have not been created")?.nodes;
+        let control_planes = machines.iter().filter(|machine| machine.role == NodeRole::ControlPlane);
+        Ok(control_planes.collect())
     }
 
     /// A control plane that has measured no membership, if it waits for this. Others boot, or are members.
@@ -249,36 +229,12 @@ impl<'a> Operator<'a> {
             Ok(Err(status)) if is_broken(&status) => Ok(()),
             Ok(Err(status)) => {
                 let error = anyhow!("{name} cannot come back: {}", shown(status.message()));
-                let next = format!("{NOT_THAT_MEMBER} {}", self.if_lost(name));
-                Err(advise(error, self.provider.console(name), next))
+                Err(advise(error, self.provider.console(name), NOT_THAT_MEMBER))
             }
             Err(_) => {
                 let error = anyhow!("{name} did not open its state disk within {} s", OPEN_LIMIT.as_secs());
                 Err(advise(error, self.provider.console(name), "run the same command again"))
             }
-        }
-    }
-
-    /// It proved that it waits to become the first node of a cluster.
-    fn has_new_disk(&self, machine: &Machine) -> Error {
-        let name = &machine.name;
-        let error = anyhow!("{name} has a new state disk: somebody has put it in the place of the old one");
-        advise(
-            error,
-            Vec::new(),
-            format!("give the machine its old disk. {}", self.if_lost(name)),
-        )
-    }
-
-    /// What to do about a disk that is lost.
-    fn if_lost(&self, name: &NodeName) -> String {
-        if self.state.control_planes().any(|other| other.name != *name) {
-            format!(
-                "If it is lost, run `constellation node remove {name} --lost` and `constellation apply` once most control planes answer"
-            )
-        } else {
-            "If it is lost, so is the data of the cluster: then end the cluster with `constellation terminate`"
-                .to_owned()
         }
     }
 
@@ -299,6 +255,16 @@ impl<'a> Operator<'a> {
             is_control_plane: true,
         }
     }
+}
+
+/// It proved that it waits to become the first node of a cluster.
+fn has_new_disk(machine: &Machine) -> Error {
+    let error = anyhow!(
+        "{} has a new state disk: somebody has put it in the place of the old one",
+        machine.name
+    );
+    let next = "give the machine its old disk; if it is lost, so is the data of the cluster: end it with `constellation terminate`";
+    advise(error, Vec::new(), next)
 }
 
 /// The connection ended, or another recovery was faster.

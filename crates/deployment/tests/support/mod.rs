@@ -7,5 +7,6 @@ pub(crate) fn network() -> PodNetwork {
     PodNetwork {
         pods: Cidr::PODS,
         node_interface: NodeInterface::Private,
+        api_server: "10.42.1.100:6443".parse().unwrap(),
     }
 }

@@ -1,8 +1,6 @@
 //! What the host, a machine of its own, or a pod tries against the services of a running cluster.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use attestation::{Attester, Nonce, Purpose, SessionEvidence};
@@ -279,14 +277,11 @@ pub(crate) fn forward(socket: &Path, address: &str) -> Result<()> {
 pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image) -> Result<()> {
     let private_network = private_network_port(&cluster.workspace().join(RUN_FOLDER))?;
     let operator = Ours::new(cluster, image)?.operator;
-    let told = Arc::new(AtomicUsize::new(0));
-    let number = told.clone();
     Machine::new("lying metadata", image.disk())
-        .with_metadata(move |request, _| lie(request, number.load(Ordering::Relaxed), operator))
+        .with_metadata(move |request, before| lie(request, before, operator))
         .on_private_network(private_network)
         .run(|vm| {
-            // One lie after the other, each until the bootstrapper has said it. The proxy of the API server hears them too.
-            for (number, reason) in [
+            for reason in [
                 "not in the documented form",
                 "is longer than 65536 bytes",
                 "192.0.2.1 cannot be a node's address",
@@ -297,17 +292,9 @@ pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image
                 "127.0.0.1 cannot be a name server",
                 "10.42.1.150 is not the address of a machine in 10.43.0.0/16",
                 "operatorkey is not an Ed25519 public key",
-                "waiting for the operator: to become the first of a cluster, or to get a role grant",
-            ]
-            .into_iter()
-            .enumerate()
-            {
-                told.store(number, Ordering::Relaxed);
-                vm.wait_until(reason, |vm| {
-                    let console = vm.console()?;
-                    let mut lines = console.lines();
-                    Ok(lines.any(|line| line.contains("bootstrapper[") && line.contains(reason)))
-                })?;
+                "the join service refused: role_grant is refused",
+            ] {
+                vm.wait_until(reason, |vm| Ok(vm.console()?.contains(reason)))?;
             }
             let node = cluster.kubectl(["get", "node", LIAR, "--ignore-not-found", "--output", "name"])?;
             ensure!(node.is_empty(), "the node was let in");
@@ -315,12 +302,11 @@ pub(crate) fn metadata_that_lies_lets_nobody_in(cluster: &Cluster, image: &Image
         })
 }
 
-/// The lie of this number, and besides it what a node of the cluster is told.
-fn lie(request: &str, number: usize, operator: OperatorPublicKey) -> Answer {
+fn lie(request: &str, before: usize, operator: OperatorPublicKey) -> Answer {
     let instance = |role: &str, address: &str| {
         format!(r#"{{"Name":"{LIAR}","ProviderID":"qemu:///{LIAR}","Role":"{role}","VPCIP":"{address}"}}"#)
     };
-    Answer::Text(match (request, number) {
+    Answer::Text(match (request, before) {
         ("self", 0) => String::new(),
         ("self", 1) => "x".repeat(10 << 20),
         ("self", 2) => instance("Worker", "192.0.2.1"),
@@ -328,14 +314,17 @@ fn lie(request: &str, number: usize, operator: OperatorPublicKey) -> Answer {
         // The role that gets the cluster's keys.
         ("self", _) => instance("ControlPlane", "10.42.1.150"),
         // Pods' packets would get onto the host's wires, or the node would ask itself for names.
-        ("network", 4) => NETWORK.replace("10.42.0.0/16", "10.0.0.0/8"),
-        ("network", 5) => NETWORK.replace("private0", "lo"),
-        ("network", 6) => NETWORK.replace("10.0.2.3", "127.0.0.1"),
-        ("network", 7) => NETWORK.replace("10.42", "10.43"),
+        ("network", 0) => NETWORK.replace("10.42.0.0/16", "10.0.0.0/8"),
+        ("network", 1) => NETWORK.replace("private0", "lo"),
+        ("network", 2) => NETWORK.replace("10.0.2.3", "127.0.0.1"),
+        ("network", 3) => NETWORK.replace("10.42", "10.43"),
         ("network", _) => NETWORK.to_owned(),
         ("peers", _) => format!("[{}]", instance("ControlPlane", "10.42.1.100")),
+        // Nothing listens there.
+        ("endpoint", _) => r#"{"host":"10.42.1.151","port":6443}"#.to_owned(),
         ("initsecrethash", _) => "5a".repeat(32),
-        ("operatorkey", 8) => "0b".repeat(31),
+        // The network that the first one comes with is refused.
+        ("operatorkey", 1) => "0b".repeat(31),
         // Under another one, the node would refuse the join service.
         ("operatorkey", _) => operator.to_string(),
         _ => return Answer::NotFound,
