@@ -27,6 +27,7 @@ check: setup ## Check formatting, lints, documentation and dependencies
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@# With the workspace's optimisation, both share what they have checked of their dependencies.
 	CARGO_PROFILE_DEV_OPT_LEVEL=0 cargo clippy --manifest-path fuzz/Cargo.toml --target-dir $(TARGET) --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 	cargo xtask tidy

@@ -20,18 +20,11 @@ const SLACK: NonZeroU64 = NonZeroU64::new(20_000_000).unwrap();
 
 /// Lets the timers of this program, and of those it starts, be late if the processor is emulated.
 pub(crate) fn relax_if_emulated() -> io::Result<()> {
-    if hypervisor() == EMULATOR {
+    // Without a hypervisor, this is whatever the processor has there.
+    let leaf = __cpuid(HYPERVISOR_LEAF);
+    let name = [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes);
+    if name.as_flattened() == EMULATOR {
         set_current_timer_slack(Some(SLACK))?;
     }
     Ok(())
-}
-
-/// Without a hypervisor, whatever the processor has there.
-fn hypervisor() -> [u8; 12] {
-    let leaf = __cpuid(HYPERVISOR_LEAF);
-    let mut name = [0; 12];
-    for (bytes, register) in name.chunks_exact_mut(4).zip([leaf.ebx, leaf.ecx, leaf.edx]) {
-        bytes.copy_from_slice(&register.to_le_bytes());
-    }
-    name
 }
